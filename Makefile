@@ -1,0 +1,54 @@
+# Each target builds what it needs; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate generate test test-slow lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/user: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/user requirements-dev.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/bench: .venv/dev
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps litgpt==0.5.13 # its own bounds contradict requirements.txt
+	touch $@
+
+setup: .venv/dev ## build .venv with everything for users and developers
+
+train: .venv/user ## the main job: Article GPT on the articles in data/ (about 8 minutes on 2 cores)
+	$(BIN)/python main.py fit --config configs/article_gpt.yaml
+
+evaluate: .venv/user ## validate the best checkpoint of the last `make train`
+	$(BIN)/python main.py validate --config configs/article_gpt.yaml --ckpt_path best
+
+generate: .venv/user ## continue PROMPT with the best checkpoint of the last `make train`
+	$(BIN)/python main.py generate --ckpt_path best --prompt "$(or $(PROMPT),Backpropagation is)"
+
+test: .venv/user ## the tests (under 6 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: .venv/user ## the slow tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/dev ## ruff, mypy, prettier (where npx is there)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	if command -v npx >/dev/null; then npx --yes prettier@3.6.2 --check .; else echo "no npx: prettier skipped"; fi
+
+format: .venv/dev ## bring all files into shape
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	if command -v npx >/dev/null; then npx --yes prettier@3.6.2 --write .; fi
+
+bench: .venv/bench ## measure speed side by side with Hugging Face and litgpt into docs/benchmarks.md
+	$(BIN)/python -m benchmarks
+
+clean: ## remove caches and runs, not .venv
+	rm -rf runs .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,0 +1,70 @@
+"""What the terminal shows while a model trains."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    text = str(timedelta(seconds=max(0, round(seconds))))
+    return text.removeprefix("0:").removeprefix("0") if text.startswith("0:") else text
+
+
+class ProgressLine(TQDMProgressBar):
+    """A bar with loss, val loss, tokens/s and the time left; one line that stays after each validation.
+
+    Where the output is no terminal (a file, a CI log) only the lines are written.
+    """
+
+    def __init__(self, refresh_rate: int = 5):
+        super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
+        self._started = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+
+    def seconds_left(self, trainer: L.Trainer) -> float | None:
+        """Until max_steps, the last epoch or max_time, whichever comes first; None while unknown."""
+        done, limits = trainer.global_step - self._first_step, []
+        elapsed = time.monotonic() - self._started
+        if done > 0 and trainer.max_steps > 0:
+            limits.append(elapsed / done * (trainer.max_steps - trainer.global_step))
+        elif done > 0 and trainer.max_epochs and trainer.max_epochs > 0:
+            total = trainer.max_epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
+            limits.append(elapsed / done * (total - trainer.global_step))
+        for callback in trainer.callbacks:
+            if isinstance(callback, Timer) and callback.time_remaining() is not None:
+                limits.append(callback.time_remaining())
+        return min(limits) if limits else None
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = {name.removeprefix("train/"): value for name, value in trainer.progress_bar_metrics.items()}
+        left = self.seconds_left(trainer)
+        return metrics if left is None else {**metrics, "left": clock(left)}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}"]
+        for name in ("train/loss", "val/loss"):
+            if name in metrics:
+                parts.append(f"{name} {float(metrics[name]):.4f}")
+        self.print("  ".join([*parts, f"elapsed {clock(time.monotonic() - self._started)}"]))
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Above the bar where there is one, else plainly."""
+        if self.is_enabled and self.train_progress_bar is not None:
+            super().print(*args, sep=sep, **kwargs)
+        else:
+            print(*args, sep=sep, flush=True)

@@ -1,0 +1,100 @@
+"""log.jsonl: every number and event of a run, one JSON object a line. Reports are drawn from it alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+FILE_NAME = "log.jsonl"
+
+
+def _plain(value: float) -> float | int | None:
+    """JSON has no NaN and no infinity: they become null."""
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+class JSONLinesLogger(Logger):
+    """Appends to `path`; each line is flushed, so that a killed run keeps what it logged."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.path.parent.name
+
+    @rank_zero_only
+    def write(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **record}, allow_nan=False) + "\n")
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.write({"step": step, **{name: _plain(value) for name, value in metrics.items()}})
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The resolved config has a file of its own."""
+
+
+class RunLog(L.Callback):
+    """Adds `log.jsonl` to the run's folder, beside whatever loggers there are; without a logger it writes nothing.
+
+    Other callbacks call `RunLog.event(trainer, name, **fields)`.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # on all ranks: the trainer broadcasts it
+        has_one = any(isinstance(logger, JSONLinesLogger) for logger in trainer.loggers)
+        if folder and trainer.loggers and not has_one and not trainer.fast_dev_run:
+            trainer.loggers = [*trainer.loggers, JSONLinesLogger(Path(folder) / FILE_NAME)]
+
+    @staticmethod
+    def event(trainer: L.Trainer, name: str, **fields: Any) -> None:
+        """Log something that happened, such as `event(trainer, "pruning", heads=[[0, 3]])`, in plain types."""
+        for logger in trainer.loggers:
+            if isinstance(logger, JSONLinesLogger):
+                logger.write({"event": name, "step": trainer.global_step, "epoch": trainer.current_epoch, **fields})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        event = "resumed" if trainer.ckpt_path else "started"
+        parameters = sum(p.numel() for p in pl_module.parameters())
+        self.event(trainer, event, parameters=parameters, world_size=trainer.world_size, precision=trainer.precision)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.event(trainer, "ended")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
+
+
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """All records of a run in order. What a run logged after the checkpoint from which it was resumed never counts.
+
+    A last line that a crash cut short is left out.
+    """
+    records: list[dict[str, Any]] = []
+    lines = (Path(folder) / FILE_NAME).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines) - 1:
+                break
+            raise
+        if record.get("event") == "resumed":
+            records = [r for r in records if (r.get("step") or 0) < record["step"] or r.get("event") == "started"]
+        records.append(record)
+    return records

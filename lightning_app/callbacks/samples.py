@@ -1,0 +1,73 @@
+"""Text that the model writes while it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from lightning_app.errors import InputError
+from lightning_app.models.generation import GenerationOptions
+from lightning_app.modules.base import LanguageModule
+from lightning_app.text.datamodule import TextDataModule
+
+
+class Samples(L.Callback):
+    """Continues each prompt after a validation: `samples/step_N.txt` in the run's folder, and TensorBoard's text page.
+
+    Draws with a generator of its own, so that training goes on as if nothing had been sampled. Rank 0 alone writes; under
+    sharded strategies, where no rank has the whole model, nothing is sampled.
+
+    Args:
+        prompts: texts to continue.
+        every_n_validations: not after each of them.
+        max_new_tokens: length of a sample.
+        temperature: see `GenerationOptions`.
+        top_k: see `GenerationOptions`.
+        seed: the same draws each time, so that samples compare.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        every_n_validations: int = 1,
+        max_new_tokens: int = 60,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int = 0,
+    ):
+        if not prompts or not all(prompts):
+            raise InputError(f"samples need prompts of at least one character, not {prompts}")
+        if every_n_validations < 1:
+            raise InputError(f"every_n_validations is {every_n_validations}; it must be at least 1")
+        self.prompts, self.every = prompts, every_n_validations
+        self.options = GenerationOptions(max_new_tokens, temperature, top_k, seed=seed)
+        self._validations = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        if trainer.sanity_checking or trainer.state.fn != "fit" or sharded or not trainer.is_global_zero:
+            return
+        self._validations += 1
+        folder = trainer.loggers[0].log_dir if trainer.loggers else None  # not trainer.log_dir: that is a collective
+        data = trainer.datamodule
+        known = isinstance(data, TextDataModule) and isinstance(pl_module, LanguageModule)
+        if self._validations % self.every or not folder or not known or trainer.fast_dev_run:
+            return
+        texts = [self._continue(prompt, pl_module, data) for prompt in self.prompts]
+        path = Path(folder) / "samples" / f"step_{trainer.global_step:06d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for prompt, text in zip(self.prompts, texts, strict=True):
+                    logger.experiment.add_text(prompt, text, trainer.global_step)
+
+    def _continue(self, prompt: str, module: LanguageModule, data: TextDataModule) -> str:
+        tokenizer = data.tokenizer
+        ids = torch.tensor([tokenizer.encode(prompt)], device=module.device)
+        new = [int(token) for token in module.generate(ids, self.options, eot=tokenizer.eot)]
+        return prompt + tokenizer.decode([i for i in new if i != tokenizer.eot])

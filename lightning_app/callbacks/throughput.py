@@ -1,0 +1,83 @@
+"""How fast a run is: tokens and model FLOPs per second, and their share of what this machine's matmul reaches."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_app.modules.base import Batch, LanguageModule
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, size: int = 2048, rounds: int = 3) -> float:
+    """FLOP/s of a `size`-cubed `F.linear`, the best of `rounds`: the practical limit of a model made of matmuls."""
+    x = torch.ones(size, size, device=device, dtype=dtype)
+    F.linear(x, x)
+    best = float("inf")
+    for _ in range(rounds):
+        _synchronize(device)
+        start = time.perf_counter()
+        F.linear(x, x)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def precision_dtype(precision: str) -> torch.dtype:
+    """The type that matrix products have under a Trainer's `precision`."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith("16") else torch.float32
+
+
+class Throughput(L.Callback):
+    """Logs `tokens_per_s` (all ranks), `model_tflops` (per rank, 1e12 FLOP/s) and `peak_share` when the trainer logs.
+
+    Time spent in validation does not count. FLOPs as in `Backbone.flops_per_token`.
+
+    Args:
+        measure_peak: time a large matmul once at the start (less than a second), for `peak_share`.
+    """
+
+    def __init__(self, measure_peak: bool = True):
+        self.measure_peak = measure_peak
+        self.peak: float | None = None
+        self._tokens = 0
+        self._since = self._paused_at = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.measure_peak:
+            self.peak = matmul_rate(pl_module.device, precision_dtype(str(trainer.precision)))
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused_at = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since += time.perf_counter() - self._paused_at
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        ids: Tensor = batch["input_ids"]
+        self._tokens += ids.numel()
+        if trainer.global_step % max(1, trainer.log_every_n_steps) or not isinstance(pl_module, LanguageModule):
+            return
+        _synchronize(pl_module.device)
+        rate = self._tokens / (time.perf_counter() - self._since)
+        flops = rate * pl_module.backbone.flops_per_token(ids.shape[1])
+        pl_module.log("tokens_per_s", rate * trainer.world_size, prog_bar=True)
+        pl_module.log("model_tflops", flops / 1e12)
+        if self.peak is not None:
+            pl_module.log("peak_share", flops / self.peak)
+        self._tokens, self._since = 0, time.perf_counter()

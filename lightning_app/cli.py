@@ -1,0 +1,107 @@
+"""The command line: `python main.py {fit,validate,test,predict,prepare,generate}`.
+
+Importing Lightning takes seconds, so this file looks for cheap mistakes before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_app.errors import InputError
+
+LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command. A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax)."""
+    argv = list(sys.argv[1:] if args is None else args)
+    try:
+        if argv[:1] == ["generate"]:
+            from lightning_app.inference.generate import command
+
+            command(argv[1:])
+            return
+        check_arguments(argv)
+        from lightning_app.harness import run
+
+        run(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+    """Refuse what the parser would accept and then drop or overwrite without a word.
+
+    Raises:
+        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` does not have.
+    """
+    given: dict[str, Any] = {}
+    for path in config_paths(argv):
+        config = _load(path)
+        if "dataloader" in config:
+            raise InputError(f"{path} has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`")
+        given |= dict(_leaves(config))
+    given |= dict(_options(argv))
+    for key, value in given.items():
+        name = key.rsplit(".", 1)[-1]
+        if key.startswith("model.") and name in LINKED and value != given.get(f"data.{name}"):
+            raise InputError(
+                f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "
+                f"give data.{name} alone, the model takes it from there"
+            )
+
+
+def config_paths(argv: Sequence[str]) -> list[Path]:
+    """The values of --config and -c, in order."""
+    paths = [value for key, value in _pairs(argv) if key in ("--config", "-c")]
+    return [Path(path) for path in paths if Path(path).suffix in (".yaml", ".yml", ".json")]
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(--key, value) for `--key value` and `--key=value`."""
+    for i, word in enumerate(argv):
+        key, equals, value = word.partition("=")
+        if word.startswith("-") and equals:
+            yield key, value
+        elif word.startswith("-") and i + 1 < len(argv):
+            yield word, argv[i + 1]
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted options of the command line, with values read as YAML does."""
+    for key, value in _pairs(argv):
+        if key.startswith("--") and "." in key:
+            try:
+                yield key[2:], yaml.safe_load(value)
+            except yaml.YAMLError:
+                yield key[2:], value
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no config {path}; those at hand: {_configs()}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no readable YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a mapping such as `model: ...`, not {type(config).__name__}")
+    return config
+
+
+def _configs() -> str:
+    return ", ".join(str(p) for p in sorted(Path("configs").rglob("*.yaml"))) or "none in ./configs"
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

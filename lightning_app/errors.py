@@ -1,0 +1,9 @@
+"""The one exception that the command line prints without a traceback."""
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave (a file, an option, a checkpoint).
+
+    Its message names the value that was found and the remedy. Everything else that is raised is a bug of ours
+    and keeps its traceback.
+    """

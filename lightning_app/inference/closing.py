@@ -1,0 +1,152 @@
+"""The end of a fit: the loss picture, samples of the best checkpoint, and a table of what was reached."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_app.callbacks.run_log import RunLog, read_log
+from lightning_app.callbacks.samples import Samples
+from lightning_app.inference.generate import continue_text
+from lightning_app.inference.loading import load_module
+from lightning_app.models.generation import GenerationOptions
+from lightning_app.modules.base import LanguageModule
+from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
+from lightning_app.reporting.curves import best_validation, draw_loss, series
+from lightning_app.reporting.table import format_table
+from lightning_app.text.datamodule import TextDataModule
+from lightning_app.text.tokenizer import Tokenizer
+
+SAMPLES = 3
+SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
+COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the best checkpoint writes.
+
+    Attributes:
+        continuations: prompt and continuation.
+        verbatim: share of the 8-word runs in 2,000 sampled tokens that stand verbatim in the training text.
+    """
+
+    continuations: list[str]
+    verbatim: float
+
+
+def close_run(trainer: L.Trainer) -> None:
+    """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close."""
+    data, folder = trainer.datamodule, trainer.loggers[0].log_dir if trainer.loggers else None
+    if not folder or trainer.fast_dev_run or not isinstance(data, TextDataModule):
+        return
+    path = Path(folder)
+    records = read_log(path)
+    best = best_validation(records)
+    draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
+    checkpoints = _checkpoints(trainer)
+    sampled = _sample_best(trainer, checkpoints, data) if best else None
+    compressor = _compressor(data)
+    rows = _rows(path, records, best, sampled, compressor, checkpoints)
+    print("\n" + format_table(rows, title=f"{path}: what was reached"))
+    _record(trainer, path, best, sampled, compressor)
+
+
+def _checkpoints(trainer: L.Trainer) -> dict[str, Path]:
+    """Path by filename ("best", "last") of the files that there are."""
+    named = [(c.filename, Path(c.dirpath or ".") / f"{c.filename}.ckpt") for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return {str(name): path for name, path in named if path.is_file()}
+
+
+def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDataModule) -> Sampled | None:
+    """None where the checkpoint is not one whole file (sharded strategies)."""
+    path = checkpoints.get("best") or checkpoints.get("last")
+    if path is None:
+        return None
+    module, tokenizer = load_module(path)
+    prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
+    continuations = [
+        prompts[i % len(prompts)] + "".join(continue_text(prompts[i % len(prompts)], module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i)))
+        for i in range(SAMPLES)
+    ]
+    (path.parent.parent / "samples").mkdir(exist_ok=True)
+    (path.parent.parent / "samples" / "best.txt").write_text("\n\n---\n\n".join(continuations) + "\n", encoding="utf-8")
+    sampled = _sample_tokens(module, tokenizer)
+    return Sampled(continuations, verbatim_share(sampled, data.texts("train")))
+
+
+def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
+    """`SAMPLED_TOKENS` tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
+    ids = torch.tensor([[tokenizer.eot]])
+    tokens = [int(t) for t in module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))]
+    return tokenizer.decode(tokens)
+
+
+def _compressor(data: TextDataModule) -> float | None:
+    """Bits per byte of LZMA for the validation text after the training text; None where there is too much of it."""
+    if data.n_train_bytes > COMPRESSOR_LIMIT:
+        return None
+    train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
+    return lzma_bits_per_byte(train, val) if val else None
+
+
+def _rows(
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    best: dict[str, Any] | None,
+    sampled: Sampled | None,
+    compressor: float | None,
+    checkpoints: dict[str, Path],
+) -> list[tuple[str, str]]:
+    rows = []
+    if best is not None:
+        rows += [
+            ("best at step", f"{best['step']}"),
+            ("val loss", f"{best['val/ce']:.4f} nats per token"),
+            ("perplexity", f"{best['val/ppl']:.2f}"),
+            ("bits per byte", f"{best['val/bpb']:.3f}" if "val/bpb" in best else "unknown"),
+        ]
+    rows.append(("  the compressor", f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed"))
+    if best is not None:
+        rows += [("accuracy", f"{best['val/acc']:.3f}"), ("macro F1", f"{best['val/f1']:.3f}")]
+    rates = series(records, "tokens_per_s")[1]
+    rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else "not measured: fewer steps than log_every_n_steps"))
+    if sampled is not None:
+        rows.append(("verbatim", f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens stand in the training text"))
+        rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
+    rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
+    events = sorted(path.glob("events.out.tfevents*"))
+    rows += [("loss picture", str(path / "loss.png")), ("config", str(path / "config.yaml")), ("log", str(path / "log.jsonl"))]
+    rows += [("samples", str(path / "samples"))] * (path / "samples").is_dir()
+    return rows + [("TensorBoard", f"{events[-1]}" if events else "no events")]
+
+
+def _record(
+    trainer: L.Trainer, path: Path, best: dict[str, Any] | None, sampled: Sampled | None, compressor: float | None
+) -> None:
+    """Into the log as an event, and into TensorBoard's table of hyperparameters."""
+    measures = {name: value for name, value in (best or {}).items() if name.startswith("val/")}
+    verbatim = sampled.verbatim if sampled else None
+    RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
+    config = path / "config.yaml"
+    if config.is_file():
+        flat = dict(_flatten(yaml.safe_load(config.read_text(encoding="utf-8"))))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(flat, {f"best/{name}": value for name, value in measures.items()})
+
+
+def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and plain values; what is not plain becomes text."""
+    if not isinstance(tree, dict):
+        return [(prefix[:-1], tree if isinstance(tree, int | float | str | bool) else str(tree))]
+    return [leaf for key, value in tree.items() for leaf in _flatten(value, f"{prefix}{key}.")]

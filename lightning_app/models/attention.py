@@ -1,0 +1,99 @@
+"""Causal self-attention: one SDPA kernel, one plain matmul, and the choice between them.
+
+Shapes: B batch, H heads, T new positions, S = P + T positions that can be seen, K head size.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Kernel = Literal["auto", "sdpa", "matmul"]
+MATMUL_UP_TO = 512  # positions: on CPUs without AMX plain matmul beats SDPA in bf16 below this (docs/benchmarks.md)
+
+
+@cache
+def _cpu_has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def choose_kernel(kernel: Kernel, *, dtype: torch.dtype, device_type: str, length: int) -> Kernel:
+    """`auto` -> "matmul" for half precision on a CPU without AMX up to 512 positions, else "sdpa"."""
+    if kernel != "auto":
+        return kernel
+    half_on_cpu = device_type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+    return "matmul" if half_on_cpu and length <= MATMUL_UP_TO and not _cpu_has_amx() else "sdpa"
+
+
+def visible(mask: Tensor | None, *, new: int, total: int, device: torch.device) -> Tensor:
+    """Which positions each query may see: causal, and no padding.
+
+    Args:
+        mask: (B, S) bool, False on padding, or None.
+        new: T queries, the last ones of the S = `total` positions.
+
+    Returns: (T, S), or (B, 1, T, S) with a mask; True where a query sees a key. A query on padding sees itself, so that no row is empty.
+    """
+    causal = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
+    if mask is None:
+        return causal
+    itself = torch.eye(new, total, dtype=torch.bool, device=device).roll(total - new, dims=1)
+    return (causal & mask[:, None, :] | itself)[:, None]
+
+
+def attend(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: Kernel = "auto",
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v, causal (Vaswani et al. 2017, arXiv:1706.03762, eq. 1) -> (B, H, T, K).
+
+    Args:
+        mask: (B, S) bool, False on padding, or None.
+        dropout: probability of dropping an attention weight; 0 outside of training.
+    """
+    T, S = q_BHTK.shape[-2], k_BHSK.shape[-2]
+    chosen = choose_kernel(kernel, dtype=q_BHTK.dtype, device_type=q_BHTK.device.type, length=S)
+    if chosen == "matmul" and T > 1:
+        return _matmul_attention(q_BHTK, k_BHSK, v_BHSK, mask=mask, dropout=dropout)
+    if mask is None and T in (1, S):  # SDPA's own causal mask is aligned to the first key: right only without a cache
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, dropout_p=dropout, is_causal=T > 1)
+    seen = visible(mask, new=T, total=S, device=q_BHTK.device)
+    return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=seen, dropout_p=dropout)
+
+
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
+    scores_BHTS = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    seen = visible(mask, new=q.shape[-2], total=k.shape[-2], device=q.device)
+    weights_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf).softmax(-1).to(v.dtype)
+    return F.dropout(weights_BHTS, dropout, training=dropout > 0) @ v
+
+
+class KVCache:
+    """Keys and values of all layers, preallocated: (L, B, H, max_length, K) each."""
+
+    def __init__(self, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device):
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new positions of one layer and return all of its keys and values, (B, H, P + T, K)."""
+        end = self.length + k_BHTK.shape[-2]
+        if end > self.keys.shape[-2]:
+            raise ValueError(f"{end} positions do not fit a cache of {self.keys.shape[-2]}")
+        self.keys[layer, :, :, self.length : end] = k_BHTK
+        self.values[layer, :, :, self.length : end] = v_BHTK
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, positions: int) -> None:
+        """Called once per forward, after the last layer."""
+        self.length += positions

@@ -1,0 +1,95 @@
+"""The contract that every language model of this project keeps, whatever its family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What `Backbone.hidden` returns.
+
+    Attributes:
+        last: (B, T, D), the state that `logits` reads (after the final normalisation).
+        layers: (B, T, D) each, by layer index, for the layers that were asked for.
+    """
+
+    last: Tensor
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Cache(Protocol):
+    """Keys and values of the positions seen so far; made by `Backbone.new_cache`, opaque to everybody else."""
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+
+
+class Backbone(nn.Module, ABC):
+    """A causal language model in three steps: `embed`, `hidden`, `logits`.
+
+    Attributes:
+        vocab_size: V, number of ids, spare ones included.
+        width: D of `embed` and `hidden`.
+        max_length: the most positions that a sequence may have; None where there is no limit.
+        attention_width: sum over the layers of heads x head size, for counting FLOPs.
+    """
+
+    vocab_size: int
+    width: int
+    max_length: int | None
+    attention_width: int
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, D) token embeddings; positions are added by `hidden`."""
+
+    @abstractmethod
+    def hidden(
+        self,
+        embeddings: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        layers: Sequence[int] = (),
+    ) -> HiddenStates:
+        """(B, T, D) embeddings -> states.
+
+        Args:
+            embeddings: (B, T, D).
+            mask: (B, P + T) bool, False on padding, over the P positions in the cache and the T new ones. Rows padded on the
+                left get their positions from it. Not needed for padding on the right: no real token sees it.
+            cache: extended in place by the T new positions.
+            layers: indices of the layers whose states are wanted besides the last one.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V), with the family's own scaling."""
+
+    @abstractmethod
+    def new_cache(self, batch_size: int) -> Cache:
+        """An empty cache for `batch_size` rows."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments of `__init__` that rebuild this model, in plain types."""
+
+    def flops_per_token(self, length: int) -> int:
+        """FLOPs of one training step per token: 6 per matrix weight, 12 per attention weight and position.
+
+        Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B: a multiplication and an addition, once forward and twice
+        backward; without a discount for the causal half. Look-ups of embeddings cost nothing, a tied output matrix does.
+        """
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        return 6 * matrices + 12 * self.attention_width * length
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, V) logits."""
+        return self.logits(self.hidden(self.embed(ids), mask=mask).last)

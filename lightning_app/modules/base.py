@@ -1,0 +1,335 @@
+"""LanguageModule: what every training of a language model has in common."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+from lightning_app.models.backbone import Backbone, HiddenStates
+from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.modules.measures import LanguageMeasures
+from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
+from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.schedulers import WarmupCosine
+
+Batch = dict[str, Tensor]
+PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a step saw and computed: all that loss terms and regularisers may look at.
+
+    Attributes:
+        ids: (B, T) input ids, as read from the batch (before `token_noise`).
+        targets: (B, T) next ids, IGNORE where nothing is to be predicted.
+        mask: (B, T) bool, False on padding.
+        document_ids: (B, T), -1 on padding.
+        states: last state (B, T, D) and those of `LanguageModule.state_layers`.
+        logits: (B, T, V).
+    """
+
+    ids: Tensor
+    targets: Tensor
+    mask: Tensor
+    document_ids: Tensor
+    states: HiddenStates
+    logits: Tensor
+
+
+class Regularizer(nn.Module, ABC):
+    """Further loss terms on the outputs of any LanguageModule, with a state of their own in buffers.
+
+    Args:
+        weight: of every term in the total loss.
+        layers: indices of the layers whose states `loss` and `learn` need, besides the last state.
+    """
+
+    def __init__(self, weight: float = 1.0, layers: tuple[int, ...] = ()):
+        super().__init__()
+        self.weight, self.layers = weight, layers
+
+    @abstractmethod
+    def loss(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Terms by name, each a scalar with a gradient. Changes nothing."""
+
+    @abstractmethod
+    def learn(self, outputs: Outputs) -> None:
+        """Update buffers from what was seen; called without gradients, once after each optimizer step."""
+
+
+class LanguageModule(L.LightningModule, ABC):
+    """Trains, validates, tests and predicts with a backbone. Concrete modules give their `__init__` its types.
+
+    Args:
+        backbone: the language model.
+        optimizer: from parameter groups to an optimizer.
+        scheduler: from an optimizer to a scheduler that is stepped after each optimizer step; a `WarmupCosine` without
+            `total_steps` gets the real number of steps. None: constant learning rate.
+        regularizers: further loss terms.
+        token_noise: share of the input tokens that training replaces by random ones; targets stay.
+        compile: run the model through `torch.compile` (slow to start; on a CPU it gains little).
+    """
+
+    @abstractmethod
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, fused=True),
+        scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o),
+        regularizers: list[Regularizer] | None = None,
+        token_noise: float = 0.0,
+        compile: bool = False,
+    ):
+        super().__init__()
+        if not 0 <= token_noise < 1:
+            raise InputError(f"token_noise is {token_noise}; it must lie in [0, 1)")
+        self.backbone = backbone
+        self.regularizers = nn.ModuleList(regularizers or [])
+        self.token_noise = token_noise
+        self.measures = LanguageMeasures(backbone.vocab_size)
+        self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
+        self._run = self._run_backbone
+        self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for the regularisers
+        self._steps_learned = 0
+        self._real_ids = backbone.vocab_size
+        self._token_bytes: Tensor | None = None
+        self.grad_norm: Tensor | None = None
+
+    # What is computed
+
+    def _run_backbone(self, ids: Tensor) -> tuple[HiddenStates, Tensor]:
+        layers = sorted({layer for r in self.regularizers for layer in r.layers})
+        states = self.backbone.hidden(self.backbone.embed(ids), layers=layers)
+        return states, self.backbone.logits(states.last)
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Run the model on a batch of `TextDataModule`. No mask is needed: padding stands on the right."""
+        ids = batch["input_ids"]
+        states, logits = self._run(self._add_noise(ids) if self.training else ids)
+        return Outputs(ids, batch["targets"], batch["attention_mask"], batch["document_ids"], states, logits)
+
+    def _add_noise(self, ids: Tensor) -> Tensor:
+        if self.token_noise == 0:
+            return ids
+        replaced = torch.rand(ids.shape, device=ids.device) < self.token_noise
+        return torch.where(replaced, torch.randint_like(ids, self._real_ids), ids)
+
+    def loss_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each term by name; `ce` is the cross-entropy in nats per token."""
+        terms = {"ce": (1.0, cross_entropy(outputs.logits, outputs.targets))}
+        for regularizer in self.regularizers:
+            terms |= {name: (regularizer.weight, term) for name, term in regularizer.loss(outputs).items()}
+        return terms
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, V) logits."""
+        return self.backbone(ids)
+
+    def generate(self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None) -> Iterator[Tensor]:
+        """See `models.generation.generate`; ids that the tokenizer does not have are never drawn."""
+        return generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
+
+    # One step for all stages
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        outputs = self.outputs(batch)
+        terms = self.loss_terms(outputs)
+        loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
+        if stage == "train":
+            self._check_finite(loss)
+            self.log("train/loss", loss, prog_bar=True)
+            self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()})
+            if self.regularizers:
+                self._seen.append(outputs)
+            return loss
+        self.measures.update(outputs.logits, outputs.targets, self._token_bytes)
+        n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
+        further = {f"{stage}/{name}": term for name, (_, term) in terms.items() if name != "ce"}
+        self.log_dict({f"{stage}/loss": loss, **further}, on_epoch=True, batch_size=n, sync_dist=True)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, float | int]]:
+        """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte)."""
+        outputs = self.outputs(batch)
+        real = outputs.targets != IGNORE
+        nll, tokens = token_nll(outputs.logits, outputs.targets).double().sum(-1), real.sum(-1)
+        rows: list[dict[str, float | int]] = [
+            {"document": int(d), "tokens": int(n), "ce": float(x / max(1, n))}
+            for d, n, x in zip(outputs.document_ids[:, 0].tolist(), tokens.tolist(), nll.tolist(), strict=True)
+        ]
+        if self._token_bytes is not None:
+            n_bytes = torch.where(real, self._token_bytes[outputs.targets.clamp_min(0)], 0).sum(-1)
+            for row, x, b in zip(rows, nll.tolist(), n_bytes.tolist(), strict=True):
+                row |= {"bytes": b, "bpb": x / math.log(2) / max(1, b)}
+        return rows
+
+    def _log_measures(self, stage: str) -> None:
+        measures = self.measures.compute()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in measures.items()}, prog_bar=False)
+        self.measures.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_measures("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_measures("test")
+
+    # Learning without gradients: once per optimizer step, whatever the accumulation
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self._seen and self.trainer.global_step > self._steps_learned:
+            with torch.no_grad():
+                for seen in self._seen:
+                    for regularizer in self.regularizers:
+                        regularizer.learn(seen)
+            self._seen.clear()
+        self._steps_learned = self.trainer.global_step
+
+    # Checks
+
+    def _check_finite(self, loss: Tensor) -> None:
+        """On an accelerator reading the loss waits for the device, so there it is looked at when it is logged."""
+        step = self.trainer.global_step
+        if loss.device.type != "cpu" and (step + 1) % max(1, self.trainer.log_every_n_steps):
+            return
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} at step {step}: lower the learning rate, clip gradients "
+                "(trainer.gradient_clip_val) or use a wider precision; the checkpoints on disk are from before"
+            )
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        if isinstance(data, TextDataModule):
+            self._check_sizes(data)
+            self._real_ids = data.tokenizer.vocab_size
+            token_bytes = torch.zeros(self.backbone.vocab_size, dtype=torch.int64)
+            token_bytes[: self._real_ids] = torch.from_numpy(data.tokenizer.token_bytes()).long()
+            self._token_bytes = token_bytes.to(self.device)
+            if stage == "fit":
+                self._warn_if_it_can_only_memorise(data)
+        if self._compile:
+            self._run = torch.compile(self._run_backbone)
+
+    def _check_sizes(self, data: TextDataModule) -> None:
+        if data.vocab_size != self.backbone.vocab_size:
+            raise InputError(
+                f"data.vocab_size is {data.vocab_size}, but the backbone has {self.backbone.vocab_size} ids: they must be equal"
+            )
+        if self.backbone.max_length is not None and data.block_size > self.backbone.max_length:
+            raise InputError(
+                f"data.block_size is {data.block_size}, but the backbone holds at most {self.backbone.max_length} positions"
+            )
+
+    def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
+        parameters, tokens = sum(p.numel() for p in self.parameters()), data.n_train_tokens
+        if parameters > PARAMETERS_PER_TOKEN * tokens:
+            rank_zero_warn(
+                f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} times "
+                "larger than its text mostly learns it by heart; use more text or a smaller model"
+            )
+
+    def on_fit_start(self) -> None:
+        self._token_bytes = None if self._token_bytes is None else self._token_bytes.to(self.device)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    # Optimisation
+
+    def configure_optimizers(self) -> Any:
+        matrices = [p for p in self.parameters() if p.requires_grad and p.dim() >= 2]
+        others = [p for p in self.parameters() if p.requires_grad and p.dim() < 2]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        optimizer = self._make_optimizer([group for group in groups if group["params"]])
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
+            scheduler.set_total_steps(self.optimizer_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_steps(self) -> int:
+        """Steps that this run will do: from max_steps and max_epochs, without touching the trainer's loaders."""
+        trainer, limits = self.trainer, []
+        if trainer.max_steps > 0:
+            limits.append(trainer.max_steps)
+        if (trainer.max_epochs or -1) > 0:
+            limits.append(trainer.max_epochs * self._steps_per_epoch())
+        if not limits:
+            raise InputError("a schedule needs the length of the run: give trainer.max_steps or trainer.max_epochs")
+        return max(1, min(limits))
+
+    def _steps_per_epoch(self) -> int:
+        trainer, data = self.trainer, self.trainer.datamodule
+        if not isinstance(data, TextDataModule):
+            return math.ceil(trainer.estimated_stepping_batches / max(1, trainer.max_epochs or 1))
+        batches, limit = data.batches_per_epoch("train"), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / trainer.accumulate_grad_batches)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and keep the norm that was found, so that logging it costs nothing."""
+        sharded = isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        if sharded or gradient_clip_algorithm == "value":
+            self.grad_norm = None
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        elif (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
+            self.grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+
+    # Checkpoints
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The arguments of `__init__` that rebuild this module for use, in plain types (not how it is optimised)."""
+        backbone = {"class_path": _class_path(self.backbone), "init_args": self.backbone.config()}
+        return {"backbone": backbone, "token_noise": self.token_noise}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"] = {
+            **self.hyper_parameters(),
+            "_class_path": _class_path(self),
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict()
+        for name, tensor in checkpoint["state_dict"].items():
+            if name in own and own[name].shape != tensor.shape:
+                raise InputError(
+                    f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
+                    "give the options (or the tokenizer) that the checkpoint was trained with"
+                )
+        for names, where in ((own.keys() - checkpoint["state_dict"].keys(), "checkpoint"), (checkpoint["state_dict"].keys() - own.keys(), "model")):
+            if names and self.strict_loading:
+                raise InputError(f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config")
+
+
+def _class_path(obj: object) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"

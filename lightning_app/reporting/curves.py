@@ -1,0 +1,47 @@
+"""loss.png: training and validation curves of a run, from its log alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one logged number, where it is finite."""
+    found = [(r["step"], r[name]) for r in records if r.get(name) is not None and r.get("step") is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def best_validation(records: Sequence[Record]) -> Record | None:
+    """The record with the lowest `val/ce`; None before the first validation."""
+    validated = [r for r in records if r.get("val/ce") is not None]
+    return min(validated, key=lambda r: r["val/ce"], default=None)
+
+
+def draw_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
+    """Write the picture. A series that was not logged is named as missing in its legend."""
+    from matplotlib.figure import Figure  # a second of import, only where a picture is drawn
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, colour, marker in (("train/ce", "#8fb4d9", None), ("val/ce", "#c1440e", "o")):
+        steps, values = series(records, name)
+        label = f"{name.split('/')[0]} cross-entropy" if steps else f"{name} (not logged)"
+        axes.plot(steps, values, color=colour, marker=marker, markersize=3, linewidth=1.6, label=label)
+    best = best_validation(records)
+    if best is not None:
+        axes.annotate(
+            f"best {best['val/ce']:.3f} at step {best['step']}",
+            (best["step"], best["val/ce"]),
+            xytext=(0, 24),
+            textcoords="offset points",
+            ha="center",
+            arrowprops={"arrowstyle": "->", "color": "#555555"},
+        )
+    axes.set(title=title, xlabel="optimizer step", ylabel="nats per token")
+    axes.grid(alpha=0.25)
+    axes.legend()
+    figure.savefig(path, dpi=120)

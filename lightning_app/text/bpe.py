@@ -1,0 +1,200 @@
+"""Byte-level BPE as tiktoken ranks: their file, and training them on a text of one's own."""
+
+import base64
+import binascii
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_app.errors import InputError
+from lightning_app.text.files import locked, write_atomic
+
+log = logging.getLogger(__name__)
+
+# GPT-2's rule for what BPE may not merge across, in tiktoken's faster, equivalent form
+# (https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py, r50k_pat_str).
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+MIN_VOCAB_SIZE = 257  # every byte and the end of text
+
+Ranks = dict[bytes, int]
+Texts = Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a trained file was trained on; written to `<file>.json`. A file without one is the user's own."""
+
+    vocab_size: int  # as asked for, the end of text included
+    text_sha256: str
+    file_sha256: str
+
+
+def dump_ranks(ranks: Ranks) -> str:
+    """The text of a `.tiktoken` file: one line per token, base64 and rank."""
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(ranks.items(), key=_rank))
+    return "".join(lines)
+
+
+def _rank(item: tuple[bytes, int]) -> int:
+    return item[1]
+
+
+def parse_ranks(text: str, *, source: str) -> Ranks:
+    """The inverse of `dump_ranks`.
+
+    Args:
+        text: empty lines are skipped.
+        source: the file, for messages.
+
+    Raises:
+        InputError: a line that is not a token and a rank, a token or rank given twice, or a byte that is no token.
+    """
+    ranks: Ranks = {}
+    lines: dict[int, int] = {}  # rank -> line number
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        token, rank = _parse_line(line, where=f"{source}, line {number}")
+        if token in ranks or rank in lines:
+            first = lines[ranks[token] if token in ranks else rank]
+            raise InputError(f"{source}, line {number}: {line!r} repeats a token or rank of line {first}")
+        ranks[token], lines[rank] = rank, number
+    _check_bytes(ranks, source=source)
+    return ranks
+
+
+def _parse_line(line: str, *, where: str) -> tuple[bytes, int]:
+    try:
+        encoded, number = line.split()
+        token, rank = base64.b64decode(encoded, validate=True), int(number)
+    except (ValueError, binascii.Error) as error:
+        raise InputError(f"{where}: {line[:80]!r} is not a base64 token and its rank; restore the file") from error
+    if not token or not 0 <= rank < 2**31:
+        raise InputError(f"{where}: {line[:80]!r} has an empty token or a rank out of range; restore the file")
+    return token, rank
+
+
+def _check_bytes(ranks: Ranks, *, source: str) -> None:
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise InputError(
+            f"{source}: {len(missing)} of the 256 single bytes are no tokens (the first: 0x{missing[0]:02x}), "
+            "so not every text could be encoded; restore the file, or delete it and set data.vocab_size to train one"
+        )
+
+
+def read_ranks(path: Path) -> Ranks:
+    """Read a `.tiktoken` file. (`tiktoken.load.load_tiktoken_bpe` caches by path and returns old content.)"""
+    try:
+        text = path.read_bytes().decode("ascii")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not a .tiktoken file (byte {error.start} is not ASCII)") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error})") from error
+    return parse_ranks(text, source=str(path))
+
+
+def ensure_trained(path: Path, *, vocab_size: int, texts: Texts) -> None:
+    """Make `path` hold ranks trained on `texts()` with `vocab_size` ids. Processes that come together train once.
+
+    A file that was trained here on another text or with another size is trained anew, with a warning. One that
+    was not trained here, or was changed since, is the user's own and stays.
+
+    Raises:
+        InputError: `vocab_size` below 257, no text, or no place to write.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise InputError(
+            f"data.vocab_size is {vocab_size}; the 256 bytes and the end of text need at least {MIN_VOCAB_SIZE}"
+        )
+    with locked(path):
+        origin = _origin(path)
+        if path.exists() and origin is None:
+            return
+        text_sha256 = _hash_texts(texts())
+        if path.exists() and origin is not None:
+            if (origin.vocab_size, origin.text_sha256) == (vocab_size, text_sha256):
+                return
+            log.warning("%s was trained on another text or vocab_size (%d); training anew", path, origin.vocab_size)
+        _write(path, train_ranks(texts(), size=vocab_size - 1), vocab_size=vocab_size, text_sha256=text_sha256)
+
+
+def _origin(path: Path) -> Origin | None:
+    try:
+        origin = Origin(**json.loads(_sidecar(path).read_bytes()))
+        data = path.read_bytes()
+    except (OSError, ValueError, TypeError):
+        return None
+    return origin if hashlib.sha256(data).hexdigest() == origin.file_sha256 else None
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _hash_texts(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, ranks: Ranks, *, vocab_size: int, text_sha256: str) -> None:
+    data = dump_ranks(ranks).encode()
+    origin = Origin(vocab_size, text_sha256, file_sha256=hashlib.sha256(data).hexdigest())
+    path.unlink(missing_ok=True)  # so that a crash leaves a sidecar alone, never a file that passes for the user's
+    write_atomic(_sidecar(path), json.dumps(asdict(origin), indent=1).encode())
+    write_atomic(path, data)
+    log.info("trained %s: %d tokens", path, len(ranks))
+
+
+def train_ranks(texts: Iterable[str], *, size: int) -> Ranks:
+    """Train up to `size` tokens; fewer, with a warning, where the text has no more pairs to merge.
+
+    Rank = id. All 256 bytes are in the alphabet: tiktoken panics on a byte that is no token.
+    """
+    import tokenizers
+
+    tokenizer = new_trainee()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(_not_empty(texts), trainer=trainer)
+    symbols = byte_symbols()
+    ranks = {bytes(symbols[c] for c in token): rank for token, rank in tokenizer.get_vocab().items()}
+    if len(ranks) < size:
+        log.warning("the text allows only %d of %d tokens; the other ids stay unused", len(ranks), size)
+    return ranks
+
+
+def new_trainee() -> Any:
+    """An untrained `tokenizers.Tokenizer` that cuts and decodes as GPT-2's does."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
+
+
+def _not_empty(texts: Iterable[str]) -> Iterator[str]:
+    found = False
+    for text in texts:
+        found = found or bool(text)
+        yield text
+    if not found:
+        raise InputError("there is no text to train a tokenizer on; give data.train.path a file that is not empty")
+
+
+def byte_symbols() -> dict[str, int]:
+    """GPT-2's printable stand-in of each byte -> the byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}

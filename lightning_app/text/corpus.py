@@ -1,0 +1,256 @@
+"""Documents: read from files and data sets, cleaned, and split."""
+
+import codecs
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from lightning_app.errors import InputError
+
+DATASET = "hf:"
+_DATASET_NAME = re.compile(r"[\w-]+(/[\w-]+)?(:.*)?")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that stands for itself, or the answer (`text`) to a prompt.
+
+    Prompt and text are encoded one by one, so the first token of `text` never reaches into the prompt.
+    """
+
+    text: str
+    prompt: str | None = None
+    name: str = ""  # where it came from, for messages
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a source, read from disk each time that they are iterated over. See `read_documents`."""
+
+    path: str
+    clean: bool = False
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in read_documents(self.path):
+            cleanable = self.clean and document.prompt is None
+            yield Document(clean(document.text), name=document.name) if cleanable else document
+
+
+def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]:
+    """Read a source; which kind it is follows from `path`.
+
+    ==========================  =====================================================================
+    `file.txt`, any other file  one document, UTF-8
+    `folder`                    every `*.txt` below it, sorted by path
+    `texts/**/*.md`             every file that the pattern matches, sorted by path
+    `file.jsonl`                a document per line: {"text": ...}, or {"prompt": ..., "target": ...}
+    `hf:name:config:split`      a Hugging Face dataset; config and split ("train") may be left out
+    `hf:json:file.jsonl`        local files through a builder of `datasets`: json, text, parquet or csv
+    `name`, `org/name`          a Hugging Face dataset, if no such file exists and the name has no suffix
+    ==========================  =====================================================================
+
+    Line ends become "\\n", a byte order mark is dropped, and nothing else is changed.
+
+    Args:
+        path: the source.
+        text_field: the field of a JSON line or the column of a dataset that holds the text.
+
+    Raises:
+        InputError: a source that is missing, empty, binary or no UTF-8, or a bad line; some while iterating.
+    """
+    if not path:
+        raise InputError("the path of a source is empty; give a file, a folder, a pattern or hf:name")
+    if path.startswith(DATASET):
+        return _read_dataset(path.removeprefix(DATASET), text_field=text_field)
+    if Path(path).exists():
+        return _read_path(Path(path), text_field=text_field)
+    if glob.has_magic(path):
+        return _read_glob(path, text_field=text_field)
+    in_a_folder_here = Path(Path(path).parts[0]).is_dir()  # data/missing is a typing error, org/name a dataset
+    if _DATASET_NAME.fullmatch(path) and not in_a_folder_here:
+        return _read_dataset(path, text_field=text_field)
+    raise _missing(path)
+
+
+def _missing(path: str) -> InputError:
+    return InputError(
+        f"no such file: {path}; check the path against the folder you run in ({Path.cwd()}), "
+        "or name a Hugging Face dataset as hf:name"
+    )
+
+
+def _read_path(path: Path, *, text_field: str) -> Iterator[Document]:
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path, text_field=text_field)
+    return iter([read_text(path)])
+
+
+def _read_folder(folder: Path) -> Iterator[Document]:
+    files = sorted(file for file in folder.rglob("*.txt") if file.is_file())
+    if not files:
+        raise InputError(f"no *.txt file in folder {folder}; for other suffixes give a pattern such as {folder}/**/*")
+    return (read_text(file) for file in files)
+
+
+def _read_glob(pattern: str, *, text_field: str) -> Iterator[Document]:
+    files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+    if not files:
+        raise InputError(f"no file matches {pattern}; check the pattern against the folder you run in ({Path.cwd()})")
+    return (document for file in files for document in _read_path(file, text_field=text_field))
+
+
+def read_text(path: Path) -> Document:
+    """Read a file as one document. Raises as `read_documents` does."""
+    data = _read_bytes(path)
+    if b"\0" in data:
+        raise InputError(f"{path} is a binary file (NUL at byte {data.index(0)}); give plain text in UTF-8")
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        text = data[start:].decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 (byte 0x{data[start + error.start]:02x} at offset {start + error.start}); "
+            f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
+        ) from error
+    if not text.strip():
+        raise InputError(f"{path} is empty; give a file with text, or remove it")
+    return Document(unify_newlines(text), name=str(path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
+
+
+def _read_jsonl(path: Path, *, text_field: str) -> Iterator[Document]:
+    first: Document | None = None
+    with path.open("rb") as lines:  # by bytes: JSON strings may hold signs that str.splitlines takes for line ends
+        for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            document = _from_row(_parse_json(line, where=f"{path}:{number}"), f"{path}:{number}", text_field)
+            first = first or document
+            if (first.prompt is None) != (document.prompt is None):
+                raise InputError(f"{document.name}: pairs and plain texts in one file ({first.name}); use two files")
+            yield document
+    if first is None:
+        raise InputError(f"{path} is empty; give one JSON object per line, with text, or with prompt and target")
+
+
+def _parse_json(line: bytes, *, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON in UTF-8 ({error}); give one object per line") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a {type(row).__name__}, not an object; give one object per line")
+    return row
+
+
+def _from_row(row: Mapping[str, Any], name: str, text_field: str) -> Document:
+    """A pair where there is a target, else a text."""
+    if "target" in row:
+        return Document(_field(row, "target", name), _field(row, "prompt", name), name)
+    return Document(_field(row, text_field, name), name=name)
+
+
+def _field(row: Mapping[str, Any], field: str, name: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not _is_unicode(value):
+        raise InputError(
+            f"{name}: {field!r} is {value!r:.60}, not a text (fields: {', '.join(row) or 'none'}); "
+            "give strings under 'text', or under 'prompt' and 'target'"
+        )
+    if not value.strip():
+        raise InputError(f"{name}: {field!r} is empty; fill it in or remove the line")
+    return unify_newlines(value)
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _read_dataset(spec: str, *, text_field: str) -> Iterator[Document]:
+    from lightning_app.text.hub import load_rows
+
+    found = False
+    for number, row in enumerate(load_rows(spec)):
+        if text_field in row and "target" not in row and not (row[text_field] or "").strip():
+            continue  # many datasets have empty rows, such as wikitext between its articles
+        yield _from_row(row, f"{DATASET}{spec}[{number}]", text_field)
+        found = True
+    if not found:
+        raise InputError(f"the dataset {spec} has no text; choose another split as hf:name:config:split")
+
+
+def unify_newlines(text: str) -> str:
+    """Windows' and old Macs' line ends -> "\\n"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def clean(text: str) -> str:
+    """Unify line ends, strip spaces at line ends, and let at most two empty lines follow each other."""
+    stripped = re.sub(r"[^\S\n]+$", "", unify_newlines(text), flags=re.MULTILINE)
+    return re.sub(r"\n{4,}", "\n\n\n", stripped)
+
+
+def split_documents(
+    documents: Iterable[Document], fractions: Mapping[str, float], *, seed: int
+) -> dict[str, list[Document]]:
+    """Deal whole documents out to splits, decided by the seed and their content, not by their order.
+
+    Args:
+        documents: each lands in one split, where the order stays as it was.
+        fractions: of the number of documents, by name of the split; they sum to 1. 0 asks for no documents.
+        seed: another one gives another split.
+
+    Raises:
+        InputError: fractions that do not sum to 1, or fewer documents than splits asked for.
+    """
+    wanted = _checked(fractions)
+    listed = list(documents)
+    if len(listed) < len(wanted):
+        raise InputError(
+            f"{len(listed)} document(s) cannot fill the {len(wanted)} splits {', '.join(wanted)}; whole documents are "
+            "split, so give more of them (cut the file into several), or give data.val.path"
+        )
+    shuffled = sorted(range(len(listed)), key=lambda i: (_split_key(listed[i], seed), i))
+    ends = _ends(list(wanted.values()), len(listed))
+    parts = zip(wanted, [0, *ends], ends, strict=False)
+    return {name: [] for name in fractions} | {
+        name: [listed[i] for i in sorted(shuffled[start:end])] for name, start, end in parts
+    }
+
+
+def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
+    if any(fraction < 0 for fraction in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise InputError(f"the fractions of data.split are {dict(fractions)}; they must be 0 or more and sum to 1")
+    return {name: fraction for name, fraction in fractions.items() if fraction > 0}
+
+
+def _split_key(document: Document, seed: int) -> bytes:
+    return hashlib.sha256(repr((seed, document.prompt, document.text)).encode()).digest()
+
+
+def _ends(fractions: list[float], total: int) -> list[int]:
+    """Where each part ends: at its share, but with at least one document for it and for each that follows."""
+    ends: list[int] = []
+    for k, share in enumerate(accumulate(fractions)):
+        least, most = (ends[-1] if ends else 0) + 1, total - (len(fractions) - k - 1)
+        ends.append(min(max(round(share * total), least), most))
+    return ends

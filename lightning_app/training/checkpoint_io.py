@@ -1,0 +1,165 @@
+"""Checkpoints that are either whole or not there, and plain words about those that are damaged."""
+
+import errno
+import logging
+import os
+import pickle
+import platform
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lightning_app.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5  # how many other checkpoints a message lists
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checkpoint at `path`, its tensors on the CPU; only plain types are unpickled, so it can run no code.
+
+    Raises:
+        InputError: it is missing, empty, damaged, or holds other types; the message lists the folder's others.
+    """
+    return _read(Path(path), map_location="cpu", weights_only=True)
+
+
+def _read(path: Path, *, map_location: Any, weights_only: bool) -> dict[str, Any]:
+    _check_file(path)
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path} holds more than tensors and plain types, so it is not loaded: {_first_line(error)}; "
+            "if you trust its author, load it with weights_only=False and save what you need in plain types"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"checkpoint {path} is damaged: {_first_line(error)}; {_others(path)}") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; {_others(path)}")
+    return checkpoint
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint file {path}; {_others(path)}")
+    if path.stat().st_size == 0:
+        raise InputError(f"checkpoint {path} is empty (0 bytes); {_others(path)}")
+    if not zipfile.is_zipfile(path):  # the directory of the archive stands at its end: truncated files lack it
+        size = path.stat().st_size
+        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({size:,} bytes); {_others(path)}")
+
+
+def _others(path: Path) -> str:
+    """The remedy: the newest other checkpoints in the folder of `path`."""
+    found = (other for other in path.parent.glob("*.ckpt") if other.name != path.name and other.stat().st_size > 0)
+    newest = sorted(found, key=lambda other: other.stat().st_mtime, reverse=True)
+    if not newest:
+        return f"there is no other checkpoint in {path.parent}: give another path, or start without one"
+    more = f" and {len(newest) - _NAMED} more" if len(newest) > _NAMED else ""
+    return f"others in {path.parent}, newest first: {', '.join(other.name for other in newest[:_NAMED])}{more}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints so that a kill, a crash or a full disk leaves the old file or the new one, never half.
+
+    The file is written beside its target (Lightning's own way is through TMPDIR, a copy where that is another
+    file system), forced to the disk and renamed. What killed processes of this machine left is removed. Streams to
+    the file: no second copy of the checkpoint in memory. For `Trainer(plugins=[AtomicCheckpointIO()])`.
+
+    Local paths only. Loads plain types only, unless `weights_only=False` is given.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            InputError: a remote path, or a full disk (what was at `path` is kept).
+            TypeError: `storage_options` was given.
+        """
+        if storage_options is not None:
+            raise TypeError(f"AtomicCheckpointIO knows no storage_options, got {storage_options!r}")
+        if "://" in os.fspath(path):
+            raise InputError(f"checkpoint path {path} is remote; give a local folder and copy from there")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in _leftovers(target.parent):
+            leftover.unlink(missing_ok=True)
+        try:
+            _write(checkpoint, target)
+        except (OSError, RuntimeError) as error:
+            if not _is_full(error):
+                raise
+            raise InputError(
+                f"the disk of {target.parent} is full: {target.name} was not written, what was there is kept; "
+                "free some space or set the ModelCheckpoint's dirpath to another disk, then resume"
+            ) from error
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """The checkpoint at `path`, by default on the CPU and with `weights_only`; errors as `read_checkpoint`."""
+        return _read(Path(path), map_location=map_location, weights_only=weights_only is not False)
+
+
+def _write(checkpoint: dict[str, Any], target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the rename to the disk too; Windows cannot open a folder and need not."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    """Temporary files of processes of this machine that have ended (or had this one's number)."""
+    for path in folder.glob(f".*.{platform.node()}-*.tmp"):
+        pid = path.name.rpartition("-")[2].removesuffix(".tmp")
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            log.info("removed %s, left by a save that was killed", path)
+            yield path
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a full disk or quota is behind it: torch.save turns an OSError of its file into a RuntimeError."""
+    causes = (error, error.__context__)
+    return any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes)

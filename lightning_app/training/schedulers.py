@@ -1,0 +1,71 @@
+"""Learning rate schedules as torch schedulers, thin around `lightning_app.ops.schedule`."""
+
+from typing import Any
+
+import torch
+
+from lightning_app.errors import InputError
+from lightning_app.ops.schedule import warmup_cosine
+
+
+class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
+    """Linear warm-up, then a cosine down to `min_ratio` of the optimizer's lr.
+
+    Step it once per optimizer step. Its state is the position alone, in plain types: a resume takes the shape
+    (warm-up, length, floor) from the configuration, so that a run can be made longer.
+
+    Args:
+        optimizer: its lr is the peak.
+        warmup_steps: optimizer steps until the peak is reached; 0 starts there.
+        min_ratio: the last factor, 0 to 1.
+        total_steps: optimizer steps until `min_ratio` is reached; None stays at the peak until `set_total_steps`.
+        last_epoch: steps already taken, as in torch.
+
+    Raises:
+        InputError: more warm-up than steps, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        warmup_steps: int = 100,
+        min_ratio: float = 0.1,
+        total_steps: int | None = None,
+        last_epoch: int = -1,
+    ) -> None:
+        if warmup_steps < 0 or not 0.0 <= min_ratio <= 1.0:
+            raise InputError(
+                f"warmup_steps is {warmup_steps} and min_ratio {min_ratio}; "
+                "warmup_steps must be at least 0 and min_ratio between 0 and 1"
+            )
+        self.warmup_steps = warmup_steps
+        self.min_ratio = min_ratio
+        self.total_steps: int | None = None
+        if total_steps is not None:
+            self.set_total_steps(total_steps)
+        super().__init__(optimizer, self._factor, last_epoch)
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Set where the cosine ends; counts from the next `step` on (the warm-up does not depend on it).
+
+        Raises:
+            InputError: the warm-up is longer than that.
+        """
+        if self.warmup_steps > total_steps:
+            raise InputError(
+                f"warmup_steps is {self.warmup_steps} but training ends after {total_steps} steps (total_steps); "
+                "lower warmup_steps or train longer"
+            )
+        self.total_steps = total_steps
+
+    def _factor(self, step: int) -> float:
+        return warmup_cosine(
+            step, warmup_steps=self.warmup_steps, total_steps=self.total_steps, min_ratio=self.min_ratio
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.__dict__.update(state_dict)
