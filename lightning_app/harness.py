@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.throughput import Throughput
+from lightning_app.cli import LINKED
 from lightning_app.errors import InputError
 from lightning_app.inference.closing import close_run
 from lightning_app.modules.base import LanguageModule
@@ -92,9 +95,14 @@ class Harness(LightningCLI):
             default=False,
             help="Keep freed memory (Linux with glibc): faster steps on a CPU for 30 to 50 %% more memory.",
         )
-        for name in ("vocab_size", "block_size"):
-            for target in (f"model.init_args.backbone.init_args.{name}",):
-                parser.link_arguments(f"data.{name}", target, apply_on="instantiate")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=500, help="Steps between two last.ckpt; one more at each validation."
+        )
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.backbone.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's hyperparameters: the command line counts."""
@@ -120,7 +128,9 @@ class Harness(LightningCLI):
             kwargs["logger"] = self._logger()
         if not self._options.trainer.plugins:
             kwargs["plugins"] = [AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(LastCheckpoint(self._options.save_every_n_steps))
+        return trainer
 
     def _logger(self) -> TensorBoardLogger:
         """A new version, or the folder of the run that the checkpoint belongs to."""
@@ -153,15 +163,15 @@ class Harness(LightningCLI):
 
 
 def default_callbacks() -> list[L.Callback]:
-    """What every run has, whatever its YAML adds."""
+    """What every run has, whatever its YAML adds; `LastCheckpoint` comes on top, with its option."""
     return [
+        RandomState(),  # first: what others draw lies outside the training's stream
         RunLog(),
-        RandomState(),
         Throughput(),
         ProgressLine(),
+        ModelSummary(max_depth=2),
         PredictionWriter(),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
-        ModelCheckpoint(filename="last", every_n_train_steps=200, save_on_train_epoch_end=True, enable_version_counter=False),
     ]
 
 
@@ -183,4 +193,7 @@ def find_checkpoint(path: str | None, runs: Path) -> str | None:
 
 
 def run(argv: Sequence[str]) -> None:
+    """Parse and carry out one command."""
+    for message in (".*isinstance.treespec, LeafSpec.*", ".*is not supported by the model summary.*"):
+        warnings.filterwarnings("ignore", message)  # Lightning's own affairs
     Harness(argv)

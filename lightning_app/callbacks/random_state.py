@@ -61,7 +61,7 @@ class RandomState(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] | None = None  # of this rank at the end of the last training batch
+        self._states: dict[str, Any] | None = None  # of this rank between training batches
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._states = None  # an earlier fit's; Lightning loads a checkpoint's after this hook
@@ -69,7 +69,9 @@ class RandomState(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._states is not None:
+        if self._states is None:
+            self._states = random_states()  # an exception in the first batch saves what it began with
+        else:
             set_random_states(self._states)
 
     def on_train_batch_end(

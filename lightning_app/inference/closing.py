@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app.callbacks.run_log import RunLog, read_log
@@ -53,7 +52,7 @@ def close_run(trainer: L.Trainer) -> None:
     records = read_log(path)
     best = best_validation(records)
     draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
-    checkpoints = _checkpoints(trainer)
+    checkpoints = _checkpoints(path)
     sampled = _sample_best(trainer, checkpoints, data) if best else None
     compressor = _compressor(data)
     rows = _rows(path, records, best, sampled, compressor, checkpoints)
@@ -61,10 +60,10 @@ def close_run(trainer: L.Trainer) -> None:
     _record(trainer, path, best, sampled, compressor)
 
 
-def _checkpoints(trainer: L.Trainer) -> dict[str, Path]:
-    """Path by filename ("best", "last") of the files that there are."""
-    named = [(c.filename, Path(c.dirpath or ".") / f"{c.filename}.ckpt") for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    return {str(name): path for name, path in named if path.is_file()}
+def _checkpoints(folder: Path) -> dict[str, Path]:
+    """Path by name ("best", "last") of the files that there are."""
+    paths = {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDataModule) -> Sampled | None:
@@ -93,7 +92,7 @@ def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
 
 def _compressor(data: TextDataModule) -> float | None:
     """Bits per byte of LZMA for the validation text after the training text; None where there is too much of it."""
-    if data.n_train_bytes > COMPRESSOR_LIMIT:
+    if data.tokens("train").n_bytes > COMPRESSOR_LIMIT:
         return None
     train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
     return lzma_bits_per_byte(train, val) if val else None

@@ -243,7 +243,7 @@ class LanguageModule(L.LightningModule, ABC):
             )
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
-        parameters, tokens = sum(p.numel() for p in self.parameters()), data.n_train_tokens
+        parameters, tokens = sum(p.numel() for p in self.parameters()), data.tokens("train").n_tokens
         if parameters > PARAMETERS_PER_TOKEN * tokens:
             rank_zero_warn(
                 f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} times "
@@ -266,7 +266,10 @@ class LanguageModule(L.LightningModule, ABC):
             return optimizer
         scheduler = self._make_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            scheduler.set_total_steps(self.optimizer_steps())
+            steps = self.optimizer_steps()
+            if steps < scheduler.warmup_steps:
+                rank_zero_warn(f"the run has {steps} steps, so it ends within the {scheduler.warmup_steps} of its warm-up")
+            scheduler.set_total_steps(max(steps, scheduler.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_steps(self) -> int:

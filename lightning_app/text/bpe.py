@@ -60,7 +60,7 @@ def parse_ranks(text: str, *, source: str) -> Ranks:
             continue
         token, rank = _parse_line(line, where=f"{source}, line {number}")
         if token in ranks or rank in lines:
-            first = lines[ranks[token] if token in ranks else rank]
+            first = lines[ranks.get(token, rank)]
             raise InputError(f"{source}, line {number}: {line!r} repeats a token or rank of line {first}")
         ranks[token], lines[rank] = rank, number
     _check_bytes(ranks, source=source)

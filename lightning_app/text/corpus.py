@@ -29,19 +29,6 @@ class Document:
     name: str = ""  # where it came from, for messages
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The documents of a source, read from disk each time that they are iterated over. See `read_documents`."""
-
-    path: str
-    clean: bool = False
-
-    def __iter__(self) -> Iterator[Document]:
-        for document in read_documents(self.path):
-            cleanable = self.clean and document.prompt is None
-            yield Document(clean(document.text), name=document.name) if cleanable else document
-
-
 def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]:
     """Read a source; which kind it is follows from `path`.
 

@@ -1,13 +1,12 @@
-"""Tokens of a corpus as a memory-mapped array, written once per text and tokenizer."""
+"""Token arrays written once per text and tokenizer."""
 
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -16,90 +15,21 @@ import numpy as np
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document
 from lightning_app.text.files import locked, sync, writing_into
+from lightning_app.text.token_array import (
+    FORMAT,
+    MANIFEST,
+    OFFSETS,
+    PROMPTS,
+    TOKENS,
+    DamagedCacheError,
+    Manifest,
+    TokenArray,
+    file_digest,
+    open_tokens,
+)
 from lightning_app.text.tokenizer import Tokenizer, pieces
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1  # of the files below; another number means other cache folders
-TOKENS, OFFSETS, PROMPTS, MANIFEST = "tokens.bin", "offsets.npy", "prompts.npy", "manifest.json"
-FULL_CHECK = 100 * 2**20  # bytes up to which a file is hashed whole when it is opened
-EDGE = 2**20  # bytes hashed at either end of a larger one
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a cache folder holds. Bytes, characters and words count prompts too, but no end-of-text ids."""
-
-    format: int
-    content_sha256: str
-    tokenizer: str
-    tokenizer_fingerprint: str
-    eot: int
-    dtype: str
-    n_documents: int
-    n_tokens: int
-    n_bytes: int
-    n_characters: int
-    n_words: int
-    names: list[str]
-    files: dict[str, tuple[int, str]]  # name -> bytes, digest
-
-
-class TokenArray:
-    """The tokens of all documents one behind the other, each document with the end-of-text id at its end.
-
-    Pickled by its folder, so that a worker process maps the file instead of receiving a copy.
-
-    Attributes:
-        ids: (n_tokens,) uint16 or uint32, memory-mapped, read-only.
-        offsets: (n_documents + 1,) int64; document d is `ids[offsets[d] : offsets[d + 1]]`.
-        prompt_lengths: (n_documents,) int64 tokens of each document's prompt; None where there are no prompts.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = _read_manifest(folder)
-        self.ids: np.ndarray = np.memmap(folder / TOKENS, dtype=self.manifest.dtype, mode="r")
-        self.offsets: np.ndarray = np.load(folder / OFFSETS)
-        prompts = folder / PROMPTS
-        self.prompt_lengths: np.ndarray | None = np.load(prompts) if prompts.name in self.manifest.files else None
-
-    def __reduce__(self) -> tuple[type["TokenArray"], tuple[Path]]:
-        return TokenArray, (self.folder,)
-
-    @property
-    def eot(self) -> int:
-        return self.manifest.eot
-
-    @property
-    def names(self) -> list[str]:
-        return self.manifest.names
-
-    @property
-    def n_documents(self) -> int:
-        return self.manifest.n_documents
-
-    @property
-    def n_tokens(self) -> int:
-        """End-of-text ids included."""
-        return self.manifest.n_tokens
-
-    @property
-    def n_bytes(self) -> int:
-        return self.manifest.n_bytes
-
-    @property
-    def n_words(self) -> int:
-        """Runs of anything but white space."""
-        return self.manifest.n_words
-
-    def document_of(self, position: np.ndarray) -> np.ndarray:
-        """The index of the document that each position (any shape, 0 <= position < n_tokens) lies in, int64."""
-        return np.searchsorted(self.offsets, position, side="right") - 1
-
-
-class _Damaged(Exception):
-    """A cache folder is not as it was written."""
 
 
 def prepare_tokens(
@@ -124,8 +54,8 @@ def prepare_tokens(
     content = _Content(islice(documents, max_documents))
     folder = Path(cache_dir) / content.key(tokenizer)
     try:
-        return _open(folder)
-    except (_Damaged, FileNotFoundError):
+        return open_tokens(folder)
+    except (DamagedCacheError, FileNotFoundError):
         with locked(folder):
             return _open_or_write(folder, islice(documents, max_documents), content, tokenizer)
 
@@ -134,17 +64,17 @@ def _open_or_write(
     folder: Path, documents: Iterable[Document], content: "_Content", tokenizer: Tokenizer
 ) -> TokenArray:
     try:
-        return _open(folder)  # another process wrote it while this one waited for the lock
+        return open_tokens(folder)  # another process wrote it while this one waited for the lock
     except FileNotFoundError:
         pass
-    except _Damaged as damage:
+    except DamagedCacheError as damage:
         log.warning("the token cache %s is damaged (%s); writing it anew", folder, damage)
     needed = (content.n_bytes + content.n_documents) * _dtype(tokenizer).itemsize  # a token is a byte or more
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of killed processes: the lock is ours
         shutil.rmtree(leftover)
     with writing_into(folder.parent, needed=needed):
         _write(folder, documents, content, tokenizer)
-    return _open(folder)
+    return open_tokens(folder)
 
 
 class _Content:
@@ -236,39 +166,7 @@ def _write_manifest(folder: Path, content: _Content, tokenizer: Tokenizer, *, n_
         n_characters=content.n_characters,
         n_words=content.n_words,
         names=content.names,
-        files={path.name: (path.stat().st_size, _digest(path)) for path in paths},
+        files={path.name: (path.stat().st_size, file_digest(path)) for path in paths},
     )
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     sync(folder / MANIFEST)
-
-
-def _digest(path: Path) -> str:
-    """sha256 of a file, or of both ends of a large one."""
-    with path.open("rb") as file:
-        if path.stat().st_size <= FULL_CHECK:
-            return hashlib.sha256(file.read()).hexdigest()
-        first = file.read(EDGE)
-        file.seek(-EDGE, os.SEEK_END)
-        return hashlib.sha256(first + file.read()).hexdigest()
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    return Manifest(**json.loads((folder / MANIFEST).read_bytes()))
-
-
-def _open(folder: Path) -> TokenArray:
-    """Map a cache folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-        _Damaged: there is one, but not as it was written.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(folder)
-    try:
-        for name, (size, digest) in _read_manifest(folder).files.items():
-            if (folder / name).stat().st_size != size or _digest(folder / name) != digest:
-                raise _Damaged(f"{name} has changed")
-        return TokenArray(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise _Damaged(str(error)) from error

@@ -48,9 +48,7 @@ class Tokenizer:
         self.name = name
         self.eot = specials[END_OF_TEXT]
         self._ranks, self._pattern, self._specials = ranks, pattern, specials
-        self._encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials
-        )
+        self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         self.vocab_size: int = self._encoding.n_vocab
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "Tokenizer"], tuple[dict[str, Any]]]:

@@ -32,16 +32,17 @@ class TokenDataset(Dataset[Batch], ABC):
     Args:
         tokens: the token array.
         block_size: T, tokens per sample.
+        max_samples: keep the first ones only.
 
     Raises:
-        InputError: `block_size` below 1.
+        InputError: `block_size` or `max_samples` below 1.
     """
 
     truncated = 0  # samples that lost tokens because they are longer than T
 
-    def __init__(self, tokens: TokenArray, block_size: int) -> None:
-        if block_size < 1:
-            raise InputError(f"block_size is {block_size}; a sample needs at least 1 token")
+    def __init__(self, tokens: TokenArray, block_size: int, max_samples: int | None) -> None:
+        if block_size < 1 or (max_samples is not None and max_samples < 1):
+            raise InputError(f"block_size is {block_size} and max_samples {max_samples}; both must be at least 1")
         self.tokens = tokens
         self.block_size = block_size
 
@@ -62,12 +63,12 @@ class TokenDataset(Dataset[Batch], ABC):
         """Gather tokens.
 
         Args:
-            positions: (B, T + 1) in the token array, one more than a sample for the last target; any number where
-                neither `real` nor `scored`.
+            positions: (B, T + 1), 0 or more, one more than a sample for the last target; they may lie behind the
+                array's end where neither `real` nor `scored`.
             real: (B, T) where `positions` holds a token of the sample, not padding.
             scored: (B, T) where the token at the next position is to be predicted.
         """
-        inside = np.where((positions >= 0) & (positions < self.tokens.n_tokens), positions, 0)
+        inside = np.minimum(positions, self.tokens.n_tokens - 1)
         ids = torch.from_numpy(self.tokens.ids[inside].astype(np.int64))  # (B, T + 1)
         documents = torch.from_numpy(self.tokens.document_of(inside[:, :-1]))
         mask = torch.from_numpy(real)
@@ -112,7 +113,7 @@ class TokenWindows(TokenDataset):
         shift: bool = False,
         respect_documents: bool = False,
     ) -> None:
-        super().__init__(tokens, block_size)
+        super().__init__(tokens, block_size, max_samples)
         self.stride = block_size if stride is None else stride
         self.shift = shift
         self.offset = 0
@@ -142,7 +143,9 @@ class TokenWindows(TokenDataset):
         segment = np.repeat(np.arange(len(counts)), counts)[:max_samples]
         number = np.arange(len(segment)) - (np.cumsum(counts) - counts)[segment]
         starts, ends = bounds[segment] + number * self.stride, bounds[segment + 1]
-        if max_samples is not None:  # no token behind the last window kept, wherever they are shifted to
+        if max_samples is not None and len(
+            starts
+        ):  # no token behind the last window kept, wherever they are shifted to
             ends = np.minimum(ends, starts[-1] + self.block_size + 1)
         return starts, ends, number == 0
 
@@ -184,7 +187,7 @@ class PairSamples(TokenDataset):
     """
 
     def __init__(self, tokens: TokenArray, block_size: int, max_samples: int | None = None) -> None:
-        super().__init__(tokens, block_size)
+        super().__init__(tokens, block_size, max_samples)
         if tokens.prompt_lengths is None:
             raise InputError("these documents have no prompts; give a JSONL file of {'prompt', 'target'} lines")
         starts, ends = tokens.offsets[:-1][:max_samples], tokens.offsets[1:][:max_samples]
@@ -195,16 +198,15 @@ class PairSamples(TokenDataset):
         self._ends = np.minimum(ends, self._starts + block_size + 1)
         self.truncated_prompts = int((self._starts > starts).sum())
         self.truncated_targets = int((self._ends < ends).sum())
-        self.truncated = self.truncated_prompts  # a target is cut only after its prompt
+        self.truncated = int(((self._starts > starts) | (self._ends < ends)).sum())
         self._report()
 
     def _report(self) -> None:
         if self.truncated:
             log.warning(
-                "of %d pairs, %d lost the start of the prompt and %d also the end of the target: longer than "
-                "block_size %d",
-                len(self), self.truncated_prompts, self.truncated_targets, self.block_size,
-            )  # fmt: skip
+                "%d of %d pairs are longer than block_size %d: %d lost the start of the prompt, %d the target's end",
+                *(self.truncated, len(self), self.block_size, self.truncated_prompts, self.truncated_targets),
+            )
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -1,0 +1,52 @@
+"""last.ckpt: where a run can be taken up again, exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_app.errors import InputError
+
+
+class LastCheckpoint(Checkpoint):
+    """Overwrites `checkpoints/last.ckpt` in the run's folder: every n steps, after validations, and at the run's last step.
+
+    The last one is written when its batch ends and not when training ends: by then Lightning has counted the epoch as done,
+    and a run that goes on with more steps would leave out the rest of it.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints.
+    """
+
+    def __init__(self, every_n_steps: int = 500):
+        if every_n_steps < 1:
+            raise InputError(f"save_every_n_steps is {every_n_steps}; it must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.path: Path | None = None
+        self._saved_at = -1  # global step
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = trainer.log_dir if stage == "fit" and trainer.loggers else None
+        self.path = Path(folder) / "checkpoints" / "last.ckpt" if folder else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        ends = step == trainer.max_steps or trainer.should_stop or (last_epoch and trainer.is_last_batch)
+        if ends or step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer, again=True)  # what validation decided (best score, patience) belongs to it
+
+    def _save(self, trainer: L.Trainer, *, again: bool = False) -> None:
+        if self.path is None or trainer.fast_dev_run or (trainer.global_step == self._saved_at and not again):
+            return
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too

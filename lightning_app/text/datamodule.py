@@ -1,0 +1,290 @@
+"""The data of a run: sources, tokenizer, token caches, and the loaders that Lightning asks for."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Literal, get_args
+
+import lightning as L
+
+from lightning_app.errors import InputError
+from lightning_app.text.sources import (
+    SPLITS,
+    Dataloader,
+    Source,
+    Split,
+    Splits,
+    as_options,
+    check_dataloader,
+    check_least,
+)
+from lightning_app.text.token_cache import TokenArray, prepare_tokens
+from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
+from lightning_app.text.windows import PairSamples, TokenDataset, TokenWindows
+from lightning_app.training.loader import Order as LoaderOrder
+from lightning_app.training.loader import ResumableLoader
+
+log = logging.getLogger(__name__)
+
+Order = Literal["windows", "streams"]
+# What each of the Trainer's functions reads. A fit may do without val; whoever asks for its loader may not.
+USED = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a split holds, end-of-text ids counted as tokens. `truncated` are pairs longer than block_size."""
+
+    split: str
+    documents: int
+    words: int
+    bytes: int
+    tokens: int
+    windows: int
+    truncated: int
+
+
+class TextDataModule(L.LightningDataModule):
+    """Text -> tokens -> batches (see `lightning_app.text.windows` for what a batch is).
+
+    Args:
+        train: what to train on.
+        val: what to validate on.
+        test: what to test on.
+        predict: what to predict on; test, else val, if null.
+        tokenizer: "bytes", a tiktoken encoding, or a .tiktoken file, trained if missing and vocab_size is given.
+        vocab_size: number of ids, the end of text included; null takes the tokenizer's.
+        pad_vocab_to: round vocab_size up to a multiple of this; 64 suits GPUs.
+        block_size: tokens per sample.
+        dataloader: how batches are made.
+        order: "windows"; or "streams", where row i of a batch continues row i of the one before, for memories.
+        shift: move the training windows by another offset in each epoch.
+        respect_documents: windows do not cross a document's end.
+        split: fractions of train's documents for val and test, where these are not given.
+        cache_dir: where token caches are written.
+        clean: unify line ends, spaces at line ends and runs of empty lines. Not in prompt/target pairs.
+        seed: of order, shift and split; null takes the run's seed (seed_everything), else 0.
+
+    Raises:
+        InputError: an option out of range, or two that contradict each other.
+    """
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        tokenizer: str = "bytes",
+        vocab_size: int | None = None,
+        pad_vocab_to: int = 1,
+        block_size: int = 128,
+        dataloader: Dataloader = Dataloader(),
+        order: Order = "windows",
+        shift: bool = False,
+        respect_documents: bool = False,
+        split: Split | None = None,
+        cache_dir: str = ".cache/tokens",
+        clean: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        sources = {name: as_options(Source, value) for name, value in given.items() if value is not None}
+        self.splits = Splits(sources, None if split is None else as_options(Split, split), clean=clean)
+        self.dataloader = as_options(Dataloader, dataloader)
+        self.tokenizer_name = tokenizer
+        self._vocab_size = vocab_size
+        self.pad_vocab_to = pad_vocab_to
+        self.block_size = block_size
+        self.order = order
+        self.shift = shift
+        self.respect_documents = respect_documents
+        self.cache_dir = cache_dir
+        self._seed = seed
+        self._tokenizer: Tokenizer | None = None
+        self._tokens: dict[str, TokenArray] = {}
+        self._datasets: dict[str, TokenDataset] = {}
+        check_dataloader(self.dataloader)
+        self._check()
+
+    def _check(self) -> None:
+        for name, value, least in [
+            ("block_size", self.block_size, 2),
+            ("pad_vocab_to", self.pad_vocab_to, 1),
+            ("seed", self._seed, 0),
+        ]:
+            check_least(name, value, least)
+        if self.order not in get_args(Order):
+            raise InputError(f"data.order is {self.order!r}; choose one of {', '.join(get_args(Order))}")
+
+    @property
+    def seed(self) -> int:
+        """The one given, else that of `seed_everything`, else 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that a model needs, padding included. Trains nothing."""
+        size = self.tokenizer.vocab_size if self._vocab_size is None else self._vocab_size
+        return -(-size // self.pad_vocab_to) * self.pad_vocab_to
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Loaded when first asked for; trained by `prepare_data` only.
+
+        Raises:
+            InputError: it cannot be loaded, for example because it was not trained yet.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size)
+        return self._tokenizer
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer if need be, and write the token caches that the Trainer's function needs, else all."""
+        self.splits.forget()
+        names = [name for name in self._used() if self.splits.origin(name)]
+        texts = self._training_texts if "train" in names else None
+        self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
+        for name in names:
+            self._tokens[name] = prepare_tokens(
+                self.splits.documents(name, seed=self.seed), self._tokenizer, self.cache_dir
+            )
+            self._datasets.pop(name, None)
+
+    def _used(self) -> tuple[str, ...]:
+        function = self.trainer.state.fn if self.trainer is not None else None
+        return SPLITS if function is None else USED[function.value]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Map the tokens and make the datasets of a stage ("fit", "validate", "test", "predict"; None: all there are).
+
+        Raises:
+            InputError: the stage has no source, or its text is too short or damaged.
+        """
+        if stage is None:
+            names = [name for name in SPLITS if self.splits.origin(name)]
+        else:
+            names = [name for name in USED[stage] if self.splits.origin(name) or not (stage == "fit" and name == "val")]
+        for name in names:
+            self.dataset(name)
+
+    def dataset(self, name: str) -> TokenDataset:
+        """The samples of "train", "val", "test" or "predict". Raises as `setup` does."""
+        if name not in self._datasets:
+            self._datasets[name] = self._make_dataset(name)
+        return self._datasets[name]
+
+    def _make_dataset(self, name: str) -> TokenDataset:
+        source, tokens = self.splits.source(name), self._token_array(name)
+        if tokens.prompt_lengths is not None:
+            if source.stride or self.shift or self.respect_documents:
+                log.warning("data.%s has pairs: its stride, shift and respect_documents have no effect", name)
+            return PairSamples(tokens, self.block_size, source.max_samples)
+        return TokenWindows(
+            tokens,
+            self.block_size,
+            stride=source.stride,
+            max_samples=source.max_samples,
+            shift=self.shift and name == "train",
+            respect_documents=self.respect_documents,
+        )
+
+    def _token_array(self, name: str) -> TokenArray:
+        if name not in self._tokens:
+            self._tokens[name] = prepare_tokens(
+                self.splits.documents(name, seed=self.seed), self.tokenizer, self.cache_dir
+            )
+        return self._tokens[name]
+
+    def _training_texts(self) -> Iterator[str]:
+        for document in self.splits.documents("train", seed=self.seed):
+            yield from pieces(document.prompt or "")
+            yield from pieces(document.text)
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        return self._loader("predict")
+
+    def batches_per_epoch(self, name: str = "train") -> int:
+        """Batches of a split on this rank; the Trainer's own loaders are not touched."""
+        return len(self._loader(name))
+
+    def _loader(self, name: str) -> ResumableLoader:
+        training, options = name == "train", self.dataloader
+        in_order: LoaderOrder = "shuffled" if training and options.shuffle else "sequential"
+        return ResumableLoader(
+            self.dataset(name),
+            batch_size=options.batch_size,
+            order="streams" if self.order == "streams" else in_order,
+            seed=self.seed,
+            num_workers=options.num_workers,
+            prefetch_factor=options.prefetch_factor,
+            drop_last=options.drop_last and training,
+            pin_memory=options.pin_memory,
+            rank=self.trainer.global_rank if self.trainer is not None else 0,
+            world_size=self.trainer.world_size if self.trainer is not None else 1,
+            even=training,
+        )
+
+    def tokens(self, name: str) -> TokenArray:
+        """The token array of a split that there is. Raises as `setup` does."""
+        return self._token_array(name)
+
+    def texts(self, name: str) -> Iterator[str]:
+        """The documents of a split, as the model sees them (a pair's prompt and target joined)."""
+        tokens = self._token_array(name)
+        for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
+            yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())
+
+    def counts(self) -> list[Counts]:
+        """One row per split that there is. Call `prepare_data` first if a tokenizer has to be trained."""
+        return [self._count(name) for name in SPLITS if self.splits.origin(name) == name]
+
+    def _count(self, name: str) -> Counts:
+        tokens, dataset = self._token_array(name), self.dataset(name)
+        return Counts(
+            name,
+            documents=tokens.n_documents,
+            words=tokens.n_words,
+            bytes=tokens.n_bytes,
+            tokens=tokens.n_tokens,
+            windows=len(dataset),
+            truncated=dataset.truncated,
+        )
+
+    def summary(self) -> str:
+        """`counts` as a table, headed by the tokenizer."""
+        rows = [[field.name for field in fields(Counts)]]
+        rows += [[f"{v:,}" if isinstance(v, int) else v for v in astuple(row)] for row in self.counts()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+        head = f"tokenizer {self.tokenizer_name}: {self.vocab_size:,} ids; block_size {self.block_size:,}"
+        return "\n".join([head, *lines])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tokenizer, so that a checkpoint is all that generating text needs."""
+        return {"tokenizer": self.tokenizer.state(), "fingerprint": self.tokenizer.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the checkpoint's tokenizer is this one.
+
+        Raises:
+            InputError: it gives other ids.
+        """
+        if state_dict["fingerprint"] != self.tokenizer.fingerprint:
+            saved = Tokenizer.from_state(state_dict["tokenizer"])
+            raise InputError(
+                f"the checkpoint was trained with tokenizer {saved.name!r} ({saved.vocab_size} ids), but "
+                f"data.tokenizer is {self.tokenizer_name!r} ({self.tokenizer.vocab_size} ids), which gives other ids; "
+                "use the same tokenizer (its file may have been trained anew), or start without ckpt_path"
+            )
