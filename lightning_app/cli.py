@@ -30,9 +30,19 @@ def main(args: Sequence[str] | None = None) -> None:
         from lightning_app.harness import run
 
         run(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ValueError as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         sys.exit(1)
+
+
+def _mistake(error: BaseException | None) -> InputError | None:
+    """The InputError behind an error: the parser wraps what a constructor raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def check_arguments(argv: Sequence[str]) -> None:

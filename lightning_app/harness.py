@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,15 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.exact_resume import ExactResume
+
+
+THIRD_PARTY_WARNINGS = (
+    r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
+    r".*is not supported by the model summary",  # it counts bytes as if in float32
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    r"The dirpath has changed from",  # a run that goes on from a checkpoint elsewhere has no best one yet
+)
 
 
 class Trainer(L.Trainer):
@@ -128,8 +138,9 @@ class Harness(LightningCLI):
             kwargs["logger"] = self._logger()
         if not self._options.trainer.plugins:
             kwargs["plugins"] = [AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(LastCheckpoint(self._options.save_every_n_steps))
+        summary = self._options.trainer.enable_model_summary is not False
+        trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
+        trainer.callbacks += [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
         return trainer
 
     def _logger(self) -> TensorBoardLogger:
@@ -166,10 +177,10 @@ def default_callbacks() -> list[L.Callback]:
     """What every run has, whatever its YAML adds; `LastCheckpoint` comes on top, with its option."""
     return [
         RandomState(),  # first: what others draw lies outside the training's stream
+        ExactResume(),
         RunLog(),
         Throughput(),
         ProgressLine(),
-        ModelSummary(max_depth=2),
         PredictionWriter(),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
     ]
@@ -194,6 +205,7 @@ def find_checkpoint(path: str | None, runs: Path) -> str | None:
 
 def run(argv: Sequence[str]) -> None:
     """Parse and carry out one command."""
-    for message in (".*isinstance.treespec, LeafSpec.*", ".*is not supported by the model summary.*"):
-        warnings.filterwarnings("ignore", message)  # Lightning's own affairs
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "litlogger" not in line.getMessage())
+    for message in THIRD_PARTY_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     Harness(argv)

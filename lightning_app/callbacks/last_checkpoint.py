@@ -26,7 +26,9 @@ class LastCheckpoint(Checkpoint):
             raise InputError(f"save_every_n_steps is {every_n_steps}; it must be at least 1")
         self.every_n_steps = every_n_steps
         self.path: Path | None = None
-        self._saved_at = -1  # global step
+        self._saved_at = self._step = -1
+        self._whole = True  # no gradients are being accumulated: they would be in no checkpoint
+        self._due = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = trainer.log_dir if stage == "fit" and trainer.loggers else None
@@ -36,16 +38,22 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        self._whole, self._step = step != self._step, step
         last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         ends = step == trainer.max_steps or trainer.should_stop or (last_epoch and trainer.is_last_batch)
-        if ends or step % self.every_n_steps == 0:
+        if self._whole and (self._due or ends or step % self.every_n_steps == 0):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self._whole:
             self._save(trainer, again=True)  # what validation decided (best score, patience) belongs to it
+        else:
+            self._due = True
 
     def _save(self, trainer: L.Trainer, *, again: bool = False) -> None:
+        self._due = False
         if self.path is None or trainer.fast_dev_run or (trainer.global_step == self._saved_at and not again):
             return
         self._saved_at = trainer.global_step

@@ -22,7 +22,7 @@ def _plain(value: float) -> float | int | None:
 
 
 class JSONLinesLogger(Logger):
-    """Appends to `path`; each line is flushed, so that a killed run keeps what it logged."""
+    """Appends to `path`, line by line, so that a killed run keeps what it logged. `step` counts the optimizer steps done."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -43,7 +43,8 @@ class JSONLinesLogger(Logger):
             file.write(json.dumps({"time": round(time.time(), 3), **record}, allow_nan=False) + "\n")
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.write({"step": step, **{name: _plain(value) for name, value in metrics.items()}})
+        done = None if step is None else step + 1  # Lightning numbers the steps from 0
+        self.write({"step": done, **{name: _plain(value) for name, value in metrics.items()}})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The resolved config has a file of its own."""
@@ -95,6 +96,6 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
                 break
             raise
         if record.get("event") == "resumed":
-            records = [r for r in records if (r.get("step") or 0) < record["step"] or r.get("event") == "started"]
+            records = [r for r in records if (r.get("step") or 0) <= record["step"] or r.get("event") == "started"]
         records.append(record)
     return records

@@ -102,7 +102,6 @@ class LanguageModule(L.LightningModule, ABC):
         self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for the regularisers
-        self._steps_learned = 0
         self._real_ids = backbone.vocab_size
         self._token_bytes: Tensor | None = None
         self.grad_norm: Tensor | None = None
@@ -195,16 +194,20 @@ class LanguageModule(L.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         self._log_measures("test")
 
-    # Learning without gradients: once per optimizer step, whatever the accumulation
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            for seen in self._seen:
+                for regularizer in self.regularizers:
+                    regularizer.learn(seen)
+        self._seen.clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self._seen and self.trainer.global_step > self._steps_learned:
-            with torch.no_grad():
-                for seen in self._seen:
-                    for regularizer in self.regularizers:
-                        regularizer.learn(seen)
-            self._seen.clear()
-        self._steps_learned = self.trainer.global_step
+        if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            if self.grad_norm is not None:
+                self.log("grad_norm", self.grad_norm)
 
     # Checks
 

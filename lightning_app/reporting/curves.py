@@ -33,14 +33,8 @@ def draw_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
         axes.plot(steps, values, color=colour, marker=marker, markersize=3, linewidth=1.6, label=label)
     best = best_validation(records)
     if best is not None:
-        axes.annotate(
-            f"best {best['val/ce']:.3f} at step {best['step']}",
-            (best["step"], best["val/ce"]),
-            xytext=(0, 24),
-            textcoords="offset points",
-            ha="center",
-            arrowprops={"arrowstyle": "->", "color": "#555555"},
-        )
+        label = f"best: {best['val/ce']:.3f} at step {best['step']}"
+        axes.plot([best["step"]], [best["val/ce"]], "*", color="#c1440e", markersize=14, label=label)
     axes.set(title=title, xlabel="optimizer step", ylabel="nats per token")
     axes.grid(alpha=0.25)
     axes.legend()

@@ -3,12 +3,13 @@
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 
 from lightning_app.errors import InputError
+from lightning_app.text.counts import Counts, table
 from lightning_app.text.sources import (
     SPLITS,
     Dataloader,
@@ -30,19 +31,6 @@ log = logging.getLogger(__name__)
 Order = Literal["windows", "streams"]
 # What each of the Trainer's functions reads. A fit may do without val; whoever asks for its loader may not.
 USED = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a split holds, end-of-text ids counted as tokens. `truncated` are pairs longer than block_size."""
-
-    split: str
-    documents: int
-    words: int
-    bytes: int
-    tokens: int
-    windows: int
-    truncated: int
 
 
 class TextDataModule(L.LightningDataModule):
@@ -80,7 +68,7 @@ class TextDataModule(L.LightningDataModule):
         vocab_size: int | None = None,
         pad_vocab_to: int = 1,
         block_size: int = 128,
-        dataloader: Dataloader = Dataloader(),
+        dataloader: Dataloader = Dataloader(),  # noqa: B008  (frozen)
         order: Order = "windows",
         shift: bool = False,
         respect_documents: bool = False,
@@ -145,7 +133,8 @@ class TextDataModule(L.LightningDataModule):
         """Train the tokenizer if need be, and write the token caches that the Trainer's function needs, else all."""
         self.splits.forget()
         names = [name for name in self._used() if self.splits.origin(name)]
-        texts = self._training_texts if "train" in names else None
+        training = "train" in names or not Path(self.tokenizer_name).exists()
+        texts = self._training_texts if training and self.splits.origin("train") else None
         self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
         for name in names:
             self._tokens[name] = prepare_tokens(
@@ -264,12 +253,8 @@ class TextDataModule(L.LightningDataModule):
 
     def summary(self) -> str:
         """`counts` as a table, headed by the tokenizer."""
-        rows = [[field.name for field in fields(Counts)]]
-        rows += [[f"{v:,}" if isinstance(v, int) else v for v in astuple(row)] for row in self.counts()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
         head = f"tokenizer {self.tokenizer_name}: {self.vocab_size:,} ids; block_size {self.block_size:,}"
-        return "\n".join([head, *lines])
+        return f"{head}\n{table(self.counts())}"
 
     def state_dict(self) -> dict[str, Any]:
         """The tokenizer, so that a checkpoint is all that generating text needs."""

@@ -63,14 +63,14 @@ class Dataloader:
 
 
 def as_options(cls: type[T], value: T | dict[str, Any]) -> T:
-    """A dataclass from itself or from its fields in a dict."""
-    if not isinstance(value, dict):
+    """An instance of a dataclass from itself or from a dict of its fields. Raises InputError for anything else."""
+    if isinstance(value, cls):
         return value
     try:
-        return cls(**value)
+        return cls(**value)  # type: ignore[arg-type]
     except TypeError as error:
         names = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
-        raise InputError(f"cannot make a {cls.__name__} of {value} ({error}); its options are {names}") from error
+        raise InputError(f"cannot make a {cls.__name__} of {value!r} ({error}); its options are {names}") from error
 
 
 def check_least(name: str, value: int | None, least: int) -> None:

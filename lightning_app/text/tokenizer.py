@@ -16,7 +16,7 @@ from lightning_app.text.bpe import GPT2_PATTERN, Ranks, Texts, dump_ranks, ensur
 END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"
 MAX_SPACES = 100_000  # tiktoken's regex overflows its stack on runs of some 10^6 white space characters
-_TOO_LONG = re.compile(rf"\s{{{MAX_SPACES}}}")
+_TOO_LONG = re.compile(rf"(?<!\s)\s{{{MAX_SPACES},}}")  # tried at the start of a run only: linear
 # Where a text may be cut without changing its ids: behind a line's single newline, before a letter or digit.
 # (Before other signs it may not: o200k_base merges "./" across ".\n/"; behind a run of white space neither.)
 _CUT = re.compile(r"(?<=\S\n)(?=[^\W_])")
@@ -58,7 +58,8 @@ class Tokenizer:
         """Ids of a text, special tokens' names taken as ordinary text."""
         if len(text) <= MAX_SPACES:
             return self._encoding.encode_ordinary(text)
-        starts = [0, *(run.end() for run in _TOO_LONG.finditer(text))]
+        runs = _TOO_LONG.finditer(text)
+        starts = [0, *(cut for run in runs for cut in range(run.start() + MAX_SPACES, run.end() + 1, MAX_SPACES))]
         return [i for part in _cut(text, starts) for i in self._encoding.encode_ordinary(part)]
 
     def encode_many(self, texts: Iterable[str]) -> list[list[int]]:

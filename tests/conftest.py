@@ -1,0 +1,105 @@
+"""What several tests share: small texts, a config that trains in a second, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no retries without a network
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
+
+import lightning  # noqa: E402, F401  (its log writes to the stderr that it finds when it is imported)
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+torch.set_num_threads(1)
+
+CONFIG: dict[str, Any] = {
+    "name": "tiny",
+    "seed_everything": 3,
+    "data": {
+        "train": {"path": "train.txt"},
+        "val": {"path": "val.txt"},
+        "test": {"path": "val.txt"},
+        "tokenizer": "bytes",
+        "block_size": 16,
+        "dataloader": {"batch_size": 4},
+    },
+    "model": {
+        "class_path": "lightning_app.modules.ArticleGPT",
+        "init_args": {
+            "backbone": {"embedding_dim": 16, "layers": 1, "heads": 2, "dropout": 0.1},
+            "scheduler": {"class_path": "lightning_app.training.WarmupCosine", "init_args": {"warmup_steps": 2}},
+        },
+    },
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 6,
+        "val_check_interval": 3,
+        "check_val_every_n_epoch": None,
+        "log_every_n_steps": 1,
+        "enable_model_summary": False,
+    },
+}
+
+Run = Callable[..., None]
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mappings merged key by key."""
+    result = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def write_config(change: dict[str, Any], path: str = "tiny.yaml") -> str:
+    Path(path).write_text(yaml.safe_dump(merged(CONFIG, change)))
+    return path
+
+
+@pytest.fixture
+def config(folder: Path) -> Callable[..., str]:
+    """`config({...}, "other.yaml")` writes the small config, changed, into the working folder and returns its name."""
+    return write_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with two texts and `tiny.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    words = "the model learns what the teacher shows and forgets what nobody asks about again".split()
+    text = " ".join(words[(i * i + i // 7) % len(words)] for i in range(400))
+    (tmp_path / "train.txt").write_text(text + "\n")
+    (tmp_path / "val.txt").write_text(" ".join(reversed(text.split()[:60])) + "\n")
+    write_config({})
+    return tmp_path
+
+
+@pytest.fixture
+def main() -> Run:
+    """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process."""
+    from lightning_app.cli import main as command
+
+    return lambda *words: command([str(word) for word in words])
+
+
+@pytest.fixture
+def fails(main: Run, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with exit code 1 or 2 and without a traceback; returns what it printed to stderr."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(*words)
+        error = capsys.readouterr().err
+        assert stopped.value.code in (1, 2), error
+        assert "Traceback" not in error
+        return error
+
+    return run

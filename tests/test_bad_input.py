@@ -1,0 +1,194 @@
+"""Whatever a user gets wrong: a message that names the value and the remedy, exit code 1 or 2, nothing written or lost."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+Fails = Callable[..., str]
+Config = Callable[..., str]
+Main = Callable[..., None]
+
+
+@pytest.fixture
+def fit_fails(fails: Fails, config: Config) -> Callable[..., str]:
+    """Fit the small config, changed, with further words: the error text. No run may have been begun."""
+
+    def run(change: dict[str, Any], *words: object) -> str:
+        error = fails("fit", "--config", config(change), *words)
+        assert not list(Path("runs").rglob("*.ckpt"))
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ("broken.txt", "no such file")),
+        (b"", ("broken.txt", "empty")),
+        (b"   \n ", ("broken.txt", "empty")),
+        (b"text\0text", ("broken.txt", "binary", "4")),
+        ("nicht ganz: \xe4".encode("latin1"), ("broken.txt", "UTF-8", "12")),
+        (b"short", ("6", "17", "block_size")),
+    ],
+    ids=["missing", "empty", "blank", "binary", "not UTF-8", "shorter than one window"],
+)
+def test_text(fit_fails: Fails, content: bytes | None, words: tuple[str, ...]):
+    if content is not None:
+        Path("broken.txt").write_bytes(content)
+    error = fit_fails({"data": {"train": {"path": "broken.txt"}}})
+    assert all(word in error for word in words), error
+
+
+def test_a_bad_line_of_jsonl_is_named(fit_fails: Fails):
+    Path("pairs.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "targ\n')
+    assert "pairs.jsonl:2" in fit_fails({"data": {"train": {"path": "pairs.jsonl"}}})
+
+
+def test_unknown_tokenizer(fit_fails: Fails):
+    error = fit_fails({"data": {"tokenizer": "gpt9"}})
+    assert "gpt9" in error
+    assert "r50k_base" in error
+
+
+def test_no_network_names_the_cache_folder_and_the_offline_choice(
+    fit_fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import tiktoken_ext.openai_public
+    from tiktoken import load, registry
+
+    def no_network(blobpath: str) -> bytes:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(load, "read_file", no_network)
+    monkeypatch.setattr(registry, "ENCODINGS", {})
+    assert tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS
+    error = fit_fails({"data": {"tokenizer": "r50k_base"}})
+    assert all(word in error for word in ("r50k_base", "TIKTOKEN_CACHE_DIR", "bytes"))
+
+
+def test_damaged_tiktoken_file(fit_fails: Fails):
+    Path("own.tiktoken").write_text("IQ== 0\nno base64\n")
+    error = fit_fails({"data": {"tokenizer": "own.tiktoken"}})
+    assert "own.tiktoken" in error
+    assert "2" in error
+
+
+def test_prefetch_without_workers(fit_fails: Fails):
+    error = fit_fails({"data": {"dataloader": {"prefetch_factor": 2}}})
+    assert "prefetch_factor" in error
+    assert "num_workers" in error
+
+
+def test_misspelt_keys_and_unknown_classes(fit_fails: Fails):
+    assert "max_step" in fit_fails({"trainer": {"max_step": 3}})
+    assert "max_epoch" in fit_fails({}, "--trainer.max_epoch=3")  # no abbreviations
+    assert "heds" in fit_fails({"model": {"init_args": {"backbone": {"heds": 3}}}})
+    assert "NoSuchGPT" in fit_fails({"model": {"class_path": "lightning_app.modules.NoSuchGPT"}})
+    assert "nowhere.yaml" in fit_fails({}, "--config", "nowhere.yaml")
+
+
+def test_impossible_sizes(fit_fails: Fails):
+    error = fit_fails({"model": {"init_args": {"backbone": {"heads": 3}}}})
+    assert "16" in error
+    assert "heads" in error
+    assert "dropout is 1.5" in fit_fails({"model": {"init_args": {"backbone": {"dropout": 1.5}}}})
+    assert "token_noise is -1" in fit_fails({"model": {"init_args": {"token_noise": -1}}})
+
+
+def test_a_dataloader_at_the_top_is_sent_to_its_place(fit_fails: Fails):
+    assert "data.dataloader" in fit_fails({"dataloader": {"batch_size": 2}})
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "block_size"])
+def test_a_size_given_twice_is_refused_with_both_numbers(fit_fails: Fails, name: str):
+    error = fit_fails({"data": {"block_size": 16}, "model": {"init_args": {"backbone": {name: 77}}}})
+    assert "77" in error
+    assert f"data.{name}" in error
+    assert "16" in error or name == "vocab_size"
+    assert "77" in fit_fails({}, f"--model.init_args.backbone.{name}", "77")
+
+
+def test_options_that_a_second_config_would_drop_are_refused(fails: Fails, config: Config):
+    one = config({})
+    two = Path("two.yaml")
+    two.write_text("model: {class_path: lightning_app.modules.LanguageModule, init_args: {backbone: {heads: 2}}}\n")
+    assert fails("fit", "--config", one, "--config", two)
+
+
+def test_checkpoints_that_are_missing_or_damaged(fails: Fails, main: Main, config: Config):
+    name = config({})
+    assert "none.ckpt" in fails("fit", "--config", name, "--ckpt_path", "none.ckpt")
+    assert "last.ckpt" in fails("fit", "--config", name, "--ckpt_path", "last")
+    main("fit", "--config", name)
+    (whole,) = Path("runs/tiny/version_0/checkpoints").glob("last.ckpt")
+    Path("half.ckpt").write_bytes(whole.read_bytes()[:5000])
+    Path("no.ckpt").write_text("hello")
+    for path in ("half.ckpt", "no.ckpt"):
+        for words in (("fit", "--config", name), ("validate", "--config", name), ("generate",)):
+            assert path in fails(*words, "--ckpt_path", path)
+    assert "half.ckpt" in fails("fit", "--config", name, "--init_from", "half.ckpt")
+    assert "not both" in fails("fit", "--config", name, "--init_from", whole, "--ckpt_path", whole)
+
+
+def test_a_checkpoint_of_another_vocabulary_or_shape(fails: Fails, main: Main, config: Config):
+    main("fit", "--config", config({}))
+    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
+    wider = config({"model": {"init_args": {"backbone": {"embedding_dim": 32}}}})
+    for option in ("--ckpt_path", "--init_from"):
+        error = fails("fit", "--config", wider, option, checkpoint)
+        assert "16" in error
+        assert "32" in error
+    bpe = {"tokenizer": "v.tiktoken", "vocab_size": 260}
+    error = fails("fit", "--config", config({"data": bpe}), "--ckpt_path", checkpoint)
+    assert "257" in error
+    assert "260" in error
+    same_size = {"tokenizer": "w.tiktoken", "vocab_size": 257}
+    for option in ("--ckpt_path", "--init_from"):
+        error = fails("fit", "--config", config({"data": same_size}), option, checkpoint)
+        assert "w.tiktoken" in error
+        assert "bytes" in error
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fails: Fails, main: Main, config: Config):
+    main("fit", "--config", config({}))
+    checkpoint = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    before = checkpoint.read_bytes()
+    spoilt = torch.load(checkpoint, weights_only=True)
+    spoilt["optimizer_states"][0]["param_groups"][0]["lr"] = float("nan")
+    spoilt["lr_schedulers"][0]["_last_lr"] = [float("nan")] * 2
+    torch.save(spoilt, "spoilt.ckpt")
+    error = fails("fit", "--config", config({}), "--trainer.max_steps", 20, "--ckpt_path", "spoilt.ckpt")
+    assert "nan at step 7" in error
+    assert checkpoint.read_bytes() == before
+    records = [json.loads(line) for line in Path("runs/tiny/version_1/log.jsonl").read_text().splitlines()]
+    assert records[-1]["event"] == "failed"
+    for path in Path("runs/tiny").rglob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in weights.values()), path
+
+
+def test_a_full_disk_while_the_token_cache_is_written(fit_fails: Fails, monkeypatch: pytest.MonkeyPatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = fit_fails({"data": {"cache_dir": "cache"}})
+    assert "cache" in error
+    assert [p for p in Path("cache").rglob("*") if p.is_file() and not p.name.endswith(".lock")] == []
+
+
+def test_generate(fails: Fails, main: Main, config: Config):
+    main("fit", "--config", config({}))
+    command = ("generate", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt")
+    assert "temperature is -1" in fails(*command, "--temperature", "-1")
+    assert "max_new_tokens is 0" in fails(*command, "--max_new_tokens", "0")
+    assert "num_samples is 0" in fails(*command, "--num_samples", "0")
+    assert "--prompts" in fails(*command, "--prompts", "x")

@@ -1,0 +1,48 @@
+"""Imports go one way (README, "How it is laid out")."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_app"
+EVERYWHERE = {"errors"}
+MAY_IMPORT = {
+    "ops": {"ops"},
+    "models": {"models", "ops"},
+    "training": {"training", "ops"},
+    "text": {"text", "training"},
+    "modules": {"modules", "models", "ops", "text", "training"},
+    "callbacks": {"callbacks", "modules", "models", "ops", "text"},
+    "reporting": {"reporting", "ops"},
+    "inference": {"inference", "callbacks", "modules", "models", "ops", "text", "training", "reporting"},
+}
+WITHOUT_LIGHTNING = ("ops", "models", "reporting")
+FILES = sorted(path for part in MAY_IMPORT for path in (PACKAGE / part).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+def test_all_parts_are_looked_at():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(MAY_IMPORT)
+    assert len(FILES) > 25
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path):
+    part = path.relative_to(PACKAGE).parts[0]
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("lightning_app.")}
+    assert ours <= MAY_IMPORT[part] | EVERYWHERE, f"{path} imports {ours - MAY_IMPORT[part] - EVERYWHERE}"
+    others = {name.split(".")[0] for name in imported(path)}
+    assert "pytorch_lightning" not in others
+    if part in WITHOUT_LIGHTNING:
+        assert "lightning" not in others

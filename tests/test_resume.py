@@ -1,0 +1,275 @@
+"""A run that was stopped and resumed is the run that was never stopped, bit for bit.
+
+Independent of models and text: a small network with dropout on a `ResumableLoader`, through Lightning itself.
+"""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_app.callbacks.random_state import RandomState
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.loader import ResumableLoader
+from lightning_app.training.schedulers import WarmupCosine
+
+BATCHES = 5  # per epoch
+BATCH_SIZE = 4
+STEPS = 12
+
+pytestmark = [
+    # torch 2.13 deprecates what Lightning 2.6's CombinedLoader calls
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
+    # the callback that saved is left out of the resumed run, so that it saves nothing over what is tried next
+    pytest.mark.filterwarnings(
+        r"ignore:.*add the following callbacks. \[\"(Everywhere|ModelCheckpoint){[^[]*$:UserWarning"
+    ),
+]
+
+
+class Points:
+    """Rows of noise, and their numbers."""
+
+    def __init__(self, size: int) -> None:
+        self.rows = torch.randn(size, 4, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(indices), self.rows[indices]
+
+
+@dataclass
+class Step:
+    """What one training step saw and found."""
+
+    global_step: int
+    epoch: int
+    batch_idx: int
+    rows: list[int]
+    loss: float
+
+
+class Net(L.LightningModule):
+    """Draws from all generators in training, and also where it must not matter: in validation and between batches."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
+        self.fail_at = fail_at
+        self.steps: list[Step] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        numbers, rows = batch
+        loss = (self.layers(rows) + random.random() + np.random.rand()).square().mean()
+        if len(self.steps) == self.fail_at:
+            raise KeyError("power cut")
+        seen = self.trainer.global_step, self.trainer.current_epoch, batch_idx, numbers.tolist()
+        self.steps.append(Step(*seen, loss.item()))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        torch.rand(3), random.random()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        np.random.rand()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        scheduler = WarmupCosine(optimizer, warmup_steps=2, total_steps=STEPS)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Everywhere(ModelCheckpoint):
+    """Saves wherever Lightning's ModelCheckpoint can (a subclass, so that it is called as late as that)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(dirpath=folder, save_top_k=0)
+        self.folder = folder
+
+    def _save(self, trainer: L.Trainer, place: str) -> None:
+        if not trainer.sanity_checking:
+            done = trainer.fit_loop.total_batch_idx + 1
+            trainer.save_checkpoint(self.folder / f"{done:02d}-{place}.ckpt")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._save(trainer, "batch")
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._save(trainer, "epoch")
+
+
+@dataclass
+class Options:
+    """One way to train; `trainer` holds Trainer arguments."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    order: str = "shuffled"
+    workers: int = 0
+
+
+def loaders(options: Options) -> tuple[ResumableLoader, ResumableLoader]:
+    data = Points(BATCHES * BATCH_SIZE)
+    train = ResumableLoader(
+        data, batch_size=BATCH_SIZE, order=options.order, seed=5, num_workers=options.workers, even=True
+    )
+    return train, ResumableLoader(Points(6), batch_size=BATCH_SIZE)
+
+
+def new_trainer(options: Options, callbacks: list[L.Callback], **overrides: Any) -> L.Trainer:
+    limits = {"max_steps": STEPS, "max_epochs": -1, "num_sanity_val_steps": 1}
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[RandomState(), ExactResume(), *callbacks],
+        **{**limits, **options.trainer, **overrides},
+    )
+
+
+@dataclass
+class Run:
+    """A finished (or crashed) fit."""
+
+    net: Net
+    trainer: L.Trainer
+
+    @property
+    def state(self) -> dict[str, Any]:
+        optimizer = self.trainer.optimizers[0].state_dict()
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler.state_dict()
+        return {"weights": self.net.state_dict(), "optimizer": optimizer, "scheduler": scheduler}
+
+
+def fit(
+    options: Options, *callbacks: L.Callback, resume: Path | None = None, fail_at: int | None = None, **overrides: Any
+) -> Run:
+    """Train as a fresh process would: new objects, and another seed where a checkpoint must bring the state."""
+    L.seed_everything(3 if resume is None else 99, verbose=False)
+    net, trainer = Net(fail_at), new_trainer(options, list(callbacks), **overrides)
+    train, val = loaders(options)
+    try:
+        trainer.fit(net, train, val, ckpt_path=resume)
+    except KeyError:
+        assert fail_at is not None
+    return Run(net, trainer)
+
+
+def assert_continues(run: Run, whole: Run, *, after: int) -> None:
+    """`run` did the steps of `whole` behind the first `after`, and ended in its state."""
+    assert run.net.steps == whole.net.steps[after:]
+    torch.testing.assert_close(run.state, whole.state, rtol=0, atol=0)
+
+
+EVERY_2 = Options({"val_check_interval": 2})
+WAYS = {
+    "validation in mid-epoch": EVERY_2,
+    "streams": Options({"val_check_interval": 2}, order="streams"),
+    "validation at epoch's end": Options(),
+    "no validation": Options({"limit_val_batches": 0}),
+    "validation across epochs": Options({"val_check_interval": 3, "check_val_every_n_epoch": None}),
+    "validation every second epoch": Options({"check_val_every_n_epoch": 2}),
+    "limited epochs": Options({"limit_train_batches": 3}),
+    "by epochs": Options({"max_steps": -1, "max_epochs": 3, "val_check_interval": 2}),
+    "by epochs without validation": Options({"max_steps": -1, "max_epochs": 3, "limit_val_batches": 0}),
+    "accumulation": Options({"max_steps": 7, "accumulate_grad_batches": 2, "val_check_interval": 2}),
+}
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_from_every_checkpoint(way, tmp_path):
+    """After each batch (first, middle, last but one, last, second epoch), each validation and each epoch's end."""
+    options = WAYS[way]
+    whole = fit(options, Everywhere(tmp_path))
+    tried = 0
+    for path in sorted(tmp_path.iterdir()):
+        after = int(path.name[:2])
+        if after < len(whole.net.steps) and not is_inside_window(path, options):
+            assert_continues(fit(options, resume=path), whole, after=after)
+            tried += 1
+    assert tried >= (6 if way == "accumulation" else 10)
+
+
+def is_inside_window(path: Path, options: Options) -> bool:
+    """Gradients that wait for their optimizer step are in no checkpoint; ModelCheckpoint by steps saves at none."""
+    batches = read_checkpoint(path)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    accumulate = options.trainer.get("accumulate_grad_batches", 1)
+    return bool(batches["current"]["processed"] % accumulate) and not batches["is_last_batch"]
+
+
+def test_model_checkpoint_by_steps_does_not_save_inside_an_accumulation_window(tmp_path):
+    options = WAYS["accumulation"]
+    whole = fit(options, ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1))
+    saved = sorted(tmp_path.glob("*.ckpt"))
+    assert len(saved) == options.trainer["max_steps"]
+    assert not any(is_inside_window(path, options) for path in saved)
+    assert whole.trainer.global_step == len(saved)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, pytest.param(6, marks=SLOW), 7, pytest.param(10, marks=SLOW), 11])
+@pytest.mark.parametrize("way", ["validation in mid-epoch", "no validation", "limited epochs"])
+def test_from_a_run_that_ended_earlier(way, stop, tmp_path):
+    """max_steps, max_time and signals close an epoch in its middle; the checkpoint is written behind `fit`."""
+    whole = fit(WAYS[way])
+    first = fit(WAYS[way], max_steps=stop)
+    assert first.net.steps == whole.net.steps[:stop]
+    first.trainer.save_checkpoint(tmp_path / "end.ckpt")
+    assert_continues(fit(WAYS[way], resume=tmp_path / "end.ckpt"), whole, after=stop)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=SLOW), 2])
+@pytest.mark.parametrize("stop", [3, 5, pytest.param(8, marks=SLOW)])
+def test_with_workers(workers, stop, tmp_path):
+    options = Options({"val_check_interval": 2}, workers=workers)
+    whole = fit(EVERY_2)
+    fit(options, ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1), max_steps=stop)
+    assert_continues(fit(options, resume=tmp_path / f"step={stop}.ckpt"), whole, after=stop)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning")  # meant: both runs are read again
+@pytest.mark.parametrize("way", ["validation in mid-epoch", "by epochs", "no validation"])
+@pytest.mark.parametrize("first_stop", [4, 5])
+def test_a_resume_of_a_resume(way, first_stop, tmp_path):
+    """Behind an epoch's last batch Lightning alone leaves its epochs uncounted, and the second resume wrong."""
+    options = WAYS[way]
+    whole = fit(options, Everywhere(tmp_path / "a"))
+    fit(options, Everywhere(tmp_path / "b"), resume=tmp_path / "a" / f"{first_stop:02d}-batch.ckpt")
+    second = [path for path in sorted((tmp_path / "b").iterdir()) if int(path.name[:2]) in (6, 9, 10)]
+    assert len(second) >= 4
+    for path in second:
+        assert_continues(fit(options, resume=path), whole, after=int(path.name[:2]))
+
+
+@pytest.mark.parametrize("crash", [3, 5, 9])
+def test_after_a_crash_it_continues_from_the_last_checkpoint(crash, tmp_path):
+    whole = fit(EVERY_2)
+    every_2 = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    crashed = fit(EVERY_2, every_2, fail_at=crash)
+    assert len(crashed.net.steps) == crash
+    last = crash - crash % 2
+    assert_continues(fit(EVERY_2, resume=tmp_path / f"step={last}.ckpt"), whole, after=last)
+
+
+@pytest.mark.parametrize("crash", [1, 3, 5, 9])
+def test_a_checkpoint_written_by_the_crash_loses_no_batch(crash, tmp_path):
+    whole = fit(EVERY_2)
+    on_crash = ModelCheckpoint(tmp_path, save_on_exception=True, save_top_k=0)
+    fit(EVERY_2, on_crash, fail_at=crash)
+    (path,) = tmp_path.glob("*.ckpt")
+    assert_continues(fit(EVERY_2, resume=path), whole, after=crash)

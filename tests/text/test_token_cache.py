@@ -1,0 +1,188 @@
+"""Token caches: content, damage, a full disk, and two processes at once."""
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lightning_app.errors import InputError
+from lightning_app.text import token_array, token_cache
+from lightning_app.text.corpus import Document
+from lightning_app.text.token_cache import prepare_tokens
+from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
+
+DOCUMENTS = [Document("ab c", name="one"), Document("é", name="two")]
+IDS = [97, 98, 32, 99, 256, 0xC3, 0xA9, 256]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("bytes")
+
+
+def folders(cache_dir) -> list:
+    return [path for path in cache_dir.iterdir() if path.is_dir()]
+
+
+def test_what_is_written(tmp_path, tokenizer):
+    tokens = prepare_tokens(DOCUMENTS, tokenizer, tmp_path)
+    assert tokens.ids.tolist() == IDS
+    assert tokens.ids.dtype == np.uint16
+    assert isinstance(tokens.ids, np.memmap)
+    assert not tokens.ids.flags.writeable
+    assert tokens.offsets.tolist() == [0, 5, 8]
+    assert tokens.offsets.dtype == np.int64
+    assert (tokens.n_documents, tokens.n_tokens, tokens.n_bytes, tokens.n_words, tokens.eot) == (2, 8, 6, 3, 256)
+    assert tokens.names == ["one", "two"]
+    assert tokens.prompt_lengths is None
+    assert tokens.document_of(np.array([[0, 4], [5, 7]])).tolist() == [[0, 0], [1, 1]]
+    manifest = json.loads((tokens.folder / "manifest.json").read_text())
+    assert manifest["n_characters"] == 5
+    assert manifest["tokenizer_fingerprint"] == tokenizer.fingerprint
+    assert sorted(os.listdir(tmp_path)) == [tokens.folder.name, tokens.folder.name + ".lock"]  # nothing temporary
+
+
+def test_pairs_keep_the_length_of_their_prompts(tmp_path, tokenizer):
+    tokens = prepare_tokens([Document("b", "a?"), Document("cd", "é")], tokenizer, tmp_path)
+    assert tokens.ids.tolist() == [97, 63, 98, 256, 0xC3, 0xA9, 99, 100, 256]
+    assert tokens.prompt_lengths.tolist() == [2, 2]
+    assert tokens.offsets.tolist() == [0, 4, 9]
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer):
+    for eot, dtype in ((65_535, np.uint16), (65_536, np.uint32)):
+        state = tokenizer.state() | {"specials": {"<|endoftext|>": eot}}
+        tokens = prepare_tokens(DOCUMENTS, Tokenizer.from_state(state), tmp_path)
+        assert tokens.ids.dtype == dtype
+        assert tokens.ids[-1] == eot
+
+
+def test_a_cache_is_reused_until_text_or_tokenizer_change(tmp_path, tokenizer, monkeypatch):
+    first = prepare_tokens(DOCUMENTS, tokenizer, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_write", None)  # would be called to write
+        assert prepare_tokens(iter(DOCUMENTS), tokenizer, tmp_path).folder == first.folder
+    other = Tokenizer.from_state(tokenizer.state() | {"specials": {"<|endoftext|>": 300}})
+    assert prepare_tokens(DOCUMENTS, other, tmp_path).folder != first.folder
+    changed = [Document("ab d", name="one"), DOCUMENTS[1]]
+    assert prepare_tokens(changed, tokenizer, tmp_path).folder != first.folder
+    moved = [Document("ab c", name="one"), Document("", name=""), DOCUMENTS[1]]
+    assert prepare_tokens(moved, tokenizer, tmp_path).folder != first.folder
+    assert prepare_tokens(DOCUMENTS, tokenizer, tmp_path, max_documents=1).ids.tolist() == IDS[:5]
+    assert len(folders(tmp_path)) == 5
+
+
+def test_pickles_name_the_folder(tmp_path, tokenizer):
+    tokens = prepare_tokens(DOCUMENTS, tokenizer, tmp_path)
+    data = pickle.dumps(tokens)
+    assert len(data) < 300
+    assert pickle.loads(data).ids.tolist() == IDS
+
+
+@pytest.mark.parametrize("check", [0, token_array.FULL_CHECK])  # 0: only the ends of files are hashed
+@pytest.mark.parametrize("damage", ["shorter", "changed", "no manifest", "bad manifest", "odd manifest", "no tokens"])
+def test_a_damaged_cache_is_written_anew_with_a_warning(tmp_path, tokenizer, caplog, monkeypatch, damage, check):
+    monkeypatch.setattr(token_array, "FULL_CHECK", check)
+    monkeypatch.setattr(token_array, "EDGE", 4)
+    folder = prepare_tokens(DOCUMENTS, tokenizer, tmp_path).folder
+    tokens, manifest = folder / "tokens.bin", folder / "manifest.json"
+    match damage:
+        case "shorter":
+            tokens.write_bytes(tokens.read_bytes()[:-2])
+        case "changed":
+            tokens.write_bytes(b"x" + tokens.read_bytes()[1:])
+        case "no manifest":
+            manifest.unlink()
+        case "bad manifest":
+            manifest.write_text(manifest.read_text()[:50])
+        case "odd manifest":
+            manifest.write_text("[1]")
+        case "no tokens":
+            tokens.unlink()
+    caplog.set_level(logging.WARNING)
+    assert prepare_tokens(DOCUMENTS, tokenizer, tmp_path).ids.tolist() == IDS
+    assert [record.message.split(" (")[0] for record in caplog.records] == [f"the token cache {folder} is damaged"]
+    caplog.clear()
+    prepare_tokens(DOCUMENTS, tokenizer, tmp_path)
+    assert caplog.records == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "sync", full)
+        with pytest.raises(InputError, match=r"no space left in .*cache: up to 16 bytes are needed, [\d,]+ are free"):
+            prepare_tokens(DOCUMENTS, tokenizer, tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert prepare_tokens(DOCUMENTS, tokenizer, tmp_path / "cache").ids.tolist() == IDS
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, tokenizer):
+    folder = prepare_tokens(DOCUMENTS, tokenizer, tmp_path).folder
+    folder.rename(tmp_path / f".{folder.name}.abc.tmp")
+    assert prepare_tokens(DOCUMENTS, tokenizer, tmp_path).ids.tolist() == IDS
+    assert folders(tmp_path) == [folder]
+
+
+def test_a_cache_dir_that_is_a_file_is_refused(tmp_path, tokenizer):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write into .*file"):
+        prepare_tokens(DOCUMENTS, tokenizer, tmp_path / "file")
+
+
+def test_nothing_and_mixtures_are_refused(tmp_path, tokenizer):
+    with pytest.raises(InputError, match="no documents"):
+        prepare_tokens([], tokenizer, tmp_path)
+    with pytest.raises(InputError, match="1 of 3 documents have a prompt"):
+        prepare_tokens([*DOCUMENTS, Document("a", "b")], tokenizer, tmp_path)
+
+
+def test_a_long_document_is_encoded_as_if_whole(tmp_path, tokenizer, monkeypatch):
+    text = "line of text\n" * 100
+    monkeypatch.setattr(token_cache.pieces, "__kwdefaults__", {"size": 50})
+    assert len(token_cache.pieces(text)) > 20
+    tokens = prepare_tokens([Document(text)], tokenizer, tmp_path)
+    assert tokens.ids.tolist() == [*text.encode(), 256]
+
+
+WRITER = """
+import sys
+from lightning_app.text.corpus import Document
+from lightning_app.text import token_cache
+from lightning_app.text.tokenizer import load_tokenizer
+write = token_cache._write
+def counted(*args):
+    print("wrote")
+    write(*args)
+token_cache._write = counted
+print("ready", flush=True)
+sys.stdin.readline()
+texts = [Document("some words of text " * 5000 + str(i)) for i in range(20)]
+path = sys.argv[1] + "/bpe.tiktoken"
+tokenizer = load_tokenizer(path, vocab_size=270, training_texts=lambda: [d.text for d in texts])
+print(token_cache.prepare_tokens(texts, tokenizer, sys.argv[1] + "/cache").n_tokens)
+"""
+
+
+def test_two_processes_at_once_write_once(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2  # both have imported
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    lines = [line for output, _ in outputs for line in output.split()]
+    assert sorted(lines)[-1] == "wrote"
+    assert lines.count("wrote") == 1
+    assert len(set(lines)) == 2  # both found the same number of tokens
+    assert len(folders(tmp_path / "cache")) == 1

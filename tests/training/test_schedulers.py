@@ -1,0 +1,63 @@
+import io
+
+import pytest
+import torch
+
+from lightning_app.errors import InputError
+from lightning_app.ops.schedule import warmup_cosine
+from lightning_app.training.schedulers import WarmupCosine
+
+
+def optimizer() -> torch.optim.Optimizer:
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (2.0, 3.0)]
+    return torch.optim.SGD(groups)
+
+
+def advance(scheduler: WarmupCosine, steps: int) -> list[list[float]]:
+    rates = []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr())
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def expected(start: int, steps: int, total_steps: int | None) -> list[list[float]]:
+    shape = {"warmup_steps": 3, "total_steps": total_steps, "min_ratio": 0.2}
+    return [[lr * warmup_cosine(step, **shape) for lr in (2.0, 3.0)] for step in range(start, start + steps)]
+
+
+def test_scales_every_group():
+    scheduler = WarmupCosine(optimizer(), warmup_steps=3, min_ratio=0.2, total_steps=8)
+    assert advance(scheduler, 10) == expected(0, 10, 8)
+
+
+def test_the_length_may_come_later():
+    scheduler = WarmupCosine(optimizer(), warmup_steps=3, min_ratio=0.2)
+    scheduler.set_total_steps(8)
+    assert advance(scheduler, 10) == expected(0, 10, 8)
+    assert advance(WarmupCosine(optimizer(), warmup_steps=3, min_ratio=0.2), 10) == expected(0, 10, None)
+
+
+@pytest.mark.parametrize("total_steps", [8, 12])
+def test_resume_is_exact_and_takes_the_shape_from_the_configuration(total_steps):
+    first = WarmupCosine(optimizer(), warmup_steps=3, min_ratio=0.2, total_steps=8)
+    advance(first, 5)
+    file = io.BytesIO()
+    torch.save({"scheduler": first.state_dict(), "optimizer": first.optimizer.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second = WarmupCosine(optimizer(), warmup_steps=3, min_ratio=0.2, total_steps=total_steps)
+    second.optimizer.load_state_dict(state["optimizer"])
+    second.load_state_dict(state["scheduler"])
+    assert advance(second, 5)[0] == first.get_last_lr()
+    assert advance(second, 3) == expected(10, 3, total_steps)
+
+
+def test_refuses():
+    with pytest.raises(InputError, match=r"warmup_steps is 100 but training ends after 20 steps"):
+        WarmupCosine(optimizer(), total_steps=20)
+    with pytest.raises(InputError, match="warmup_steps is 100 but training ends after 99"):
+        WarmupCosine(optimizer()).set_total_steps(99)
+    with pytest.raises(InputError, match=r"min_ratio 1\.5"):
+        WarmupCosine(optimizer(), min_ratio=1.5)
