@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import InputError
+from lightning_app.ops.tree import leaves
 
 LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
 
@@ -46,25 +47,41 @@ def _mistake(error: BaseException | None) -> InputError | None:
 
 
 def check_arguments(argv: Sequence[str]) -> None:
-    """Refuse what the parser would accept and then drop or overwrite without a word.
+    """Refuse what the parser would accept and then overwrite without a word.
 
     Raises:
         InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` does not have.
     """
-    given: dict[str, Any] = {}
-    for path in config_paths(argv):
-        config = _load(path)
-        if "dataloader" in config:
-            raise InputError(f"{path} has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`")
-        given |= dict(_leaves(config))
-    given |= dict(_options(argv))
+    given = given_options(argv)
     for key, value in given.items():
         name = key.rsplit(".", 1)[-1]
+        if key.startswith("dataloader."):
+            raise InputError("a config has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`")
         if key.startswith("model.") and name in LINKED and value != given.get(f"data.{name}"):
             raise InputError(
                 f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "
                 f"give data.{name} alone, the model takes it from there"
             )
+
+
+def given_options(argv: Sequence[str]) -> dict[str, Any]:
+    """Value by dotted key of all that the configs and the command line say, later ones over earlier ones."""
+    given: dict[str, Any] = {}
+    for path in config_paths(argv):
+        given |= dict(leaves(_load(path)))
+    return given | dict(_options(argv))
+
+
+def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Given options that the parsed config does not have: those of a class that a later config replaced by another."""
+
+    def plain(key: str) -> str:
+        return key.replace(".init_args", "").replace(".dict_kwargs", "").removesuffix("+")
+
+    known = {plain(key) for key, _ in leaves(config)}
+    parents = {plain(key) for key, value in leaves(config) if value is None}
+    lost = [key for key in given if plain(key) not in known and key.rsplit(".", 1)[-1] not in LINKED]
+    return [key for key in lost if not any(plain(key).startswith(f"{parent}.") for parent in parents)]
 
 
 def config_paths(argv: Sequence[str]) -> list[Path]:
@@ -107,11 +124,3 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _configs() -> str:
     return ", ".join(str(p) for p in sorted(Path("configs").rglob("*.yaml"))) or "none in ./configs"
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

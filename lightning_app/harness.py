@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.predictions import PredictionWriter
@@ -22,7 +22,7 @@ from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.throughput import Throughput
-from lightning_app.cli import LINKED
+from lightning_app.cli import LINKED, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.inference.closing import close_run
 from lightning_app.modules.base import LanguageModule
@@ -36,6 +36,7 @@ THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
     r".*is not supported by the model summary",  # it counts bytes as if in float32
     r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    r"Couldn't infer the batch indices",  # of our loader; nobody asks for them
     r"The dirpath has changed from",  # a run that goes on from a checkpoint elsewhere has no best one yet
 )
 
@@ -112,7 +113,11 @@ class Harness(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.backbone.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's, with a warning where an option was dropped because a later config chose another class."""
         self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand].as_dict()
+        for key in without_effect(given_options(args), options):
+            rank_zero_warn(f"{key} was given and has no effect: a later config chose another class, which has no such option")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's hyperparameters: the command line counts."""
@@ -129,8 +134,9 @@ class Harness(LightningCLI):
         torch.set_float32_matmul_precision(precision)
         if options.tune_allocator:
             tune_allocator()
-        options.ckpt_path = find_checkpoint(options.get("ckpt_path"), Path(options.runs_dir) / options.name)
-        if options.ckpt_path and options.init_from:
+        if options.get("ckpt_path"):
+            options.ckpt_path = find_checkpoint(options.ckpt_path, Path(options.runs_dir) / options.name)
+        if options.get("ckpt_path") and options.init_from:
             raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -147,7 +153,7 @@ class Harness(LightningCLI):
         """A new version, or the folder of the run that the checkpoint belongs to."""
         options = self._options
         version = None
-        if options.ckpt_path:
+        if options.get("ckpt_path"):
             run = Path(options.ckpt_path).resolve().parent.parent
             if run.parent == (Path(options.runs_dir) / options.name).resolve() and re.fullmatch(r"version_\d+", run.name):
                 version = run.name
@@ -186,7 +192,7 @@ def default_callbacks() -> list[L.Callback]:
     ]
 
 
-def find_checkpoint(path: str | None, runs: Path) -> str | None:
+def find_checkpoint(path: str, runs: Path) -> str:
     """A path as it is; "last" or "best": that of the newest version in `runs` that has one.
 
     Raises:
@@ -197,7 +203,7 @@ def find_checkpoint(path: str | None, runs: Path) -> str | None:
         if not found:
             raise InputError(f"there is no {path}.ckpt in {runs}/version_*/checkpoints: train first, or give a path")
         return str(found[-1])
-    if path is not None and not Path(path).exists():
+    if not Path(path).exists():
         near = sorted(str(p) for p in runs.glob("version_*/checkpoints/*.ckpt"))
         raise InputError(f"there is no checkpoint {path}; those of this run: {', '.join(near) or 'none'}")
     return path

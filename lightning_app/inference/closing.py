@@ -20,6 +20,7 @@ from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
+from lightning_app.ops.tree import leaves
 from lightning_app.reporting.curves import best_validation, draw_loss, series
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
@@ -138,14 +139,9 @@ def _record(
     RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
     config = path / "config.yaml"
     if config.is_file():
-        flat = dict(_flatten(yaml.safe_load(config.read_text(encoding="utf-8"))))
+        options = leaves(yaml.safe_load(config.read_text(encoding="utf-8")))
+        flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(flat, {f"best/{name}": value for name, value in measures.items()})
-
-
-def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and plain values; what is not plain becomes text."""
-    if not isinstance(tree, dict):
-        return [(prefix[:-1], tree if isinstance(tree, int | float | str | bool) else str(tree))]
-    return [leaf for key, value in tree.items() for leaf in _flatten(value, f"{prefix}{key}.")]
+                logger.finalize("success")  # the fit has closed it before

@@ -27,7 +27,9 @@ def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     state = checkpoint.get(TextDataModule.__qualname__)
     if state is None:
         raise InputError(f"{path} holds no tokenizer: it was not trained on a TextDataModule")
-    return module.eval(), Tokenizer.from_state(state["tokenizer"])
+    tokenizer = Tokenizer.from_state(state["tokenizer"])
+    module.use_tokenizer(tokenizer)
+    return module.eval(), tokenizer
 
 
 def _build(checkpoint: dict[str, Any], path: str | Path) -> LanguageModule:

@@ -21,6 +21,7 @@ from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.modules.measures import LanguageMeasures
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.schedulers import WarmupCosine
 
 Batch = dict[str, Tensor]
@@ -226,14 +227,18 @@ class LanguageModule(L.LightningModule, ABC):
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
             self._check_sizes(data)
-            self._real_ids = data.tokenizer.vocab_size
-            token_bytes = torch.zeros(self.backbone.vocab_size, dtype=torch.int64)
-            token_bytes[: self._real_ids] = torch.from_numpy(data.tokenizer.token_bytes()).long()
-            self._token_bytes = token_bytes.to(self.device)
+            self.use_tokenizer(data.tokenizer)
             if stage == "fit":
                 self._warn_if_it_can_only_memorise(data)
         if self._compile:
             self._run = torch.compile(self._run_backbone)
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Learn which ids are real (spare ones are never drawn) and how many bytes each stands for."""
+        self._real_ids = tokenizer.vocab_size
+        token_bytes = torch.zeros(self.backbone.vocab_size, dtype=torch.int64)
+        token_bytes[: self._real_ids] = torch.from_numpy(tokenizer.token_bytes()).long()
+        self._token_bytes = token_bytes.to(self.device)
 
     def _check_sizes(self, data: TextDataModule) -> None:
         if data.vocab_size != self.backbone.vocab_size:

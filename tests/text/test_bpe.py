@@ -9,6 +9,7 @@ import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
 from lightning_app.errors import InputError
+from lightning_app.text import bpe, files
 from lightning_app.text.bpe import (
     GPT2_PATTERN,
     byte_symbols,
@@ -127,13 +128,21 @@ def test_the_users_own_file_is_never_overwritten(tmp_path, prose):
     assert read_ranks(trained) == BYTES
 
 
-def test_a_crash_between_sidecar_and_file_trains_again(tmp_path, prose):
+def test_a_crash_while_training_anew_leaves_nothing_that_passes_for_the_users(tmp_path, prose, monkeypatch):
     path = tmp_path / "bpe.tiktoken"
     ensure_trained(path, vocab_size=300, texts=lambda: prose)
-    expected = path.read_bytes()
-    path.unlink()
-    ensure_trained(path, vocab_size=300, texts=lambda: prose)
-    assert path.read_bytes() == expected
+
+    def crash_at_the_ranks(target, data):
+        if target == path:
+            raise KeyboardInterrupt
+        files.write_atomic(target, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bpe, "write_atomic", crash_at_the_ranks)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_trained(path, vocab_size=310, texts=lambda: prose)
+    ensure_trained(path, vocab_size=310, texts=lambda: prose)
+    assert len(read_ranks(path)) == 309
 
 
 def test_impossible_training_is_refused(tmp_path, prose):

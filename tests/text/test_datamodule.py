@@ -180,6 +180,14 @@ def test_prepare_data_retrains_on_a_changed_text_but_evaluation_does_not(make, f
     assert (folder / "t.tiktoken").read_bytes() != first
 
 
+def test_prepare_data_reads_changed_files(make, folder):
+    data = make()
+    before = len(data.dataset("train"))
+    (folder / "train" / "9.txt").write_text("more text " * 10)
+    data.prepare_data()
+    assert len(data.dataset("train")) > before
+
+
 def test_the_checkpoint_holds_the_tokenizer_and_refuses_another(make, folder, tmp_path):
     data = make()
     torch.save(data.state_dict(), tmp_path / "state.pt")
