@@ -1,0 +1,81 @@
+"""Every YAML in configs/ parses, and those that need no download run two steps."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_app.callbacks.run_log import read_log
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
+NEEDS_DOWNLOAD = {"article_gpt_162m", "article_gpt_seed"}
+IN_OTHER_TESTS = {"ddp", "fsdp"}  # two processes: tests/test_ddp.py; several GPUs: not here
+
+Main = Callable[..., None]
+
+
+def words(path: Path) -> list[str]:
+    base = "article_gpt_162m" if path.stem == "fsdp" else "article_gpt"
+    first = [] if path in CONFIGS else ["--config", f"configs/{base}.yaml"]
+    return [*first, "--config", str(path.relative_to(ROOT))]
+
+
+def test_all_are_found():
+    assert len(CONFIGS) == 3
+    assert len(OVERLAYS) == 3
+
+
+@pytest.mark.parametrize("path", CONFIGS + OVERLAYS, ids=lambda p: p.stem)
+def test_it_says_what_it_is_for(path: Path):
+    head = path.read_text().split("\n\n")[0]
+    assert head.startswith("# Purpose:")
+    assert f"python main.py fit {' '.join(words(path))}" in head
+
+
+@pytest.mark.parametrize("path", CONFIGS + OVERLAYS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "prepare"])
+def test_it_parses_for_every_command(path: Path, command: str, main: Main, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
+        main(command, *words(path), "--print_config")
+    assert stopped.value.code == 0
+    config = yaml.safe_load(printed.getvalue())
+    assert config["model"]["class_path"] == "lightning_app.modules.ArticleGPT"
+    assert "vocab_size" not in config["model"]["init_args"]["backbone"].get("init_args", {})  # linked, not repeated
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in CONFIGS + OVERLAYS if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS],
+    ids=lambda p: p.stem,
+)
+@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
+@pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly")
+def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(ROOT)
+    main(
+        "fit",
+        *words(path),
+        *("--runs_dir", tmp_path, "--data.cache_dir", tmp_path / "cache", "--data.tokenizer", tmp_path / "own.tiktoken"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.val_check_interval", 2),
+        *("--trainer.limit_val_batches", 1, "--tune_allocator", "false"),
+    )
+    (run,) = tmp_path.glob("*/version_0")
+    assert [r["step"] for r in read_log(run) if "val/ce" in r and "event" not in r] == [2]
+
+
+@pytest.mark.filterwarnings("ignore:the run has 50 steps")
+def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(ROOT)
+    main(
+        "fit",
+        *("--config", "configs/article_gpt_seed.yaml", "--data.tokenizer", "bytes", "--data.cache_dir", tmp_path / "cache"),
+        *("--runs_dir", tmp_path, "--trainer.accelerator", "cpu", "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 2),
+    )
+    assert read_log(tmp_path / "article_gpt_seed" / "version_0")[-1]["step"] == 50  # 100 windows in batches of 2
