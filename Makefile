@@ -29,7 +29,7 @@ evaluate: .venv/user ## validate the best checkpoint of the last `make train`
 	$(BIN)/python main.py validate --config configs/article_gpt.yaml --ckpt_path best
 
 generate: .venv/user ## continue PROMPT with the best checkpoint of the last `make train`
-	$(BIN)/python main.py generate --ckpt_path best --prompt "$(or $(PROMPT),Backpropagation is)"
+	$(BIN)/python main.py generate --ckpt_path best --runs_dir runs/article_gpt --prompt "$(or $(PROMPT),Backpropagation is)"
 
 test: .venv/user ## the tests (under 6 minutes on 2 cores)
 	$(BIN)/python -m pytest

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Contestant, Row, Run, Table, Timings, check_equal, compare, main, matmul_rate, ratio_row
+from benchmarks.common import Run
 from benchmarks.peers import huggingface_gpt2, litgpt_gpt, seeded_decoder
 from lightning_app.models.backbone import Backbone
 from lightning_app.ops.losses import IGNORE, cross_entropy
@@ -43,7 +43,9 @@ def batches(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     frequencies = 1 / torch.arange(1, shape.vocab_size + 1)
     while True:
-        draws = torch.multinomial(frequencies, shape.batch_size * shape.block_size, replacement=True, generator=generator)
+        draws = torch.multinomial(
+            frequencies, shape.batch_size * shape.block_size, replacement=True, generator=generator
+        )
         ids = draws.view(shape.batch_size, shape.block_size)
         yield ids, torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORE)], dim=1)
 
@@ -58,7 +60,11 @@ def training(
     torch.set_float32_matmul_precision(matmul)
     variant = {"positions": "rotary", "tie_weights": False} if rotary else {}
     decoder = seeded_decoder(**shape.decoder_options(), dropout=dropout if side == "ours" else 0.0, **variant)
-    model = {"ours": lambda: decoder, "hf": lambda: huggingface_gpt2(decoder, dropout=dropout), "litgpt": lambda: litgpt_gpt(decoder)}[side]()
+    model = {
+        "ours": lambda: decoder,
+        "hf": lambda: huggingface_gpt2(decoder, dropout=dropout),
+        "litgpt": lambda: litgpt_gpt(decoder),
+    }[side]()
     del decoder
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-4, fused=fused or None)
     data = batches(shape)

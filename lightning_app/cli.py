@@ -56,7 +56,9 @@ def check_arguments(argv: Sequence[str]) -> None:
     for key, value in given.items():
         name = key.rsplit(".", 1)[-1]
         if key.startswith("dataloader."):
-            raise InputError("a config has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`")
+            raise InputError(
+                "a config has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`"
+            )
         if key.startswith("model.") and name in LINKED and value != given.get(f"data.{name}"):
             raise InputError(
                 f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "

@@ -28,9 +28,8 @@ from lightning_app.inference.closing import close_run
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
-
 
 THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
@@ -107,7 +106,10 @@ class Harness(LightningCLI):
             help="Keep freed memory (Linux with glibc): faster steps on a CPU for 30 to 50 %% more memory.",
         )
         parser.add_argument(
-            "--save_every_n_steps", type=int, default=500, help="Steps between two last.ckpt; one more at each validation."
+            "--save_every_n_steps",
+            type=int,
+            default=500,
+            help="Steps between two last.ckpt; one more at each validation.",
         )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.backbone.init_args.{name}", apply_on="instantiate")
@@ -117,7 +119,9 @@ class Harness(LightningCLI):
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand].as_dict()
         for key in without_effect(given_options(args), options):
-            rank_zero_warn(f"{key} was given and has no effect: a later config chose another class, which has no such option")
+            rank_zero_warn(
+                f"{key} was given and has no effect: a later config chose another class, which has no such option"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's hyperparameters: the command line counts."""
@@ -146,7 +150,9 @@ class Harness(LightningCLI):
             kwargs["plugins"] = [AtomicCheckpointIO()]
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
-        trainer.callbacks += [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
+        last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
+        # RandomState first: what other callbacks draw lies outside the training's stream.
+        trainer.callbacks = [RandomState(), ExactResume(), *trainer.callbacks, *last]
         return trainer
 
     def _logger(self) -> TensorBoardLogger:
@@ -155,17 +161,27 @@ class Harness(LightningCLI):
         version = None
         if options.get("ckpt_path"):
             run = Path(options.ckpt_path).resolve().parent.parent
-            if run.parent == (Path(options.runs_dir) / options.name).resolve() and re.fullmatch(r"version_\d+", run.name):
+            if run.parent == (Path(options.runs_dir) / options.name).resolve() and re.fullmatch(
+                r"version_\d+", run.name
+            ):
                 version = run.name
         return TensorBoardLogger(options.runs_dir, name=options.name, version=version, default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
-        if self.subcommand == "fit" and self._options.init_from:
-            checkpoint = read_checkpoint(self._options.init_from)
+        """Take the tokenizer that a checkpoint was trained with, and for `--init_from` its weights."""
+        path = self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
+        if not path or not Path(path).is_file():  # a sharded checkpoint is a folder
+            return
+        checkpoint = read_checkpoint(path, mmap=True)
+        tokenizer = checkpoint.get(TextDataModule.__qualname__)
+        if tokenizer:
+            self.datamodule.adopt_tokenizer(tokenizer)
+        if path == self._options.init_from:
             self.model.on_load_checkpoint(checkpoint)
             self.model.load_state_dict(checkpoint["state_dict"])
             self.datamodule.prepare_data()
-            self.datamodule.load_state_dict(checkpoint[type(self.datamodule).__qualname__])
+            if tokenizer:
+                self.datamodule.load_state_dict(tokenizer)
 
     def before_fit(self) -> None:
         if self._options.ckpt_path:
@@ -180,10 +196,8 @@ class Harness(LightningCLI):
 
 
 def default_callbacks() -> list[L.Callback]:
-    """What every run has, whatever its YAML adds; `LastCheckpoint` comes on top, with its option."""
+    """What every run has, whatever its YAML adds, besides those that `instantiate_trainer` puts first and last."""
     return [
-        RandomState(),  # first: what others draw lies outside the training's stream
-        ExactResume(),
         RunLog(),
         Throughput(),
         ProgressLine(),
@@ -192,26 +206,11 @@ def default_callbacks() -> list[L.Callback]:
     ]
 
 
-def find_checkpoint(path: str, runs: Path) -> str:
-    """A path as it is; "last" or "best": that of the newest version in `runs` that has one.
-
-    Raises:
-        InputError: there is none.
-    """
-    if path in ("last", "best"):
-        found = sorted(runs.glob(f"version_*/checkpoints/{path}.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise InputError(f"there is no {path}.ckpt in {runs}/version_*/checkpoints: train first, or give a path")
-        return str(found[-1])
-    if not Path(path).exists():
-        near = sorted(str(p) for p in runs.glob("version_*/checkpoints/*.ckpt"))
-        raise InputError(f"there is no checkpoint {path}; those of this run: {', '.join(near) or 'none'}")
-    return path
-
-
 def run(argv: Sequence[str]) -> None:
     """Parse and carry out one command."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda line: "litlogger" not in line.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda line: "litlogger" not in line.getMessage()
+    )
     for message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message)
     Harness(argv)

@@ -10,10 +10,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no retries without a network
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
 
-import lightning  # noqa: E402, F401  (its log writes to the stderr that it finds when it is imported)
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
+import lightning  # noqa: F401  (its log writes to the stderr that it finds when it is imported)
+import pytest
+import torch
+import yaml
 
 torch.set_num_threads(1)
 
@@ -73,7 +73,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with two texts and `tiny.yaml`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    words = "the model learns what the teacher shows and forgets what nobody asks about again".split()
+    words = [
+        "the",
+        "model",
+        "learns",
+        "what",
+        "the",
+        "teacher",
+        "shows",
+        "and",
+        "forgets",
+        "what",
+        "nobody",
+        "asks",
+        "about",
+        "again",
+    ]
     text = " ".join(words[(i * i + i // 7) % len(words)] for i in range(400))
     (tmp_path / "train.txt").write_text(text + "\n")
     (tmp_path / "val.txt").write_text(" ".join(reversed(text.split()[:60])) + "\n")

@@ -62,7 +62,14 @@ def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_
     main(
         "fit",
         *words(path),
-        *("--runs_dir", tmp_path, "--data.cache_dir", tmp_path / "cache", "--data.tokenizer", tmp_path / "own.tiktoken"),
+        *(
+            "--runs_dir",
+            tmp_path,
+            "--data.cache_dir",
+            tmp_path / "cache",
+            "--data.tokenizer",
+            tmp_path / "own.tiktoken",
+        ),
         *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.val_check_interval", 2),
         *("--trainer.limit_val_batches", 1, "--tune_allocator", "false"),
     )
@@ -75,7 +82,23 @@ def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     main(
         "fit",
-        *("--config", "configs/article_gpt_seed.yaml", "--data.tokenizer", "bytes", "--data.cache_dir", tmp_path / "cache"),
-        *("--runs_dir", tmp_path, "--trainer.accelerator", "cpu", "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 2),
+        *(
+            "--config",
+            "configs/article_gpt_seed.yaml",
+            "--data.tokenizer",
+            "bytes",
+            "--data.cache_dir",
+            tmp_path / "cache",
+        ),
+        *(
+            "--runs_dir",
+            tmp_path,
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.max_epochs",
+            1,
+            "--trainer.limit_val_batches",
+            2,
+        ),
     )
     assert read_log(tmp_path / "article_gpt_seed" / "version_0")[-1]["step"] == 50  # 100 windows in batches of 2

@@ -17,7 +17,11 @@ def command(*words: object) -> str:
     """`python main.py ...` in a process of its own (its ranks start themselves by this command line)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, ROOT / "main.py", *map(str, words)], capture_output=True, text=True, env=environment, timeout=240
+        [sys.executable, ROOT / "main.py", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

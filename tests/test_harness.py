@@ -15,7 +15,10 @@ from lightning_app.modules import ArticleGPT
 Config = Callable[..., str]
 Main = Callable[..., None]
 RUN = Path("runs/tiny/version_0")
-SAMPLES = {"class_path": "lightning_app.callbacks.Samples", "init_args": {"prompts": ["the model"], "max_new_tokens": 5}}
+SAMPLES = {
+    "class_path": "lightning_app.callbacks.Samples",
+    "init_args": {"prompts": ["the model"], "max_new_tokens": 5},
+}
 
 
 def weights(path: Path | str) -> dict[str, torch.Tensor]:
@@ -29,12 +32,28 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def test_a_fit_leaves_one_folder_with_everything_in_it(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
     main("fit", "--config", config({"trainer": {"callbacks": [SAMPLES]}}))
     files = {str(path.relative_to(RUN)) for path in RUN.rglob("*") if path.is_file()}
-    wanted = {"config.yaml", "log.jsonl", "loss.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/best.txt"}
+    wanted = {
+        "config.yaml",
+        "log.jsonl",
+        "loss.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "samples/best.txt",
+    }
     assert wanted <= files
     assert {"samples/step_000003.txt", "samples/step_000006.txt"} <= files
     assert any("events.out.tfevents" in name for name in files)
     printed = capsys.readouterr().out
-    for row in ("val loss", "perplexity", "bits per byte", "the compressor", "accuracy", "speed", "verbatim", "sample 3"):
+    for row in (
+        "val loss",
+        "perplexity",
+        "bits per byte",
+        "the compressor",
+        "accuracy",
+        "speed",
+        "verbatim",
+        "sample 3",
+    ):
         assert row in printed
     for path in re.findall(r"runs/tiny/\S+", printed.split("best checkpoint")[1]):
         assert Path(path).exists(), path
@@ -92,7 +111,15 @@ def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
 
 def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config):
     main("fit", "--config", config({}))
-    main("fit", "--config", config({"name": "more"}), "--init_from", RUN / "checkpoints/last.ckpt", "--trainer.max_steps", 2)
+    main(
+        "fit",
+        "--config",
+        config({"name": "more"}),
+        "--init_from",
+        RUN / "checkpoints/last.ckpt",
+        "--trainer.max_steps",
+        2,
+    )
     checkpoint = torch.load("runs/more/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     steps = [state["step"].item() for state in checkpoint["optimizer_states"][0]["state"].values()]
@@ -125,7 +152,9 @@ def test_validation_changes_no_training_state(main: Main, config: Config):
     often, never = config({"name": "often"}, "often.yaml"), config({"name": "never"}, "never.yaml")
     main("fit", "--config", often, "--trainer.val_check_interval", 1)
     main("fit", "--config", never, "--trainer.limit_val_batches", 0)
-    assert same(weights("runs/often/version_0/checkpoints/last.ckpt"), weights("runs/never/version_0/checkpoints/last.ckpt"))
+    assert same(
+        weights("runs/often/version_0/checkpoints/last.ckpt"), weights("runs/never/version_0/checkpoints/last.ckpt")
+    )
 
 
 def test_generate_needs_the_checkpoint_alone(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
@@ -172,7 +201,13 @@ def test_an_option_that_a_second_config_drops_is_warned_about(main: Main, config
 
 
 def test_without_a_logger_nothing_is_written(main: Main, config: Config):
-    main("fit", "--config", config({"trainer": {"logger": False, "enable_checkpointing": True}}), "--trainer.max_steps", 2)
+    main(
+        "fit",
+        "--config",
+        config({"trainer": {"logger": False, "enable_checkpointing": True}}),
+        "--trainer.max_steps",
+        2,
+    )
     assert not Path("runs").exists()
     assert not Path("config.yaml").exists()
 

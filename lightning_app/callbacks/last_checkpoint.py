@@ -34,6 +34,9 @@ class LastCheckpoint(Checkpoint):
         folder = trainer.log_dir if stage == "fit" and trainer.loggers else None
         self.path = Path(folder) / "checkpoints" / "last.ckpt" if folder else None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step, self._whole, self._due = trainer.global_step, True, False
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes the rows of `predict_step` as they come, with the number of the sequence in data order.
+    """Writes the rows of `predict_step` as they come: the sequences in data order.
 
     With several ranks each writes a file of its own, `predictions.rank1.jsonl` and so on, with its share of the sequences.
     """

@@ -22,11 +22,16 @@ def _plain(value: float) -> float | int | None:
 
 
 class JSONLinesLogger(Logger):
-    """Appends to `path`, line by line, so that a killed run keeps what it logged. `step` counts the optimizer steps done."""
+    """Appends to `path`, line by line, so that a killed run keeps what it logged. `step` counts the optimizer steps done.
 
-    def __init__(self, path: Path):
+    Args:
+        path: of the file.
+        event: what the numbers belong to if not to training, such as "test"; they are then no part of its curves.
+    """
+
+    def __init__(self, path: Path, event: str | None = None):
         super().__init__()
-        self.path = path
+        self.path, self.event = path, event
 
     @property
     def name(self) -> str:
@@ -44,7 +49,8 @@ class JSONLinesLogger(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         done = None if step is None else step + 1  # Lightning numbers the steps from 0
-        self.write({"step": done, **{name: _plain(value) for name, value in metrics.items()}})
+        head = {"event": self.event} if self.event else {"step": done}
+        self.write({**head, **{name: _plain(value) for name, value in metrics.items()}})
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The resolved config has a file of its own."""
@@ -58,9 +64,10 @@ class RunLog(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # on all ranks: the trainer broadcasts it
+        event = None if stage == "fit" else str(stage)
         has_one = any(isinstance(logger, JSONLinesLogger) for logger in trainer.loggers)
         if folder and trainer.loggers and not has_one and not trainer.fast_dev_run:
-            trainer.loggers = [*trainer.loggers, JSONLinesLogger(Path(folder) / FILE_NAME)]
+            trainer.loggers = [*trainer.loggers, JSONLinesLogger(Path(folder) / FILE_NAME, event)]
 
     @staticmethod
     def event(trainer: L.Trainer, name: str, **fields: Any) -> None:

@@ -75,7 +75,8 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
     module, tokenizer = load_module(path)
     prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
     continuations = [
-        prompts[i % len(prompts)] + "".join(continue_text(prompts[i % len(prompts)], module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i)))
+        prompts[i % len(prompts)]
+        + "".join(continue_text(prompts[i % len(prompts)], module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i)))
         for i in range(SAMPLES)
     ]
     (path.parent.parent / "samples").mkdir(exist_ok=True)
@@ -115,17 +116,35 @@ def _rows(
             ("perplexity", f"{best['val/ppl']:.2f}"),
             ("bits per byte", f"{best['val/bpb']:.3f}" if "val/bpb" in best else "unknown"),
         ]
-    rows.append(("  the compressor", f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed"))
+    rows.append(
+        ("  the compressor", f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed")
+    )
     if best is not None:
         rows += [("accuracy", f"{best['val/acc']:.3f}"), ("macro F1", f"{best['val/f1']:.3f}")]
     rates = series(records, "tokens_per_s")[1]
-    rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else "not measured: fewer steps than log_every_n_steps"))
+    rows.append(
+        (
+            "speed",
+            f"{statistics.median(rates):,.0f} tokens/s"
+            if rates
+            else "not measured: fewer steps than log_every_n_steps",
+        )
+    )
     if sampled is not None:
-        rows.append(("verbatim", f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens stand in the training text"))
+        rows.append(
+            (
+                "verbatim",
+                f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens stand in the training text",
+            )
+        )
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
     rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
     events = sorted(path.glob("events.out.tfevents*"))
-    rows += [("loss picture", str(path / "loss.png")), ("config", str(path / "config.yaml")), ("log", str(path / "log.jsonl"))]
+    rows += [
+        ("loss picture", str(path / "loss.png")),
+        ("config", str(path / "config.yaml")),
+        ("log", str(path / "log.jsonl")),
+    ]
     rows += [("samples", str(path / "samples"))] * (path / "samples").is_dir()
     return rows + [("TensorBoard", f"{events[-1]}" if events else "no events")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,7 @@ from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint_io import find_checkpoint
 
 
 def continue_text(
@@ -59,11 +61,14 @@ def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     defaults = GenerationOptions()
     parser = argparse.ArgumentParser(prog="main.py generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint of a fit; nothing else is needed")
+    parser.add_argument(
+        "--ckpt_path", required=True, help="a checkpoint of a fit; best or last: the newest in RUNS_DIR"
+    )
+    parser.add_argument("--runs_dir", default="runs", help="where best and last are looked for, in all folders below")
     parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
     parser.add_argument("--max_new_tokens", type=int, default=defaults.max_new_tokens)
     parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
-    parser.add_argument("--top_k", type=int, default=50, help="only among the k most likely tokens")
+    parser.add_argument("--top_k", type=int, default=50, help="only among the k most likely tokens; 0: all")
     parser.add_argument("--top_p", type=float, default=defaults.top_p, help="nucleus sampling")
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="sample i draws with seed + i")
@@ -77,7 +82,7 @@ def command(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     if args.num_samples < 1 or "" in args.stop:
         raise InputError(f"num_samples is {args.num_samples} and stop {args.stop}: at least 1 sample, no empty stop")
-    module, tokenizer = load_module(args.ckpt_path)
+    module, tokenizer = load_module(find_checkpoint(args.ckpt_path, Path(args.runs_dir)))
     try:
         module.to(args.device)
     except (RuntimeError, AssertionError) as error:
@@ -85,7 +90,9 @@ def command(argv: Sequence[str]) -> None:
     for i in range(args.num_samples):
         if args.num_samples > 1:
             print(f"--- sample {i + 1}, seed {args.seed + i}")
-        options = GenerationOptions(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed + i)
+        options = GenerationOptions(
+            args.max_new_tokens, args.temperature, args.top_k or None, args.top_p, args.seed + i
+        )
         print(args.prompt, end="", flush=True)
         for piece in continue_text(args.prompt, module, tokenizer, options, stop=args.stop):
             print(piece, end="", flush=True)

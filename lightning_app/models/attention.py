@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.models.dropout import dropout as drop
+
 Kernel = Literal["auto", "sdpa", "matmul"]
 MATMUL_UP_TO = 512  # positions: on CPUs without AMX plain matmul beats SDPA in bf16 below this (docs/benchmarks.md)
 
@@ -21,12 +23,19 @@ def _cpu_has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def choose_kernel(kernel: Kernel, *, dtype: torch.dtype, device_type: str, length: int) -> Kernel:
-    """`auto` -> "matmul" for half precision on a CPU without AMX up to 512 positions, else "sdpa"."""
+def choose_kernel(
+    kernel: Kernel, *, dtype: torch.dtype, device_type: str, length: int, dropout: float = 0.0
+) -> Literal["sdpa", "matmul"]:
+    """`auto` -> "matmul" on a CPU with dropout, or without AMX in half precision up to 512 positions; else "sdpa".
+
+    SDPA's fast kernel on CPUs knows no dropout; without it, it always wins in fp32.
+    """
     if kernel != "auto":
         return kernel
-    half_on_cpu = device_type == "cpu" and dtype in (torch.bfloat16, torch.float16)
-    return "matmul" if half_on_cpu and length <= MATMUL_UP_TO and not _cpu_has_amx() else "sdpa"
+    if device_type != "cpu":
+        return "sdpa"
+    short_half = dtype in (torch.bfloat16, torch.float16) and length <= MATMUL_UP_TO and not _cpu_has_amx()
+    return "matmul" if dropout > 0 or short_half else "sdpa"
 
 
 def visible(mask: Tensor | None, *, new: int, total: int, device: torch.device) -> Tensor:
@@ -61,7 +70,8 @@ def attend(
         dropout: probability of dropping an attention weight; 0 outside of training.
     """
     T, S = q_BHTK.shape[-2], k_BHSK.shape[-2]
-    chosen = choose_kernel(kernel, dtype=q_BHTK.dtype, device_type=q_BHTK.device.type, length=S)
+    device_type = q_BHTK.device.type
+    chosen = choose_kernel(kernel, dtype=q_BHTK.dtype, device_type=device_type, length=S, dropout=dropout)
     if chosen == "matmul" and T > 1:
         return _matmul_attention(q_BHTK, k_BHSK, v_BHSK, mask=mask, dropout=dropout)
     if mask is None and T in (1, S):  # SDPA's own causal mask is aligned to the first key: right only without a cache
@@ -71,10 +81,13 @@ def attend(
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
-    scores_BHTS = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    """Each pass over the scores counts: a bias is added rather than a mask filled, and autocast is left (its softmax is in
+    fp32 and copies; the one here reads and writes half precision and sums in fp32)."""
     seen = visible(mask, new=q.shape[-2], total=k.shape[-2], device=q.device)
-    weights_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf).softmax(-1).to(v.dtype)
-    return F.dropout(weights_BHTS, dropout, training=dropout > 0) @ v
+    bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf)
+    with torch.autocast(q.device.type, enabled=False):
+        scores_BHTS = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+        return drop(scores_BHTS.softmax(-1), dropout) @ v
 
 
 class KVCache:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.attention import Kernel, KVCache, attend
 from lightning_app.models.backbone import Backbone, HiddenStates
+from lightning_app.models.dropout import Dropout
 
 
 def rotary_tables(head_size: int, length: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
@@ -83,10 +84,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, attention: CausalSelfAttention, mlp: FeedForward, norms: tuple[nn.Module, nn.Module], dropout: float):
+    def __init__(
+        self, attention: CausalSelfAttention, mlp: FeedForward, norms: tuple[nn.Module, nn.Module], dropout: float
+    ):
         super().__init__()
         self.ln_1, self.attn, self.ln_2, self.mlp = norms[0], attention, norms[1], mlp
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, **attention: Any) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attn(self.ln_1(x_BTD), **attention))
@@ -154,7 +157,9 @@ class Decoder(Backbone):
         }
 
         def new_norm() -> nn.Module:
-            return nn.LayerNorm(embedding_dim, bias=bias) if norm == "layernorm" else nn.RMSNorm(embedding_dim, eps=1e-6)
+            return (
+                nn.LayerNorm(embedding_dim, bias=bias) if norm == "layernorm" else nn.RMSNorm(embedding_dim, eps=1e-6)
+            )
 
         def new_block() -> Block:
             attention = CausalSelfAttention(
@@ -166,7 +171,7 @@ class Decoder(Backbone):
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(vocab_size, embedding_dim)})
         if positions == "learned":
             self.transformer["wpe"] = nn.Embedding(block_size, embedding_dim)
-        self.transformer["drop"] = nn.Dropout(dropout)
+        self.transformer["drop"] = Dropout(dropout)
         self.transformer["h"] = nn.ModuleList(new_block() for _ in range(layers))
         self.transformer["ln_f"] = new_norm()
         self.lm_head = nn.Linear(embedding_dim, vocab_size, bias=False)

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -66,6 +66,10 @@ class Regularizer(nn.Module, ABC):
         """Terms by name, each a scalar with a gradient. Changes nothing."""
 
     @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The arguments of `__init__` that rebuild this regulariser, in plain types."""
+
+    @abstractmethod
     def learn(self, outputs: Outputs) -> None:
         """Update buffers from what was seen; called without gradients, once after each optimizer step."""
 
@@ -103,6 +107,7 @@ class LanguageModule(L.LightningModule, ABC):
         self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for the regularisers
+        self._matrices: set[str] = set()  # names of the parameters with weight decay
         self._real_ids = backbone.vocab_size
         self._token_bytes: Tensor | None = None
         self.grad_norm: Tensor | None = None
@@ -137,7 +142,9 @@ class LanguageModule(L.LightningModule, ABC):
         """(B, T) ids -> (B, T, V) logits."""
         return self.backbone(ids)
 
-    def generate(self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None) -> Iterator[Tensor]:
+    def generate(
+        self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
+    ) -> Iterator[Tensor]:
         """See `models.generation.generate`; ids that the tokenizer does not have are never drawn."""
         return generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
 
@@ -186,7 +193,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def _log_measures(self, stage: str) -> None:
         measures = self.measures.compute()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in measures.items()}, prog_bar=False)
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in measures.items()}, sync_dist=True)
         self.measures.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -224,6 +231,7 @@ class LanguageModule(L.LightningModule, ABC):
             )
 
     def setup(self, stage: str) -> None:
+        self._matrices = {name for name, parameter in self.named_parameters() if parameter.dim() >= 2}
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
             self._check_sizes(data)
@@ -266,8 +274,12 @@ class LanguageModule(L.LightningModule, ABC):
     # Optimisation
 
     def configure_optimizers(self) -> Any:
-        matrices = [p for p in self.parameters() if p.requires_grad and p.dim() >= 2]
-        others = [p for p in self.parameters() if p.requires_grad and p.dim() < 2]
+        """Weight decay for matrices only; FSDP shows a shard of one dimension, so `setup` has looked before."""
+        trained = [
+            (name.replace("_fsdp_wrapped_module.", ""), p) for name, p in self.named_parameters() if p.requires_grad
+        ]
+        matrices = [p for name, p in trained if name in self._matrices]
+        others = [p for name, p in trained if name not in self._matrices]
         groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         optimizer = self._make_optimizer([group for group in groups if group["params"]])
         if self._make_scheduler is None:
@@ -276,7 +288,9 @@ class LanguageModule(L.LightningModule, ABC):
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.optimizer_steps()
             if steps < scheduler.warmup_steps:
-                rank_zero_warn(f"the run has {steps} steps, so it ends within the {scheduler.warmup_steps} of its warm-up")
+                rank_zero_warn(
+                    f"the run has {steps} steps, so it ends within the {scheduler.warmup_steps} of its warm-up"
+                )
             scheduler.set_total_steps(max(steps, scheduler.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -306,10 +320,11 @@ class LanguageModule(L.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and keep the norm that was found, so that logging it costs nothing."""
-        sharded = isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-        if sharded or gradient_clip_algorithm == "value":
+        if gradient_clip_algorithm == "value":
             self.grad_norm = None
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif isinstance(self.trainer.strategy, FSDPStrategy):  # no rank has all gradients: FSDP's own way
+            self.grad_norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)
         elif gradient_clip_val:
             self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         elif (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
@@ -319,8 +334,8 @@ class LanguageModule(L.LightningModule, ABC):
 
     def hyper_parameters(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this module for use, in plain types (not how it is optimised)."""
-        backbone = {"class_path": _class_path(self.backbone), "init_args": self.backbone.config()}
-        return {"backbone": backbone, "token_noise": self.token_noise}
+        regularizers = [_rebuilt_by(regularizer) for regularizer in self.regularizers]
+        return {"backbone": _rebuilt_by(self.backbone), "regularizers": regularizers, "token_noise": self.token_noise}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"] = {
@@ -337,10 +352,19 @@ class LanguageModule(L.LightningModule, ABC):
                     f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
                     "give the options (or the tokenizer) that the checkpoint was trained with"
                 )
-        for names, where in ((own.keys() - checkpoint["state_dict"].keys(), "checkpoint"), (checkpoint["state_dict"].keys() - own.keys(), "model")):
+        for names, where in (
+            (own.keys() - checkpoint["state_dict"].keys(), "checkpoint"),
+            (checkpoint["state_dict"].keys() - own.keys(), "model"),
+        ):
             if names and self.strict_loading:
-                raise InputError(f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config")
+                raise InputError(
+                    f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
+                )
 
 
 def _class_path(obj: object) -> str:
     return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
+def _rebuilt_by(part: Any) -> dict[str, Any]:
+    return {"class_path": _class_path(part), "init_args": part.config()}

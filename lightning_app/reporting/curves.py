@@ -10,14 +10,14 @@ Record = dict[str, Any]
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged number, where it is finite."""
-    found = [(r["step"], r[name]) for r in records if r.get(name) is not None and r.get("step") is not None]
+    """Steps and values of one number logged in training, where it is finite."""
+    found = [(r["step"], r[name]) for r in records if r.get(name) is not None and "event" not in r]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def best_validation(records: Sequence[Record]) -> Record | None:
     """The record with the lowest `val/ce`; None before the first validation."""
-    validated = [r for r in records if r.get("val/ce") is not None]
+    validated = [r for r in records if r.get("val/ce") is not None and "event" not in r]
     return min(validated, key=lambda r: r["val/ce"], default=None)
 
 

@@ -74,7 +74,7 @@ class TextDataModule(L.LightningDataModule):
         respect_documents: bool = False,
         split: Split | None = None,
         cache_dir: str = ".cache/tokens",
-        clean: bool = False,
+        clean: bool = True,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -92,6 +92,7 @@ class TextDataModule(L.LightningDataModule):
         self.cache_dir = cache_dir
         self._seed = seed
         self._tokenizer: Tokenizer | None = None
+        self._adopted = False
         self._tokens: dict[str, TokenArray] = {}
         self._datasets: dict[str, TokenDataset] = {}
         check_dataloader(self.dataloader)
@@ -129,16 +130,22 @@ class TextDataModule(L.LightningDataModule):
             self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size)
         return self._tokenizer
 
+    def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
+        """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has the name of ours: then none is trained anew."""
+        if state_dict["tokenizer"]["name"] == self.tokenizer_name:
+            self._tokenizer, self._adopted = Tokenizer.from_state(state_dict["tokenizer"]), True
+
     def prepare_data(self) -> None:
         """Train the tokenizer if need be, and write the token caches that the Trainer's function needs, else all."""
         self.splits.forget()
         names = [name for name in self._used() if self.splits.origin(name)]
         training = "train" in names or not Path(self.tokenizer_name).exists()
         texts = self._training_texts if training and self.splits.origin("train") else None
-        self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
+        if not self._adopted:
+            self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
         for name in names:
             self._tokens[name] = prepare_tokens(
-                self.splits.documents(name, seed=self.seed), self._tokenizer, self.cache_dir
+                self.splits.documents(name, seed=self.seed), self.tokenizer, self.cache_dir
             )
             self._datasets.pop(name, None)
 
@@ -271,5 +278,5 @@ class TextDataModule(L.LightningDataModule):
             raise InputError(
                 f"the checkpoint was trained with tokenizer {saved.name!r} ({saved.vocab_size} ids), but "
                 f"data.tokenizer is {self.tokenizer_name!r} ({self.tokenizer.vocab_size} ids), which gives other ids; "
-                "use the same tokenizer (its file may have been trained anew), or start without ckpt_path"
+                "use the same tokenizer, or start without the checkpoint"
             )

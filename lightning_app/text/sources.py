@@ -19,11 +19,13 @@ class Source:
         path: a text file, folder, pattern, JSONL file of pairs, or dataset; see `lightning_app.text.corpus`.
         max_samples: keep the first windows or pairs only.
         stride: tokens between the starts of two windows; block_size if null. Smaller: a sliding window.
+        text_field: the field of a JSON line, or the column of a dataset, that holds the text.
     """
 
     path: str
     max_samples: int | None = None
     stride: int | None = None
+    text_field: str = "text"
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ class Corpus:
 
     path: str
     clean: bool = False
+    text_field: str = "text"
 
     def __iter__(self) -> Iterator[Document]:
-        for document in read_documents(self.path):
+        for document in read_documents(self.path, text_field=self.text_field):
             cleanable = self.clean and document.prompt is None
             yield Document(clean(document.text), name=document.name) if cleanable else document
 
@@ -161,11 +164,14 @@ class Splits:
         """The documents of a split, dealt out by `seed` if they are shared. Raises as `source` does."""
         origin = self._required(name)
         if self.split is None or (origin in self.sources and origin != "train"):
-            return Corpus(self.sources[origin].path, clean=self.clean)
+            return self._corpus(origin)
         if self._parts is None:
-            corpus = Corpus(self.sources["train"].path, clean=self.clean)
-            self._parts = split_documents(corpus, asdict(self.split), seed=seed)
+            self._parts = split_documents(self._corpus("train"), asdict(self.split), seed=seed)
         return self._parts[origin]
+
+    def _corpus(self, name: str) -> Corpus:
+        source = self.sources[name]
+        return Corpus(source.path, clean=self.clean, text_field=source.text_field)
 
     def forget(self) -> None:
         """Read the files anew when asked next."""

@@ -20,19 +20,39 @@ log = logging.getLogger(__name__)
 _NAMED = 5  # how many other checkpoints a message lists
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[str, Any]:
     """The checkpoint at `path`, its tensors on the CPU; only plain types are unpickled, so it can run no code.
+
+    Args:
+        mmap: leave the tensors on the disk until they are looked at.
 
     Raises:
         InputError: it is missing, empty, damaged, or holds other types; the message lists the folder's others.
     """
-    return _read(Path(path), map_location="cpu", weights_only=True)
+    return _read(Path(path), map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _read(path: Path, *, map_location: Any, weights_only: bool) -> dict[str, Any]:
+def find_checkpoint(path: str, runs: Path) -> str:
+    """A path as it is; "last" or "best": the newest of that name in the folders `version_*` somewhere below `runs`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path in ("last", "best"):
+        found = sorted(runs.rglob(f"version_*/checkpoints/{path}.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise InputError(f"there is no {path}.ckpt in {runs}/**/version_*/checkpoints: train first, or give a path")
+        return str(found[-1])
+    if not Path(path).exists():
+        near = sorted(str(file) for file in runs.rglob("version_*/checkpoints/*.ckpt"))
+        raise InputError(f"there is no checkpoint {path}; those in {runs}: {', '.join(near) or 'none'}")
+    return path
+
+
+def _read(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
     _check_file(path)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"checkpoint {path} holds more than tensors and plain types, so it is not loaded: {_first_line(error)}; "

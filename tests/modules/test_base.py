@@ -43,6 +43,9 @@ class PullToZero(Regularizer):
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         return {"zero": outputs.states.layers[0].square().mean()}
 
+    def config(self) -> dict[str, Any]:
+        return {}
+
     def learn(self, outputs: Outputs) -> None:
         assert not torch.is_grad_enabled()
         self.learned += 1
@@ -82,7 +85,9 @@ def test_a_regularizer_adds_its_weighted_terms_with_a_gradient():
 
 @pytest.fixture
 def data(folder: object) -> TextDataModule:
-    return TextDataModule(train={"path": "train.txt"}, val={"path": "val.txt"}, block_size=16, dataloader={"batch_size": 4})
+    return TextDataModule(
+        train={"path": "train.txt"}, val={"path": "val.txt"}, block_size=16, dataloader={"batch_size": 4}
+    )
 
 
 Fit = Callable[..., L.Trainer]

@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_app.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.errors import InputError
+
+
+@pytest.fixture
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Global steps at which last.ckpt was written."""
+    import lightning as L
+
+    steps: list[int] = []
+    save = L.Trainer.save_checkpoint
+
+    def spy(trainer: L.Trainer, path: Path, *args: object, **kwargs: object) -> None:
+        if Path(path).name == "last.ckpt":
+            steps.append(trainer.global_step)
+        save(trainer, path, *args, **kwargs)
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", spy)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (("--trainer.limit_val_batches", 0), [6]),
+        (("--trainer.limit_val_batches", 0, "--save_every_n_steps", 4), [4, 6]),
+        (("--save_every_n_steps", 100), [3, 6, 6]),  # after both validations, and at the end
+        (
+            (
+                "--trainer.limit_val_batches",
+                0,
+                "--trainer.max_steps",
+                -1,
+                "--trainer.max_epochs",
+                2,
+                "--trainer.limit_train_batches",
+                3,
+            ),
+            [6],
+        ),
+        # a validation within an accumulation window waits for the step that ends it
+        (("--trainer.accumulate_grad_batches", 2, "--trainer.max_steps", 4), [2, 3, 4]),
+    ],
+    ids=["end", "steps", "validations", "epochs", "accumulation"],
+)
+def test_when_it_saves(main: Callable, config: Callable, saves: list[int], options: tuple, steps: list[int]):
+    main("fit", "--config", config({}), *options)
+    assert saves == steps
+
+
+def test_every_step_at_most():
+    with pytest.raises(InputError, match="save_every_n_steps is 0"):
+        LastCheckpoint(0)

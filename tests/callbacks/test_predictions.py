@@ -1,0 +1,19 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+
+def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, config: Callable):
+    main("fit", "--config", config({}))
+    written = []
+    for size in (1, 3, 64):
+        changed = config({"data": {"dataloader": {"batch_size": size}}})
+        main("predict", "--config", changed, "--ckpt_path", "last")
+        written.append(
+            [json.loads(line) for line in Path("runs/tiny/version_0/predictions.jsonl").read_text().splitlines()]
+        )
+    assert len(written[0]) == len(written[1]) == len(written[2]) > 5
+    for rows in written[1:]:
+        for one, two in zip(written[0], rows, strict=True):
+            assert one.keys() == {"document", "tokens", "bytes", "ce", "bpb"} == two.keys()
+            assert all(abs(one[name] - two[name]) < 1e-4 for name in one)
