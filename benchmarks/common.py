@@ -1,4 +1,4 @@
-"""How everything here is measured: fresh processes, rotating order, CPU time of one thread, medians of per-round ratios."""
+"""How all is measured: fresh processes, rotating order, CPU time of one thread, medians of per-round ratios."""
 
 from __future__ import annotations
 

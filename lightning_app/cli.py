@@ -19,7 +19,10 @@ LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one command. A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax)."""
+    """Run one command.
+
+    A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax).
+    """
     argv = list(sys.argv[1:] if args is None else args)
     try:
         if argv[:1] == ["generate"]:
@@ -50,7 +53,7 @@ def check_arguments(argv: Sequence[str]) -> None:
     """Refuse what the parser would accept and then overwrite without a word.
 
     Raises:
-        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` does not have.
+        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` lacks.
     """
     given = given_options(argv)
     for key, value in given.items():

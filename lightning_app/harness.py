@@ -91,13 +91,15 @@ class Harness(LightningCLI):
             "--init_from",
             type=str | None,
             default=None,
-            help="Checkpoint whose weights a fit starts from: new optimizer, step 0, other data. --ckpt_path resumes instead.",
+            help="Checkpoint whose weights a fit starts from: new optimizer, step 0, other data. "
+            "--ckpt_path resumes instead.",
         )
         parser.add_argument(
             "--float32_matmul_precision",
             type=str,
             default="highest",
-            help="highest, high or medium, see torch.set_float32_matmul_precision. Anything but highest may change results.",
+            help="highest, high or medium, see torch.set_float32_matmul_precision. "
+            "Anything but highest may change results.",
         )
         parser.add_argument(
             "--tune_allocator",
@@ -160,10 +162,8 @@ class Harness(LightningCLI):
         options = self._options
         version = None
         if options.get("ckpt_path"):
-            run = Path(options.ckpt_path).resolve().parent.parent
-            if run.parent == (Path(options.runs_dir) / options.name).resolve() and re.fullmatch(
-                r"version_\d+", run.name
-            ):
+            run, runs = Path(options.ckpt_path).resolve().parent.parent, Path(options.runs_dir) / options.name
+            if run.parent == runs.resolve() and re.fullmatch(r"version_\d+", run.name):
                 version = run.name
         return TensorBoardLogger(options.runs_dir, name=options.name, version=version, default_hp_metric=False)
 
@@ -186,8 +186,8 @@ class Harness(LightningCLI):
     def before_fit(self) -> None:
         if self._options.ckpt_path:
             rank_zero_info(
-                f"Resuming {self._options.ckpt_path}: optimizer and schedule go on with the learning rates saved in it; "
-                "for new ones start with --init_from"
+                f"Resuming {self._options.ckpt_path}: optimizer and schedule go on with the learning rates "
+                "saved in it; for new ones start with --init_from"
             )
 
     @rank_zero_only

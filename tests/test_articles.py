@@ -31,7 +31,9 @@ def test_counts():
 def test_an_article_is_long_enough_plain_and_does_not_repeat_itself(path):
     assert len(words(path)) >= 1_800
     text = path.read_text(encoding="utf-8")
-    assert text.endswith("\n") and "\r" not in text and "\t" not in text
+    assert text.endswith("\n")
+    assert "\r" not in text
+    assert "\t" not in text
     repeated = [" ".join(run) for run, n in Counter(runs(path)).items() if n > 1]
     assert not repeated, repeated
 

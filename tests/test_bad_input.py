@@ -1,4 +1,4 @@
-"""Whatever a user gets wrong: a message that names the value and the remedy, exit code 1 or 2, nothing written or lost."""
+"""What a user gets wrong ends with the value and the remedy named, exit code 1 or 2, and nothing written or lost."""
 
 import errno
 import json

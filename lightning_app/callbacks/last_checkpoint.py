@@ -12,10 +12,10 @@ from lightning_app.errors import InputError
 
 
 class LastCheckpoint(Checkpoint):
-    """Overwrites `checkpoints/last.ckpt` in the run's folder: every n steps, after validations, and at the run's last step.
+    """Overwrites `checkpoints/last.ckpt` in the run's folder: every n steps, after validations, at the run's last step.
 
-    The last one is written when its batch ends and not when training ends: by then Lightning has counted the epoch as done,
-    and a run that goes on with more steps would leave out the rest of it.
+    The last one is written when its batch ends and not when training ends: by then Lightning has counted the epoch as
+    done, and a run that goes on with more steps would leave out the rest of it.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 class PredictionWriter(BasePredictionWriter):
     """Writes the rows of `predict_step` as they come: the sequences in data order.
 
-    With several ranks each writes a file of its own, `predictions.rank1.jsonl` and so on, with its share of the sequences.
+    With several ranks each writes a file of its own, `predictions.rank1.jsonl` and so on, with its share of the
+    sequences.
     """
 
     def __init__(self) -> None:

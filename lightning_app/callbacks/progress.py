@@ -24,7 +24,7 @@ class ProgressLine(TQDMProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 5):
-        super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
+        super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0)
         self._started = 0.0
         self._first_step = 0
 
@@ -34,33 +34,33 @@ class ProgressLine(TQDMProgressBar):
 
     def seconds_left(self, trainer: L.Trainer) -> float | None:
         """Until max_steps, the last epoch or max_time, whichever comes first; None while unknown."""
-        done, limits = trainer.global_step - self._first_step, []
-        elapsed = time.monotonic() - self._started
+        done, elapsed = trainer.global_step - self._first_step, time.monotonic() - self._started
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+        limits = [left for timer in timers if (left := timer.time_remaining()) is not None]
         if done > 0 and trainer.max_steps > 0:
             limits.append(elapsed / done * (trainer.max_steps - trainer.global_step))
         elif done > 0 and trainer.max_epochs and trainer.max_epochs > 0:
             total = trainer.max_epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
             limits.append(elapsed / done * (total - trainer.global_step))
-        for callback in trainer.callbacks:
-            if isinstance(callback, Timer) and callback.time_remaining() is not None:
-                limits.append(callback.time_remaining())
         return min(limits) if limits else None
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = {name.removeprefix("train/"): value for name, value in trainer.progress_bar_metrics.items()}
+        metrics: dict[str, Any] = dict(trainer.progress_bar_metrics)
+        if "tokens_per_s" in metrics:
+            metrics["tokens/s"] = f"{metrics.pop('tokens_per_s'):,.0f}"
         left = self.seconds_left(trainer)
-        return metrics if left is None else {**metrics, "left": clock(left)}
+        if left is not None:
+            metrics["left"] = clock(left)
+        return {name.replace("train/", "").replace("val/", "val_"): value for name, value in metrics.items()}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}"]
-        for name in ("train/loss", "val/loss"):
-            if name in metrics:
-                parts.append(f"{name} {float(metrics[name]):.4f}")
-        self.print("  ".join([*parts, f"elapsed {clock(time.monotonic() - self._started)}"]))
+        losses = [f"{name} {float(metrics[name]):.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+        where = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}"]
+        self.print("  ".join([*where, *losses, f"elapsed {clock(time.monotonic() - self._started)}"]))
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Above the bar where there is one, else plainly."""

@@ -22,7 +22,9 @@ def _plain(value: float) -> float | int | None:
 
 
 class JSONLinesLogger(Logger):
-    """Appends to `path`, line by line, so that a killed run keeps what it logged. `step` counts the optimizer steps done.
+    """Appends to `path`, line by line, so that a killed run keeps what it logged.
+
+    `step` counts the optimizer steps done.
 
     Args:
         path: of the file.

@@ -18,8 +18,8 @@ from lightning_app.text.datamodule import TextDataModule
 class Samples(L.Callback):
     """Continues each prompt after a validation: `samples/step_N.txt` in the run's folder, and TensorBoard's text page.
 
-    Draws with a generator of its own, so that training goes on as if nothing had been sampled. Rank 0 alone writes; under
-    sharded strategies, where no rank has the whole model, nothing is sampled.
+    Draws with a generator of its own, so that training goes on as if nothing had been sampled. Rank 0 alone writes;
+    under sharded strategies, where no rank has the whole model, nothing is sampled.
 
     Args:
         prompts: texts to continue.
@@ -54,8 +54,9 @@ class Samples(L.Callback):
         self._validations += 1
         folder = trainer.loggers[0].log_dir if trainer.loggers else None  # not trainer.log_dir: that is a collective
         data = trainer.datamodule
-        known = isinstance(data, TextDataModule) and isinstance(pl_module, LanguageModule)
-        if self._validations % self.every or not folder or not known or trainer.fast_dev_run:
+        if self._validations % self.every or not folder or trainer.fast_dev_run:
+            return
+        if not isinstance(data, TextDataModule) or not isinstance(pl_module, LanguageModule):
             return
         texts = [self._continue(prompt, pl_module, data) for prompt in self.prompts]
         path = Path(folder) / "samples" / f"step_{trainer.global_step:06d}.txt"

@@ -74,13 +74,14 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
         return None
     module, tokenizer = load_module(path)
     prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
-    continuations = [
-        prompts[i % len(prompts)]
-        + "".join(continue_text(prompts[i % len(prompts)], module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i)))
-        for i in range(SAMPLES)
-    ]
-    (path.parent.parent / "samples").mkdir(exist_ok=True)
-    (path.parent.parent / "samples" / "best.txt").write_text("\n\n---\n\n".join(continuations) + "\n", encoding="utf-8")
+    continuations = []
+    for i in range(SAMPLES):
+        prompt = prompts[i % len(prompts)]
+        new = continue_text(prompt, module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i))
+        continuations.append(prompt + "".join(new))
+    folder = path.parent.parent / "samples"
+    folder.mkdir(exist_ok=True)
+    (folder / "best.txt").write_text("\n\n---\n\n".join(continuations) + "\n", encoding="utf-8")
     sampled = _sample_tokens(module, tokenizer)
     return Sampled(continuations, verbatim_share(sampled, data.texts("train")))
 
@@ -108,7 +109,8 @@ def _rows(
     compressor: float | None,
     checkpoints: dict[str, Path],
 ) -> list[tuple[str, str]]:
-    rows = []
+    """Name and value of each line of the table."""
+    rows: list[tuple[str, str]] = []
     if best is not None:
         rows += [
             ("best at step", f"{best['step']}"),
@@ -116,37 +118,27 @@ def _rows(
             ("perplexity", f"{best['val/ppl']:.2f}"),
             ("bits per byte", f"{best['val/bpb']:.3f}" if "val/bpb" in best else "unknown"),
         ]
-    rows.append(
-        ("  the compressor", f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed")
-    )
+    lzma = f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed"
+    rows.append(("  the compressor", lzma))
     if best is not None:
         rows += [("accuracy", f"{best['val/acc']:.3f}"), ("macro F1", f"{best['val/f1']:.3f}")]
     rates = series(records, "tokens_per_s")[1]
-    rows.append(
-        (
-            "speed",
-            f"{statistics.median(rates):,.0f} tokens/s"
-            if rates
-            else "not measured: fewer steps than log_every_n_steps",
-        )
-    )
+    unknown = "not measured: fewer steps than log_every_n_steps"
+    rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else unknown))
     if sampled is not None:
-        rows.append(
-            (
-                "verbatim",
-                f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens stand in the training text",
-            )
-        )
+        runs = f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens"
+        rows.append(("verbatim", f"{runs} stand in the training text"))
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
     rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
-    events = sorted(path.glob("events.out.tfevents*"))
     rows += [
         ("loss picture", str(path / "loss.png")),
         ("config", str(path / "config.yaml")),
         ("log", str(path / "log.jsonl")),
     ]
-    rows += [("samples", str(path / "samples"))] * (path / "samples").is_dir()
-    return rows + [("TensorBoard", f"{events[-1]}" if events else "no events")]
+    if (path / "samples").is_dir():
+        rows.append(("samples", str(path / "samples")))
+    events = sorted(path.glob("events.out.tfevents*"))
+    return [*rows, ("TensorBoard", str(events[-1]) if events else "no events")]
 
 
 def _record(
@@ -159,7 +151,8 @@ def _record(
     config = path / "config.yaml"
     if config.is_file():
         options = leaves(yaml.safe_load(config.read_text(encoding="utf-8")))
-        flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options}
+        given = [(key, value) for key, value in options if value is not None]
+        flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(flat, {f"best/{name}": value for name, value in measures.items()})

@@ -63,8 +63,8 @@ class Backbone(nn.Module, ABC):
 
         Args:
             embeddings: (B, T, D).
-            mask: (B, P + T) bool, False on padding, over the P positions in the cache and the T new ones. Rows padded on the
-                left get their positions from it. Not needed for padding on the right: no real token sees it.
+            mask: (B, P + T) bool, False on padding, over the P positions in the cache and the T new ones. Rows padded
+                on the left get their positions from it. Not needed for padding on the right: no real token sees it.
             cache: extended in place by the T new positions.
             layers: indices of the layers whose states are wanted besides the last one.
         """
@@ -84,8 +84,9 @@ class Backbone(nn.Module, ABC):
     def flops_per_token(self, length: int) -> int:
         """FLOPs of one training step per token: 6 per matrix weight, 12 per attention weight and position.
 
-        Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B: a multiplication and an addition, once forward and twice
-        backward; without a discount for the causal half. Look-ups of embeddings cost nothing, a tied output matrix does.
+        Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B: a multiplication and an addition, once forward and
+        twice backward; without a discount for the causal half. Look-ups of embeddings cost nothing, a tied output
+        matrix does.
         """
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matrices + 12 * self.attention_width * length

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.attention import Kernel, KVCache, attend
-from lightning_app.models.backbone import Backbone, HiddenStates
+from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.dropout import Dropout
 
 
@@ -112,11 +112,16 @@ class Decoder(Backbone):
         positions: learned vectors, or rotary embedding (Su et al. 2021, arXiv:2104.09864).
         norm: LayerNorm, or RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467).
         activation: GELU (tanh form), or SwiGLU (Shazeer 2020, arXiv:2002.05202).
-        attention_kernel: "auto" takes PyTorch's SDPA, but plain matmul for bf16 on CPUs without AMX up to 512 positions.
+        attention_kernel: "auto" takes PyTorch's SDPA, but on CPUs plain matmul with dropout, and for bf16 up to 512
+            positions without AMX.
 
     Raises:
         InputError: sizes that do not fit together.
     """
+
+    max_length: int
+    rotary_cos: Tensor
+    rotary_sin: Tensor
 
     def __init__(
         self,
@@ -136,7 +141,7 @@ class Decoder(Backbone):
         attention_kernel: Kernel = "auto",
     ):
         super().__init__()
-        head_size = head_size or _default_head_size(embedding_dim, heads)
+        head_size = _default_head_size(embedding_dim, heads) if head_size is None else head_size
         _check_sizes(locals())
         self.vocab_size, self.width, self.max_length = vocab_size, embedding_dim, block_size
         self.attention_width = layers * heads * head_size
@@ -168,7 +173,8 @@ class Decoder(Backbone):
             mlp = FeedForward(embedding_dim, activation=activation, bias=bias)
             return Block(attention, mlp, (new_norm(), new_norm()), dropout)
 
-        self.transformer = nn.ModuleDict({"wte": nn.Embedding(vocab_size, embedding_dim)})
+        wte = nn.Embedding(vocab_size, embedding_dim)
+        self.transformer = nn.ModuleDict({"wte": wte})
         if positions == "learned":
             self.transformer["wpe"] = nn.Embedding(block_size, embedding_dim)
         self.transformer["drop"] = Dropout(dropout)
@@ -176,7 +182,7 @@ class Decoder(Backbone):
         self.transformer["ln_f"] = new_norm()
         self.lm_head = nn.Linear(embedding_dim, vocab_size, bias=False)
         if tie_weights:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = wte.weight
         if positions == "rotary":
             cos, sin = rotary_tables(head_size, block_size)
             self.register_buffer("rotary_cos", cos, persistent=False)
@@ -193,6 +199,10 @@ class Decoder(Backbone):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    @property
+    def _blocks(self) -> Sequence[Block]:
+        return cast(Sequence[Block], self.transformer["h"])
+
     def config(self) -> dict[str, Any]:
         return dict(self._config)
 
@@ -204,15 +214,16 @@ class Decoder(Backbone):
         embeddings: Tensor,
         *,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layers: Sequence[int] = (),
     ) -> HiddenStates:
+        assert cache is None or isinstance(cache, KVCache)  # made by `new_cache`
         T, past = embeddings.shape[1], cache.length if cache is not None else 0
         if past + T > self.max_length:
             raise InputError(f"{past + T} positions do not fit a block_size of {self.max_length}: shorten the text")
         x, rotary = self._add_positions(embeddings, self._positions(mask, past, T, embeddings.device))
         wanted: dict[int, Tensor] = {}
-        for i, block in enumerate(self.transformer["h"]):
+        for i, block in enumerate(self._blocks):
             x = block(x, rotary=rotary, mask=mask, cache=cache, layer=i)
             if i in layers:
                 wanted[i] = x
@@ -239,8 +250,8 @@ class Decoder(Backbone):
         return self.lm_head(hidden)
 
     def new_cache(self, batch_size: int) -> KVCache:
-        attention: CausalSelfAttention = self.transformer["h"][0].attn
-        shape = (len(self.transformer["h"]), batch_size, attention.heads, self.max_length, attention.head_size)
+        attention = self._blocks[0].attn
+        shape = (len(self._blocks), batch_size, attention.heads, self.max_length, attention.head_size)
         weight = self.lm_head.weight
         autocast = torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype

@@ -45,7 +45,7 @@ class GenerationOptions:
 
 
 def _context_start(start: int, length: int, max_length: int | None) -> int:
-    """Where the visible context starts. One that is full loses its older half, so that the cache pays again for a while."""
+    """Where the visible context starts; a full one loses its older half, so that the cache pays again for a while."""
     if max_length is None or length - start <= max_length:
         return start
     return length - max(1, max_length // 2)

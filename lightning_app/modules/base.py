@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -65,9 +65,9 @@ class Regularizer(nn.Module, ABC):
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         """Terms by name, each a scalar with a gradient. Changes nothing."""
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The arguments of `__init__` that rebuild this regulariser, in plain types."""
+        """The arguments of `__init__` that rebuild this regulariser, in plain types; one with others adds them."""
+        return {"weight": self.weight, "layers": list(self.layers)}
 
     @abstractmethod
     def learn(self, outputs: Outputs) -> None:
@@ -101,7 +101,7 @@ class LanguageModule(L.LightningModule, ABC):
         if not 0 <= token_noise < 1:
             raise InputError(f"token_noise is {token_noise}; it must lie in [0, 1)")
         self.backbone = backbone
-        self.regularizers = nn.ModuleList(regularizers or [])
+        self.regularizers = cast(Sequence[Regularizer], nn.ModuleList(regularizers or []))
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
@@ -164,7 +164,8 @@ class LanguageModule(L.LightningModule, ABC):
         self.measures.update(outputs.logits, outputs.targets, self._token_bytes)
         n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
         further = {f"{stage}/{name}": term for name, (_, term) in terms.items() if name != "ce"}
-        self.log_dict({f"{stage}/loss": loss, **further}, on_epoch=True, batch_size=n, sync_dist=True)
+        self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
+        self.log_dict(further, on_epoch=True, batch_size=n, sync_dist=True)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -251,19 +252,21 @@ class LanguageModule(L.LightningModule, ABC):
     def _check_sizes(self, data: TextDataModule) -> None:
         if data.vocab_size != self.backbone.vocab_size:
             raise InputError(
-                f"data.vocab_size is {data.vocab_size}, but the backbone has {self.backbone.vocab_size} ids: they must be equal"
+                f"data.vocab_size is {data.vocab_size}, but the backbone has {self.backbone.vocab_size} ids: "
+                "they must be equal"
             )
         if self.backbone.max_length is not None and data.block_size > self.backbone.max_length:
             raise InputError(
-                f"data.block_size is {data.block_size}, but the backbone holds at most {self.backbone.max_length} positions"
+                f"data.block_size is {data.block_size}, "
+                f"but the backbone holds at most {self.backbone.max_length} positions"
             )
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
         parameters, tokens = sum(p.numel() for p in self.parameters()), data.tokens("train").n_tokens
         if parameters > PARAMETERS_PER_TOKEN * tokens:
             rank_zero_warn(
-                f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} times "
-                "larger than its text mostly learns it by heart; use more text or a smaller model"
+                f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} "
+                "times larger than its text mostly learns it by heart; use more text or a smaller model"
             )
 
     def on_fit_start(self) -> None:
@@ -280,7 +283,7 @@ class LanguageModule(L.LightningModule, ABC):
         ]
         matrices = [p for name, p in trained if name in self._matrices]
         others = [p for name, p in trained if name not in self._matrices]
-        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         optimizer = self._make_optimizer([group for group in groups if group["params"]])
         if self._make_scheduler is None:
             return optimizer

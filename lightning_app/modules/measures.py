@@ -1,4 +1,4 @@
-"""Evaluation measures, summed over all real targets of a run, so that neither batch size nor number of ranks matters."""
+"""Evaluation measures, summed over all real targets of a run: neither batch size nor number of ranks matters."""
 
 from __future__ import annotations
 

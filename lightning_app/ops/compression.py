@@ -16,7 +16,7 @@ def _compressed_size(data: bytes) -> int:
 
 
 def lzma_bits_per_byte(train: bytes, val: bytes) -> float:
-    """What a compressor needs for `val` once it has seen `train`: 8 (len(C(train + val)) - len(C(train))) / len(val)."""
+    """What a compressor needs for `val` after `train`: 8 (len(C(train + val)) - len(C(train))) / len(val)."""
     return 8 * (_compressed_size(train + val) - _compressed_size(train)) / len(val)
 
 

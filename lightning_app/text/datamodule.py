@@ -131,7 +131,7 @@ class TextDataModule(L.LightningDataModule):
         return self._tokenizer
 
     def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
-        """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has the name of ours: then none is trained anew."""
+        """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has our name: then none is trained anew."""
         if state_dict["tokenizer"]["name"] == self.tokenizer_name:
             self._tokenizer, self._adopted = Tokenizer.from_state(state_dict["tokenizer"]), True
 

@@ -34,3 +34,11 @@ def test_time_left_from_the_pace_so_far(options: dict[str, int], seconds: float 
     line._started = time.monotonic() - 10  # one step a second
     left = line.seconds_left(trainer(**options))
     assert left == (None if seconds is None else pytest.approx(seconds, abs=0.5))
+
+
+def test_the_bar_shows_loss_val_loss_speed_and_time_left():
+    line = ProgressLine()
+    line._started = time.monotonic() - 10
+    shown = {"train/loss": 2.5, "val/loss": 3.0, "tokens_per_s": 12345.6}
+    metrics = line.get_metrics(trainer(max_steps=40, progress_bar_metrics=shown), None)  # type: ignore[arg-type]
+    assert metrics == {"loss": 2.5, "val_loss": 3.0, "tokens/s": "12,346", "left": "0:30"}

@@ -205,6 +205,7 @@ def test_a_copy_is_a_module_of_its_own():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
 def test_compiled_equals_eager(fit: Fit):
     losses = []
     for compiled in (False, True):
