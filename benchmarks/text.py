@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
-from lightning_app.text.bpe import GPT2_PATTERN
+from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main
+from lightning_app.text.bpe import new_trainee
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Dataloader, Source
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
+from lightning_app.text.windows import Batch, TokenDataset
 
 ARTICLES = Path(__file__).parent.parent / "data" / "articles"
 VOCABULARY = 1_024
-MEGABYTE = 2**20
+MB = 10**6
 BLOCK, BATCH = 128, 16  # as in configs/article_gpt.yaml
 
 
+def articles() -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted((ARTICLES / "train").glob("*.txt"))]
+
+
 def long_text(size: int) -> str:
-    """Paragraphs of our articles, over and over with their words in another order, `size` characters or more."""
-    paragraphs = [line.split(" ") for path in sorted(ARTICLES.rglob("*.txt")) for line in path.read_text().split("\n")]
-    shuffle, lines, length = random.Random(0), [], 0
+    """Lines of our articles, over and over with their words in another order, `size` characters or a few more."""
+    lines = [line.split(" ") for text in articles() for line in text.split("\n")]
+    chance, chosen, length = random.Random(0), [], 0
     while length < size:
-        words = shuffle.choice(paragraphs)
-        lines.append(" ".join(shuffle.sample(words, len(words))))
-        length += len(lines[-1]) + 1
-    return "\n".join(lines)
+        words = chance.choice(lines)
+        chosen.append(" ".join(chance.sample(words, len(words))))
+        length += len(chosen[-1]) + 1
+    return "\n".join(chosen)
 
 
-def trained(folder: Path) -> Tokenizer:
-    """The tokenizer of the main job, trained on the articles."""
-    texts = [path.read_text() for path in sorted((ARTICLES / "train").glob("*.txt"))]
-    path = folder / "articles.tiktoken"
-    return load_tokenizer(str(path), vocab_size=VOCABULARY, training_texts=lambda: texts)
+def check_same(what: str, timings: Timings) -> None:
+    """Raises: AssertionError where two sides, or two rounds, did not give the same."""
+    expected = timings.results["ours"][0]
+    for side, rounds in timings.results.items():
+        assert all(found == expected for found in rounds), f"{what}: {side} gave something else than ours"
 
 
-# Tokenising. A run encodes the whole text and returns the number of ids and their hash.
+# Tokenising. A run encodes the whole text, piece by piece, and returns the number of ids and their hash.
 
 
 def digest(ids: Iterable[list[int]]) -> tuple[int, str]:
@@ -53,35 +55,145 @@ def digest(ids: Iterable[list[int]]) -> tuple[int, str]:
     return len(array), hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def ours(folder: Path, size: int) -> Run:
-    tokenizer, text = trained(folder), long_text(size)
-    return lambda: digest(tokenizer.encode_many(pieces(text)))
+def trained(folder: str) -> Tokenizer:
+    return load_tokenizer(f"{folder}/articles.tiktoken", vocab_size=VOCABULARY, training_texts=articles)
 
 
-def bare_tiktoken(folder: Path, size: int) -> Run:
+def ours(folder: str, size: int) -> Run:
+    tokenizer, parts = trained(folder), pieces(long_text(size))
+    return lambda: digest(tokenizer.encode_many(parts))
+
+
+def tiktoken(folder: str, size: int) -> Run:
     encoding, parts = trained(folder)._encoding, pieces(long_text(size))
     return lambda: digest([encoding.encode_ordinary(part) for part in parts])
 
 
-def huggingface(folder: Path, size: int) -> Run:
-    """The same BPE, its merges recovered from the ranks; one thread."""
+def huggingface(size: int, fast: bool = False) -> Run:
+    """The same BPE, trained by HF's own trainer on the same text.
+
+    Args:
+        fast: `encode_batch_fast`, which leaves out the offsets of the tokens, which we do not have either.
+    """
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    tokenizer, parts = huggingface_bpe(trained(folder)), pieces(long_text(size))
+    from tokenizers import pre_tokenizers, trainers
+
+    tokenizer, parts = new_trainee(), pieces(long_text(size))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(articles(), trainer=trainer)
+    if fast:
+        return lambda: digest([encoding.ids for encoding in tokenizer.encode_batch_fast(parts)])
     return lambda: digest([tokenizer.encode(part).ids for part in parts])
 
 
-def huggingface_bpe(ours: Tokenizer):  # noqa: ANN201  (tokenizers is a tool of the benchmarks only)
-    from tokenizers import Regex, pre_tokenizers
-    from tokenizers import Tokenizer as Pipeline
-    from tokenizers.models import BPE
+def tokenising(folder: str, *, quick: bool) -> list[Row]:
+    size = MB // 10 if quick else 10 * MB
+    contestants = [
+        Contestant("ours", ours, {"folder": folder, "size": size}),
+        Contestant("tiktoken", tiktoken, {"folder": folder, "size": size}),
+        Contestant("encode", huggingface, {"size": size}),
+        Contestant("encode_batch_fast", huggingface, {"size": size, "fast": True}),
+    ]
+    timings = compare(contestants, rounds=1 if quick else 7, warmup=1)
+    check_same("ids", timings)
+    return [
+        timings.row("tokenising: ours / HF tokenizers, encode", "ours", "encode", at_least=5),
+        timings.row("tokenising: ours / HF tokenizers, encode_batch_fast", "ours", "encode_batch_fast"),
+        timings.row("tokenising: ours / bare tiktoken", "ours", "tiktoken", at_least=0.95),
+        Row("tokenising: MB/s", f"{size / MB / timings.median('ours'):,.1f}"),
+    ]
 
-    letters = {byte: letter for byte, letter in enumerate(byte_letters())}
-    vocabulary = {"".join(letters[b] for b in token): rank for token, rank in ours.ranks.items()}
-    merges = [tuple("".join(letters[b] for b in half) for half in pair) for pair in merged_pairs(ours.ranks)]
-    pipeline = Pipeline(BPE(vocabulary, merges))
-    pattern = Regex(GPT2_PATTERN.replace("++", "+"))  # Oniguruma reads "++" differently; the matches are the same
-    split = pre_tokenizers.Split(pattern, behavior="isolated")
-    pipeline.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+# Fetching. A run is one epoch and returns the number of batches and the hash of what is in them.
+
+
+def data_module(folder: str, size: int) -> TextDataModule:
+    """The articles' bytes as a token array; made once, then mapped."""
+    path = Path(folder) / "long.txt"
+    if not path.exists():
+        path.write_text(long_text(size), encoding="utf-8")
+    loader = Dataloader(batch_size=BATCH, shuffle=False)
+    data = TextDataModule(
+        train=Source(str(path)), block_size=BLOCK, dataloader=loader, cache_dir=f"{folder}/tokens", clean=False, seed=0
     )
-    return pipeline
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def epoch(batches: Iterable[Batch]) -> tuple[int, int]:
+    """Goes through an epoch and adds up a little of each batch, so that the sides can be compared at no cost."""
+    count = total = 0
+    for batch in batches:
+        count += 1
+        total += int(batch["input_ids"][-1, -1]) * count + int(batch["targets"][0, 0])
+    return count, total
+
+
+def our_loader(folder: str, size: int) -> Run:
+    data = data_module(folder, size)
+    return lambda: epoch(data.train_dataloader())
+
+
+class ItemByItem:
+    """The same windows without `__getitems__`: what a Dataset is that knows single samples alone."""
+
+    def __init__(self, windows: TokenDataset):
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.windows[index]
+
+
+def default_loader(folder: str, size: int) -> Run:
+    windows = ItemByItem(data_module(folder, size).dataset("train"))
+    return lambda: epoch(DataLoader(windows, batch_size=BATCH))  # type: ignore[arg-type]
+
+
+def check_same_batches(folder: str, size: int) -> None:
+    """Every tensor of every batch, once and in this process.
+
+    Raises:
+        AssertionError: the two loaders differ.
+    """
+    data = data_module(folder, size)
+    theirs = DataLoader(ItemByItem(data.dataset("train")), batch_size=BATCH)  # type: ignore[arg-type]
+    for ours, other in zip(data.train_dataloader(), theirs, strict=True):
+        assert ours.keys() == other.keys()
+        assert all(ours[name].equal(other[name]) for name in ours), "the loaders give different batches"
+
+
+def fetching(folder: str, *, quick: bool) -> list[Row]:
+    size = MB // 10 if quick else 2 * MB
+    check_same_batches(folder, size)
+    options = {"folder": folder, "size": size}
+    contestants = [Contestant("ours", our_loader, options), Contestant("default", default_loader, options)]
+    timings = compare(contestants, rounds=1 if quick else 7, warmup=1)
+    check_same("batches", timings)
+    batches, _ = timings.results["ours"][0]
+    return [
+        timings.row("fetching: our loader / torch's default DataLoader", "ours", "default", at_least=5),
+        Row("fetching: time per batch", f"{1e6 * timings.median('ours') / batches:,.0f} us"),
+    ]
+
+
+TOKENISING = f"""10 MB of our articles with their words in another order, cut into pieces of 1 MB, a BPE of {VOCABULARY:,} ids, one
+thread. The ids of all sides are equal. `encode` also finds each token's place in the text, which we do not need."""
+FETCHING = f"""An epoch of {BATCH} x {BLOCK} byte tokens per batch, 2 MB, in order and without workers. Theirs is `DataLoader(windows,
+batch_size={BATCH})`: one `__getitem__` of the same windows per sample, then the default collation. All batches are equal."""
+
+
+def tables(quick: bool = False) -> list[Table]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            Table("Tokenising", tokenising(folder, quick=quick), TOKENISING),
+            Table("Fetching windows", fetching(folder, quick=quick), FETCHING),
+        ]
+
+
+if __name__ == "__main__":
+    main(tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.predictions import PredictionWriter
@@ -48,6 +49,13 @@ class Trainer(L.Trainer):
         datamodule.prepare_data()
         datamodule.setup("fit")
         print(datamodule.summary())
+
+
+class FolderOfARun(TensorBoardLogger):
+    """Says where a run lies to what evaluates it, and adds nothing to the curves of its training."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """RunLog keeps them."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -142,6 +150,8 @@ class Harness(LightningCLI):
             tune_allocator()
         if options.get("ckpt_path"):
             options.ckpt_path = find_checkpoint(options.ckpt_path, Path(options.runs_dir) / options.name)
+        if options.init_from and self.subcommand == "fit":
+            options.init_from = find_checkpoint(options.init_from, Path(options.runs_dir))
         if options.get("ckpt_path") and options.init_from:
             raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
 
@@ -165,7 +175,8 @@ class Harness(LightningCLI):
             run, runs = Path(options.ckpt_path).resolve().parent.parent, Path(options.runs_dir) / options.name
             if run.parent == runs.resolve() and re.fullmatch(r"version_\d+", run.name):
                 version = run.name
-        return TensorBoardLogger(options.runs_dir, name=options.name, version=version, default_hp_metric=False)
+        logger = TensorBoardLogger if self.subcommand == "fit" else FolderOfARun
+        return logger(options.runs_dir, name=options.name, version=version, default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
         """Take the tokenizer that a checkpoint was trained with, and for `--init_from` its weights."""
@@ -179,7 +190,6 @@ class Harness(LightningCLI):
         if path == self._options.init_from:
             self.model.on_load_checkpoint(checkpoint)
             self.model.load_state_dict(checkpoint["state_dict"])
-            self.datamodule.prepare_data()
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
 
@@ -213,4 +223,7 @@ def run(argv: Sequence[str]) -> None:
     )
     for message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    Harness(argv)
+    try:
+        Harness(argv)
+    except MisconfigurationException as error:  # Lightning's word for a mistake in the Trainer's options
+        raise InputError(str(error)) from error

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_app.modules import ArticleGPT, LanguageModule
+
 Fails = Callable[..., str]
 Config = Callable[..., str]
 Main = Callable[..., None]
@@ -116,17 +118,12 @@ def test_a_size_given_twice_is_refused_with_both_numbers(fit_fails: Fails, name:
     assert "77" in fit_fails({}, f"--model.init_args.backbone.{name}", "77")
 
 
-def test_options_that_a_second_config_would_drop_are_refused(fails: Fails, config: Config):
-    one = config({})
-    two = Path("two.yaml")
-    two.write_text("model: {class_path: lightning_app.modules.LanguageModule, init_args: {backbone: {heads: 2}}}\n")
-    assert fails("fit", "--config", one, "--config", two)
-
-
 def test_checkpoints_that_are_missing_or_damaged(fails: Fails, main: Main, config: Config):
     name = config({})
     assert "none.ckpt" in fails("fit", "--config", name, "--ckpt_path", "none.ckpt")
     assert "last.ckpt" in fails("fit", "--config", name, "--ckpt_path", "last")
+    assert "none.ckpt" in fails("fit", "--config", name, "--init_from", "none.ckpt")
+    assert not Path("runs").exists()
     main("fit", "--config", name)
     (whole,) = Path("runs/tiny/version_0/checkpoints").glob("last.ckpt")
     Path("half.ckpt").write_bytes(whole.read_bytes()[:5000])
@@ -157,7 +154,10 @@ def test_a_checkpoint_of_another_vocabulary_or_shape(fails: Fails, main: Main, c
         assert "bytes" in error
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fails: Fails, main: Main, config: Config):
+@pytest.mark.parametrize("interval", [1, 3], ids=["validation sees it", "the next step sees it"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    fails: Fails, main: Main, config: Config, interval: int
+):
     main("fit", "--config", config({}))
     checkpoint = Path("runs/tiny/version_0/checkpoints/last.ckpt")
     before = checkpoint.read_bytes()
@@ -165,14 +165,35 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fail
     spoilt["optimizer_states"][0]["param_groups"][0]["lr"] = float("nan")
     spoilt["lr_schedulers"][0]["_last_lr"] = [float("nan")] * 2
     torch.save(spoilt, "spoilt.ckpt")
-    error = fails("fit", "--config", config({}), "--trainer.max_steps", 20, "--ckpt_path", "spoilt.ckpt")
-    assert "nan at step 7" in error
+    more = ("--trainer.max_steps", 20, "--trainer.val_check_interval", interval, "--trainer.limit_val_batches", 1)
+    error = fails("fit", "--config", config({}), *more, "--ckpt_path", "spoilt.ckpt")
+    assert {1: "val/ce is nan after step 7", 3: "the loss is nan at step 7"}[interval] in error
     assert checkpoint.read_bytes() == before
     records = [json.loads(line) for line in Path("runs/tiny/version_1/log.jsonl").read_text().splitlines()]
     assert records[-1]["event"] == "failed"
     for path in Path("runs/tiny").rglob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in weights.values()), path
+
+
+def test_weights_that_are_not_finite_are_never_saved(fails: Fails, config: Config, monkeypatch: pytest.MonkeyPatch):
+    def spoil(module: ArticleGPT, *args: Any, **kwargs: Any) -> None:
+        LanguageModule.optimizer_step(module, *args, **kwargs)
+        if module.trainer.global_step == 3:
+            torch.nn.init.constant_(module.backbone.lm_head.weight, float("inf"))
+
+    monkeypatch.setattr(ArticleGPT, "optimizer_step", spoil)
+    name = config({"trainer": {"limit_val_batches": 0}})
+    error = fails("fit", "--config", name, "--save_every_n_steps", 1)
+    assert "not finite" in error
+    weights = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize(("option", "value"), [("accelerator", "cuda"), ("max_time", "soon"), ("precision", "8-bit")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda is no mistake here")
+def test_what_lightning_refuses(fit_fails: Fails, option: str, value: str):
+    assert fit_fails({}, f"--trainer.{option}", value)
 
 
 def test_a_full_disk_while_the_token_cache_is_written(fit_fails: Fails, monkeypatch: pytest.MonkeyPatch):

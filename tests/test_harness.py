@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from lightning_app.callbacks.run_log import read_log
+from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
+from lightning_app.reporting.curves import best_validation
 
 Config = Callable[..., str]
 Main = Callable[..., None]
+ROOT = Path(__file__).parent.parent
 RUN = Path("runs/tiny/version_0")
 SAMPLES = {
     "class_path": "lightning_app.callbacks.Samples",
@@ -66,7 +71,8 @@ def test_everything_that_is_promised_is_logged(main: Main, config: Config):
     logged = {name for record in records for name in record}
     training = {"train/loss", "train/ce", "lr", "grad_norm", "tokens_per_s", "model_tflops", "peak_share"}
     assert training | {f"val/{name}" for name in ("loss", "ce", "ppl", "bpb", "acc", "f1")} <= logged
-    assert [r["event"] for r in records if "event" in r] == ["started", "ended", "closed"]
+    assert [r["event"] for r in records if "event" in r] == ["data", "started", "ended", "closed"]
+    assert [(split["split"], split["documents"]) for split in records[0]["splits"]] == [("train", 1), ("val", 1)]
     assert [r["step"] for r in records if "val/ce" in r and "event" not in r] == [3, 6]
     best = min((r for r in records if "val/ce" in r and "event" not in r), key=lambda r: r["val/ce"])
     assert records[-1]["val/ce"] == best["val/ce"]
@@ -100,7 +106,7 @@ def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
     last = "version_0/checkpoints/last.ckpt"
     assert same(weights(f"runs/whole/{last}"), weights(f"runs/parts/{last}"))
     events = [r["event"] for r in read_log("runs/parts/version_0") if "event" in r]
-    assert events == ["started", "resumed", "ended", "closed"]
+    assert events == ["data", "started", "data", "resumed", "ended", "closed"]
     curves = [
         [(r["step"], r["train/ce"]) for r in read_log(f"runs/{name}/version_0") if "train/ce" in r]
         for name in ("whole", "parts")
@@ -144,8 +150,33 @@ def test_validate_test_and_predict_from_a_checkpoint(main: Main, config: Config,
     tokens = sum(row["tokens"] for row in rows)
     assert tokens == sum(row["bytes"] for row in rows) + 1  # the byte vocabulary; the end of text has no byte
     assert sum(row["ce"] * row["tokens"] for row in rows) / tokens == pytest.approx(best, rel=1e-5)
+    events = [r for r in read_log(RUN) if "event" in r and ("val/ce" in r or "test/ce" in r)]
+    assert [r["event"] for r in events] == ["closed", "validate", "test"]
+    assert [r.get("val/ce", r.get("test/ce")) for r in events] == pytest.approx([best] * 3)
+    assert best_validation(read_log(RUN))["step"] in (3, 6)  # evaluations later on are no part of the curve
     assert (RUN / "config.yaml").read_text() == saved
     assert same(kept, weights(RUN / "checkpoints/best.ckpt"))
+
+
+def test_a_fit_without_validation_closes_too(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
+    main("fit", "--config", config({"data": {"val": None}, "trainer": {"limit_val_batches": 0}}))
+    assert "not computed" in capsys.readouterr().out
+    assert read_log(RUN)[-1]["event"] == "closed"
+
+
+def test_init_from_keeps_the_vocabulary_on_another_text(main: Main, config: Config):
+    vocabulary = {"tokenizer": "own.tiktoken", "vocab_size": 270}
+    main("fit", "--config", config({"data": vocabulary}))
+    before = Path("own.tiktoken").read_bytes()
+    Path("other.txt").write_text("quite another text with words of its own, over and over again " * 40)
+    other = config({"name": "other", "data": {**vocabulary, "train": {"path": "other.txt"}}})
+    main("fit", "--config", other, "--init_from", "best")
+    assert Path("own.tiktoken").read_bytes() == before
+    one, two = (
+        torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)["TextDataModule"]["fingerprint"]
+        for name in ("tiny", "other")
+    )
+    assert one == two
 
 
 def test_validation_changes_no_training_state(main: Main, config: Config):
@@ -212,10 +243,12 @@ def test_without_a_logger_nothing_is_written(main: Main, config: Config):
     assert not Path("config.yaml").exists()
 
 
-def test_the_big_preset_has_the_parameters_of_its_summary():
-    from lightning_app.models.decoder import Decoder
-
+def test_the_big_preset_has_the_rows_of_its_summary():
+    options = yaml.safe_load((ROOT / "configs" / "article_gpt_162m.yaml").read_text())
+    backbone = options["model"]["init_args"]["backbone"]
     with torch.device("meta"):
-        big = Decoder(vocab_size=50257, block_size=256, embedding_dim=768, layers=12, heads=12, tie_weights=False)
-    transformer = sum(p.numel() for p in big.transformer.parameters())
-    assert (transformer // 10**6, big.lm_head.weight.numel() // 10**5) == (123, 385)
+        decoder = Decoder(vocab_size=50257, block_size=options["data"]["block_size"], **backbone)
+        rows = str(ModelSummary(ArticleGPT(decoder), max_depth=2))
+    assert re.search(r"backbone\.transformer +\| ModuleDict +\| 123 M", rows)
+    assert re.search(r"backbone\.lm_head +\| Linear +\| 38\.6 M", rows)
+    assert re.search(r"162 M +Total params", rows)

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_app.errors import InputError
+from lightning_app.modules.base import NOT_FINITE
 
 
 class LastCheckpoint(Checkpoint):
@@ -28,14 +29,14 @@ class LastCheckpoint(Checkpoint):
         self.path: Path | None = None
         self._saved_at = self._step = -1
         self._whole = True  # no gradients are being accumulated: they would be in no checkpoint
-        self._due = False
+        self._due = self._stops = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = trainer.log_dir if stage == "fit" and trainer.loggers else None
         self.path = Path(folder) / "checkpoints" / "last.ckpt" if folder else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step, self._whole, self._due = trainer.global_step, True, False
+        self._step, self._whole, self._due, self._stops = trainer.global_step, True, False, False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -44,6 +45,10 @@ class LastCheckpoint(Checkpoint):
         self._whole, self._step = step != self._step, step
         last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         ends = step == trainer.max_steps or trainer.should_stop or (last_epoch and trainer.is_last_batch)
+        if trainer.should_stop and not self._whole:  # a time limit: let the step that was begun be finished
+            trainer.should_stop, self._stops = False, True
+        elif self._stops and self._whole:
+            trainer.should_stop = ends = True
         if self._whole and (self._due or ends or step % self.every_n_steps == 0):
             self._save(trainer)
 
@@ -59,5 +64,8 @@ class LastCheckpoint(Checkpoint):
         self._due = False
         if self.path is None or trainer.fast_dev_run or (trainer.global_step == self._saved_at and not again):
             return
+        finite = all(bool(parameter.isfinite().all()) for parameter in trainer.lightning_module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            raise InputError(f"the weights are not finite after step {trainer.global_step}: {NOT_FINITE}")
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too

@@ -6,12 +6,15 @@ import json
 import math
 import time
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_app.text.datamodule import TextDataModule
 
 FILE_NAME = "log.jsonl"
 
@@ -34,6 +37,14 @@ class JSONLinesLogger(Logger):
     def __init__(self, path: Path, event: str | None = None):
         super().__init__()
         self.path, self.event = path, event
+        self._whole = False  # whether the file is known to end with a line's end
+
+    def _end_last_line(self) -> None:
+        """A crash may have cut the last line of an earlier process."""
+        self._whole = True
+        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     @property
     def name(self) -> str:
@@ -46,6 +57,8 @@ class JSONLinesLogger(Logger):
     @rank_zero_only
     def write(self, record: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._whole:
+            self._end_last_line()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **record}, allow_nan=False) + "\n")
 
@@ -66,7 +79,7 @@ class RunLog(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # on all ranks: the trainer broadcasts it
-        event = None if stage == "fit" else str(stage)
+        event = None if stage == "fit" else str(trainer.state.fn.value)
         has_one = any(isinstance(logger, JSONLinesLogger) for logger in trainer.loggers)
         if folder and trainer.loggers and not has_one and not trainer.fast_dev_run:
             trainer.loggers = [*trainer.loggers, JSONLinesLogger(Path(folder) / FILE_NAME, event)]
@@ -81,6 +94,9 @@ class RunLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         event = "resumed" if trainer.ckpt_path else "started"
         parameters = sum(p.numel() for p in pl_module.parameters())
+        data = trainer.datamodule
+        counts = [asdict(c) for c in data.counts(("train", "val"))] if isinstance(data, TextDataModule) else []
+        self.event(trainer, "data", splits=counts)
         self.event(trainer, event, parameters=parameters, world_size=trainer.world_size, precision=trainer.precision)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,18 +109,16 @@ class RunLog(L.Callback):
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """All records of a run in order. What a run logged after the checkpoint from which it was resumed never counts.
 
-    A last line that a crash cut short is left out.
+    A line that a crash cut short is left out.
     """
     records: list[dict[str, Any]] = []
-    lines = (Path(folder) / FILE_NAME).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
+    for line in (Path(folder) / FILE_NAME).read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            if number == len(lines) - 1:
-                break
-            raise
+            continue
         if record.get("event") == "resumed":
-            records = [r for r in records if (r.get("step") or 0) <= record["step"] or r.get("event") == "started"]
+            kept = ("started", "data")
+            records = [r for r in records if (r.get("step") or 0) <= record["step"] or r.get("event") in kept]
         records.append(record)
     return records

@@ -47,6 +47,12 @@ class Samples(L.Callback):
         self.options = GenerationOptions(max_new_tokens, temperature, top_k, seed=seed)
         self._validations = 0
 
+    def state_dict(self) -> dict[str, int]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._validations = state_dict["validations"]
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
         if trainer.sanity_checking or trainer.state.fn != "fit" or sharded or not trainer.is_global_zero:

@@ -52,13 +52,13 @@ class Throughput(L.Callback):
     def __init__(self, measure_peak: bool = True):
         self.measure_peak = measure_peak
         self.peak: float | None = None
-        self._tokens = 0
+        self._tokens = self._step = 0
         self._since = self._paused_at = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.measure_peak:
             self.peak = matmul_rate(pl_module.device, precision_dtype(str(trainer.precision)))
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens, self._since, self._step = 0, time.perf_counter(), trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused_at = time.perf_counter()
@@ -71,7 +71,9 @@ class Throughput(L.Callback):
     ) -> None:
         ids: Tensor = batch["input_ids"]
         self._tokens += ids.numel()
-        if trainer.global_step % max(1, trainer.log_every_n_steps) or not isinstance(pl_module, LanguageModule):
+        done, self._step = trainer.global_step != self._step, trainer.global_step  # not within an accumulation
+        due = done and trainer.global_step % max(1, trainer.log_every_n_steps) == 0
+        if not due or not isinstance(pl_module, LanguageModule):
             return
         _synchronize(pl_module.device)
         rate = self._tokens / (time.perf_counter() - self._since)

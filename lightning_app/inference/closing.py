@@ -73,6 +73,7 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
     if path is None:
         return None
     module, tokenizer = load_module(path)
+    module.to(trainer.strategy.root_device)
     prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
     continuations = []
     for i in range(SAMPLES):
@@ -88,14 +89,20 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
 
 def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
     """`SAMPLED_TOKENS` tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
-    ids = torch.tensor([[tokenizer.eot]])
+    ids = torch.tensor([[tokenizer.eot]], device=module.device)
     tokens = [int(t) for t in module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))]
     return tokenizer.decode(tokens)
 
 
 def _compressor(data: TextDataModule) -> float | None:
-    """Bits per byte of LZMA for the validation text after the training text; None where there is too much of it."""
-    if data.tokens("train").n_bytes > COMPRESSOR_LIMIT:
+    """Bits per byte of LZMA for the validation text after the training text.
+
+    None where that would not compare (no validation, pairs, a part of the text), or there is too much of it.
+    """
+    sources = [data.splits.source(name) for name in ("train", "val") if data.splits.origin(name)]
+    texts = [data.tokens("train"), data.tokens("val")] if len(sources) == 2 else []
+    whole = bool(texts) and all(source.max_samples is None for source in sources)
+    if not whole or any(t.prompt_lengths is not None or t.n_bytes > COMPRESSOR_LIMIT for t in texts):
         return None
     train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
     return lzma_bits_per_byte(train, val) if val else None

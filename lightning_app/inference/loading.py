@@ -23,6 +23,7 @@ def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     """
     checkpoint = read_checkpoint(path)
     module = _build(checkpoint, path)
+    module.on_load_checkpoint(checkpoint)  # says in plain words what does not fit
     module.load_state_dict(checkpoint["state_dict"])
     state = checkpoint.get(TextDataModule.__qualname__)
     if state is None:

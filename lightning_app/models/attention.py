@@ -82,8 +82,8 @@ def attend(
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
-    """Each pass over the scores counts: a bias is added, not a mask filled, and autocast is left (its softmax is in fp32
-    and copies; here it reads and writes half precision and sums in fp32). 1.1 to 1.2 times faster, with dropout 1.5."""
+    """Each pass over the scores counts: a bias is added, not a mask filled, and autocast is left (its softmax is in
+    fp32 and copies; this one reads and writes half precision and sums in fp32). In bf16 1.1 to 1.2 times faster."""
     seen = visible(mask, new=q.shape[-2], total=k.shape[-2], device=q.device)
     bias = torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf)
     with torch.autocast(q.device.type, enabled=False):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
@@ -42,6 +42,19 @@ class GenerationOptions:
         ):
             if not right:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")
+
+
+def lay_out_for_generation(backbone: Backbone) -> None:
+    """Store the matrices with more rows than columns by columns, in place, on a CPU.
+
+    With a cache a step of one row multiplies each matrix by one vector; along the longer side that reads memory up to
+    2.8 times as fast (docs/benchmarks.md). The values stay. Not for a model that trains on: the optimizer's state has
+    the old order.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear) and module.out_features > module.in_features:
+            weight = module.weight.data
+            module.weight.data = weight.t().contiguous().t() if weight.device.type == "cpu" else weight
 
 
 def _context_start(start: int, length: int, max_length: int | None) -> int:

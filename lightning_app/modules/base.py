@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import lightning as L
@@ -25,6 +25,10 @@ from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.schedulers import WarmupCosine
 
 Batch = dict[str, Tensor]
+NOT_FINITE = (
+    "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
+    "the checkpoints on disk are from before"
+)
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -47,6 +51,11 @@ class Outputs:
     document_ids: Tensor
     states: HiddenStates
     logits: Tensor
+
+    def detached(self) -> Outputs:
+        """The same without the graph that a backward needs."""
+        layers = {i: state.detach() for i, state in self.states.layers.items()}
+        return replace(self, states=HiddenStates(self.states.last.detach(), layers), logits=self.logits.detach())
 
 
 class Regularizer(nn.Module, ABC):
@@ -159,7 +168,7 @@ class LanguageModule(L.LightningModule, ABC):
             self.log("train/loss", loss, prog_bar=True)
             self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()})
             if self.regularizers:
-                self._seen.append(outputs)
+                self._seen.append(outputs.detached())
             return loss
         self.measures.update(outputs.logits, outputs.targets, self._token_bytes)
         n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
@@ -181,7 +190,7 @@ class LanguageModule(L.LightningModule, ABC):
         """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte)."""
         outputs = self.outputs(batch)
         real = outputs.targets != IGNORE
-        nll, tokens = token_nll(outputs.logits, outputs.targets).double().sum(-1), real.sum(-1)
+        nll, tokens = token_nll(outputs.logits, outputs.targets).cpu().double().sum(-1), real.sum(-1)
         rows: list[dict[str, float | int]] = [
             {"document": int(d), "tokens": int(n), "ce": float(x / max(1, n))}
             for d, n, x in zip(outputs.document_ids[:, 0].tolist(), tokens.tolist(), nll.tolist(), strict=True)
@@ -192,13 +201,16 @@ class LanguageModule(L.LightningModule, ABC):
                 row |= {"bytes": b, "bpb": x / math.log(2) / max(1, b)}
         return rows
 
-    def _log_measures(self, stage: str) -> None:
+    def _log_measures(self, stage: str) -> dict[str, Tensor]:
         measures = self.measures.compute()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in measures.items()}, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": x.to(self.device).float() for name, x in measures.items()}, sync_dist=True)
         self.measures.reset()
+        return measures
 
     def on_validation_epoch_end(self) -> None:
-        self._log_measures("val")
+        ce = self._log_measures("val")["ce"]
+        if self.trainer.state.fn == "fit" and not torch.isfinite(ce):  # before a checkpoint is written
+            raise InputError(f"val/ce is {ce.item()} after step {self.trainer.global_step}: {NOT_FINITE}")
 
     def on_test_epoch_end(self) -> None:
         self._log_measures("test")
@@ -226,10 +238,7 @@ class LanguageModule(L.LightningModule, ABC):
         if loss.device.type != "cpu" and (step + 1) % max(1, self.trainer.log_every_n_steps):
             return
         if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at step {step}: lower the learning rate, clip gradients "
-                "(trainer.gradient_clip_val) or use a wider precision; the checkpoints on disk are from before"
-            )
+            raise InputError(f"the loss is {loss.item()} at step {step}: {NOT_FINITE}")
 
     def setup(self, stage: str) -> None:
         self._matrices = {name for name, parameter in self.named_parameters() if parameter.dim() >= 2}
@@ -262,7 +271,8 @@ class LanguageModule(L.LightningModule, ABC):
             )
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
-        parameters, tokens = sum(p.numel() for p in self.parameters()), data.tokens("train").n_tokens
+        parameters, text = sum(p.numel() for p in self.parameters()), data.tokens("train")
+        tokens = min(text.n_tokens, len(data.dataset("train")) * data.block_size)  # max_samples may leave some out
         if parameters > PARAMETERS_PER_TOKEN * tokens:
             rank_zero_warn(
                 f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} "

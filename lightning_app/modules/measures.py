@@ -55,14 +55,14 @@ class LanguageMeasures(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """`ce`, `ppl`, `acc`, `f1`, and `bpb` where the bytes are known."""
-        n = self.tokens.clamp_min(1)
-        ce = self.nll / n
+        nll, n, n_bytes = self.nll.cpu().double(), self.tokens.clamp_min(1).cpu(), self.n_bytes.cpu()
+        ce = nll / n
         measures = {
             "ce": ce,
             "ppl": ce.exp(),
-            "acc": self.true_positives.sum() / n,
-            "f1": macro_f1(self.true_positives, self.predicted, self.actual),
+            "acc": self.true_positives.sum().cpu() / n,
+            "f1": macro_f1(self.true_positives.cpu(), self.predicted.cpu(), self.actual.cpu()),
         }
-        if self.n_bytes > 0:
-            measures["bpb"] = bits_per_byte(self.nll, self.n_bytes)
+        if n_bytes > 0:
+            measures["bpb"] = bits_per_byte(nll, n_bytes)
         return measures

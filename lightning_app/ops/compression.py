@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import lzma
 import re
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 WORD = re.compile(r"\w+")
 
@@ -20,15 +21,18 @@ def lzma_bits_per_byte(train: bytes, val: bytes) -> float:
     return 8 * (_compressed_size(train + val) - _compressed_size(train)) / len(val)
 
 
-def word_runs(text: str, run: int) -> list[tuple[str, ...]]:
+def word_runs(text: str, run: int) -> Iterator[tuple[str, ...]]:
     """All runs of `run` consecutive words, in lower case, without punctuation."""
-    words = WORD.findall(text.lower())
-    return [tuple(words[i : i + run]) for i in range(len(words) - run + 1)]
+    last: deque[str] = deque(maxlen=run)
+    for match in WORD.finditer(text.lower()):
+        last.append(match.group())
+        if len(last) == run:
+            yield tuple(last)
 
 
 def verbatim_share(sampled: str, train: Iterable[str], *, run: int = 8) -> float:
     """Share of the runs of `run` words in `sampled` that stand verbatim in a training text; 0 if it has no run."""
-    runs = word_runs(sampled, run)
+    runs = list(word_runs(sampled, run))
     wanted = set(runs)
     found = {r for text in train for r in word_runs(text, run) if r in wanted}
     return sum(r in found for r in runs) / max(1, len(runs))

@@ -1,4 +1,4 @@
-"""Losses and measures of next-token prediction; targets are already shifted, IGNORE where there is nothing to predict."""
+"""Losses and measures of next-token prediction; targets are already shifted, IGNORE where none is to be predicted."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 class _CrossEntropyWithGradient(torch.autograd.Function):
     """The mean and its gradient, (softmax - one-hot) / n, in one go over chunks of rows that fit a CPU's cache.
 
-    At 50,257 tokens 1.3 times faster than F.cross_entropy and its backward. Of the (N, V) tensors that those make (log
-    softmax and gradients, all in fp32 under autocast) only the gradient is left, in the logits' type: 20 to 45 % less
-    memory for a whole step. Its cost: the gradient is computed even if no backward follows. Statistics are in fp32.
+    At 50,257 tokens 1.4 times faster than F.cross_entropy and its backward. Of the (N, V) tensors that those make (log
+    softmax and gradients, all in fp32 under autocast) only the gradient is left, in the logits' type: 12 to 47 % less
+    memory for a small model's step. Its cost: the gradient is computed even if no backward follows. Statistics are in
+    fp32.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         statistics = torch.promote_types(logits_NV.dtype, torch.float32)
         real_N = targets_N != IGNORE
-        scale_N1 = (real_N / real_N.sum().clamp_min(1)).to(statistics)[:, None]
-        wanted_N1 = targets_N.clamp_min(0)[:, None]
+        scale_N1 = (real_N.to(statistics) / real_N.sum().clamp_min(1))[:, None]
+        wanted_N1 = targets_N.where(real_N, 0)[:, None]
         gradient_NV, nll_N1 = torch.empty_like(logits_NV), torch.empty_like(scale_N1)
         step = max(1, CHUNK // logits_NV.shape[1])
         for rows in (slice(i, i + step) for i in range(0, len(targets_N), step)):

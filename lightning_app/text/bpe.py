@@ -112,6 +112,8 @@ def ensure_trained(path: Path, *, vocab_size: int, texts: Texts) -> None:
         raise InputError(
             f"data.vocab_size is {vocab_size}; the 256 bytes and the end of text need at least {MIN_VOCAB_SIZE}"
         )
+    if path.exists() and _origin(path) is None:
+        return  # before the lock: the folder of a file of one's own may be read-only
     with locked(path):
         origin = _origin(path)
         if path.exists() and origin is None:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -242,9 +242,9 @@ class TextDataModule(L.LightningDataModule):
         for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
             yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())
 
-    def counts(self) -> list[Counts]:
+    def counts(self, names: Sequence[str] = SPLITS) -> list[Counts]:
         """One row per split that there is. Call `prepare_data` first if a tokenizer has to be trained."""
-        return [self._count(name) for name in SPLITS if self.splits.origin(name) == name]
+        return [self._count(name) for name in names if self.splits.origin(name) == name]
 
     def _count(self, name: str) -> Counts:
         tokens, dataset = self._token_array(name), self.dataset(name)
@@ -273,10 +273,14 @@ class TextDataModule(L.LightningDataModule):
         Raises:
             InputError: it gives other ids.
         """
-        if state_dict["fingerprint"] != self.tokenizer.fingerprint:
+        try:
+            own, size = self.tokenizer.fingerprint, str(self.tokenizer.vocab_size)
+        except InputError:  # it would have to be trained first, and then be another one
+            own, size = "", "not trained yet"
+        if state_dict["fingerprint"] != own:
             saved = Tokenizer.from_state(state_dict["tokenizer"])
             raise InputError(
                 f"the checkpoint was trained with tokenizer {saved.name!r} ({saved.vocab_size} ids), but "
-                f"data.tokenizer is {self.tokenizer_name!r} ({self.tokenizer.vocab_size} ids), which gives other ids; "
+                f"data.tokenizer is {self.tokenizer_name!r} ({size} ids), which gives other ids; "
                 "use the same tokenizer, or start without the checkpoint"
             )

@@ -207,21 +207,23 @@ class ResumableLoader:
         if self._start is None or self._start["epoch"] != epoch:
             self._start = LoaderState(epoch=epoch, batches=0)
 
-    def state_dict(self) -> LoaderState:
-        """The epoch and the number of its batches that were yielded, in plain types."""
-        return LoaderState(**(self._start or self._at))
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, how many of its batches were yielded, and what decides which they are, in plain types."""
+        return {**(self._start or self._at), "of": len(self), "seed": self.seed}
 
-    def load_state_dict(self, state_dict: LoaderState) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next iterator continue behind `state_dict["batches"]`; behind the last is the next epoch.
 
         Raises:
             InputError: the epoch has fewer batches, so this is not the data or batch size that was saved.
         """
         epoch, batches = int(state_dict["epoch"]), int(state_dict["batches"])
-        if batches > len(self):
+        saved, own = (state_dict.get("of", len(self)), state_dict.get("seed", self.seed)), (len(self), self.seed)
+        if saved != own or batches > len(self):
             raise InputError(
-                f"the checkpoint was written after {batches} batches of an epoch that now has {len(self)}; "
-                "resume with the same data, batch_size and number of ranks"
+                f"the checkpoint was written after {batches} batches of an epoch that had {saved[0]}, in the order of "
+                f"seed {saved[1]}; now it has {own[0]}, and the seed is {own[1]}: resume with the same data, batch_size, seed and "
+                "number of ranks, or start with its weights alone (--init_from)"
             )
         finished = batches == len(self)
         self._start = LoaderState(epoch=epoch + finished, batches=0 if finished else batches)

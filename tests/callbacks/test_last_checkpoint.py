@@ -53,6 +53,19 @@ def test_when_it_saves(main: Callable, config: Callable, saves: list[int], optio
     assert saves == steps
 
 
+def test_a_time_limit_within_an_accumulation_waits_for_its_step(
+    main: Callable, config: Callable, saves: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    from lightning_app.modules import ArticleGPT
+
+    def stop(module: ArticleGPT, batch: object, batch_idx: int) -> None:
+        module.trainer.should_stop |= batch_idx == 4  # as max_time does, in the first batch of the second window
+
+    monkeypatch.setattr(ArticleGPT, "on_train_batch_start", stop)
+    main("fit", "--config", config({}), "--trainer.accumulate_grad_batches", 4, "--trainer.limit_val_batches", 0)
+    assert saves == [2]
+
+
 def test_every_step_at_most():
     with pytest.raises(InputError, match="save_every_n_steps is 0"):
         LastCheckpoint(0)

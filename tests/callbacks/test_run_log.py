@@ -1,8 +1,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from lightning_app.callbacks.run_log import JSONLinesLogger, read_log
 
 
@@ -32,9 +30,15 @@ def test_what_was_logged_after_the_checkpoint_of_a_resume_does_not_count(tmp_pat
     assert [(r["step"], r.get("train/ce")) for r in read_log(tmp_path) if "event" not in r] == [(5, 3.0), (10, 2.5)]
 
 
-def test_a_last_line_that_a_crash_cut_is_left_out_but_no_other(tmp_path: Path):
+def test_a_line_that_a_crash_cut_is_left_out_and_spoils_no_other(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "tr')
     assert read_log(tmp_path) == [{"step": 1}]
-    (tmp_path / "log.jsonl").write_text('{"st\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
-        read_log(tmp_path)
+    JSONLinesLogger(tmp_path / "log.jsonl").log_metrics({"train/ce": 2.0}, step=4)
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 5]
+
+
+def test_numbers_of_an_evaluation_belong_to_no_step(tmp_path: Path):
+    JSONLinesLogger(tmp_path / "log.jsonl", event="test").log_metrics({"test/ce": 2.0}, step=0)
+    (record,) = read_log(tmp_path)
+    assert record["event"] == "test"
+    assert "step" not in record

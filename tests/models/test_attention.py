@@ -6,7 +6,7 @@ import torch
 from lightning_app.models import attention
 from lightning_app.models.attention import MATMUL_UP_TO, KVCache, attend, choose_kernel, visible
 
-B, H, K = 2, 3, 4
+B, H, K = 2, 3, 5
 KERNELS = ["matmul", "sdpa"]
 SIZES = [(6, 6), (1, 1), (1, 7), (3, 7)]  # new positions, all positions
 

@@ -12,8 +12,8 @@ def test_a_text_that_was_seen_costs_almost_nothing_and_noise_costs_eight_bits():
 
 
 def test_word_runs_ignore_case_and_punctuation():
-    assert word_runs("One, two. THREE", 2) == [("one", "two"), ("two", "three")]
-    assert word_runs("one", 2) == []
+    assert list(word_runs("One, two. THREE", 2)) == [("one", "two"), ("two", "three")]
+    assert list(word_runs("one", 2)) == []
 
 
 def test_verbatim_share_counts_runs_across_documents_separately():

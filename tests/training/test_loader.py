@@ -123,7 +123,7 @@ def test_workers_that_fetch_ahead_do_not_count(after):
     iterator = iter(interrupted)
     for _ in range(after):
         next(iterator)
-    assert interrupted.state_dict() == {"epoch": 0, "batches": after}
+    assert interrupted.state_dict() == {"epoch": 0, "batches": after, "of": 4, "seed": 4}
     loader, _ = reference("shuffled", workers=2)
     loader.load_state_dict(interrupted.state_dict())
     assert batches(loader) == (expected[0][after:] or expected[1])
@@ -187,5 +187,9 @@ def test_refuses(options, message):
 
 def test_refuses_the_state_of_other_data():
     loader = ResumableLoader(Windows(10), batch_size=5)
-    with pytest.raises(InputError, match="after 3 batches of an epoch that now has 2"):
+    with pytest.raises(InputError, match="after 3 batches of an epoch .* now it has 2"):
         loader.load_state_dict({"epoch": 0, "batches": 3})
+    with pytest.raises(InputError, match=r"an epoch that had 5, .* now it has 2"):
+        loader.load_state_dict({"epoch": 0, "batches": 1, "of": 5, "seed": 0})
+    with pytest.raises(InputError, match=r"seed 7; .* the seed is 0"):
+        loader.load_state_dict({"epoch": 0, "batches": 1, "of": 2, "seed": 7})
