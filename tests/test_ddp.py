@@ -41,9 +41,8 @@ def test_two_ranks_learn_what_one_process_learns_from_batches_of_twice_the_size(
     for name in ("one", "two"):
         run = Path(f"runs/{name}/version_0")
         records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        measures = [
-            r for r in records if "val/ce" in r and "event" not in r
-        ]  # 7 windows: 4 on one rank, 3 on the other
+        # 7 windows: 4 on one rank, 3 on the other
+        measures = [r for r in records if "val/ce" in r and "event" not in r]
         found.append((torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"], measures))
     (weights, alone), (others, together) = found
     for name in weights:

@@ -209,7 +209,8 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, how many of its batches were yielded, and what decides which they are, in plain types."""
-        return {**(self._start or self._at), "of": len(self), "seed": self.seed}
+        at = self._start or self._at
+        return {"epoch": at["epoch"], "batches": at["batches"], "of": len(self), "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next iterator continue behind `state_dict["batches"]`; behind the last is the next epoch.
@@ -222,8 +223,8 @@ class ResumableLoader:
         if saved != own or batches > len(self):
             raise InputError(
                 f"the checkpoint was written after {batches} batches of an epoch that had {saved[0]}, in the order of "
-                f"seed {saved[1]}; now it has {own[0]}, and the seed is {own[1]}: resume with the same data, batch_size, seed and "
-                "number of ranks, or start with its weights alone (--init_from)"
+                f"seed {saved[1]}; now it has {own[0]}, and the seed is {own[1]}: resume with the same data, "
+                "batch_size, seed and number of ranks, or start with its weights alone (--init_from)"
             )
         finished = batches == len(self)
         self._start = LoaderState(epoch=epoch + finished, batches=0 if finished else batches)

@@ -187,7 +187,7 @@ def test_refuses(options, message):
 
 def test_refuses_the_state_of_other_data():
     loader = ResumableLoader(Windows(10), batch_size=5)
-    with pytest.raises(InputError, match="after 3 batches of an epoch .* now it has 2"):
+    with pytest.raises(InputError, match=r"after 3 batches of an epoch .* now it has 2"):
         loader.load_state_dict({"epoch": 0, "batches": 3})
     with pytest.raises(InputError, match=r"an epoch that had 5, .* now it has 2"):
         loader.load_state_dict({"epoch": 0, "batches": 1, "of": 5, "seed": 0})
