@@ -90,8 +90,8 @@ def shape_rows(shape: Shape, *, new: int, rounds: int, uncached: bool) -> list[R
 
 NOTES = f"""Tokens per second of {NEW} new tokens after a prompt of {PROMPT}, greedy, fp32, one thread; the prompt's own
 forward counts. HF is GPT2LMHeadModel.generate with the same weights and its default cache. All sides write the same
-tokens, which differ along each row. Ours is laid out for generation, as `main.py generate` does it (`lay_out_for_generation`);
-"as trained" is not, as in the samples of a fit. Without the cache each token costs a forward over all positions before it."""
+tokens, which differ along each row. Ours is laid out for generation (`lay_out_for_generation`); "as trained" is not.
+Without the cache each token costs a forward over all positions before it."""
 
 
 def tables(quick: bool = False) -> list[Table]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -181,18 +181,18 @@ def fetching(folder: str, *, quick: bool) -> list[Row]:
     ]
 
 
-TOKENISING = f"""10 MB of our articles with their words in another order, cut into pieces of 1 MB, a BPE of {VOCABULARY:,} ids, one
-thread. The ids of all sides are equal. `encode` also finds each token's place in the text, which we do not need."""
-FETCHING = f"""An epoch of {BATCH} x {BLOCK} byte tokens per batch, 2 MB, in order and without workers. Theirs is `DataLoader(windows,
-batch_size={BATCH})`: one `__getitem__` of the same windows per sample, then the default collation. All batches are equal."""
+TOKENISING = f"""10 MB of our articles with their words in another order, cut into pieces of 1 MB, a BPE of
+{VOCABULARY:,} ids, one thread. The ids of all sides are equal. `encode` also finds each token's place in the
+text, which we do not need."""
+FETCHING = f"""An epoch of {BATCH} x {BLOCK} byte tokens per batch, 2 MB, in order and without workers. Theirs is
+`DataLoader(windows, batch_size={BATCH})`: one `__getitem__` of the same windows per sample, then the default collation.
+All batches are equal."""
 
 
-def tables(quick: bool = False) -> list[Table]:
+def tables(quick: bool = False) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as folder:
-        return [
-            Table("Tokenising", tokenising(folder, quick=quick), TOKENISING),
-            Table("Fetching windows", fetching(folder, quick=quick), FETCHING),
-        ]
+        yield Table("Tokenising", tokenising(folder, quick=quick), TOKENISING)
+        yield Table("Fetching windows", fetching(folder, quick=quick), FETCHING)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from lightning_app.errors import InputError
 from lightning_app.inference.loading import load_module
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint_io import find_checkpoint
@@ -87,6 +87,7 @@ def command(argv: Sequence[str]) -> None:
         module.to(args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    lay_out_for_generation(module.backbone)
     for i in range(args.num_samples):
         if args.num_samples > 1:
             print(f"--- sample {i + 1}, seed {args.seed + i}")

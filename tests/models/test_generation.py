@@ -8,7 +8,7 @@ import torch
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.generation import GenerationOptions, generate, lay_out_for_generation
 
 GREEDY = GenerationOptions(max_new_tokens=5, temperature=0)
 SAMPLED = GenerationOptions(max_new_tokens=5, temperature=1.0, top_k=12, top_p=0.95, seed=7)
@@ -207,3 +207,15 @@ def test_bad_options_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(InputError, match=f"{name} is {value}; it must be"):
         GenerationOptions(**wrong)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_another_layout_of_the_matrices_keeps_values_and_ties(tied):
+    torch.manual_seed(0)
+    model = Decoder(vocab_size=29, block_size=BLOCK, embedding_dim=16, layers=2, heads=2, tie_weights=tied).eval()
+    before, expected = {n: p.clone() for n, p in model.state_dict().items()}, model(prompt())
+    lay_out_for_generation(model)
+    assert not model.lm_head.weight.is_contiguous()
+    assert (model.lm_head.weight is model.transformer["wte"].weight) == tied
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.allclose(model(prompt()), expected, atol=1e-6)
