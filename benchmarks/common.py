@@ -138,6 +138,8 @@ def _serve(pipe: Any, contestant: Contestant) -> None:
             start = time.process_time()
             result = run()
             pipe.send((False, (time.process_time() - start, result)))
+    except EOFError:  # the parent is gone
+        return
     except Exception:  # handed to the parent, which raises
         pipe.send((True, traceback.format_exc()))
 
