@@ -9,7 +9,7 @@ from benchmarks import cuda, fit_overhead, generation, text, train_step
 from benchmarks.common import header
 
 REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-PARTS = (train_step, fit_overhead, generation, text, cuda)
+PARTS = (text, fit_overhead, generation, train_step, cuda)
 TITLE = """# Benchmarks
 
 `make bench` wrote this page: each side of a comparison runs in a process of its own, on one thread, and the sides take

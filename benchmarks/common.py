@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +212,7 @@ def _processor() -> str:
     return model + "".join(f", {flag}" for flag in ("avx512f", "avx512_bf16", "amx_bf16") if f" {flag}" in text)
 
 
-def main(tables: Callable[[bool], list[Table]]) -> None:
+def main(tables: Callable[[bool], Iterable[Table]]) -> None:
     """`python -m benchmarks.NAME [--quick]`: print this file's tables alone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a smoke test: tiny sizes, one round")

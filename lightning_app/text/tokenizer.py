@@ -35,6 +35,12 @@ def _cut(text: str, starts: list[int]) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
+def _has_long_run(text: str) -> bool:
+    """Whether there may be a run of `MAX_SPACES` white space characters: it would cover one aligned half of that."""
+    half = MAX_SPACES // 2
+    return any(text[i : i + half].isspace() for i in range(0, len(text) - half + 1, half))
+
+
 class Tokenizer:
     """A tiktoken encoding with an end-of-text id. Picklable, and rebuilt from `state` without its source.
 
@@ -56,7 +62,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, special tokens' names taken as ordinary text."""
-        if len(text) <= MAX_SPACES:
+        if len(text) <= MAX_SPACES or not _has_long_run(text):
             return self._encoding.encode_ordinary(text)
         runs = _TOO_LONG.finditer(text)
         starts = [0, *(cut for run in runs for cut in range(run.start() + MAX_SPACES, run.end() + 1, MAX_SPACES))]
