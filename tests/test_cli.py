@@ -1,5 +1,6 @@
 """The part of the command line that works before anything heavy is imported."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,8 @@ def test_cheap_mistakes_are_found_before_lightning_is_imported(tmp_path: Path):
         "try: main(['fit', '--config', 'nowhere.yaml'])\n"
         "except SystemExit as stop: print(stop.code, 'lightning' in sys.modules, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    options = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path, "env": environment}
+    done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout.split() == ["1", "False", "False"]
     assert "nowhere.yaml" in done.stderr
