@@ -1,9 +1,11 @@
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lightning_app.callbacks import throughput
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.callbacks.throughput import matmul_rate, precision_dtype
 from lightning_app.modules import ArticleGPT
@@ -30,16 +32,18 @@ def test_precision_dtype(precision: str, dtype: torch.dtype):
 
 
 def test_tokens_per_second_leaves_out_validation(main: Callable, config: Callable, monkeypatch: pytest.MonkeyPatch):
-    def slow(module: ArticleGPT, batch: object, batch_idx: int) -> None:
-        time.sleep(0.05)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(throughput, "matmul_rate", lambda *args: 1e9)
 
-    monkeypatch.setattr(ArticleGPT, "on_train_batch_start", slow)
-    monkeypatch.setattr(ArticleGPT, "on_validation_batch_start", lambda *args: time.sleep(0.05))
-    main("fit", "--config", config({"trainer": {"val_check_interval": 1}}))
-    rates = [r["tokens_per_s"] for r in read_log("runs/tiny/version_0") if "tokens_per_s" in r]
-    assert len(rates) == 6
-    assert all(rate < 4 * 16 / 0.05 for rate in rates)  # a step takes 50 ms at least
-    assert max(rates) > 4 * 16 / 0.35  # a validation takes 300 ms at least
-    record = next(r for r in read_log("runs/tiny/version_0") if "model_tflops" in r)
-    per_token = record["model_tflops"] * 1e12 / record["tokens_per_s"]
-    assert per_token == pytest.approx(6 * (12 * 16 * 16 + 16 * 257) + 12 * 16 * 16)
+    def takes(seconds: float) -> Callable[..., None]:
+        return lambda *args: setattr(clock, "now", clock.now + seconds)
+
+    monkeypatch.setattr(ArticleGPT, "on_train_batch_start", takes(0.5))
+    monkeypatch.setattr(ArticleGPT, "on_validation_batch_start", takes(100))
+    main("fit", "--config", config({"trainer": {"val_check_interval": 1, "accumulate_grad_batches": 2}}))
+    records = [r for r in read_log("runs/tiny/version_0") if "tokens_per_s" in r]
+    assert [r["tokens_per_s"] for r in records] == pytest.approx([4 * 16 / 0.5] * 6)
+    flops = (6 * (12 * 16 * 16 + 16 * 257) + 12 * 16 * 16) * 4 * 16 / 0.5
+    assert [r["model_tflops"] for r in records] == pytest.approx([flops / 1e12] * 6)
+    assert [r["peak_share"] for r in records] == pytest.approx([flops / 1e9] * 6)
