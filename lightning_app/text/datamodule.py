@@ -144,10 +144,9 @@ class TextDataModule(L.LightningDataModule):
         if not self._adopted:
             self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
         for name in names:
-            self._tokens[name] = prepare_tokens(
-                self.splits.documents(name, seed=self.seed), self.tokenizer, self.cache_dir
-            )
+            self._tokens.pop(name, None)
             self._datasets.pop(name, None)
+            self.tokens(name)
 
     def _used(self) -> tuple[str, ...]:
         function = self.trainer.state.fn if self.trainer is not None else None
@@ -173,7 +172,7 @@ class TextDataModule(L.LightningDataModule):
         return self._datasets[name]
 
     def _make_dataset(self, name: str) -> TokenDataset:
-        source, tokens = self.splits.source(name), self._token_array(name)
+        source, tokens = self.splits.source(name), self.tokens(name)
         if tokens.prompt_lengths is not None:
             if source.stride or self.shift or self.respect_documents:
                 log.warning("data.%s has pairs: its stride, shift and respect_documents have no effect", name)
@@ -187,7 +186,8 @@ class TextDataModule(L.LightningDataModule):
             respect_documents=self.respect_documents,
         )
 
-    def _token_array(self, name: str) -> TokenArray:
+    def tokens(self, name: str) -> TokenArray:
+        """The token array of a split that there is. Raises as `setup` does."""
         if name not in self._tokens:
             self._tokens[name] = prepare_tokens(
                 self.splits.documents(name, seed=self.seed), self.tokenizer, self.cache_dir
@@ -232,13 +232,9 @@ class TextDataModule(L.LightningDataModule):
             even=training,
         )
 
-    def tokens(self, name: str) -> TokenArray:
-        """The token array of a split that there is. Raises as `setup` does."""
-        return self._token_array(name)
-
     def texts(self, name: str) -> Iterator[str]:
         """The documents of a split, as the model sees them (a pair's prompt and target joined)."""
-        tokens = self._token_array(name)
+        tokens = self.tokens(name)
         for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
             yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())
 
@@ -247,7 +243,7 @@ class TextDataModule(L.LightningDataModule):
         return [self._count(name) for name in names if self.splits.origin(name) == name]
 
     def _count(self, name: str) -> Counts:
-        tokens, dataset = self._token_array(name), self.dataset(name)
+        tokens, dataset = self.tokens(name), self.dataset(name)
         return Counts(
             name,
             documents=tokens.n_documents,
