@@ -1,0 +1,366 @@
+"""Any Hugging Face causal language model behind the Backbone contract, with its weights or fresh.
+
+Shapes: B batch, T new positions, P cached ones, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+from lightning_app.models.backbone import Backbone, Cache, HiddenStates
+
+if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a model is made
+    from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+
+LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what families call the most positions
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+OF_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype")  # no properties of the model
+PROBE = 8  # positions of the comparison with the family's own forward
+LOUD = 100.0  # standard deviation of its logits, at which every softcap shows
+TOLERANCE = {torch.float32: 1e-3 * LOUD}  # products of other shapes round differently; half precision: see below
+HALF_TOLERANCE = 0.25 * LOUD
+
+
+@dataclass(frozen=True)
+class PretrainedCache:
+    """Keys and values in Hugging Face's own container, which knows sliding windows."""
+
+    past: DynamicCache
+
+    @property
+    def length(self) -> int:
+        return int(self.past.get_seq_length())
+
+
+class PretrainedLM(Backbone):
+    """A causal language model of the Hugging Face library. Give one of `pretrained`, `architecture` and `config`.
+
+    At construction it is compared with the family's own forward; one that computes its logits otherwise is refused.
+
+    Args:
+        pretrained: a local directory (`save_pretrained`), or a name on the Hugging Face hub such as "gpt2".
+        architecture: the model_type of a fresh model with random weights, such as "gpt2", "opt", "bloom", "llama".
+        options: settings of the family's own config, such as {n_layer: 2, n_embd: 64, resid_pdrop: 0.0}.
+        config: the whole of such a config; a checkpoint rebuilds its model from it, without the source.
+        vocab_size: V; linked to `data.vocab_size`. None: the model's.
+        block_size: positions needed; linked to `data.block_size`. A fresh model gets as many. None: the model's.
+        resize_vocab: give a pretrained model `vocab_size` ids. Those it had stay, new ones start near their mean.
+        gradient_checkpointing: recompute the blocks in the backward: less memory, about a third more time.
+        dtype: of the weights.
+
+    Attributes:
+        width: D of `embed` and `hidden`; a single layer's state has the config's hidden_size (OPT-350m's differ).
+        max_length: None for families without a limit, such as BLOOM.
+
+    Raises:
+        InputError: no such model, an unknown option, sizes that do not fit, or a family that cannot be split into
+            embed, hidden and logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | None = None,
+        architecture: str | None = None,
+        options: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        vocab_size: int | None = None,
+        block_size: int | None = None,
+        resize_vocab: bool = False,
+        gradient_checkpointing: bool = False,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ):
+        super().__init__()
+        _check_one_source(pretrained=pretrained, architecture=architecture, config=config)
+        torch_dtype: torch.dtype = getattr(torch, dtype)
+        if pretrained is not None:
+            self.model = _load(pretrained, options or {}, torch_dtype)
+        else:
+            made = (
+                _saved_config(config, options) if config else _new_config(architecture, options, vocab_size, block_size)
+            )
+            self.model = _fresh(made, torch_dtype)
+        if resize_vocab and vocab_size is not None and vocab_size != self._head.weight.shape[0]:
+            self.model.resize_token_embeddings(vocab_size)
+        self._dtype, self._gradient_checkpointing = dtype, gradient_checkpointing
+        text = self.model.config.get_text_config(decoder=True)
+        self.vocab_size, self.width = self._head.weight.shape[0], self._embedding.weight.shape[1]
+        self.max_length, self.attention_width = _longest(text), _attention_width(text)
+        # Cohere multiplies its logits, Granite divides them, Gemma-2 caps them.
+        self._logit_scale = (getattr(text, "logit_scale", None) or 1.0) / getattr(text, "logits_scaling", 1.0)
+        self._softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
+        self._check_sizes(vocab_size, block_size, pretrained or architecture or text.model_type)
+        self._check_against_the_family()
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()  # `from_pretrained` leaves dropout off, and Lightning keeps what it finds
+
+    @property
+    def _base(self) -> PreTrainedModel:
+        return cast("PreTrainedModel", self.model.base_model)
+
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
+    def _head(self) -> nn.Linear:
+        return cast(nn.Linear, self.model.get_output_embeddings())
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
+        return next(m for m in self._base.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+
+    def config(self) -> dict[str, Any]:
+        saved = json.loads(self.model.config.to_json_string(use_diff=False))
+        return {
+            "config": {key: value for key, value in saved.items() if key not in OF_THE_FILE},
+            "gradient_checkpointing": self._gradient_checkpointing,
+            "dtype": self._dtype,
+        }
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self._embedding(ids)
+
+    def hidden(
+        self,
+        embeddings: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        layers: Sequence[int] = (),
+    ) -> HiddenStates:
+        assert cache is None or isinstance(cache, PretrainedCache)  # made by `new_cache`
+        T, past = embeddings.shape[1], cache.length if cache is not None else 0
+        if self.max_length is not None and past + T > self.max_length:
+            raise InputError(f"{past + T} positions do not fit the model's {self.max_length}: shorten the text")
+        arguments: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": cache is not None}
+        if cache is not None:
+            arguments["past_key_values"] = cache.past
+        if mask is not None:
+            arguments["attention_mask"] = mask.long()
+            if self._takes_positions:
+                arguments["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
+        with self._recorded(layers) as states:
+            last = self._base(**arguments).last_hidden_state
+        return HiddenStates(last, states)
+
+    @contextmanager
+    def _recorded(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """The states of blocks, by hooks: `output_hidden_states` would give the last one normalised."""
+        states: dict[int, Tensor] = {}
+        if not layers:
+            yield states
+            return
+        blocks = self._blocks
+        if not all(0 <= layer < len(blocks) for layer in layers):
+            raise InputError(
+                f"layers {sorted(layers)} are asked for, but the model has the layers 0 to {len(blocks) - 1}"
+            )
+
+        def keep(layer: int) -> Any:
+            def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+                states[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        hooks = [blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden)
+        if self._logit_scale != 1.0:
+            logits = logits * self._logit_scale
+        return logits if self._softcap is None else (logits / self._softcap).tanh() * self._softcap
+
+    def new_cache(self, batch_size: int) -> PretrainedCache:
+        from transformers import DynamicCache
+
+        return PretrainedCache(DynamicCache(config=self.model.config))
+
+    def flops_per_token(self, length: int) -> int:
+        """See `Backbone`; GPT-2's matrices are no nn.Linear. Of a mixture all experts count, used or not."""
+        from transformers.pytorch_utils import Conv1D
+
+        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear | Conv1D))
+        return 6 * matrices + 12 * self.attention_width * length
+
+    # Checks
+
+    def _check_sizes(self, vocab_size: int | None, block_size: int | None, name: str) -> None:
+        if vocab_size is not None and vocab_size != self.vocab_size:
+            remedy = (
+                f"set data.vocab_size: {self.vocab_size} (spare ids are never drawn) with the model's own vocabulary"
+            )
+            raise InputError(
+                f"data.vocab_size is {vocab_size}, but {name!r} has {self.vocab_size} ids: {remedy} as data.tokenizer, "
+                "or give the model as many with resize_vocab: true"
+            )
+        if block_size is not None and self.max_length is not None and block_size > self.max_length:
+            raise InputError(
+                f"data.block_size is {block_size}, but {name!r} holds at most {self.max_length} positions: lower it"
+            )
+
+    @torch.no_grad()
+    def _check_against_the_family(self) -> None:
+        """Compare with the model's own logits, in one go and in two pieces with a cache.
+
+        Once a softcap's argument is small it does nothing, so the head is made loud for as long as this takes.
+        """
+        if self._head.weight.device.type == "meta":
+            return
+        self.model.eval()
+        ids = torch.arange(min(PROBE, self.max_length or PROBE), device=self._head.weight.device)[None] * 7
+        ids = ids % self.vocab_size
+        gain = LOUD / self._head(self._last_states(ids)).float().std().clamp_min(1e-6)
+        hook = self._head.register_forward_hook(lambda _module, _arguments, output: output * gain)
+        try:
+            expected = self.model(ids, use_cache=False).logits
+            found = (self(ids), self._logits_in_pieces(ids))
+        finally:
+            hook.remove()
+        tolerance = TOLERANCE.get(expected.dtype, HALF_TOLERANCE)
+        for way, logits in zip(("in one go", "with a cache"), found, strict=True):
+            difference = float((logits - expected).abs().max())
+            if not difference <= tolerance:
+                raise InputError(
+                    f"the family {self.model.config.model_type!r} computes its logits otherwise: {way} they differ by "
+                    f"{difference:.3g} at a standard deviation of {LOUD:g}; choose another family"
+                )
+
+    def _last_states(self, ids: Tensor) -> Tensor:
+        return self.hidden(self.embed(ids)).last
+
+    def _logits_in_pieces(self, ids: Tensor) -> Tensor:
+        cache, pieces = self.new_cache(1), ids.tensor_split(2, dim=1)
+        return torch.cat(
+            [self.logits(self.hidden(self.embed(p), cache=cache).last) for p in pieces if p.numel()], dim=1
+        )
+
+
+def _check_one_source(**sources: Any) -> None:
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        raise InputError(
+            f"{' and '.join(given) or 'no model'} given: give one of pretrained (a directory, or a name on the hub), "
+            "architecture (a fresh model) and config"
+        )
+
+
+def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options)
+        _check_known(unknown, config)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{name!r} could not be loaded ({_one_line(error)}); give a directory with its config.json and weights, or "
+            "download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model with "
+            "`architecture` and `options`"
+        ) from error
+    model, report = loaded
+    if missing := report["missing_keys"]:
+        raise InputError(
+            f"{name!r} lacks {len(missing)} weights of a causal language model, such as {min(missing)}: they would "
+            "start at random; give a model that has them"
+        )
+    return model
+
+
+def _saved_config(config: dict[str, Any], options: dict[str, Any] | None) -> PretrainedConfig:
+    if options:
+        raise InputError("options were given beside a whole config: write them into it")
+    if "model_type" not in config:
+        raise InputError(f"config has no model_type among its {len(config)} keys: give a whole Hugging Face config")
+    return _for_model(**config)
+
+
+def _new_config(
+    architecture: str | None, options: dict[str, Any] | None, vocab_size: int | None, block_size: int | None
+) -> PretrainedConfig:
+    """The family's defaults, the data's sizes and the options, later ones over earlier ones.
+
+    A special id of the defaults would be one of our tokens, and a padding id's embedding would never learn.
+    """
+    known = _for_model(model_type=str(architecture))
+    _check_known([name for name in options or {} if not hasattr(known, name)], known)
+    sizes = {"vocab_size": vocab_size, **dict.fromkeys(_limit_names(known), block_size)}
+    given = {known.attribute_map.get(name, name): value for name, value in (options or {}).items()}
+    special = {name: None for name in SPECIAL if hasattr(known, name)}
+    sizes = {known.attribute_map.get(name, name): size for name, size in sizes.items() if size is not None}
+    return _for_model(**{"model_type": str(architecture), **special, **sizes, **given})
+
+
+def _for_model(**config: Any) -> PretrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    architecture = config["model_type"]
+    if architecture not in CONFIG_MAPPING_NAMES:
+        close = difflib.get_close_matches(architecture, CONFIG_MAPPING_NAMES, n=3)
+        raise InputError(f"there is no architecture {architecture!r}; {_meant(close) or 'such as gpt2, opt, llama'}")
+    try:
+        return AutoConfig.for_model(**config)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{architecture!r} does not take these options: {_one_line(error)}") from error
+
+
+def _fresh(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise InputError(f"{config.model_type!r} gives no causal language model: {_one_line(error)}") from error
+
+
+def _check_known(unknown: Sequence[str] | dict[str, Any], config: PretrainedConfig) -> None:
+    for name in unknown:
+        close = difflib.get_close_matches(name, [*config.to_dict(), *config.attribute_map], n=3)
+        raise InputError(f"{config.model_type!r} has no option {name!r}; {_meant(close) or 'see its config class'}")
+
+
+def _limit_names(config: PretrainedConfig) -> list[str]:
+    return [] if getattr(config, "alibi", False) else [name for name in LIMITS if hasattr(config, name)][:1]
+
+
+def _longest(config: PretrainedConfig) -> int | None:
+    return next((int(getattr(config, name)) for name in _limit_names(config)), None)
+
+
+def _attention_width(config: PretrainedConfig) -> int:
+    if not hasattr(config, "num_attention_heads"):
+        raise InputError(f"{config.model_type!r} has no attention heads: its cache is of another kind; choose another")
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers * config.num_attention_heads * head_size
+
+
+def _meant(close: list[str]) -> str:
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _one_line(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
