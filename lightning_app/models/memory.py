@@ -7,6 +7,7 @@ cache. Entries fill the slots 0 .. size - 1 without a gap, in any order. Shapes:
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.memory_search import Metric, distances_to, in_order, nearest
+from lightning_app.models.memory_index import IndexOptions, SlotIndex
+from lightning_app.models.memory_map import MappedVectors
+from lightning_app.models.memory_search import Metric, distances_to, nearest
 
 IndexType = Literal["flat", "ivf", "ivfpq", "hnsw"]
 Eviction = Literal["oldest", "least_recently_used", "least_useful"]
 Storage = Literal["float32", "float16"]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -82,6 +86,7 @@ class AssociativeMemory(nn.Module):
             `least_useful`: smallest (1 + uses) x strength. Equal ones: smallest id.
         dtype: of the stored vectors; searches compute in float32.
         span_length: S, tokens of text that go with each entry.
+        path: a file that holds the vectors instead of RAM (an index of another type than `flat` has copies in RAM).
         seed: of `forget_randomly`.
     """
 
@@ -128,17 +133,27 @@ class AssociativeMemory(nn.Module):
         self.memory_size, self.memory_dim, self.span_length = memory_size, memory_dim, span_length
         self.index_type, self.metric, self.eviction, self.seed = index_type, metric, eviction, seed
         self.num_search_results, self.forgetfulness_factor = num_search_results, forgetfulness_factor
+        self._order: tuple[Rows, Rows] | None = None
+        self._index = self._new_index()
+        self._mapped: MappedVectors | None = None
         self._add_buffers()
-        self._order: tuple[Tensor, Tensor] | None = None
 
     def _add_buffers(self) -> None:
         shapes = {"vectors": (self.memory_size, self.memory_dim), "spans": (self.memory_size, self.span_length)}
         dtypes = {"vectors": STORAGE[self._options["dtype"]], "spans": torch.int32, "strengths": torch.float32}
-        for name, blank in BLANK.items():
+        if self._options["path"] is not None:
+            self._mapped = MappedVectors(shapes["vectors"], dtype=dtypes["vectors"], path=self._options["path"])
+            self.register_buffer("vectors", self._mapped.tensor)
+        for name in [name for name in BLANK if name not in self._buffers]:
             shape, dtype = shapes.get(name, (self.memory_size,)), dtypes.get(name, torch.long)
-            self.register_buffer(name, torch.full(shape, blank, dtype=dtype))
+            self.register_buffer(name, torch.full(shape, BLANK[name], dtype=dtype))
         for name in COUNTERS:
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
+
+    def _new_index(self) -> SlotIndex | None:
+        if self.index_type == "flat":
+            return None
+        return SlotIndex(IndexOptions(**{field.name: self._options[field.name] for field in fields(IndexOptions)}))
 
     def config(self) -> dict[str, Any]:
         """The arguments of `__init__`, in plain types."""
@@ -150,13 +165,18 @@ class AssociativeMemory(nn.Module):
     def device(self) -> torch.device:
         return self.vectors.device
 
-    def _entries(self) -> tuple[Tensor, Tensor]:
-        """Ids (size,) in ascending order, and their slots (size,)."""
+    def _entries(self) -> tuple[Rows, Rows]:
+        """Ids (size,) in ascending order, and their slots (size,). NumPy: several times faster than torch in this."""
         if self._order is None:
-            ids, slots = self.slot_ids.sort()
-            size = int((ids >= 0).sum())
-            self._order = ids[len(ids) - size :], slots[len(ids) - size :]
+            ids = self.slot_ids.cpu().numpy()
+            slots = ids.argsort()[(ids < 0).sum() :]
+            if len(slots) and (slots.max() >= len(slots) or (np.diff(ids[slots]) == 0).any()):
+                raise InputError(f"the checkpoint's slot_ids are damaged: gaps or equal ids in {len(slots)} entries")
+            self._order = ids[slots], slots
         return self._order
+
+    def _tensor(self, numbers: Rows) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device)
 
     def size(self) -> int:
         return len(self._entries()[0])
@@ -170,44 +190,41 @@ class AssociativeMemory(nn.Module):
 
     def ids(self) -> Tensor:
         """(size,) int64, ascending."""
-        return self._entries()[0].clone()
+        return self._tensor(self._entries()[0].copy())
 
-    def _find(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _find(self, ids_N: Rows) -> tuple[Rows, np.ndarray]:
         """Places of ids in ascending order (N,), and which of them exist (N,) bool."""
         known = self._entries()[0]
-        if len(known) == 0:
-            return torch.zeros_like(ids_N), torch.zeros_like(ids_N, dtype=torch.bool)
-        places = torch.searchsorted(known, ids_N).clamp(max=len(known) - 1)
-        return places, known[places] == ids_N
+        places = np.searchsorted(known, ids_N).clip(max=len(known) - 1)
+        return places, known[places] == ids_N if len(known) else np.zeros(len(ids_N), dtype=bool)
 
     def _slots_of(self, ids: Tensor) -> Tensor:
         """(...) ids -> (...) slots; -1 stays -1, an unknown id is an `InputError`."""
-        ids = checked_ids(ids).to(self.device)
-        places, found = self._find(ids.reshape(-1))
-        missing = ~found & (ids.reshape(-1) != -1)
+        numbers = checked_ids(ids)
+        places, found = self._find(numbers)
+        missing = ~found & (numbers != -1)
         if missing.any():
-            raise self._unknown(ids.reshape(-1)[missing])
-        slots = self._entries()[1][places] if len(self) else places
-        return torch.where(found, slots, -1).view(ids.shape)
+            raise self._unknown(numbers[missing])
+        slots = np.full_like(numbers, -1)
+        slots[found] = self._entries()[1][places[found]]
+        return self._tensor(slots).view(ids.shape)
 
-    def _unknown(self, ids: Tensor) -> InputError:
+    def _unknown(self, ids: Rows) -> InputError:
         known = self._entries()[0]
-        there = f"{len(known)} entries, ids {int(known[0])} to {int(known[-1])}" if len(known) else "no entries"
-        return InputError(f"no entry has the id {int(ids[0])} ({len(ids)} such ids): the memory holds {there}")
+        there = f"{len(known)} entries, ids {known[0]} to {known[-1]}" if len(known) else "no entries"
+        return InputError(f"no entry has the id {ids[0]} ({len(ids)} such ids): the memory holds {there}")
 
-    def _places_of_distinct(self, ids: Tensor) -> Tensor:
+    def _places_of_distinct(self, ids: Tensor) -> Rows:
         """(N,) distinct ids that exist -> their places in ascending order of ids (N,)."""
-        ids = checked_ids(ids).to(self.device)
         if ids.dim() != 1:
             raise InputError(f"ids have the shape {tuple(ids.shape)}: give (N,)")
-        values, counts = ids.unique(return_counts=True)
+        numbers = checked_ids(ids)
+        values, counts = np.unique(numbers, return_counts=True)
         if (counts > 1).any():
-            raise InputError(
-                f"the id {int(values[counts > 1][0])} is given {int(counts.max())} times: give each id once"
-            )
-        places, found = self._find(ids)
+            raise InputError(f"the id {values[counts > 1][0]} is given {counts.max()} times: give each id once")
+        places, found = self._find(numbers)
         if not found.all():
-            raise self._unknown(ids[~found])
+            raise self._unknown(numbers[~found])
         return places
 
     # Writing
@@ -224,35 +241,46 @@ class AssociativeMemory(nn.Module):
         clock = self.clock.expand(len(rows))
         columns |= {"written": clock, "used": clock, "uses": 0 * clock, "strengths": torch.ones_like(clock).float()}
         columns |= {"vectors": rows, "slot_ids": ids}
-        self._put({name: column[kept] for name, column in columns.items()})
+        self._put({name: column[kept] for name, column in columns.items()}, ids=ids[kept].cpu().numpy())
         return ids
 
-    def _put(self, columns: dict[str, Tensor]) -> None:
+    def _put(self, columns: dict[str, Tensor], *, ids: Rows) -> None:
         """Write new entries into the free slots, then over those that have to go; nothing moves."""
-        ids, slots = self._entries()
-        new_ids = columns["slot_ids"]
-        excess = max(0, len(ids) + len(new_ids) - self.memory_size)
+        known, slots = self._entries()
+        excess = max(0, len(known) + len(ids) - self.memory_size)
         gone = self._victims(excess)
-        free = torch.arange(len(ids), len(ids) + len(new_ids) - excess, device=self.device)
-        targets = torch.cat((free, slots[gone]))
-        ids, slots = without(ids, gone), without(slots, gone)
+        free = np.arange(len(known), len(known) + len(ids) - excess)
+        targets = np.concatenate((free, slots[gone]))
         self._write(targets, columns)
-        self._order = torch.cat((ids, new_ids)), torch.cat((slots, targets))
+        known, slots = np.delete(known, gone), np.delete(slots, gone)
+        self._order = np.concatenate((known, ids)), np.concatenate((slots, targets))
 
-    def _write(self, slots: Tensor, columns: dict[str, Tensor]) -> None:
+    def _write(self, slots: Rows, columns: dict[str, Tensor]) -> None:
+        targets = self._tensor(slots)
         for name, column in columns.items():
-            getattr(self, name)[slots] = column.to(getattr(self, name).dtype)
+            buffer = getattr(self, name)
+            buffer.index_copy_(0, targets, column.to(buffer.dtype))
+        self._rows_changed(slots)
 
-    def _victims(self, count: int) -> Tensor:
-        """The places (count,) of the entries that go first, ascending."""
+    def _rows_changed(self, slots: Rows | slice) -> None:
+        if self._index is not None:
+            self._index.mark(slots)
+        self._release()
+
+    def _release(self) -> None:
+        if self._mapped is not None:
+            self._mapped.release()
+
+    def _victims(self, count: int) -> Rows:
+        """The places (count,) of the entries that go first."""
         slots = self._entries()[1]
         if count in (0, len(slots)) or self.eviction == "oldest":
-            return torch.arange(count, device=self.device)
+            return np.arange(count)
         worth = self.used if self.eviction == "least_recently_used" else (1 + self.uses) * self.strengths
-        worth = worth[slots]
-        limit = worth.kthvalue(count).values
-        below, equal = (worth < limit).nonzero()[:, 0], (worth == limit).nonzero()[:, 0]
-        return torch.cat((below, equal[: count - len(below)])).sort().values
+        values = worth.cpu().numpy()[slots]
+        limit = np.partition(values, count - 1)[count - 1]
+        below, equal = np.flatnonzero(values < limit), np.flatnonzero(values == limit)
+        return np.concatenate((below, equal[: count - len(below)]))
 
     @torch.no_grad()
     def update(self, ids: Tensor, vectors: Tensor, payload: Payload | None = None) -> None:
@@ -270,26 +298,28 @@ class AssociativeMemory(nn.Module):
     @torch.no_grad()
     def remove(self, ids: Tensor) -> None:
         """Remove entries (N,)."""
-        self._remove(self._places_of_distinct(ids).sort().values)
+        self._remove(self._places_of_distinct(ids))
 
-    def _remove(self, places: Tensor) -> None:
+    def _remove(self, places: Rows) -> None:
         """Entries of the last slots move into the gaps; what becomes free is blank."""
         ids, slots = self._entries()
         size = len(ids) - len(places)
-        gone = slots[places]
-        gaps = gone[gone < size].sort().values
-        ids, slots = without(ids, places), without(slots, places)
-        moved = (slots >= size).nonzero()[:, 0]
-        sources = slots[moved]
+        gaps = np.sort(slots[places])
+        gaps = gaps[gaps < size]
+        ids, slots = np.delete(ids, places), np.delete(slots, places)
+        moved = np.flatnonzero(slots >= size)
+        sources = self._tensor(slots[moved])
         self._write(gaps, {name: getattr(self, name)[sources] for name in BLANK})
         for name, blank in BLANK.items():
             getattr(self, name)[size : size + len(places)] = blank
-        self._order = ids, slots.index_copy(0, moved, gaps)
+        self._rows_changed(slice(size, size + len(places)))
+        slots[moved] = gaps
+        self._order = ids, slots
 
     @torch.no_grad()
     def reset(self) -> None:
         """Remove everything; the counters (ids, clock, draws of `forget_randomly`) go on."""
-        self._remove(torch.arange(len(self), device=self.device))
+        self._remove(np.arange(len(self)))
 
     def _checked_rows(self, vectors: Tensor) -> Tensor:
         """(N, D) in the type they are stored in."""
@@ -297,7 +327,7 @@ class AssociativeMemory(nn.Module):
             raise InputError(f"vectors have the shape {tuple(vectors.shape)}: give (N, {self.memory_dim})")
         self._check_width_and_values(vectors)
         rows = vectors.detach().to(self.device, self.vectors.dtype)
-        if rows.dtype == torch.float16 and not rows.isfinite().all():
+        if rows.dtype == torch.float16 and not all_finite(rows):
             raise InputError(f"a value of {float(vectors.abs().max()):.6g} does not fit float16 (65504): use float32")
         return rows
 
@@ -306,7 +336,7 @@ class AssociativeMemory(nn.Module):
             raise InputError(f"vectors have the shape {tuple(vectors.shape)}, but memory_dim is {self.memory_dim}")
         if not vectors.is_floating_point():
             raise InputError(f"vectors are {vectors.dtype}: give floating point numbers")
-        if not vectors.isfinite().all():
+        if not all_finite(vectors):
             wrong = vectors[~vectors.isfinite()]
             raise InputError(
                 f"{len(wrong)} of {vectors.numel()} values of the vectors are not finite ({float(wrong[0])})"
@@ -331,7 +361,7 @@ class AssociativeMemory(nn.Module):
     def search(
         self, queries: Tensor, k: int | None = None, *, origin: Origin | None = None, own_document_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The k entries nearest to each query (..., D), nearest first -> ids (..., k) int64, distances (..., k) float32.
+        """The k entries nearest to each query (..., D), nearest first -> ids, distances (..., k), int64 and float32.
 
         Where there are fewer than k, the id is -1 and the distance inf. Changes nothing.
 
@@ -373,25 +403,54 @@ class AssociativeMemory(nn.Module):
         self, queries_QD: Tensor, k: int, *, origin: Origin | None, own_document_only: bool
     ) -> tuple[Tensor, Tensor]:
         """Distances (Q, k) and slots (Q, k), -1 where there is none."""
-        if k == 0 or len(queries_QD) == 0:
-            shape = (len(queries_QD), k)
-            return queries_QD.new_zeros(shape), torch.zeros(shape, dtype=torch.long, device=self.device)
-        slots = self._exact(queries_QD, k, origin=origin, own_document_only=own_document_only)
-        distances = distances_to(queries_QD, self.vectors, slots, metric=self.metric)
-        return in_order(distances, slots, k=k)
+        slots = self._candidates(queries_QD, k, masked=origin is not None, own_document_only=own_document_only)
+        if slots is None:
+            return self._exact(queries_QD, k, origin=origin, own_document_only=own_document_only)
+        if origin is not None:
+            slots = slots.masked_fill(self._hidden(origin, slots, own_document_only=False), -1)
+        distances, slots = self._nearest_of(queries_QD, slots, k=k)
+        if self._index is None and (origin is None or slots.shape[1] == len(self)):
+            return distances, slots
+        short = (slots[:, -1] < 0).nonzero()[:, 0]  # the index, or what it found and may be seen, has fewer than k
+        if len(short):
+            part = None if origin is None else Origin(origin.documents[short], origin.positions[short])
+            distances[short], slots[short] = self._exact(queries_QD[short], k, origin=part, own_document_only=False)
+        return distances, slots
 
-    def _exact(self, queries_QD: Tensor, k: int, *, origin: Origin | None, own_document_only: bool) -> Tensor:
+    def _candidates(self, queries_QD: Tensor, k: int, *, masked: bool, own_document_only: bool) -> Tensor | None:
+        """Slots (Q, K >= k), more than k where some may turn out to be hidden; None: the exact search has to do it."""
+        if k == 0 or own_document_only or self.device.type != "cpu":
+            return None
+        fetched = min(2 * k + 8 if masked else k, len(self))
         stored = self.vectors[: len(self)]
-        if origin is None:
-            return nearest(queries_QD, stored, k=k, metric=self.metric)
+        found = None if self._index is None else self._index.candidates(queries_QD, stored, k=fetched)
+        self._release()
+        if found is not None or (masked and self.metric == "cosine"):  # which the masked search takes no longer for
+            return found
+        return nearest(queries_QD, stored, k=fetched, metric=self.metric, release=self._release)
 
-        def hidden(slots: Tensor) -> Tensor:
-            return self._hidden(origin, slots[None], own_document_only=own_document_only)
+    def _exact(
+        self, queries_QD: Tensor, k: int, *, origin: Origin | None, own_document_only: bool
+    ) -> tuple[Tensor, Tensor]:
+        """`_search` among all entries, or among those of the queries' documents."""
+        stored, rows, hidden = self.vectors[: len(self)], None, None
+        if origin is not None:
+            hidden = partial(self._hidden, origin, own_document_only=own_document_only)
+            rows = (
+                torch.isin(self.documents[: len(self)], origin.documents).nonzero()[:, 0] if own_document_only else None
+            )
+        slots = nearest(queries_QD, stored, k=k, metric=self.metric, rows=rows, hidden=hidden, release=self._release)
+        return self._nearest_of(queries_QD, slots, k=k)
 
-        return nearest(queries_QD, stored, k=k, metric=self.metric, hidden=hidden)
+    def _nearest_of(self, queries_QD: Tensor, slots_QK: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest of the candidates by their exact distances -> distances, slots (Q, k)."""
+        distances = distances_to(queries_QD, self.vectors, slots_QK, metric=self.metric)
+        self._release()
+        distances, order = distances.topk(k, dim=1, largest=False)
+        return distances, slots_QK.gather(1, order)
 
     def _hidden(self, origin: Origin, slots: Tensor, *, own_document_only: bool) -> Tensor:
-        """(Q, N) bool for slots (1, N) or (Q, N)."""
+        """(Q, N) bool, for slots (N,) that are the same for all queries or (Q, N) that are not."""
         documents, positions = origin.documents[:, None], origin.positions[:, None]
         own = (self.documents[slots] == documents) & (documents != -1)
         later = own & (self.positions[slots] >= positions)
@@ -418,16 +477,15 @@ class AssociativeMemory(nn.Module):
 
     def get_all_embeddings(self) -> Tensor:
         """(size, D) float32, in ascending order of ids."""
-        return self.vectors[self._entries()[1]].float()
+        return self.vectors[self._tensor(self._entries()[1])].float()
 
     # Use, age, forgetting
 
     @torch.no_grad()
     def touch(self, ids: Tensor) -> None:
         """Count a use of entries (...), once for each time an id is given; -1 and ids that are gone count nothing."""
-        ids = checked_ids(ids).to(self.device).reshape(-1)
-        places, found = self._find(ids)
-        slots = self._entries()[1][places[found]]
+        places, found = self._find(checked_ids(ids))
+        slots = self._tensor(self._entries()[1][places[found]])
         self.uses.index_add_(0, slots, torch.ones_like(slots))
         self.used[slots] = self.clock
 
@@ -451,14 +509,14 @@ class AssociativeMemory(nn.Module):
         """
         draw = np.random.default_rng([self.seed, int(self.draws)]).random(len(self))
         self.draws += 1
-        gone = torch.from_numpy(np.flatnonzero(draw < self.forgetfulness_factor)).to(self.device)
+        gone = np.flatnonzero(draw < self.forgetfulness_factor)
         self._remove(gone)
         return len(gone)
 
     @torch.no_grad()
     def garbage_collect(self, threshold: float = 1e-6) -> int:
         """Remove the entries with a strength below `threshold` -> how many went."""
-        gone = (self.strengths[self._entries()[1]] < threshold).nonzero()[:, 0]
+        gone = np.flatnonzero(self.strengths.cpu().numpy()[self._entries()[1]] < threshold)
         self._remove(gone)
         return len(gone)
 
@@ -472,34 +530,54 @@ class AssociativeMemory(nn.Module):
                 raise InputError(
                     f"{prefix}{name} is {shapes}: memory_size, memory_dim and span_length must be the same"
                 )
-        self._order = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self._mapped is not None and self.vectors is not self._mapped.tensor:  # load_state_dict(assign=True)
+            self._mapped.copy_from(self.vectors)
+            self.vectors = self._mapped.tensor
+        self._forget_caches()
+
+    def _forget_caches(self) -> None:
+        self._order = None
+        if self._index is not None:
+            self._index.mark_all()
+        self._release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_order": None}
+        """For `deepcopy` and pickle; mapped vectors copy themselves."""
+        state = {**self.__dict__, "_order": None}
+        if self._mapped is not None:
+            state["_buffers"] = {**self._buffers, "vectors": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._mapped is not None:
+            self.vectors = self._mapped.tensor
 
     def _apply(self, fn: Any, recurse: bool = True) -> AssociativeMemory:
-        """Moves between devices; `.half()` and the like leave the vectors in the type that `dtype` says."""
-        self._order = None
+        """Moves between devices; `.half()` and the like leave all types as they are, and mapped vectors stay where
+        they lie: such a memory searches on the CPU and answers on the queries' device."""
+        if self._mapped is not None:
+            return self
 
         def move(tensor: Tensor) -> Tensor:
             moved: Tensor = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
+        self._forget_caches()
         return super()._apply(move, recurse)
 
 
-def without(values: Tensor, places: Tensor) -> Tensor:
-    """Values (N,) but those at places (P,)."""
-    keep = torch.ones_like(values, dtype=torch.bool)
-    keep[places] = False
-    return values[keep]
+def all_finite(values: Tensor) -> bool:
+    """A finite sum shows it 20 times faster; a sum may overflow, so look again before saying no."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
-def checked_ids(ids: Tensor) -> Tensor:
+def checked_ids(ids: Tensor) -> Rows:
+    """(...) -> (N,)."""
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"ids are {ids.dtype}: give int64")
-    return ids.long()
+    return ids.reshape(-1).cpu().numpy().astype(np.int64)
 
 
 def check_options(**options: Any) -> None:

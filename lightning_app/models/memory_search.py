@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 import torch  # before faiss: each wheel brings an OpenMP of its own
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +22,7 @@ Hidden = Callable[[Tensor], Tensor]  # rows (N,) -> (Q, N) bool, True where a qu
 
 BLOCK_BYTES = 1 << 26  # of rows that are converted, gathered or read from a file at once
 BLOCK_SCORES = 1 << 24  # elements of one (Q, N) matrix of scores
-BLOCK_QUERIES = 4096
+BLAS_FROM = 5  # queries; a single one is 4 times faster without
 _forked = False
 
 
@@ -33,13 +34,13 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def set_up_faiss() -> None:
-    """FAISS uses as many threads as torch (one in a forked process, where its OpenMP hangs with more), and BLAS always.
+def set_up_faiss(width: int) -> None:
+    """FAISS uses as many threads as torch (one in a forked process, where its OpenMP hangs with more), and BLAS early.
 
-    By default it leaves BLAS below 167 queries of 768 dimensions and is then 8 times slower per query.
+    By default it takes BLAS from 167 queries of 768 dimensions on; before that it is 3 to 8 times slower per query.
     """
     faiss.omp_set_num_threads(1 if _forked else torch.get_num_threads())
-    faiss.cvar.distance_compute_blas_threshold = 1
+    faiss.cvar.distance_compute_blas_threshold = BLAS_FROM * width
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def _by_faiss(
 ) -> tuple[Tensor, Tensor]:
     """-> scores (Q, K), smaller is nearer, and positions in the block (Q, K)."""
     assert hidden is None
-    set_up_faiss()
+    set_up_faiss(queries_QD.shape[1])
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     scores, at = map(torch.from_numpy, faiss.knn(queries_QD.numpy(), block_ND.numpy(), k, kind))
     return (scores if metric == "l2" else -scores), at
@@ -134,22 +135,31 @@ def distances_to(queries_QD: Tensor, vectors_ND: Tensor, rows_QK: Tensor, *, met
 
     An equal vector is at an l2 distance of exactly 0.
     """
+    plain = queries_QD.device.type == "cpu" and vectors_ND.dtype == torch.float32 and metric != "cosine"
+    by = _distances_by_faiss if plain else _distances
     step = max(1, BLOCK_BYTES // (4 * vectors_ND.shape[1] * max(rows_QK.shape[1], 1)))
-    parts = zip(queries_QD.split(step), rows_QK.split(step), strict=True)
-    found = [_distances(q_QD, vectors_ND[rows.clamp(min=0)].float(), metric=metric) for q_QD, rows in parts]
-    return torch.cat(found).masked_fill(rows_QK < 0, torch.inf) if found else queries_QD.new_zeros(rows_QK.shape)
+    found = torch.full_like(rows_QK, torch.inf, dtype=torch.float32)
+    for start in range(0, len(rows_QK), step):
+        part = slice(start, start + step)
+        found[part] = by(queries_QD[part], vectors_ND, rows_QK[part].clamp(min=0), metric=metric)
+    return found.masked_fill_(rows_QK < 0, torch.inf)
 
 
-def _distances(queries_QD: Tensor, candidates_QKD: Tensor, *, metric: Metric) -> Tensor:
+def _distances_by_faiss(queries_QD: Tensor, vectors_ND: Tensor, rows_QK: Tensor, *, metric: Metric) -> Tensor:
+    """Without a copy of the rows."""
+    Q, K = rows_QK.shape
+    found = np.empty((Q, K), dtype=np.float32)
+    arrays = (found, queries_QD.numpy(), vectors_ND.numpy(), np.ascontiguousarray(rows_QK.numpy()))
+    by_idx = faiss.fvec_L2sqr_by_idx if metric == "l2" else faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]
+    by_idx(*map(faiss.swig_ptr, arrays), queries_QD.shape[1], Q, K)
+    return torch.from_numpy(found if metric == "l2" else -found)
+
+
+def _distances(queries_QD: Tensor, vectors_ND: Tensor, rows_QK: Tensor, *, metric: Metric) -> Tensor:
+    candidates_QKD = vectors_ND[rows_QK].float()
     queries_Q1D = queries_QD[:, None]
     if metric == "l2":
         return (candidates_QKD - queries_Q1D).square().sum(-1)
     if metric == "inner_product":
         return -(candidates_QKD * queries_Q1D).sum(-1)
     return (1 - F.cosine_similarity(candidates_QKD, queries_Q1D, dim=-1, eps=1e-12)).clamp(min=0)
-
-
-def in_order(distances_QK: Tensor, rows_QK: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of the candidates, nearest first -> distances (Q, k), rows (Q, k)."""
-    distances, order = distances_QK.topk(k, dim=1, largest=False)
-    return distances, rows_QK.gather(1, order)
