@@ -94,3 +94,13 @@ class Backbone(nn.Module, ABC):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""
         return self.logits(self.hidden(self.embed(ids), mask=mask).last)
+
+
+def rebuilt_by(part: Any) -> dict[str, Any]:
+    """Class and arguments, in plain types, of a part that has a `config()`."""
+    return {"class_path": class_path(part), "init_args": part.config()}
+
+
+def class_path(obj: object) -> str:
+    """Where the class of an object is imported from."""
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"

@@ -3,5 +3,6 @@
 from lightning_app.modules.article_gpt import ArticleGPT
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.modules.causal_lm import CausalLM
+from lightning_app.modules.varda_gpt import VardaGPT
 
-__all__ = ["ArticleGPT", "CausalLM", "LanguageModule", "Outputs", "Regularizer"]
+__all__ = ["ArticleGPT", "CausalLM", "LanguageModule", "Outputs", "Regularizer", "VardaGPT"]

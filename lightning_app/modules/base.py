@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone, HiddenStates
+from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
 from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.modules.measures import LanguageMeasures
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
@@ -115,7 +115,7 @@ class LanguageModule(L.LightningModule, ABC):
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
         self._run = self._run_backbone
-        self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for the regularisers
+        self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self._matrices: set[str] = set()  # names of the parameters with weight decay
         self._real_ids = backbone.vocab_size
         self._token_bytes: Tensor | None = None
@@ -167,15 +167,20 @@ class LanguageModule(L.LightningModule, ABC):
             self._check_finite(loss)
             self.log("train/loss", loss, prog_bar=True)
             self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()})
-            if self.regularizers:
-                self._seen.append(outputs.detached())
+            self.look_back(outputs, stage)
             return loss
         self.measures.update(outputs.logits, outputs.targets, self._token_bytes)
         n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
         further = {f"{stage}/{name}": term for name, (_, term) in terms.items() if name != "ce"}
         self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
         self.log_dict(further, on_epoch=True, batch_size=n, sync_dist=True)
+        self.look_back(outputs, stage)
         return loss
+
+    def look_back(self, outputs: Outputs, stage: str) -> None:
+        """Called at the end of each step of a stage (train, val, test, predict) with what it computed."""
+        if stage == "train" and self.learns:
+            self._seen.append(outputs.detached())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
@@ -199,6 +204,7 @@ class LanguageModule(L.LightningModule, ABC):
             n_bytes = torch.where(real, self._token_bytes[outputs.targets.clamp_min(0)], 0).sum(-1)
             for row, x, b in zip(rows, nll.tolist(), n_bytes.tolist(), strict=True):
                 row |= {"bytes": b, "bpb": x / math.log(2) / max(1, b)}
+        self.look_back(outputs, "predict")
         return rows
 
     def _log_measures(self, stage: str) -> dict[str, Tensor]:
@@ -219,10 +225,19 @@ class LanguageModule(L.LightningModule, ABC):
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
-            for seen in self._seen:
-                for regularizer in self.regularizers:
-                    regularizer.learn(seen)
+            self.learn(self._seen)
         self._seen.clear()
+
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` has anything to do, so that outputs must be kept until the step."""
+        return len(self.regularizers) > 0
+
+    def learn(self, seen: Sequence[Outputs]) -> None:
+        """Learn without gradients from the batches of an optimizer step, after it."""
+        for outputs in seen:
+            for regularizer in self.regularizers:
+                regularizer.learn(outputs)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
@@ -264,11 +279,16 @@ class LanguageModule(L.LightningModule, ABC):
                 f"data.vocab_size is {data.vocab_size}, but the backbone has {self.backbone.vocab_size} ids: "
                 "they must be equal"
             )
-        if self.backbone.max_length is not None and data.block_size > self.backbone.max_length:
+        longest = self.longest_block
+        if longest is not None and data.block_size > longest:
             raise InputError(
-                f"data.block_size is {data.block_size}, "
-                f"but the backbone holds at most {self.backbone.max_length} positions"
+                f"data.block_size is {data.block_size}, but the backbone holds at most {longest} positions"
             )
+
+    @property
+    def longest_block(self) -> int | None:
+        """The most tokens that a sample may have; None where there is no limit."""
+        return self.backbone.max_length
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
         parameters, text = sum(p.numel() for p in self.parameters()), data.tokens("train")
@@ -347,13 +367,13 @@ class LanguageModule(L.LightningModule, ABC):
 
     def hyper_parameters(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this module for use, in plain types (not how it is optimised)."""
-        regularizers = [_rebuilt_by(regularizer) for regularizer in self.regularizers]
-        return {"backbone": _rebuilt_by(self.backbone), "regularizers": regularizers, "token_noise": self.token_noise}
+        regularizers = [rebuilt_by(regularizer) for regularizer in self.regularizers]
+        return {"backbone": rebuilt_by(self.backbone), "regularizers": regularizers, "token_noise": self.token_noise}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"] = {
             **self.hyper_parameters(),
-            "_class_path": _class_path(self),
+            "_class_path": class_path(self),
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
 
@@ -373,11 +393,3 @@ class LanguageModule(L.LightningModule, ABC):
                 raise InputError(
                     f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
                 )
-
-
-def _class_path(obj: object) -> str:
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"
-
-
-def _rebuilt_by(part: Any) -> dict[str, Any]:
-    return {"class_path": _class_path(part), "init_args": part.config()}

@@ -55,6 +55,7 @@ class TokenArray:
         self.offsets: np.ndarray = np.load(folder / OFFSETS)
         prompts = folder / PROMPTS
         self.prompt_lengths: np.ndarray | None = np.load(prompts) if prompts.name in self.manifest.files else None
+        self._keys = np.zeros(self.n_documents, dtype=np.int64)  # 0: not asked for yet
 
     def __reduce__(self) -> tuple[type["TokenArray"], tuple[Path]]:
         return TokenArray, (self.folder,)
@@ -88,6 +89,14 @@ class TokenArray:
     def document_of(self, position: np.ndarray) -> np.ndarray:
         """The index of the document that each position (any shape, 0 <= position < n_tokens) lies in, int64."""
         return np.searchsorted(self.offsets, position, side="right") - 1
+
+    def keys_of(self, documents: np.ndarray) -> np.ndarray:
+        """A number above 0 per document (any shape), int64: the same tokens have the same one, in whatever file."""
+        for document in np.unique(documents[self._keys[documents] == 0]):
+            start, end = self.offsets[document], self.offsets[document + 1]
+            digest = hashlib.blake2b(self.ids[start:end].astype(np.uint32).tobytes(), digest_size=8).digest()
+            self._keys[document] = max(1, int.from_bytes(digest, "little") >> 1)
+        return self._keys[documents]
 
 
 def file_digest(path: Path) -> str:

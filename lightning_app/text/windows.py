@@ -7,6 +7,8 @@ Shapes: B samples, T = block_size. A batch is a dict of (B, T) tensors:
 `targets`           int64    the token after each position; IGNORE where none is to be predicted
 `attention_mask`    bool     False on padding, which is always on the right
 `document_ids`      int64    index of each position's document; -1 on padding
+`document_keys`     int64    a number that follows from the document's tokens alone; -1 on padding
+`positions`         int64    position within the document; -1 on padding
 ==================  =======  ====================================================================
 """
 
@@ -70,13 +72,19 @@ class TokenDataset(Dataset[Batch], ABC):
         """
         inside = np.minimum(positions, self.tokens.n_tokens - 1)
         ids = torch.from_numpy(self.tokens.ids[inside].astype(np.int64))  # (B, T + 1)
-        documents = torch.from_numpy(self.tokens.document_of(inside[:, :-1]))
+        documents = self.tokens.document_of(inside[:, :-1])
         mask = torch.from_numpy(real)
+
+        def unless_padding(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).masked_fill(~mask, -1)
+
         return {
             "input_ids": ids[:, :-1].masked_fill(~mask, self.tokens.eot),
             "targets": ids[:, 1:].masked_fill(~torch.from_numpy(scored), IGNORE),
             "attention_mask": mask,
-            "document_ids": documents.masked_fill(~mask, -1),
+            "document_ids": unless_padding(documents),
+            "document_keys": unless_padding(self.tokens.keys_of(documents)),
+            "positions": unless_padding(inside[:, :-1] - self.tokens.offsets[documents]),
         }
 
 

@@ -1,0 +1,106 @@
+"""AttentionReader: attention over stored vectors, after the backbone.
+
+Shapes: B batch, T positions, S segments, D width, M memory_dim, k results, C = k + T
+candidates (what the memory returned
+to a position, then the positions of its own block).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_app.models.readers.base import Passage, Reading
+from lightning_app.models.readers.learned import Deletions, Found, LearnedReader
+from lightning_app.models.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+
+
+class AttentionReader(LearnedReader):
+    """Attention over stored vectors, added to the last states before the output matrix.
+
+    A state h reads sum_j w_j exp(s_j) m_j / (sum_j w_j exp(s_j) + exp(null)) with s_j = scale cos(q(h), m_j), over what
+    the memory returns to q(h) and what earlier segments of the block would store; w_j is the store decision (hard
+    forward, its probability backward) times what deletions left of entry j. `null` lets a state read nothing.
+
+    Args:
+        kwargs: see `LearnedReader`. The memory's metric is cosine.
+    """
+
+    def __init__(self, scale: float = 10.0, **kwargs: Any):
+        super().__init__(**kwargs, metric="cosine")
+        self.scale = scale
+
+    def config(self) -> dict[str, Any]:
+        config = {**super().config(), "scale": self.scale}
+        config.pop("metric")
+        return config
+
+    def build_layers(self, width: int, vocab_size: int) -> None:
+        super().build_layers(width, vocab_size)
+        assert self.memory_dim is not None
+        self.fc_query = nn.Linear(width, self.memory_dim)
+        self.fc_read = nn.Linear(self.memory_dim, width, bias=False)
+        nn.init.normal_(self.fc_read.weight, std=0.02)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.scale)))
+        self.null = nn.Parameter(torch.zeros(()))
+
+    def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+        queries, decisions = self.fc_query(states), self.writer(states)
+        with torch.autocast(states.device.type, enabled=False):
+            read, reading = self._read(F.normalize(queries.float(), dim=-1), decisions, passage)
+        return states + self.fc_read(read.to(states.dtype)), reading
+
+    def _read(self, queries: Tensor, decisions: Decisions, passage: Passage) -> tuple[Tensor, Reading]:
+        """(B, T, M) unit queries -> (B, T, M) what they read."""
+        found = self._search(queries, passage)
+        visible = torch.cat(
+            [found.ids >= 0, passage.earlier(by_segment=True, own_document_only=self.scope == "document")], dim=-1
+        )
+        own = F.normalize(decisions.vectors, dim=-1)
+        near = (F.normalize(found.vectors, dim=-1) @ queries[..., None])[..., 0]
+        scores = self.log_scale.exp() * torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
+        stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
+        deletions = self._deletions(scores, stored, decisions, found)
+        left, left_at_end = self._left(deletions, found, passage)
+        store = straight_through(decisions.store, decisions.stored)[:, None].expand_as(visible[..., self.results :])
+        weights = torch.cat([torch.ones_like(near), store], dim=-1) * left * visible
+        highest = torch.maximum(scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True), self.null).detach()
+        mass = weights * (scores - highest).masked_fill(~visible, 0).exp()
+        total = mass.sum(-1, keepdim=True) + (self.null - highest).exp()
+        k = self.results
+        read = ((mass[..., None, :k] @ found.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
+        gate = (mass.sum(-1) / total[..., 0])[passage.new]
+        terms = {}
+        if self.retrieval_weight > 0:
+            terms["retrieval"] = (self.retrieval_weight, self._retrieval(scores, stored, found.ids, passage))
+        statistics = {"read_gate": gate.mean()} if len(gate) else {}
+        reading = self._reading(
+            passage, decisions, found, deletions, left=left_at_end, terms=terms, statistics=statistics
+        )
+        return read, reading
+
+    def _deletions(self, scores: Tensor, stored: Tensor, decisions: Decisions, found: Found) -> Deletions:
+        """Each position may delete its k best candidates."""
+        with torch.no_grad():
+            best, chosen = scores.masked_fill(~stored, -math.inf).topk(self.results, dim=-1)
+        squared = squared_distances(decisions.deletable, found.vectors, decisions.vectors).gather(-1, chosen)
+        there = best.isfinite() & torch.tensor(self.deletion, device=best.device)
+        return self._delete(decisions, (squared + 1e-12).sqrt(), chosen, there)
+
+    def _left(self, deletions: Deletions, found: Found, passage: Passage) -> tuple[Tensor, Tensor]:
+        """What is left of each candidate when a position reads it (B, T, C), and of own ones at the end (B, T)."""
+        B, T, k = found.ids.shape
+        numbers, n = entry_numbers(found.ids)
+        left = alive(
+            deletions.strength,
+            numbers.gather(-1, deletions.chosen),
+            passage.segments,
+            n_entries=n,
+            hard=self.hard,
+        )  # (B, S + 1, n)
+        where = passage.segments[None, :, None] * n + numbers
+        return left.flatten(1).gather(1, where.flatten(1)).view(B, T, k + T), left[:, -1, n - T :]

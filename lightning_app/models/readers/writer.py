@@ -1,0 +1,153 @@
+"""The layers by which a model learns what to store and what to delete, and what they decide within a block.
+
+Shapes: B batch, T positions, S segments, k results, C = k + T candidates: what the memory returned to a position, then
+the positions of its own block. M memory_dim, U distinct entries that the memory returned to the block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+
+
+def straight_through(p: Tensor, hard: Tensor) -> Tensor:
+    """`hard` forward, the gradient of `p` backward (Bengio et al. 2013, arXiv:1308.3432, section 4)."""
+    return hard.to(p.dtype) + p - p.detach()
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What each position of a block offers and asks for.
+
+    Attributes:
+        vectors: (B, T, M) what it would store.
+        store: (B, T) probability of storing it.
+        delete: (B, T, k) logit of deleting each of its k best candidates.
+        deletable: (B, T, M) what a vector to be deleted looks like.
+    """
+
+    vectors: Tensor
+    store: Tensor
+    delete: Tensor
+    deletable: Tensor
+
+    @property
+    def stored(self) -> Tensor:
+        """(B, T) bool."""
+        return self.store > 0.5
+
+
+class Writer(nn.Module):
+    """Four linear layers on the last states, all of which cross-entropy alone can train.
+
+    Args:
+        width: D of the states.
+        memory_dim: M.
+        results: k.
+        open_bias: of the store decision at first: above 0 the memory is open, which learning needs to get started.
+    """
+
+    def __init__(self, width: int, memory_dim: int, results: int, *, open_bias: float = 1.0):
+        super().__init__()
+        self.fc_storable_vector = nn.Linear(width, memory_dim)
+        self.fc_store_decision = nn.Linear(width, 1)
+        self.fc_delete_decision = nn.Linear(width, results)
+        self.fc_deletable_vector = nn.Linear(width, memory_dim)
+        nn.init.constant_(self.fc_store_decision.bias, open_bias)
+        nn.init.constant_(self.fc_delete_decision.bias, -open_bias)
+
+    def forward(self, states: Tensor) -> Decisions:
+        """(B, T, D) -> what they offer, in fp32."""
+        return Decisions(
+            self.fc_storable_vector(states).float(),
+            self.fc_store_decision(states)[..., 0].float().sigmoid(),
+            self.fc_delete_decision(states).float(),
+            self.fc_deletable_vector(states).float(),
+        )
+
+
+def squared_distances(queries: Tensor, found: Tensor, own: Tensor) -> Tensor:
+    """(B, T, M) queries, (B, T, k, M) found, (B, T, M) own block -> (B, T, k + T) squared L2 distances."""
+    q2 = queries.square().sum(-1, keepdim=True)
+    to_found = q2 + found.square().sum(-1) - 2 * (found @ queries[..., None])[..., 0]
+    to_own = q2 + own.square().sum(-1)[:, None] - 2 * queries @ own.mT
+    return torch.cat([to_found, to_own], dim=-1).clamp_min(0)
+
+
+def entry_numbers(ids: Tensor) -> tuple[Tensor, int]:
+    """Number the entries that a block deals with: (B, T, k) ids -> (B, T, k + T) and how many there are in all.
+
+    The same entry has the same number in all positions of a row; its own block's positions come last.
+    """
+    B, T, _ = ids.shape
+    distinct, numbers = ids.unique(return_inverse=True)
+    own = len(distinct) + torch.arange(T, device=ids.device)
+    return torch.cat([numbers, own.expand(B, T, T)], dim=-1), len(distinct) + T
+
+
+def alive(delete: Tensor, chosen: Tensor, segments: Tensor, *, n_entries: int, hard: bool) -> Tensor:
+    """How much of each entry is left at the start of each segment, and at the end.
+
+    An entry that positions t of earlier segments delete with d_t has prod(1 - d_t) left. A hard one is gone once some
+    d_t is over 0.5; its gradient is that of the product.
+
+    Args:
+        delete: (B, T, k) d in [0, 1).
+        chosen: (B, T, k) number of the entry that each speaks of.
+        segments: (T,) from 0 to S - 1.
+
+    Returns: (B, S + 1, n_entries).
+    """
+    B, T, k = delete.shape
+    S = int(segments[-1]) + 1
+    where = (segments[None, :, None] * n_entries + chosen).reshape(B, T * k)
+
+    def left(d: Tensor) -> Tensor:
+        log_left = torch.log1p(-d.clamp_max(1 - 1e-4)).reshape(B, T * k)
+        by_segment = delete.new_zeros(B, S * n_entries).scatter_add(1, where, log_left).view(B, S, n_entries)
+        return F.pad(by_segment.cumsum(1), (0, 0, 1, 0)).exp()
+
+    soft = left(delete)
+    if not hard:
+        return soft
+    gone = left((delete.detach() > 0.5).float()) > 0.5
+    return straight_through(soft, gone)
+
+
+class DeletionThreshold(nn.Module):
+    """A running quantile of the distances between what positions would delete and what they found.
+
+    Args:
+        quantile: of the distances of a step.
+        momentum: of the old value.
+    """
+
+    value: Tensor
+
+    def __init__(self, quantile: float, momentum: float = 0.99):
+        super().__init__()
+        if not 0 < quantile < 1:
+            raise InputError(f"delete_quantile is {quantile}; it must lie in (0, 1)")
+        self.quantile, self.momentum = quantile, momentum
+        self.register_buffer("value", torch.tensor(float("inf")))  # at first the decision alone counts
+
+    def nearness(self, distances: Tensor, *, softness: float = 0.1) -> Tensor:
+        """In (0, 1): over 0.5 where a distance lies under the threshold."""
+        if torch.isinf(self.value):
+            return torch.ones_like(distances)
+        return torch.sigmoid((self.value - distances) / (softness * self.value).clamp_min(1e-6))
+
+    def of(self, distances: Tensor) -> Tensor:
+        """The quantile of these; infinite without any."""
+        return distances.detach().quantile(self.quantile) if len(distances) else self.value.detach().clone()
+
+    def follow(self, quantile: Tensor) -> None:
+        """Move towards the quantile of a step."""
+        if torch.isfinite(quantile):
+            old = quantile if torch.isinf(self.value) else self.value
+            self.value.copy_(self.momentum * old + (1 - self.momentum) * quantile)

@@ -1,0 +1,303 @@
+"""VardaGPT: a language model that reads from an associative memory and learns what to store in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_app.models.backbone import Backbone
+from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.memory_lm import MemoryLM, MemoryStates
+from lightning_app.models.readers.attention import AttentionReader
+from lightning_app.models.readers.bank import Effects
+from lightning_app.models.readers.base import Passage, Reader, Reading
+from lightning_app.modules.base import Batch, LanguageModule, Outputs
+from lightning_app.ops.losses import IGNORE, token_nll
+from lightning_app.text.datamodule import TextDataModule
+
+HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this
+
+
+@dataclass(frozen=True)
+class MemoryOutputs(Outputs):
+    """Outputs of a model with a memory.
+
+    Attributes:
+        found: what the backbone and the readers computed.
+    """
+
+    found: MemoryStates
+
+    def detached(self) -> MemoryOutputs:
+        """Without the graph; of the readings only effects and statistics are left."""
+        outputs = super().detached()
+        assert isinstance(outputs, MemoryOutputs)
+        readings = [Reading({}, reading.statistics, reading.effects) for reading in self.found.readings]
+        found = MemoryStates(outputs.states, outputs.logits, self.found.before.detach(), readings)
+        return replace(outputs, found=found)
+
+
+class VardaGPT(LanguageModule):
+    """Any backbone with readers of associative memories (`models.readers`).
+
+    What a training step would write is queued, and written once the optimizer has stepped. Validation, test, prediction
+    and generation write to a copy, which is forgotten at their end.
+
+    Args:
+        backbone: the language model: `PretrainedLM`, `Decoder`, or any other.
+        readers: of memories, in the order in which they change states and logits; None: an `AttentionReader`.
+        segment_length: see `MemoryLM`.
+        isolate_segments: see `MemoryLM`.
+        kwargs: see `LanguageModule`.
+    """
+
+    backbone: MemoryLM
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        readers: list[Reader] | None = None,
+        segment_length: int | None = None,
+        isolate_segments: bool = True,
+        **kwargs: Any,
+    ):
+        readers = [AttentionReader()] if readers is None else readers
+        super().__init__(MemoryLM(backbone, readers, segment_length, isolate_segments), **kwargs)
+        self._first_row = 0
+        self._session_position = 0
+        self.memory_counts: dict[str, int] = {}
+
+    # What is computed
+
+    def passage(self, batch: Batch) -> Passage:
+        """Where the tokens of a batch are from; those that are scored are the new ones."""
+        ids, targets, mask = batch["input_ids"], batch["targets"], batch["attention_mask"]
+        following = torch.nn.functional.pad(ids[:, 1:].where(mask[:, 1:], -1), (0, 1), value=-1)
+        T, length = ids.shape[1], self.backbone.segment_length or ids.shape[1]
+        return Passage(
+            ids=ids,
+            next_ids=targets.where(targets != IGNORE, following),
+            documents=batch["document_keys"],
+            positions=batch["positions"],
+            new=mask & (targets != IGNORE),
+            rows=self._first_row + torch.arange(len(ids), device=ids.device),
+            segments=torch.arange(T, device=ids.device) // length,
+        )
+
+    def outputs(self, batch: Batch) -> MemoryOutputs:
+        ids = batch["input_ids"]
+        layers = sorted({layer for r in self.regularizers for layer in r.layers})
+        found = self.backbone.run(self._add_noise(ids) if self.training else ids, self.passage(batch), layers=layers)
+        mask, documents = batch["attention_mask"], batch["document_ids"]
+        return MemoryOutputs(ids, batch["targets"], mask, documents, found.states, found.logits, found)
+
+    def loss_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
+        """Cross-entropy, the regularisers' terms, and those of the memory."""
+        assert isinstance(outputs, MemoryOutputs)
+        readings = outputs.found.readings
+        terms = super().loss_terms(outputs)
+        for i, reading in enumerate(readings):
+            terms |= {f"{_prefix(i, readings)}_{name}": term for name, term in reading.terms.items()}
+        return terms
+
+    def look_back(self, outputs: Outputs, stage: str) -> None:
+        """Log what the readers did; an evaluation writes to its copy at once, training once the step is done."""
+        super().look_back(outputs, stage)
+        assert isinstance(outputs, MemoryOutputs)
+        n = max(1, int((outputs.targets != IGNORE).sum()))
+        if stage == "train":
+            self.log_dict({f"train/{name}": value for name, value in _statistics(outputs).items()})
+            return
+        if stage != "predict":
+            measured = {
+                f"{stage}/{name}": value for name, value in {**_statistics(outputs), **self._help(outputs)}.items()
+            }
+            self.log_dict(measured, on_epoch=True, batch_size=n, sync_dist=True)
+        for reader, reading in zip(self.backbone.readers, outputs.found.readings, strict=True):
+            if reading.effects is not None:
+                reader.bank.apply(reading.effects, training=False)
+
+    @torch.no_grad()
+    def _help(self, outputs: MemoryOutputs) -> dict[str, Tensor]:
+        """Shares of the tokens that the memory made likelier and less likely by more than `HELPED` nats."""
+        real = outputs.targets != IGNORE
+        plain = self.backbone.plain_logits(outputs.ids, outputs.found)
+        without = token_nll(plain, outputs.targets)[real]
+        gain = without - token_nll(outputs.logits, outputs.targets)[real]
+        shares = {"memory_helped": gain > HELPED, "memory_hurt": gain < -HELPED}
+        return {"ce_without_memory": without.mean(), **{name: share.float().mean() for name, share in shares.items()}}
+
+    # What is written
+
+    @property
+    def learns(self) -> bool:
+        return True
+
+    def learn(self, seen: Sequence[Outputs]) -> None:
+        """Write to the memories what the batches of a step asked for, the same on every rank."""
+        super().learn(seen)
+        self.memory_counts = {}
+        for i, reader in enumerate(self.backbone.readers):
+            readings = [outputs.found.readings[i] for outputs in seen if isinstance(outputs, MemoryOutputs)]
+            effects = [reading.effects for reading in readings if reading.effects is not None]
+            if effects:
+                counts = reader.bank.apply(_gathered(Effects.joined(effects)), training=True)
+                prefix = _prefix(i, self.backbone.readers)
+                self.memory_counts |= {f"{prefix}_{name}": count for name, count in counts.items()}
+                self.memory_counts[f"{prefix}_entries"] = reader.bank.size()
+            if readings:
+                reader.after_step(_mean_over_ranks([reading.statistics for reading in readings]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.log_dict({f"train/{name}": float(count) for name, count in self.memory_counts.items()})
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Within it `generate` remembers what it saw and wrote before; at its end that is forgotten."""
+        self._begin_evaluation()
+        try:
+            yield
+        finally:
+            self._end_evaluation()
+
+    def _begin_evaluation(self) -> None:
+        self._session_position = 0
+        for reader in self.backbone.readers:
+            reader.bank.begin_evaluation()
+
+    def _end_evaluation(self) -> None:
+        for reader in self.backbone.readers:
+            reader.bank.end_evaluation()
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._begin_evaluation()
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self._end_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self._end_evaluation()
+
+    def on_predict_end(self) -> None:
+        self._end_evaluation()
+
+    def generate(
+        self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
+    ) -> Iterator[Tensor]:
+        """See `models.generation.generate`. Old text is written to the memory, in a session of its own or the open one."""
+        if any(reader.bank.in_evaluation for reader in self.backbone.readers):
+            yield from self._generate(ids, options, eot=eot)
+            return
+        with self.session():
+            yield from self._generate(ids, options, eot=eot)
+
+    def _generate(self, ids: Tensor, options: GenerationOptions | None, *, eot: int | None) -> Iterator[Tensor]:
+        written, chunk = 0, self._chunk()
+        tokens = generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
+        while True:
+            while ids.shape[1] - written > chunk:  # one more, so that the last one's next token is known
+                self._remember(ids, start=written, n=chunk)
+                written += chunk
+            token = next(tokens, None)
+            if token is None:
+                self._session_position += ids.shape[1]
+                return
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            yield token
+
+    def _chunk(self) -> int:
+        """Tokens that a session writes at once."""
+        context = self.backbone.segment_length or self.backbone.max_length or 128
+        return context if self.backbone.segment_length else max(1, context // 2)
+
+    @torch.inference_mode()
+    def _remember(self, ids: Tensor, *, start: int, n: int) -> None:
+        """Write what the readers want of `n` tokens of (B, T) ids, seen with the context before them."""
+        alone = self.backbone.segment_length is not None
+        first = start if alone else max(0, start + n - (self.backbone.max_length or start + n))
+        seen, at = ids[:, first : start + n], self._session_position + first
+        passage = Passage.of_session(seen, start=at, new=n)
+        following = ids[:, first + 1 : start + n + 1]
+        found = self.backbone.run(seen, replace(passage, next_ids=following))
+        for reader, reading in zip(self.backbone.readers, found.readings, strict=True):
+            if reading.effects is not None:
+                reader.bank.apply(reading.effects, training=False)
+
+    # Frame
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = self.trainer.datamodule
+        if isinstance(data, TextDataModule):
+            self._first_row = self.trainer.global_rank * data.dataloader.batch_size
+        buffers = [name for name, _ in self.named_buffers() if ".bank." in name]  # equal on all ranks without it
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
+        if self._compile:
+            inner = self.backbone.backbone
+            inner.hidden = torch.compile(inner.hidden)  # type: ignore[method-assign]
+
+    @property
+    def longest_block(self) -> int | None:
+        return self.backbone.backbone.max_length if self.backbone.context_length is None else None
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        return {**super().hyper_parameters(), **self.backbone.config()}
+
+
+def _prefix(i: int, of: Sequence[object]) -> str:
+    return "memory" if len(of) == 1 else f"memory{i}"
+
+
+def _statistics(outputs: MemoryOutputs) -> dict[str, Tensor]:
+    """Finite ones of all readers, by the name they are logged under."""
+    readings = outputs.found.readings
+    named = {
+        f"{_prefix(i, readings)}_{name}": value
+        for i, reading in enumerate(readings)
+        for name, value in reading.statistics.items()
+    }
+    return {name: value for name, value in named.items() if torch.isfinite(value)}
+
+
+def _several_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _gathered(effects: Effects) -> Effects:
+    """Those of all ranks, in the order of the ranks."""
+    if not _several_ranks():
+        return effects
+    parts = {name: gather_all_tensors(tensor.contiguous()) for name, tensor in effects.tensors().items()}
+    return Effects(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+
+def _mean_over_ranks(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of the finite values by name, over batches and ranks."""
+    names = sorted({name for statistics in each for name in statistics})
+    if _several_ranks():
+        all_names: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(all_names, names)
+        names = sorted({name for some in all_names for name in some})
+    means = {}
+    for name in names:
+        values = [s[name].double() for s in each if name in s and torch.isfinite(s[name])]
+        total = torch.stack([sum(values, torch.zeros((), dtype=torch.float64)), torch.tensor(float(len(values)))])
+        if _several_ranks():
+            torch.distributed.all_reduce(total)
+        if total[1] > 0:
+            means[name] = (total[0] / total[1]).float()
+    return means
