@@ -72,6 +72,8 @@ class IndexOptions:
 
     def _set_up_clustering(self, clustering: Any) -> None:
         clustering.seed = self.seed
+        clustering.init_method = faiss.ClusteringInitMethod_AFK_MC2  # random ones put many clusters into one list
+        clustering.niter = 4  # no faster lists with 10
         clustering.min_points_per_centroid = 1  # or FAISS warns on stderr
         clustering.max_points_per_centroid = 256
 
