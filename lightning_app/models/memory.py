@@ -6,6 +6,7 @@ cache. Entries fill the slots 0 .. size - 1 without a gap, in any order. Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, get_args
@@ -168,11 +169,7 @@ class AssociativeMemory(nn.Module):
     def _entries(self) -> tuple[Rows, Rows]:
         """Ids (size,) in ascending order, and their slots (size,). NumPy: several times faster than torch in this."""
         if self._order is None:
-            ids = self.slot_ids.cpu().numpy()
-            slots = ids.argsort()[(ids < 0).sum() :]
-            if len(slots) and (slots.max() >= len(slots) or (np.diff(ids[slots]) == 0).any()):
-                raise InputError(f"the checkpoint's slot_ids are damaged: gaps or equal ids in {len(slots)} entries")
-            self._order = ids[slots], slots
+            self._order = in_order(self.slot_ids)
         return self._order
 
     def _tensor(self, numbers: Rows) -> Tensor:
@@ -266,6 +263,10 @@ class AssociativeMemory(nn.Module):
         if self._index is not None:
             self._index.mark(slots)
         self._release()
+
+    @property
+    def _released_by(self) -> Callable[[], None] | None:
+        return None if self._mapped is None else self._mapped.release
 
     def _release(self) -> None:
         if self._mapped is not None:
@@ -427,7 +428,7 @@ class AssociativeMemory(nn.Module):
         self._release()
         if found is not None or (masked and self.metric == "cosine"):  # which the masked search takes no longer for
             return found
-        return nearest(queries_QD, stored, k=fetched, metric=self.metric, release=self._release)
+        return nearest(queries_QD, stored, k=fetched, metric=self.metric, release=self._released_by)
 
     def _exact(
         self, queries_QD: Tensor, k: int, *, origin: Origin | None, own_document_only: bool
@@ -439,13 +440,14 @@ class AssociativeMemory(nn.Module):
             rows = (
                 torch.isin(self.documents[: len(self)], origin.documents).nonzero()[:, 0] if own_document_only else None
             )
-        slots = nearest(queries_QD, stored, k=k, metric=self.metric, rows=rows, hidden=hidden, release=self._release)
+        slots = nearest(
+            queries_QD, stored, k=k, metric=self.metric, rows=rows, hidden=hidden, release=self._released_by
+        )
         return self._nearest_of(queries_QD, slots, k=k)
 
     def _nearest_of(self, queries_QD: Tensor, slots_QK: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
         """The k nearest of the candidates by their exact distances -> distances, slots (Q, k)."""
-        distances = distances_to(queries_QD, self.vectors, slots_QK, metric=self.metric)
-        self._release()
+        distances = distances_to(queries_QD, self.vectors, slots_QK, metric=self.metric, release=self._released_by)
         distances, order = distances.topk(k, dim=1, largest=False)
         return distances, slots_QK.gather(1, order)
 
@@ -530,6 +532,7 @@ class AssociativeMemory(nn.Module):
                 raise InputError(
                     f"{prefix}{name} is {shapes}: memory_size, memory_dim and span_length must be the same"
                 )
+        in_order(state_dict.get(prefix + "slot_ids", self.slot_ids))
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self._mapped is not None and self.vectors is not self._mapped.tensor:  # load_state_dict(assign=True)
             self._mapped.copy_from(self.vectors)
@@ -566,6 +569,15 @@ class AssociativeMemory(nn.Module):
 
         self._forget_caches()
         return super()._apply(move, recurse)
+
+
+def in_order(slot_ids_M: Tensor) -> tuple[Rows, Rows]:
+    """Ids (N,) in ascending order, and their slots (N,), which must be the first N."""
+    ids = slot_ids_M.cpu().numpy()
+    slots = ids.argsort(kind="stable")[(ids < 0).sum() :]
+    if len(slots) and (slots.max() >= len(slots) or (np.diff(ids[slots]) == 0).any()):
+        raise InputError(f"the checkpoint's slot_ids are damaged: gaps or equal ids in {len(slots)} entries")
+    return ids[slots], slots
 
 
 def all_finite(values: Tensor) -> bool:

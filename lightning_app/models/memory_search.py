@@ -21,6 +21,7 @@ Metric = Literal["l2", "inner_product", "cosine"]
 Hidden = Callable[[Tensor], Tensor]  # rows (N,) -> (Q, N) bool, True where a query must not see a row
 
 BLOCK_BYTES = 1 << 26  # of rows that are converted, gathered or read from a file at once
+ROWS_PER_RELEASE = 32  # of a mapped file, read in no order
 BLOCK_SCORES = 1 << 24  # elements of one (Q, N) matrix of scores
 BLAS_FROM = 5  # queries; a single one is 4 times faster without
 _forked = False
@@ -130,10 +131,17 @@ def _by_matmul(
     return scores, at
 
 
-def distances_to(queries_QD: Tensor, vectors_ND: Tensor, rows_QK: Tensor, *, metric: Metric) -> Tensor:
+def distances_to(
+    queries_QD: Tensor,
+    vectors_ND: Tensor,
+    rows_QK: Tensor,
+    *,
+    metric: Metric,
+    release: Callable[[], None] | None = None,
+) -> Tensor:
     """Distances to some rows of each query, without the cancellation of a matmul's -> (Q, K), inf where a row is -1.
 
-    An equal vector is at an l2 distance of exactly 0.
+    An equal vector is at an l2 distance of exactly 0. `release`: as in `nearest`.
     """
     plain = queries_QD.device.type == "cpu" and vectors_ND.dtype == torch.float32 and metric != "cosine"
     by = _distances_by_faiss if plain else _distances
@@ -141,8 +149,20 @@ def distances_to(queries_QD: Tensor, vectors_ND: Tensor, rows_QK: Tensor, *, met
     found = torch.full_like(rows_QK, torch.inf, dtype=torch.float32)
     for start in range(0, len(rows_QK), step):
         part = slice(start, start + step)
-        found[part] = by(queries_QD[part], vectors_ND, rows_QK[part].clamp(min=0), metric=metric)
+        vectors, rows = vectors_ND, rows_QK[part].clamp(min=0)
+        if release is not None:
+            vectors, rows = _gathered(vectors_ND, rows, release=release)
+        found[part] = by(queries_QD[part], vectors, rows, metric=metric)
     return found.masked_fill_(rows_QK < 0, torch.inf)
+
+
+def _gathered(vectors_ND: Tensor, rows_QK: Tensor, *, release: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """A copy of some rows of a file (Q * K, D) and their places in it: one read maps as much as 2 MB around a row."""
+    copied = vectors_ND.new_empty(rows_QK.numel(), vectors_ND.shape[1])
+    for target, rows in zip(copied.split(ROWS_PER_RELEASE), rows_QK.flatten().split(ROWS_PER_RELEASE), strict=True):
+        torch.index_select(vectors_ND, 0, rows, out=target)
+        release()
+    return copied, torch.arange(rows_QK.numel()).view(rows_QK.shape)
 
 
 def _distances_by_faiss(queries_QD: Tensor, vectors_ND: Tensor, rows_QK: Tensor, *, metric: Metric) -> Tensor:
