@@ -9,11 +9,21 @@ import pytest
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
+from lightning_app.inference import closing
+from lightning_app.models.pretrained import PretrainedLM
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
-NEEDS_DOWNLOAD = {"article_gpt_162m", "article_gpt_seed"}
+MODULES = {  # every config in configs/, and what it trains
+    "article_gpt": "ArticleGPT",
+    "article_gpt_162m": "ArticleGPT",
+    "article_gpt_seed": "ArticleGPT",
+    "gpt2": "CausalLM",
+    "gpt2_offline": "CausalLM",
+    "varda_gpt_offline": "VardaGPT",
+}
+NEEDS_DOWNLOAD = {"article_gpt_162m", "article_gpt_seed", "gpt2"}
 IN_OTHER_TESTS = {"ddp", "fsdp"}  # two processes: tests/test_ddp.py; several GPUs: not here
 
 Main = Callable[..., None]
@@ -26,7 +36,8 @@ def words(path: Path) -> list[str]:
 
 
 def test_all_are_found():
-    assert len(CONFIGS) == 3
+    assert [path.stem for path in CONFIGS] == sorted(MODULES)
+    assert set(MODULES) > NEEDS_DOWNLOAD
     assert len(OVERLAYS) == 3
 
 
@@ -46,7 +57,7 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
         main(command, *words(path), "--print_config")
     assert stopped.value.code == 0
     config = yaml.safe_load(printed.getvalue())
-    assert config["model"]["class_path"] == "lightning_app.modules.ArticleGPT"
+    assert config["model"]["class_path"] == f"lightning_app.modules.{MODULES.get(path.stem, 'ArticleGPT')}"
     assert "vocab_size" not in config["model"]["init_args"]["backbone"].get("init_args", {})  # linked, not repeated
 
 
@@ -102,3 +113,21 @@ def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyP
         ),
     )
     assert read_log(tmp_path / "article_gpt_seed" / "version_0")[-1]["step"] == 50  # 100 windows in batches of 2
+
+
+@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has .* steps")
+def test_gpt2_takes_a_directory_and_other_texts(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2}
+    source = PretrainedLM(architecture="gpt2", options=sizes, vocab_size=257, block_size=512)
+    source.model.save_pretrained(tmp_path / "source")
+    main(
+        "fit",
+        *("--config", "configs/gpt2.yaml", "--runs_dir", tmp_path, "--data.cache_dir", tmp_path / "cache"),
+        *("--model.init_args.backbone.init_args.pretrained", tmp_path / "source", "--data.tokenizer", "bytes"),
+        *("--data.train.path", "data/articles/val", "--data.val.path", "data/articles/val"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.limit_val_batches", 1),
+        *("--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 1),
+    )
+    assert read_log(tmp_path / "gpt2" / "version_0")[-1]["step"] == 2

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -103,7 +104,7 @@ class PretrainedLM(Backbone):
         self._check_sizes(vocab_size, block_size, pretrained or architecture or text.model_type)
         self._check_against_the_family()
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_activations(self.model)
         self.model.train()  # `from_pretrained` leaves dropout off, and Lightning keeps what it finds
 
     @property
@@ -196,21 +197,18 @@ class PretrainedLM(Backbone):
 
     def flops_per_token(self, length: int) -> int:
         """See `Backbone`; GPT-2's matrices are no nn.Linear. Of a mixture all experts count, used or not."""
-        from transformers.pytorch_utils import Conv1D
-
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear | Conv1D))
+        layers = [module for module in self.modules() if not isinstance(module, nn.Embedding)]
+        matrices = sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.dim() >= 2)
         return 6 * matrices + 12 * self.attention_width * length
 
     # Checks
 
     def _check_sizes(self, vocab_size: int | None, block_size: int | None, name: str) -> None:
         if vocab_size is not None and vocab_size != self.vocab_size:
-            remedy = (
-                f"set data.vocab_size: {self.vocab_size} (spare ids are never drawn) with the model's own vocabulary"
-            )
             raise InputError(
-                f"data.vocab_size is {vocab_size}, but {name!r} has {self.vocab_size} ids: {remedy} as data.tokenizer, "
-                "or give the model as many with resize_vocab: true"
+                f"data.vocab_size is {vocab_size}, but {name!r} has {self.vocab_size} ids: if data.tokenizer gives the "
+                f"model's own ids set data.vocab_size: {self.vocab_size} (spare ones are never drawn), else "
+                "resize_vocab: true"
             )
         if block_size is not None and self.max_length is not None and block_size > self.max_length:
             raise InputError(
@@ -226,17 +224,15 @@ class PretrainedLM(Backbone):
         if self._head.weight.device.type == "meta":
             return
         self.model.eval()
-        ids = torch.arange(min(PROBE, self.max_length or PROBE), device=self._head.weight.device)[None] * 7
-        ids = ids % self.vocab_size
-        gain = LOUD / self._head(self._last_states(ids)).float().std().clamp_min(1e-6)
-        hook = self._head.register_forward_hook(lambda _module, _arguments, output: output * gain)
         try:
-            expected = self.model(ids, use_cache=False).logits
-            found = (self(ids), self._logits_in_pieces(ids))
-        finally:
-            hook.remove()
+            expected, found = self._probe()
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"the family {self.model.config.model_type!r} cannot be run from its embeddings "
+                f"({_one_line(error)}); choose another family"
+            ) from error
         tolerance = TOLERANCE.get(expected.dtype, HALF_TOLERANCE)
-        for way, logits in zip(("in one go", "with a cache"), found, strict=True):
+        for way, logits in found.items():
             difference = float((logits - expected).abs().max())
             if not difference <= tolerance:
                 raise InputError(
@@ -244,8 +240,17 @@ class PretrainedLM(Backbone):
                     f"{difference:.3g} at a standard deviation of {LOUD:g}; choose another family"
                 )
 
-    def _last_states(self, ids: Tensor) -> Tensor:
-        return self.hidden(self.embed(ids)).last
+    def _probe(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The family's logits of a few ids, and ours by the way they were made."""
+        ids = torch.arange(min(PROBE, self.max_length or PROBE), device=self._head.weight.device)[None] * 7
+        ids = ids % self.vocab_size
+        gain = LOUD / self._head(self.hidden(self.embed(ids)).last).float().std().clamp_min(1e-6)
+        hook = self._head.register_forward_hook(lambda _module, _arguments, output: output * gain)
+        try:
+            expected = self.model(ids, use_cache=False).logits
+            return expected, {"in one go": self(ids), "with a cache": self._logits_in_pieces(ids)}
+        finally:
+            hook.remove()
 
     def _logits_in_pieces(self, ids: Tensor) -> Tensor:
         cache, pieces = self.new_cache(1), ids.tensor_split(2, dim=1)
@@ -274,15 +279,17 @@ def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedM
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        missing = name.startswith((".", "/", "~")) and not Path(name).is_dir()
+        cause = "there is no such directory" if missing else _one_line(error)
         raise InputError(
-            f"{name!r} could not be loaded ({_one_line(error)}); give a directory with its config.json and weights, or "
+            f"{name!r} could not be loaded ({cause}); give a directory with its config.json and weights, or "
             "download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model with "
             "`architecture` and `options`"
         ) from error
     model, report = loaded
-    if missing := report["missing_keys"]:
+    if lacking := report["missing_keys"]:
         raise InputError(
-            f"{name!r} lacks {len(missing)} weights of a causal language model, such as {min(missing)}: they would "
+            f"{name!r} lacks {len(lacking)} weights of a causal language model, such as {min(lacking)}: they would "
             "start at random; give a model that has them"
         )
     return model
@@ -334,6 +341,13 @@ def _fresh(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except ValueError as error:
         raise InputError(f"{config.model_type!r} gives no causal language model: {_one_line(error)}") from error
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )  # the old name
+    enable({"use_reentrant": False})
 
 
 def _check_known(unknown: Sequence[str] | dict[str, Any], config: PretrainedConfig) -> None:
