@@ -69,6 +69,7 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
 @pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly")
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.chdir(ROOT)
     main(
         "fit",
