@@ -146,6 +146,15 @@ def test_evicted_entries_are_those_the_rule_says():
         assert memory.ids().tolist() == left, eviction
 
 
+def test_an_old_use_counts_less_than_being_new():
+    memory = AssociativeMemory(2, D, eviction="least_useful")
+    memory.touch(memory.add(rows(1)))
+    memory.age_memory(0.25)
+    memory.add(rows(1))  # (1 + 1) x 0.25 against (1 + 0) x 1
+    memory.add(rows(1))
+    assert memory.ids().tolist() == [1, 2]
+
+
 def test_more_than_the_capacity_at_once():
     memory, _ = filled(10, memory_size=7)
     vectors = rows(16, seed=2)

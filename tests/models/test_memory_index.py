@@ -120,6 +120,16 @@ def test_a_copy_takes_the_trained_index_along_and_a_pickle_builds_its_own(index)
     assert torch.equal(again.search(queries)[0][:, 0], expected[0][:, 0])
 
 
+@pytest.mark.parametrize("index", TYPES)
+def test_loading_another_memory_builds_its_index(index):
+    memory, other = built(index), built(index)
+    memory.add(clustered(1000))
+    other.add(clustered(1000, seed=3, scale=-5))
+    other.search(clustered(1))
+    other.load_state_dict(memory.state_dict())
+    assert recall(other, clustered(100, seed=1)) > (0.8 if index == "ivfpq" else 0.95)
+
+
 @pytest.mark.parametrize("index", ["flat", *TYPES])
 def test_every_query_gets_what_it_may_see(index):
     """Its nearest 300 entries are its own future: the index has to be asked for more, or the exact search."""
