@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow lint format bench clean
+.PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ format: .venv/dev ## bring all files into shape
 
 bench: .venv/bench ## measure speed side by side with Hugging Face and litgpt into docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, docs/memory_results.md (about 40 minutes on 2 cores)
+	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)
 
 clean: ## remove caches and runs, not .venv
 	rm -rf runs .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

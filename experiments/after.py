@@ -1,0 +1,345 @@
+"""The arms that are read off a trained model: cache, kNN, both; and kNN against the size of its datastore.
+
+Their weights are chosen on validation. Mixtures are computed from each side's probability of the target: what the
+readers give (checked on some blocks), for one pass over the text. Shapes: N tokens, K neighbours, E experts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.runs import Scores, blocks, passage_of, read, seconds_per_token
+from experiments.statistics import bits_per_byte
+from experiments.texts import Texts
+from lightning_app.models.memory_lm import MemoryLM
+from lightning_app.models.memory_search import nearest
+from lightning_app.models.readers.bank import Effects
+from lightning_app.models.readers.base import Passage, Reader
+from lightning_app.models.readers.distribution import CacheReader, KNNReader
+from lightning_app.ops.losses import token_nll
+from lightning_app.ops.nonparametric import Interpolation, mixture_weights, p_of_target, tuned_interpolation
+from lightning_app.text.windows import Batch
+
+ARMS = ("cache", "knn", "knn + cache")
+CHECKED_BLOCKS = 100
+RECALL_QUERIES = 1000
+Keep = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the post-hoc arms.
+
+    Attributes:
+        cache_size: states.
+        k: neighbours.
+        index: of the datastore, once it has `index_from` entries.
+        thetas: of the cache, tried on validation, each times 1 / D.
+        tuning_blocks: of the validation text that weights are chosen on.
+        sizes: of the datastore, for the picture.
+        curve_every: of so many blocks of the test text the picture shows one.
+    """
+
+    cache_size: int = 2000
+    k: int = 256
+    index: tuple[tuple[str, Any], ...] = (("index_type", "ivf"), ("num_clusters", 1024), ("nprobe", 32))
+    index_from: int = 50_000
+    thetas: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0, 11.0, 16.0, 23.0, 32.0)
+    tuning_blocks: int = 300
+    sizes: tuple[int, ...] = (1000, 3000, 10_000, 30_000, 100_000, 300_000)
+    curve_every: int = 8
+
+    def memory(self, size: int) -> dict[str, Any]:
+        """Options of a datastore."""
+        return {
+            "memory_size": size,
+            "num_search_results": self.k,
+            **(dict(self.index) if size >= self.index_from else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the model, its neighbours and its cache say of a text.
+
+    Attributes:
+        distances, match: (N, K) of the neighbours, and whether their next token is the target.
+        cache: (N, thetas) the cache's probability of the target; -1 where the cache is empty.
+    """
+
+    scores: Scores
+    distances: Tensor
+    match: Tensor
+    cache: Tensor
+
+    @property
+    def model(self) -> Tensor:
+        """(N,) the model's probability of the target."""
+        return torch.from_numpy(np.exp(-self.scores.nats))
+
+    def with_cache(self, p: Tensor, theta: int, *, lam: float) -> Tensor:
+        """(N,) probabilities of the target -> mixed with the cache's."""
+        p_cache = self.cache[:, theta].double()
+        return torch.where(p_cache < 0, p, lam * p_cache + (1 - lam) * p)
+
+    def knn(self, temperature: float) -> Tensor:
+        """(N,) the neighbours' probability of the target; the model's where there are none."""
+        p = p_of_target(self.distances, self.match, temperature=temperature).double()
+        return torch.where(self.distances.isfinite().any(-1), p, self.model)
+
+
+def arms_of(options: Options, *, first: bool) -> tuple[str, ...]:
+    """All lines that `run` leaves; the first seed draws the picture too."""
+    return (*ARMS, *(f"knn of {size}" for size in options.sizes)) if first else ARMS
+
+
+def run(
+    plain: MemoryLM, texts: Texts, test: list[Batch], options: Options, *, seed: int, missing: Sequence[str], keep: Keep
+) -> None:
+    """Build, tune, test, and keep what is missing."""
+    entries = _entries(plain, texts, test)
+    tuning = list(blocks(texts.val, test[0]["input_ids"].shape[1], at_most=options.tuning_blocks))
+    if set(ARMS) & set(missing):
+        model = with_readers(plain, options, entries)
+        chosen = _tune(look(model, tuning, options), options, model)
+        for arm, record, nats in _test(model, texts, test, chosen, options):
+            if arm in missing:
+                keep(arm, record, nats)
+    for size in options.sizes:
+        if f"knn of {size}" in missing:
+            keep(f"knn of {size}", _of_size(plain, texts, tuning, test, size, entries, options, seed=seed))
+
+
+def with_readers(plain: MemoryLM, options: Options, entries: Effects) -> MemoryLM:
+    """The same backbone with a datastore of these entries, and an empty cache."""
+    knn = KNNReader(**options.memory(len(entries.rows)))
+    model = MemoryLM(plain.backbone, [knn, CacheReader(memory_size=options.cache_size)])
+    knn.bank.apply(entries, training=False)
+    return cast(MemoryLM, model.eval())
+
+
+def only(model: MemoryLM, readers: Sequence[Reader]) -> MemoryLM:
+    """The same model with some of its readers."""
+    part = MemoryLM(model.backbone, [])
+    part.readers = cast(Sequence[Reader], nn.ModuleList(readers))
+    return cast(MemoryLM, part.eval())
+
+
+@torch.no_grad()
+def _entries(plain: MemoryLM, texts: Texts, like: list[Batch]) -> Effects:
+    """States and next tokens of the training text."""
+    parts = []
+    for batch in blocks(texts.train, like[0]["input_ids"].shape[1]):
+        passage = passage_of(batch)
+        states = plain.backbone.hidden(plain.backbone.embed(batch["input_ids"])).last
+        parts.append(passage.effects(states, passage.next_ids >= 0))
+    return Effects.joined(parts)
+
+
+@torch.no_grad()
+def look(model: MemoryLM, batches: list[Batch], options: Options) -> Looked:
+    """Read a text in order, the cache following."""
+    knn, cache = cast(list[Any], list(model.readers))
+    cache.bank.begin_evaluation()
+    nats, parts = [], []
+    for batch in batches:
+        passage, targets = passage_of(batch), batch["targets"]
+        states = model.backbone.hidden(model.backbone.embed(batch["input_ids"])).last
+        nats.append(token_nll(model.backbone.logits(states), targets))
+        parts.append(_target_of(knn, cache, states, passage, targets, options))
+        cache.bank.apply(passage.effects(states, passage.new & (passage.next_ids >= 0)), training=False)
+    cache.bank.end_evaluation()
+    return Looked(Scores.of(batches, nats), *(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _target_of(
+    knn: KNNReader, cache: CacheReader, states: Tensor, passage: Passage, targets: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`distances`, `match` and `cache` of a block (1, T)."""
+    real = targets[0] >= 0
+    found, seen = knn.neighbours(states, passage), cache.neighbours(states, passage)
+    distances, match = (x[0][real] for x in (found.distances, found.tokens == targets[..., None]))
+    to_seen, hit = (x[0][real] for x in (seen.distances, seen.tokens == targets[..., None]))
+    width = states.shape[-1]
+    p = torch.stack([p_of_target(to_seen, hit, temperature=width / theta) for theta in options.thetas], dim=1)
+    return distances, match, torch.where(to_seen.isfinite().any(-1, keepdim=True), p, -1.0)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What validation chose.
+
+    Attributes:
+        cache_theta, both_theta: numbers of `Options.thetas`.
+        cache: weights of model and cache.
+        knn: of the neighbours alone.
+        both: weights of model, neighbours (at `knn`'s temperature) and cache.
+        nats: on the tuning blocks, of each arm.
+    """
+
+    cache_theta: int
+    cache: list[float]
+    knn: Interpolation
+    both_theta: int
+    both: list[float]
+    bpb: dict[str, float]
+
+
+def _tune(looked: Looked, options: Options, model: MemoryLM) -> Chosen:
+    scale = float(looked.distances[looked.distances.isfinite()].mean())
+    grid = [scale * 2.0 ** (i / 2) for i in range(-12, 5)]
+    knn = tuned_interpolation(looked.model, looked.distances, looked.match, temperatures=grid)
+    p_knn = looked.knn(knn.temperature)
+    cache_theta, cache, cache_nats = _best_theta(looked, [looked.model])
+    both_theta, both, both_nats = _best_theta(looked, [looked.model, p_knn])
+    nats = {"cache": cache_nats, "knn": knn.nats, "knn + cache": both_nats}
+    return Chosen(cache_theta, cache, knn, both_theta, both, nats)
+
+
+def _best_theta(looked: Looked, others: list[Tensor]) -> tuple[int, list[float], float]:
+    """Number of the theta, weights with the cache's last, and mean nats."""
+    tried = []
+    for i in range(looked.cache.shape[1]):
+        p = torch.stack([*others, looked.with_cache(others[0], i, lam=1.0)], dim=1)  # (N, E)
+        weights = mixture_weights(p)
+        tried.append((i, weights.tolist(), float(-(p @ weights).log().mean())))
+    return min(tried, key=lambda one: one[2])
+
+
+def _test(
+    model: MemoryLM, texts: Texts, test: list[Batch], chosen: Chosen, options: Options
+) -> list[tuple[str, dict[str, Any], np.ndarray]]:
+    """Arm, record and nats (N,) of each."""
+    looked = look(model, test, options)
+    p_knn = looked.knn(chosen.knn.temperature)
+    lam = chosen.knn.lam
+    of_knn, of_cache = _lams(chosen.both)
+    p = {
+        "cache": looked.with_cache(looked.model, chosen.cache_theta, lam=chosen.cache[1]),
+        "knn": lam * p_knn + (1 - lam) * looked.model,
+        "knn + cache": looked.with_cache(of_knn * p_knn + (1 - of_knn) * looked.model, chosen.both_theta, lam=of_cache),
+    }
+    weights = {"cache": chosen.cache, "knn": [1 - lam, lam], "knn + cache": chosen.both}
+    results = []
+    for arm in ARMS:
+        nats = -p[arm].log().numpy()
+        readers = _set(model, arm, chosen, options)
+        record = {
+            **_facts(only(model, readers), test[:CHECKED_BLOCKS], nats),
+            "weights": weights[arm],
+            "temperature": chosen.knn.temperature if "knn" in arm else None,
+            "theta": options.thetas[chosen.both_theta if "knn" in arm else chosen.cache_theta]
+            if "cache" in arm
+            else None,
+            "tuning_nats": chosen.bpb[arm],
+            "test_bpb": bits_per_byte(nats, texts.token_bytes.numpy()[looked.scores.targets]),
+            **(recall(cast(KNNReader, readers[0]), texts, model, options) if arm == "knn" else {}),
+        }
+        results.append((arm, record, nats))
+    return results
+
+
+def _set(model: MemoryLM, arm: str, chosen: Chosen, options: Options) -> list[Reader]:
+    """The readers of an arm, with its weights: lam of the second reader first, that of the first of what is left."""
+    knn, cache = cast(list[Any], list(model.readers))
+    width = model.width
+    if arm == "cache":
+        cache.tune(lam=chosen.cache[1], theta=options.thetas[chosen.cache_theta] / width)
+        return [cache]
+    if arm == "knn":
+        knn.tune(lam=chosen.knn.lam, temperature=chosen.knn.temperature)
+        return [knn]
+    of_knn, of_cache = _lams(chosen.both)
+    knn.tune(lam=of_knn, temperature=chosen.knn.temperature)
+    cache.tune(lam=of_cache, theta=options.thetas[chosen.both_theta] / width)
+    return [knn, cache]
+
+
+def _lams(weights: list[float]) -> tuple[float, float]:
+    """Weights of model, neighbours and cache -> lam of the neighbours, and lam of the cache, which comes last."""
+    of_model, of_knn, of_cache = weights
+    return of_knn / max(of_knn + of_model, 1e-12), of_cache
+
+
+def _facts(model: MemoryLM, some: list[Batch], nats: np.ndarray) -> dict[str, Any]:
+    """Parameters, bytes and time; and that the readers agree with what was computed from the targets alone."""
+    by_readers = read(model, some).nats
+    off = float(np.abs(by_readers - nats[: len(by_readers)]).max())
+    if off > 1e-3:
+        raise RuntimeError(f"the readers' nats differ by {off:.3g} from those of the mixture")
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "memory_bytes": sum(memory_bytes(reader) for reader in model.readers),
+        "seconds_per_token": seconds_per_token(model, some),
+        "largest_disagreement": off,
+    }
+
+
+def memory_bytes(reader: Reader) -> int:
+    """Of the buffers of one stream: vectors and payload."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in reader.bank.memories[0].buffers())
+
+
+@torch.no_grad()
+def recall(reader: KNNReader, texts: Texts, model: MemoryLM, options: Options) -> dict[str, float]:
+    """Share of the exact k nearest that the index finds, and of the 10 nearest; CPU seconds per query of both."""
+    memory = reader.bank.shared
+    some = list(blocks(texts.val, model.max_length or 128))[: -(-RECALL_QUERIES // (model.max_length or 128))]
+    states = torch.cat([model.backbone.hidden(model.backbone.embed(b["input_ids"])).last[0] for b in some])
+    states = states[:RECALL_QUERIES]
+    start = time.process_time()
+    found, _ = memory.search(states, options.k)
+    middle = time.process_time()
+    vectors, ids = memory.get_all_embeddings(), memory.ids()
+    begin = time.process_time()
+    rows = nearest(states, vectors, k=min(options.k, len(ids)), metric=memory.metric)
+    rows = rows if isinstance(rows, Tensor) else rows[0]
+    end = time.process_time()
+    exact = ids[rows]  # in no order
+    distances = (vectors[rows] - states[:, None]).square().sum(-1)
+    ten = exact.gather(1, distances.topk(min(10, exact.shape[1]), largest=False).indices)
+    return {
+        "recall_k": _share(exact, found),
+        "recall_10": _share(ten, found[:, : ten.shape[1]]),
+        "search_seconds": (middle - start) / len(states),
+        "exact_seconds": (end - begin) / len(states),
+        "entries": len(ids),
+    }
+
+
+def _share(wanted: Tensor, found: Tensor) -> float:
+    return float(np.mean([torch.isin(w, f).double().mean().item() for w, f in zip(wanted, found, strict=True)]))
+
+
+def _of_size(
+    plain: MemoryLM,
+    texts: Texts,
+    tuning: list[Batch],
+    test: list[Batch],
+    size: int,
+    entries: Effects,
+    options: Options,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Bits per byte of kNN with some of the entries, drawn at random, and without, on some of the test's blocks."""
+    drawn = np.random.default_rng(seed).permutation(len(entries.rows))[:size]
+    part = Effects(**{name: x[torch.from_numpy(drawn)] if len(x) else x for name, x in entries.tensors().items()})
+    model = with_readers(plain, options, part)
+    knn = _tune(look(model, tuning[::2], options), options, model).knn
+    looked = look(model, test[:: options.curve_every], options)
+    mixed = (1 - knn.lam) * looked.model + knn.lam * looked.knn(knn.temperature)
+    n_bytes = texts.token_bytes.numpy()[looked.scores.targets]
+    return {
+        "entries": len(drawn),
+        "bpb": bits_per_byte(-mixed.log().numpy(), n_bytes),
+        "plain_bpb": looked.scores.bits_per_byte(texts.token_bytes),
+        "lam": knn.lam,
+    }

@@ -1,0 +1,267 @@
+"""Does a memory help? `python -m experiments.memory [--quick] [--train PATH] [--heldout PATH]`
+
+Seven arms, all of them small language models trained from scratch on one text for equal steps in the same data order,
+and scored on the same held-out tokens. Each arm and seed appends its results to a file once it is done, and a run that
+was interrupted goes on from there. Writes docs/memory_results.md and docs/images/memory_size.png (`--quick`: into the
+folder of the results).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of one thread each
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import shlex
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import after, report
+from experiments.runs import Training, blocks, read, seconds_per_token, train
+from experiments.texts import Texts, prepare
+from lightning_app.models.decoder import Decoder
+from lightning_app.models.memory_lm import MemoryLM
+from lightning_app.models.readers.base import Reader
+from lightning_app.models.readers.concat import ConcatReader
+from lightning_app.models.readers.distribution import TrimeReader
+from lightning_app.training.allocator import tune_allocator
+
+ROOT = Path(__file__).parent.parent
+TRAINED = ("no memory", "more parameters", "concat", "trime")
+TIMED_BLOCKS = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides the results.
+
+    Attributes:
+        model: options of the Decoder.
+        wider: those of the arm with as many parameters as `concat`.
+        trime: options of its reader; every row of the batch has a memory.
+        concat: options of its reader.
+        after: what is read off the trained model without memory.
+        scored_blocks: of each held-out text; None: all.
+    """
+
+    train: str
+    heldout: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    vocab_size: int = 4096
+    model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
+    training: Training = Training()  # noqa: RUF009  (frozen)
+    concat: dict[str, Any] = field(default_factory=lambda: {"memory_size": 10_000})
+    trime: dict[str, Any] = field(default_factory=lambda: dict(TRIME))
+    after: after.Options = after.Options()  # noqa: RUF009
+    scored_blocks: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the plan and both texts."""
+        contents = [hashlib.sha256(_content(path)).hexdigest() for path in (self.train, self.heldout)]
+        plain = {key: value for key, value in asdict(self).items() if key != "seeds"}  # a seed more is no other plan
+        return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
+
+
+MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout": 0.1, "positions": "rotary"}
+TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "forgetfulness_factor": 0.0}
+
+
+def quick(plan: Plan) -> Plan:
+    """The same in small, to see that it runs."""
+    return replace(
+        plan,
+        seeds=plan.seeds[:1],
+        model=MODEL | {"embedding_dim": 64, "heads": 2},
+        training=replace(plan.training, steps=60, warmup_steps=10, validations=2, validation_blocks=20),
+        concat={"memory_size": 1000},
+        trime=TRIME | {"memory_size": 500, "num_search_results": 500},
+        after=replace(plan.after, cache_size=500, tuning_blocks=30, sizes=(1000, 3000), curve_every=4),
+        scored_blocks=100,
+    )
+
+
+def _content(path: str) -> bytes:
+    files = sorted(Path(path).rglob("*.txt")) if Path(path).is_dir() else [Path(path)]
+    return b"\0".join(file.read_bytes() for file in files)
+
+
+# Models
+
+
+def new_model(arm: str, plan: Plan) -> MemoryLM:
+    """An untrained one of an arm."""
+    if arm == "more parameters":
+        return widened(plan)
+    readers: dict[str, list[Reader]] = {
+        "no memory": [],
+        "concat": [ConcatReader(**plan.concat)],
+        "trime": [TrimeReader(scope="stream", streams=plan.training.batch_size, **plan.trime)],
+    }
+    return MemoryLM(_decoder(plan, plan.model), readers[arm])
+
+
+def widened(plan: Plan) -> MemoryLM:
+    """The smallest plain model, as the plan's but for its width, with as many parameters as the concat arm in all."""
+    wanted = parameters(new_model("concat", plan))
+    step = 2 * plan.model["heads"]  # rotary embedding turns pairs
+    width = plan.model["embedding_dim"]
+    while True:
+        model = MemoryLM(_decoder(plan, plan.model | {"embedding_dim": width}), [])
+        if parameters(model) >= wanted:
+            return model
+        width += step
+
+
+def _decoder(plan: Plan, options: dict[str, Any]) -> Decoder:
+    return Decoder(vocab_size=plan.vocab_size, block_size=plan.training.block_size, **options)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# Jobs: each is one process, and leaves lines in the file of results
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is given.
+
+    Attributes:
+        arm: a trained arm; None: those that are read off the model without memory, of this seed.
+    """
+
+    plan: Plan
+    folder: Path
+    seed: int
+    arm: str | None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """All lines that it leaves."""
+        first = self.seed == self.plan.seeds[0]
+        return after.arms_of(self.plan.after, first=first) if self.arm is None else (self.arm,)
+
+
+def run_job(job: Job) -> None:
+    """Do what is not there yet."""
+    missing = [arm for arm in job.arms if (arm, job.seed) not in done(job.folder)]
+    if not missing:
+        return
+    torch.set_num_threads(1)
+    tune_allocator()
+    texts = prepare(job.plan.train, job.plan.heldout, vocab_size=job.plan.vocab_size, folder=job.folder)
+    print(f"{', '.join(missing)}, seed {job.seed}: begins", flush=True)
+    if job.arm is None:
+        model = trained(job, "no memory", texts)[0]
+        test = list(blocks(texts.test, job.plan.training.block_size, at_most=job.plan.scored_blocks))
+        keep = partial(append, job)
+        after.run(model, texts, test, job.plan.after, seed=job.seed, missing=missing, keep=keep)
+    else:
+        score_trained(job, job.arm, texts)
+    print(f"{', '.join(missing)}, seed {job.seed}: done", flush=True)
+
+
+def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float]]:
+    """From the work folder if it is there."""
+    path = job.folder / f"{arm.replace(' ', '_')}-{job.seed}.pt"
+    torch.manual_seed(job.seed)
+    model = new_model(arm, job.plan)
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        return model.eval(), saved["facts"]
+    facts = train(model, texts, job.plan.training, seed=job.seed)
+    torch.save({"model": model.state_dict(), "facts": facts}, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return model.eval(), facts
+
+
+def score_trained(job: Job, arm: str, texts: Texts) -> None:
+    model, facts = trained(job, arm, texts)
+    test = list(blocks(texts.test, job.plan.training.block_size, at_most=job.plan.scored_blocks))
+    scores = read(model, test)
+    record = {
+        **facts,
+        "parameters": parameters(model),
+        "test_bpb": scores.bits_per_byte(texts.token_bytes),
+        "memory_bytes": sum(after.memory_bytes(reader) for reader in model.readers),
+        "seconds_per_token": seconds_per_token(model, test[:TIMED_BLOCKS]),
+    }
+    append(job, arm, record, scores.nats)
+    if not model.readers and job.seed == job.plan.seeds[0]:
+        n_bytes = texts.token_bytes.numpy()[scores.targets]
+        np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
+
+
+def append(job: Job, arm: str, record: dict[str, Any], nats: np.ndarray | None = None) -> None:
+    """Results of an arm: nats (N,) of each token beside them, and then one line, in one write."""
+    if nats is not None:
+        np.save(job.folder / f"{arm.replace(' ', '_')}-{job.seed}.npy", nats)
+    line = json.dumps({"arm": arm, "seed": job.seed, **record}) + "\n"
+    with (job.folder / report.RESULTS).open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            line = "\n" + line  # a crash cut the last line off
+        file.write(line.encode())
+
+
+def done(folder: Path) -> set[tuple[str, int]]:
+    return {(record["arm"], record["seed"]) for record in report.records(folder)}
+
+
+def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
+    """What can be done at once, after what came before."""
+    first = [Job(plan, folder, seed, arm) for arm in TRAINED for seed in plan.seeds]
+    return [first, [Job(plan, folder, seed, None) for seed in plan.seeds]]
+
+
+def run_all(plan: Plan, folder: Path, *, workers: int, do: Callable[[Job], None] = run_job) -> None:
+    """By worker processes of one thread each."""
+    prepare(plan.train, plan.heldout, vocab_size=plan.vocab_size, folder=folder)  # once, before they all want it
+    context = multiprocessing.get_context("spawn")
+    for stage in jobs(plan, folder):
+        if workers == 1:
+            for job in stage:
+                do(job)
+            continue
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for _ in pool.map(do, stage):
+                pass
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.memory", description=__doc__)
+    articles = ROOT / "data" / "articles"
+    parser.add_argument("--train", default=str(articles / "train"), help="a text file or folder to train on")
+    parser.add_argument("--heldout", default=str(articles / "val"), help="its first half validates, its second tests")
+    parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_memory"), help="where results are kept")
+    parser.add_argument("--out", default=None, help="folder of the page and the picture; docs, or with --quick WORK")
+    options = parser.parse_args(words)
+    plan = Plan(options.train, options.heldout)
+    plan = quick(plan) if options.quick else plan
+    folder = Path(options.work) / plan.fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
+    run_all(plan, folder, workers=options.workers)
+    out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
+    command = f"python -m experiments.memory {shlex.join(sys.argv[1:] if words is None else words)}"
+    print(report.write(folder, asdict(plan), out, command=command))
+
+
+if __name__ == "__main__":
+    main()

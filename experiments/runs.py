@@ -1,0 +1,196 @@
+"""Training a MemoryLM, and reading a text with it block by block in document order.
+
+Shapes: B rows, T positions, N scored tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.statistics import bits_per_byte
+from experiments.texts import Texts
+from lightning_app.errors import InputError
+from lightning_app.models.memory_lm import MemoryLM, MemoryStates
+from lightning_app.models.readers.base import Passage
+from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
+from lightning_app.text.token_array import TokenArray
+from lightning_app.text.windows import Batch, TokenWindows
+from lightning_app.training.schedulers import WarmupCosine
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained; the same for all arms.
+
+    Attributes:
+        block_size: T, in training and evaluation.
+        validations: how often, evenly spread, the best state so far is looked for.
+        validation_blocks: of the validation text that are used for that.
+    """
+
+    block_size: int = 128
+    batch_size: int = 8
+    steps: int = 800
+    lr: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    validations: int = 5
+    validation_blocks: int = 150
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What reading a text gave.
+
+    Attributes:
+        nats: (N,) float64 -log p of each token.
+        targets: (N,) int64.
+        documents: (N,) number of each token's document.
+    """
+
+    nats: np.ndarray
+    targets: np.ndarray
+    documents: np.ndarray
+
+    @classmethod
+    def of(cls, batches: list[Batch], nats: list[Tensor]) -> Scores:
+        """(1, T) nats of each block -> those of the tokens that count."""
+        scored = [batch["targets"] != IGNORE for batch in batches]
+        return cls(
+            torch.cat([n[s] for n, s in zip(nats, scored, strict=True)]).double().numpy(),
+            torch.cat([b["targets"][s] for b, s in zip(batches, scored, strict=True)]).numpy(),
+            torch.cat([b["document_ids"][s] for b, s in zip(batches, scored, strict=True)]).numpy(),
+        )
+
+    def bits_per_byte(self, token_bytes: Tensor) -> float:
+        return bits_per_byte(self.nats, token_bytes.numpy()[self.targets])
+
+
+def passage_of(batch: Batch) -> Passage:
+    """Where the tokens of a batch are from; all of them are new."""
+    ids, targets = batch["input_ids"], batch["targets"]
+    return Passage(
+        ids=ids,
+        next_ids=targets.where(targets != IGNORE, -1),
+        documents=batch["document_keys"],
+        positions=batch["positions"],
+        new=batch["attention_mask"],
+        rows=torch.arange(len(ids)),
+        segments=torch.zeros(ids.shape[1], dtype=torch.int64),
+    )
+
+
+def write(model: MemoryLM, found: MemoryStates, *, training: bool) -> None:
+    """What the readers asked for."""
+    for reader, reading in zip(model.readers, found.readings, strict=True):
+        if reading.effects is not None:
+            reader.bank.apply(reading.effects, training=training)
+        if training:
+            reader.after_step(reading.statistics)
+
+
+def blocks(tokens: TokenArray, block_size: int, *, every: int = 1, at_most: int | None = None) -> Iterator[Batch]:
+    """(1, T) blocks in document order, without overlap: each token is scored once, but the text's first."""
+    windows = TokenWindows(tokens, block_size)
+    for i in range(0, len(windows), every)[:at_most]:
+        yield windows.__getitems__([i])
+
+
+@torch.no_grad()
+def read(model: MemoryLM, batches: list[Batch]) -> Scores:
+    """Read a text, writing to a copy of the memories."""
+    model.eval()
+    written = [reader for reader in model.readers if reader.writes != "never"]  # a datastore need not be copied
+    for reader in written:
+        reader.bank.begin_evaluation()
+    nats = []
+    for batch in batches:
+        found = model.run(batch["input_ids"], passage_of(batch))
+        nats.append(token_nll(found.logits, batch["targets"]))
+        write(model, found, training=False)
+    for reader in written:
+        reader.bank.end_evaluation()
+    return Scores.of(batches, nats)
+
+
+def seconds_per_token(model: MemoryLM, batches: list[Batch], *, warmup: int = 20) -> float:
+    """CPU seconds of this thread per token, reading and writing a text after some blocks of warm-up."""
+    read(model, batches[:warmup])
+    start = time.process_time()
+    read(model, batches)
+    return (time.process_time() - start) / sum(batch["input_ids"].numel() for batch in batches)
+
+
+def training_batches(tokens: TokenArray, options: Training, seed: int) -> Iterator[Batch]:
+    """Without end: row i of a batch continues row i of the one before; each epoch begins and cuts elsewhere."""
+    windows = TokenWindows(tokens, options.block_size, shift=True)
+    rows = options.batch_size
+    length = len(windows) // rows
+    if not length:
+        raise InputError(f"{len(windows)} blocks of training text do not fill a batch of {rows}: give more text")
+    epoch = 0
+    while True:
+        windows.set_epoch(epoch, seed)
+        first = int(np.random.default_rng((seed, epoch, 1)).integers(len(windows)))
+        for step in range(length):
+            yield windows.__getitems__([(first + row * length + step) % len(windows) for row in range(rows)])
+        epoch += 1
+
+
+def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dict[str, float]:
+    """Train in bf16, and leave the model in its best state by validation.
+
+    Returns: bits per byte on the blocks of the validation text at the best state, its step, and CPU seconds of
+        training alone.
+    """
+    torch.manual_seed(seed)
+    optimizer = _optimizer(model, options)
+    schedule = WarmupCosine(optimizer, warmup_steps=options.warmup_steps, total_steps=options.steps, min_ratio=0.05)
+    validation = list(blocks(texts.val, options.block_size, at_most=options.validation_blocks))
+    best: tuple[float, int, dict[str, Tensor]] = (math.inf, 0, {})
+    seconds, every = 0.0, max(1, options.steps // options.validations)
+    batches = training_batches(texts.train, options, seed)
+    for step in range(1, options.steps + 1):
+        start = time.process_time()
+        _step(model.train(), next(batches), optimizer, options.clip)
+        schedule.step()
+        seconds += time.process_time() - start
+        if step % every == 0 or step == options.steps:
+            bpb = read(model, validation).bits_per_byte(texts.token_bytes)
+            print(f"step {step}: {bpb:.4f} bits per byte on validation, {seconds:.0f} CPU s", flush=True)
+            if bpb < best[0]:
+                best = bpb, step, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best[2])
+    return {"val_bpb": best[0], "best_step": best[1], "train_seconds": seconds}
+
+
+def _optimizer(model: MemoryLM, options: Training) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True)
+
+
+def _step(model: MemoryLM, batch: Batch, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.run(batch["input_ids"], passage_of(batch))
+        loss = cross_entropy(found.logits, batch["targets"])
+    for reading in found.readings:
+        for weight, term in reading.terms.values():
+            loss = loss + weight * term
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    write(model, found, training=True)

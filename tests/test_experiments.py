@@ -1,0 +1,145 @@
+"""The experiment runs in small, goes on where it was interrupted, and computes what its readers do."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import after, memory, report
+from experiments.memory import Job, Plan
+from experiments.runs import Training, blocks, training_batches
+from experiments.statistics import by_document, change, helped_and_hurt
+from experiments.texts import articles, halves, prepare
+from lightning_app.errors import InputError
+from lightning_app.text.corpus import Document
+
+TEXT = "the sea was calm and the old boat lay by the shore while gulls cried over grey water all day"
+WORDS = TEXT.split()
+
+
+def article(name: str, seed: int, words: int = 150) -> str:
+    drawn = np.random.default_rng(seed).integers(len(WORDS), size=words)
+    return f" = {name} = \n\n {' '.join(WORDS[i] for i in drawn)} \n\n = = Part = = \n\n {WORDS[seed % 5]} \n\n"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    train, heldout = tmp_path / "train.txt", tmp_path / "heldout.txt"
+    train.write_text(" \n" + "".join(article(f"A{i}", i, words=400) for i in range(3)))
+    heldout.write_text("".join(article(f"B{i}", 10 + i) for i in range(4)))
+    return Plan(
+        str(train),
+        str(heldout),
+        seeds=(0, 1),
+        vocab_size=300,
+        model={"embedding_dim": 16, "layers": 1, "heads": 2},
+        training=Training(block_size=16, batch_size=2, steps=4, warmup_steps=1, validations=2, validation_blocks=3),
+        concat={"memory_size": 50},
+        trime=memory.TRIME | {"memory_size": 30, "num_search_results": 30},
+        after=after.Options(cache_size=20, k=4, tuning_blocks=5, sizes=(10, 40), curve_every=2),
+        scored_blocks=8,
+    )
+
+
+def run(plan: Plan, folder: Path) -> list[tuple[str, int | None]]:
+    """Run what is missing, in this process; returns the jobs that had something to do."""
+    before: list[tuple[str, int | None]] = []
+
+    def do(job: Job) -> None:
+        if {(arm, job.seed) for arm in job.arms} - memory.done(folder):
+            before.append((job.arm or "after", job.seed))
+        memory.run_job(job)
+
+    folder.mkdir(exist_ok=True)
+    memory.run_all(plan, folder, workers=1, do=do)
+    return before
+
+
+def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "tune_allocator", lambda: True)
+    folder = tmp_path / "work"
+    jobs = [(arm, seed) for arm in memory.TRAINED for seed in (0, 1)] + [("after", 0), ("after", 1)]
+    assert run(plan, folder) == jobs
+    lines = (folder / report.RESULTS).read_text().splitlines()
+    assert len(lines) == 2 * 7 + 2  # the first seed also draws the picture
+    assert run(plan, folder) == []
+
+    # Cut off within the last line of the cache's, and the model of one arm is gone with its line
+    kept = [line for line in lines if json.loads(line)["arm"] not in ("concat", "knn + cache")]
+    (folder / report.RESULTS).write_text("\n".join(kept) + '\n{"arm": "knn + cache", "seed": 0, "te')
+    assert run(plan, folder) == [("concat", 0), ("concat", 1), ("after", 0), ("after", 1)]
+    again = report.records(folder)
+    assert sorted((r["arm"], r["seed"]) for r in again) == sorted(
+        (json.loads(line)["arm"], json.loads(line)["seed"]) for line in lines
+    )
+    figures = {(r["arm"], r["seed"]): r["test_bpb"] for r in again if "test_bpb" in r}
+    for line in map(json.loads, lines):
+        if "test_bpb" in line:
+            assert figures[line["arm"], line["seed"]] == pytest.approx(line["test_bpb"], abs=1e-6)
+
+    page = report.write(folder, memory.asdict(plan), tmp_path / "docs", command="this test")
+    assert (tmp_path / "docs" / "images" / "memory_size.png").stat().st_size > 1000
+    assert (tmp_path / "docs" / "memory_results.md").read_text() == page
+    for arm in report.ARMS:
+        assert f"\n| {arm} | 2 |" in page
+    assert "nan" not in page
+
+
+def test_all_arms_score_the_same_tokens(plan: Plan, tmp_path: Path):
+    texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
+    scored = [batch["targets"] >= 0 for batch in blocks(texts.test, 16)]
+    assert sum(int(s.sum()) for s in scored) == texts.test.n_tokens - 1
+
+
+def test_data_order_depends_on_the_seed_alone_and_rows_continue(plan: Plan, tmp_path: Path):
+    texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
+    first, second, other = (training_batches(texts.train, plan.training, seed) for seed in (0, 0, 1))
+    a, b, c = next(first), next(second), next(other)
+    assert a["input_ids"].equal(b["input_ids"])
+    assert not a["input_ids"].equal(c["input_ids"])
+    following = next(first)
+    assert a["targets"][:, -1].equal(following["input_ids"][:, 0])
+
+
+def test_the_wider_model_has_as_many_parameters_as_concat(plan: Plan):
+    concat = memory.parameters(memory.new_model("concat", plan))
+    wider = memory.parameters(memory.new_model("more parameters", plan))
+    assert concat <= wider < 1.5 * concat
+    assert memory.parameters(memory.new_model("no memory", plan)) < concat
+
+
+def test_articles_are_cut_at_titles_and_halved_between_them(plan: Plan):
+    found = articles(plan.heldout)
+    assert [document.text.split("\n")[0] for document in found] == [f" = B{i} = " for i in range(4)]
+    assert "".join(document.text for document in found) == Path(plan.heldout).read_text()
+    val, test = halves([Document("x" * n) for n in (5, 1, 3, 3)])
+    assert ([len(d.text) for d in val], [len(d.text) for d in test]) == ([5, 1], [3, 3])
+    with pytest.raises(InputError, match="1 article"):
+        halves([Document("x")])
+
+
+def test_an_article_that_is_trained_on_is_not_held_out(plan: Plan, tmp_path: Path):
+    Path(plan.heldout).write_text(Path(plan.heldout).read_text() + article("A1", 1, words=400))
+    with pytest.raises(InputError, match=r"1 article.* also trained on"):
+        prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
+
+
+def test_other_options_are_another_folder_but_other_seeds_are_not(plan: Plan):
+    assert replace(plan, seeds=(0, 1, 2)).fingerprint == plan.fingerprint
+    assert replace(plan, scored_blocks=9).fingerprint != plan.fingerprint
+
+
+def test_statistics_by_hand():
+    assert by_document(np.array([1.0, 2.0, 4.0]), np.array([3, 7, 3])).tolist() == [5.0, 2.0]
+    assert helped_and_hurt(np.array([1.0, 1.0, 1.0, 1.0]), np.array([2.0, 1.005, 0.5, 3.0])) == (0.5, 0.25)
+    base = np.array([1.0, 2.0, 3.0, 4.0] * 10)
+    same = change(0.9 * base, base)  # each document has 10 % less: so has every resampling
+    assert [same.mean, same.low, same.high] == pytest.approx([-10, -10, -10])
+    noisy = change(base + np.array([1.0, -1.0] * 20), base)
+    assert noisy.low < 0 < noisy.high
+    assert math.isclose(noisy.mean, 0, abs_tol=1e-9)
