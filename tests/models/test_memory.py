@@ -45,6 +45,14 @@ def test_finds_the_nearest(metric):
     torch.testing.assert_close(distances.double(), expected.values[..., :4], rtol=1e-5, atol=1e-5)
 
 
+def test_a_zero_vector_is_at_a_cosine_distance_of_one():
+    memory = AssociativeMemory(4, D, metric="cosine")
+    memory.add(torch.stack((-torch.ones(D), torch.zeros(D), torch.ones(D))))
+    ids, distances = memory.search(torch.ones(1, D), 2)
+    assert ids.tolist() == [[2, 1]]
+    torch.testing.assert_close(distances, torch.tensor([[0.0, 1.0]]))
+
+
 def test_missing_results_are_minus_one_and_infinitely_far():
     memory, _ = filled(2)
     ids, distances = memory.search(rows(3), 4)
