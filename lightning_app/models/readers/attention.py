@@ -44,9 +44,18 @@ class AttentionReader(LearnedReader):
         assert self.memory_dim is not None
         self.fc_query = nn.Linear(width, self.memory_dim)
         self.fc_read = nn.Linear(self.memory_dim, width, bias=False)
-        nn.init.normal_(self.fc_read.weight, std=0.02)
+        self._start_as_attention_over_states()
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.scale)))
         self.null = nn.Parameter(torch.zeros(()))
+
+    @torch.no_grad()
+    def _start_as_attention_over_states(self) -> None:
+        """Query, key and value are the same rotation at first, so that similar states find each other from the start."""
+        rotation = nn.init.orthogonal_(self.writer.fc_storable_vector.weight)
+        self.fc_query.weight.copy_(rotation)
+        self.fc_read.weight.copy_(rotation.t())
+        for layer in (self.fc_query, self.writer.fc_storable_vector):
+            nn.init.zeros_(layer.bias)
 
     def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
         queries, decisions = self.fc_query(states), self.writer(states)

@@ -101,6 +101,10 @@ class Bank(nn.Module):
         none of other documents.
         """
         own = self.scope == "document"
+        if self.size() == 0:
+            shape = (*queries.shape[:-1], self.shared.num_search_results if k is None else k)
+            ids = torch.full(shape, -1, dtype=torch.int64, device=queries.device)
+            return ids, torch.full(shape, torch.inf, device=queries.device)
         if self.scope == "shared":
             return self.shared.search(queries, k, origin=origin)
         found = [
