@@ -48,7 +48,7 @@ class Options:
     """
 
     cache_size: int = 2000
-    k: int = 256
+    k: int = 512
     index: tuple[tuple[str, Any], ...] = (("index_type", "ivf"), ("num_clusters", 1024), ("nprobe", 32))
     index_from: int = 50_000
     thetas: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0, 11.0, 16.0, 23.0, 32.0)

@@ -16,8 +16,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import shlex
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -50,7 +48,7 @@ class Plan:
     Attributes:
         model: options of the Decoder.
         wider: those of the arm with as many parameters as `concat`.
-        trime: options of its reader; every row of the batch has a memory.
+        trime: options of its reader. It trains on the batch, and has a memory where it is tested.
         concat: options of its reader.
         after: what is read off the trained model without memory.
         scored_blocks: of each held-out text; None: all.
@@ -76,7 +74,7 @@ class Plan:
 
 
 MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout": 0.1, "positions": "rotary"}
-TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "forgetfulness_factor": 0.0}
+TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "writes": "evaluation"}
 
 
 def quick(plan: Plan) -> Plan:
@@ -108,7 +106,7 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
     readers: dict[str, list[Reader]] = {
         "no memory": [],
         "concat": [ConcatReader(**plan.concat)],
-        "trime": [TrimeReader(scope="stream", streams=plan.training.batch_size, **plan.trime)],
+        "trime": [TrimeReader(**plan.trime)],
     }
     return MemoryLM(_decoder(plan, plan.model), readers[arm])
 
@@ -259,7 +257,8 @@ def main(words: list[str] | None = None) -> None:
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
     run_all(plan, folder, workers=options.workers)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
-    command = f"python -m experiments.memory {shlex.join(sys.argv[1:] if words is None else words)}"
+    quickly = " ARGS=--quick" if options.quick else ""
+    command = f"make experiment-memory TRAIN={Path(plan.train).name} HELDOUT={Path(plan.heldout).name}{quickly}"
     print(report.write(folder, asdict(plan), out, command=command))
 
 

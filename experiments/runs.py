@@ -32,12 +32,14 @@ class Training:
 
     Attributes:
         block_size: T, in training and evaluation.
+        group: blocks of a batch that follow each other in the text: what trime learns to read.
         validations: how often, evenly spread, the best state so far is looked for.
         validation_blocks: of the validation text that are used for that.
     """
 
     block_size: int = 128
     batch_size: int = 8
+    group: int = 4
     steps: int = 800
     lr: float = 2e-3
     warmup_steps: int = 100
@@ -131,18 +133,26 @@ def seconds_per_token(model: MemoryLM, batches: list[Batch], *, warmup: int = 20
 
 
 def training_batches(tokens: TokenArray, options: Training, seed: int) -> Iterator[Batch]:
-    """Without end: row i of a batch continues row i of the one before; each epoch begins and cuts elsewhere."""
+    """Without end: `batch_size / group` places of the text, drawn at random, with `group` blocks in a row at each.
+
+    Each epoch cuts the text elsewhere.
+    """
     windows = TokenWindows(tokens, options.block_size, shift=True)
-    rows = options.batch_size
-    length = len(windows) // rows
-    if not length:
-        raise InputError(f"{len(windows)} blocks of training text do not fill a batch of {rows}: give more text")
+    side_by_side = np.arange(options.group)
+    places = len(windows) // options.group
+    at_once = options.batch_size // options.group
+    if options.batch_size % options.group or places < at_once:
+        raise InputError(
+            f"batches of {options.batch_size} in groups of {options.group} blocks, of which the training text has "
+            f"{len(windows)}: give a group that divides the batch, or more text"
+        )
     epoch = 0
     while True:
         windows.set_epoch(epoch, seed)
-        first = int(np.random.default_rng((seed, epoch, 1)).integers(len(windows)))
-        for step in range(length):
-            yield windows.__getitems__([(first + row * length + step) % len(windows) for row in range(rows)])
+        order = np.random.default_rng((seed, epoch, 1)).permutation(places) * options.group
+        for start in range(0, places - at_once + 1, at_once):
+            chosen = order[start : start + at_once, None] + side_by_side  # (batch_size / group, group)
+            yield windows.__getitems__(chosen.flatten().tolist())
         epoch += 1
 
 

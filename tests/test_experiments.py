@@ -38,7 +38,9 @@ def plan(tmp_path: Path) -> Plan:
         seeds=(0, 1),
         vocab_size=300,
         model={"embedding_dim": 16, "layers": 1, "heads": 2},
-        training=Training(block_size=16, batch_size=2, steps=4, warmup_steps=1, validations=2, validation_blocks=3),
+        training=Training(
+            block_size=16, batch_size=2, group=2, steps=4, warmup_steps=1, validations=2, validation_blocks=3
+        ),
         concat={"memory_size": 50},
         trime=memory.TRIME | {"memory_size": 30, "num_search_results": 30},
         after=after.Options(cache_size=20, k=4, tuning_blocks=5, sizes=(10, 40), curve_every=2),
@@ -96,14 +98,15 @@ def test_all_arms_score_the_same_tokens(plan: Plan, tmp_path: Path):
     assert sum(int(s.sum()) for s in scored) == texts.test.n_tokens - 1
 
 
-def test_data_order_depends_on_the_seed_alone_and_rows_continue(plan: Plan, tmp_path: Path):
+def test_data_order_depends_on_the_seed_alone_and_a_group_follows_the_text(plan: Plan, tmp_path: Path):
     texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
     first, second, other = (training_batches(texts.train, plan.training, seed) for seed in (0, 0, 1))
     a, b, c = next(first), next(second), next(other)
     assert a["input_ids"].equal(b["input_ids"])
     assert not a["input_ids"].equal(c["input_ids"])
-    following = next(first)
-    assert a["targets"][:, -1].equal(following["input_ids"][:, 0])
+    assert a["targets"][0, -1] == a["input_ids"][1, 0]  # two blocks side by side
+    with pytest.raises(InputError, match="groups of 3"):
+        next(training_batches(texts.train, replace(plan.training, group=3), 0))
 
 
 def test_the_wider_model_has_as_many_parameters_as_concat(plan: Plan):
