@@ -47,8 +47,8 @@ format: .venv/dev ## bring all files into shape
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	if command -v npx >/dev/null; then npx --yes prettier@3.6.2 --write .; fi
 
-bench: .venv/bench ## measure speed side by side with Hugging Face and litgpt into docs/benchmarks.md
-	$(BIN)/python -m benchmarks
+bench: .venv/bench ## measure speed side by side with Hugging Face, litgpt and FAISS into docs/benchmarks.md (PARTS="memory text": some)
+	$(BIN)/python -m benchmarks $(PARTS)
 
 experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, docs/memory_results.md (about 40 minutes on 2 cores)
 	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 Run = Callable[[], Any]  # does the work once and returns what it did, for the check that all sides did the same
-PACKAGES = ("torch", "transformers", "litgpt", "tokenizers", "tiktoken", "lightning")
+PACKAGES = ("torch", "transformers", "litgpt", "faiss-cpu", "tokenizers", "tiktoken", "lightning")
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,16 @@ import torch
 
 from benchmarks.__main__ import PARTS, REPORT, Report
 
-NAMES = [part.__name__ for part in PARTS]
+NAMES = [part.__name__ for part in PARTS.values()]
 
 
-def test_the_report_keeps_what_was_measured_before_a_crash(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_section_is_replaced_and_the_others_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "benchmarks.md"
-    path.write_text("an older page")
     report = Report(path)
-    report.add("# Title")
-    assert path.read_text() == "# Title\n"
-    report.add("a table")
-    assert path.read_text() == "# Title\n\na table\n"
-    assert capsys.readouterr().out == "# Title\n\na table\n\n"
+    for section in ("# Page", "## A\n\n1", "## B\n\n2", "## A\n\n3", "# Other page"):
+        report.add(section)
+    assert path.read_text() == "# Other page\n\n## A\n\n3\n\n## B\n\n2\n"
+    assert "## A\n\n1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
