@@ -16,11 +16,11 @@ REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 PARTS = {part.__name__.rpartition(".")[2]: part for part in (text, fit_overhead, generation, train_step, memory, cuda)}
 TITLE = """# Benchmarks
 
-`make bench` wrote this page, or some of its sections, each of which ends with where it was measured: each side of a
-comparison runs in a process of its own, on one thread, and the sides take turns in rotating order after a warm-up. What is compared is CPU time (on a GPU wall time): a ratio is the
-median over the rounds, with the smallest and the largest beside it, and missed targets stay in the tables.
-Before the times are compared, the sides are checked to have done the same work: equal losses, ids, tokens or
-batches."""
+`make bench` wrote this page, or some of its sections, each of which ends with where it was measured. Each side of a
+comparison runs in a process of its own, on one thread, and the sides take turns in rotating order after a warm-up.
+What is compared is CPU time (on a GPU wall time): a ratio is the median over the rounds, with the smallest and the
+largest beside it, and missed targets stay in the tables. Before the times are compared, the sides are checked to have
+done the same work: equal losses, ids, tokens or batches."""
 
 
 class Report:

@@ -258,9 +258,9 @@ def _wall_on_two_threads() -> str:
 
 
 NOTES = f"""`AssociativeMemory` on one thread. A cost of 1.1 x is 1.1 times the CPU time of the other side. "Search and
-read" is a batched search and the look-up of the vectors found; FAISS's side is `IndexFlatL2.search` alone, and both find
-the same entries. The training steps are fp32, batch {BATCH} x {BLOCK}: forward, loss, backward, clipping, fused AdamW;
-with `concat` also search, reading, and writing to a full memory."""
+read" is a batched search and the look-up of the vectors found; FAISS's side is `IndexFlatL2.search` alone, and both
+find the same entries. The training steps are fp32, batch {BATCH} x {BLOCK}: forward, loss, backward, clipping,
+fused AdamW; with `concat` also search, reading, and writing to a full memory."""
 
 
 def tables(quick: bool = False) -> list[Table]:
