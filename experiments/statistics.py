@@ -36,12 +36,15 @@ def bits_per_byte(nats: np.ndarray, n_bytes: np.ndarray) -> float:
 def change(nats: np.ndarray, base: np.ndarray, *, seed: int = 0) -> Interval:
     """How many per cent more `nats` (D,) are than `base` (D,); of the same text, so also in bits per byte.
 
-    A paired bootstrap over documents (Efron 1979), percentiles 2.5 and 97.5.
+    A paired bootstrap over documents (Efron 1979), percentiles 2.5 and 97.5; of one document nothing is known.
     """
+    mean = float(100 * (nats.sum() / base.sum() - 1))
+    if len(base) < 2:
+        return Interval(mean, -math.inf, math.inf)
     draws = np.random.default_rng(seed).integers(len(base), size=(RESAMPLINGS, len(base)))  # (R, D)
     changes = 100 * (nats[draws].sum(1) / base[draws].sum(1) - 1)
     low, high = np.percentile(changes, [2.5, 97.5])
-    return Interval(float(100 * (nats.sum() / base.sum() - 1)), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def helped_and_hurt(nats: np.ndarray, base: np.ndarray) -> tuple[float, float]:

@@ -146,3 +146,4 @@ def test_statistics_by_hand():
     noisy = change(base + np.array([1.0, -1.0] * 20), base)
     assert noisy.low < 0 < noisy.high
     assert math.isclose(noisy.mean, 0, abs_tol=1e-9)
+    assert change(base[:1], base[:1]).high == math.inf  # one document says nothing of others
