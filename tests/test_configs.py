@@ -21,9 +21,10 @@ MODULES = {  # every config in configs/, and what it trains
     "article_gpt_seed": "ArticleGPT",
     "gpt2": "CausalLM",
     "gpt2_offline": "CausalLM",
+    "varda_gpt": "VardaGPT",
     "varda_gpt_offline": "VardaGPT",
 }
-NEEDS_DOWNLOAD = {"article_gpt_162m", "article_gpt_seed", "gpt2"}
+NEEDS_DOWNLOAD = {"article_gpt_162m", "article_gpt_seed", "gpt2", "varda_gpt"}
 IN_OTHER_TESTS = {"ddp", "fsdp"}  # two processes: tests/test_ddp.py; several GPUs: not here
 
 Main = Callable[..., None]
