@@ -117,13 +117,13 @@ class Bank(nn.Module):
 
     def vectors(self, ids: Tensor, rows: Tensor) -> Tensor:
         """(B, ...) ids -> (B, ..., M) stored vectors; 0 where the id is -1."""
-        if self.scope == "shared":
+        if self.scope == "shared" or not self.size():
             return self.shared[ids]
         return torch.stack([self.of(row)[ids[b]] for b, row in enumerate(rows.tolist())])
 
     def tokens(self, ids: Tensor, rows: Tensor) -> Tensor:
         """(B, ...) ids -> (B, ...) the token that followed each entry; -1 where the id is."""
-        if self.scope == "shared":
+        if self.scope == "shared" or not self.size():
             return self.shared.payload(ids).tokens
         return torch.stack([self.of(row).payload(ids[b]).tokens for b, row in enumerate(rows.tolist())])
 
