@@ -21,7 +21,11 @@ def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     Raises:
         InputError: no such file, damaged, or not a checkpoint of this project's modules and data.
     """
-    checkpoint = read_checkpoint(path)
+    return module_of(read_checkpoint(path), path)
+
+
+def module_of(checkpoint: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
+    """`load_module` of a checkpoint that was read from `path`."""
     module = _build(checkpoint, path)
     module.on_load_checkpoint(checkpoint)  # says in plain words what does not fit
     module.load_state_dict(checkpoint["state_dict"])

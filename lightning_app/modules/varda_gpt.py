@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
@@ -23,6 +24,7 @@ from lightning_app.modules.base import Batch, LanguageModule, Outputs
 from lightning_app.ops.losses import IGNORE, token_nll
 from lightning_app.text.datamodule import TextDataModule
 
+DOCUMENTS = "memory_documents"  # in a checkpoint: source by content key of each document that a memory holds
 HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this
 
 
@@ -57,6 +59,9 @@ class VardaGPT(LanguageModule):
         segment_length: see `MemoryLM`.
         isolate_segments: see `MemoryLM`.
         kwargs: see `LanguageModule`.
+
+    Attributes:
+        documents: where documents came from, by content key; a checkpoint keeps those that a memory holds.
     """
 
     backbone: MemoryLM
@@ -74,6 +79,7 @@ class VardaGPT(LanguageModule):
         self._first_row = 0
         self._session_position = 0
         self.memory_counts: dict[str, int] = {}
+        self.documents: dict[int, str] = {}
 
     # What is computed
 
@@ -244,6 +250,10 @@ class VardaGPT(LanguageModule):
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
             self._first_row = self.trainer.global_rank * data.dataloader.batch_size
+            if stage == "fit":
+                text = data.tokens("train")
+                keys = text.keys_of(np.arange(text.n_documents)).tolist()
+                self.documents |= dict(zip(keys, text.names, strict=True))
         buffers = [name for name, _ in self.named_buffers() if ".bank." in name]  # equal on all ranks without it
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
         if self._compile:
@@ -256,6 +266,16 @@ class VardaGPT(LanguageModule):
 
     def hyper_parameters(self) -> dict[str, Any]:
         return {**super().hyper_parameters(), **self.backbone.config()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        memories = [memory for reader in self.backbone.readers for memory in reader.bank.memories]
+        held = {key for memory in memories for key in memory.documents[: memory.size()].unique().tolist()}
+        checkpoint[DOCUMENTS] = {key: name for key, name in self.documents.items() if key in held}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.documents |= checkpoint.get(DOCUMENTS, {})
 
 
 def _prefix(i: int, of: Sequence[object]) -> str:
