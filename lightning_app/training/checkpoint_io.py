@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.errors import InputError
+from lightning_app.training import side_files
+from lightning_app.training.side_files import SIDE_FILE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,12 @@ def find_checkpoint(path: str, runs: Path) -> str:
 
 
 def _read(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
+    checkpoint = _load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
+    return side_files.put_back(checkpoint, path)
+
+
+def _load(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
+    """What is in the file itself."""
     _check_file(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
@@ -97,7 +105,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     the file: no second copy of the checkpoint in memory. For `Trainer(plugins=[AtomicCheckpointIO()])`.
 
     Local paths only. Loads plain types only, unless `weights_only=False` is given.
+
+    Args:
+        side_file_bytes: the vectors of a memory with more bytes lie in a file beside the checkpoint (see
+            `training.side_files`), which is written before it, and again only where they have changed.
     """
+
+    def __init__(self, side_file_bytes: int = SIDE_FILE_BYTES):
+        super().__init__()
+        self.side_file_bytes = side_file_bytes
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -114,10 +130,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise InputError(f"checkpoint path {path} is remote; give a local folder and copy from there")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in _leftovers(target.parent):
-            leftover.unlink(missing_ok=True)
+        for folder in (target.parent, target.parent / side_files.FOLDER):
+            for leftover in _leftovers(folder):
+                leftover.unlink(missing_ok=True)
         try:
-            _write(checkpoint, target)
+            _write(side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes), target)
         except (OSError, RuntimeError) as error:
             if not _is_full(error):
                 raise
@@ -125,6 +142,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the disk of {target.parent} is full: {target.name} was not written, what was there is kept; "
                 "free some space or set the ModelCheckpoint's dirpath to another disk, then resume"
             ) from error
+        _remove_unnamed(target.parent)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove it, and the files beside it that no other checkpoint of its folder names."""
+        super().remove_checkpoint(path)
+        _remove_unnamed(Path(path).parent)
 
     def load_checkpoint(
         self,
@@ -147,6 +170,18 @@ def _write(checkpoint: dict[str, Any], target: Path) -> None:
         _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_unnamed(folder: Path) -> None:
+    """Remove what an overwritten or removed checkpoint alone has named; nothing while one cannot be read."""
+    if not side_files.exist(folder):
+        return
+    try:
+        found = [_load(path, map_location="cpu", weights_only=True, mmap=True) for path in folder.glob("*.ckpt")]
+    except InputError as error:
+        log.warning("files in %s are kept, needed or not: %s", folder / side_files.FOLDER, error)
+        return
+    side_files.remove_unnamed(folder, {name for checkpoint in found for name in side_files.named_by(checkpoint)})
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,141 @@
+"""Large memories beside a checkpoint: their vectors lie in files named by their content, which the checkpoint names.
+
+checkpoints/best.ckpt             says where each tensor lies, with its SHA-256
+checkpoints/memory/<sha256>.npy   the tensor, as `numpy.load` reads it; checkpoints with equal vectors share one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_app.errors import InputError
+
+SIDE_FILE_BYTES = 2**30  # larger ones lie beside the checkpoint
+KEY = "side_files"  # in a checkpoint: {name in its state_dict: {"file", "sha256", "shape", "dtype"}}
+FOLDER = "memory"
+STEP = 2**26  # bytes that are hashed or written at once
+
+
+def is_large(name: str, tensor: Tensor, limit: int) -> bool:
+    """Whether a tensor of a state_dict goes into a file of its own: the vectors of a memory with over `limit` bytes."""
+    of_a_memory = ".bank." in name and name.endswith(".vectors") and tensor.dtype in (torch.float32, torch.float16)
+    return of_a_memory and tensor.numel() * tensor.element_size() > limit
+
+
+def put_aside(checkpoint: dict[str, Any], folder: Path, *, limit: int) -> dict[str, Any]:
+    """Write large vectors into `folder`/memory, unless they are there, and return the checkpoint with marks instead."""
+    state = checkpoint.get("state_dict")
+    large = {name: t for name, t in state.items() if is_large(name, t, limit)} if isinstance(state, dict) else {}
+    if not large:
+        return checkpoint
+    marks = {name: _write(tensor, folder / FOLDER) for name, tensor in large.items()}
+    return {**checkpoint, "state_dict": {name: t for name, t in state.items() if name not in large}, KEY: marks}
+
+
+def put_back(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The checkpoint that was read from `path`, with its large vectors mapped from their files.
+
+    Raises:
+        InputError: one is missing, or not as it was written.
+    """
+    marks = checkpoint.get(KEY)
+    if not marks:
+        return checkpoint
+    whole = {name: value for name, value in checkpoint.items() if name != KEY}
+    whole["state_dict"] = {**checkpoint["state_dict"], **{name: _read(mark, path) for name, mark in marks.items()}}
+    return whole
+
+
+def named_by(checkpoint: dict[str, Any]) -> set[str]:
+    """The file names that a checkpoint names, as it stands on the disk."""
+    return {Path(mark["file"]).name for mark in checkpoint.get(KEY, {}).values()}
+
+
+def remove_unnamed(folder: Path, names: set[str]) -> None:
+    """Remove from `folder`/memory the files whose names are not among these, and the folder once it is empty."""
+    place = folder / FOLDER
+    for file in place.glob("*.npy"):
+        if file.name not in names:
+            file.unlink(missing_ok=True)
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
+
+
+def exist(folder: Path) -> bool:
+    """Whether there are any."""
+    return (folder / FOLDER).is_dir()
+
+
+def _parts(rows: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of an array (N, D), piece by piece."""
+    step = max(1, STEP // max(1, rows.itemsize * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        yield memoryview(np.ascontiguousarray(rows[start : start + step])).cast("B")
+
+
+def _digest(rows: np.ndarray) -> str:
+    digest = hashlib.sha256(repr((rows.shape, rows.dtype.name)).encode())
+    for part in _parts(rows):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _write(tensor: Tensor, folder: Path) -> dict[str, Any]:
+    rows = tensor.detach().cpu().numpy()
+    sha256 = _digest(rows)
+    target = folder / f"{sha256}.npy"
+    mark = {
+        "file": f"{FOLDER}/{target.name}",
+        "sha256": sha256,
+        "shape": list(rows.shape),
+        "dtype": rows.dtype.name,
+    }
+    if not _is_there(target, rows):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_atomically(rows, target)
+    return mark
+
+
+def _is_there(target: Path, rows: np.ndarray) -> bool:
+    """By its size alone: reading shows damage, and a gigabyte takes a second to hash."""
+    return target.is_file() and target.stat().st_size >= rows.nbytes
+
+
+def _write_atomically(rows: np.ndarray, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
+            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+            for part in _parts(rows):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(mark: dict[str, Any], path: Path) -> Tensor:
+    file, remedy = path.parent / mark["file"], "copy it from where the checkpoint was written, or build the memory anew"
+    if not file.is_file():
+        raise InputError(f"checkpoint {path} needs {file}, which is missing (SHA-256 {mark['sha256']}): {remedy}")
+    try:
+        rows = np.load(file, mmap_mode="c")  # private pages: nothing that is written to them reaches the file
+        found = _digest(rows)
+    except (ValueError, EOFError, OSError, IndexError) as error:
+        raise InputError(f"{file}, which checkpoint {path} needs, cannot be read ({error}): {remedy}") from error
+    if found != mark["sha256"]:
+        raise InputError(
+            f"{file} is damaged: checkpoint {path} needs SHA-256 {mark['sha256']}, it has {found}: {remedy}"
+        )
+    return torch.from_numpy(rows)
