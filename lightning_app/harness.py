@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.callbacks.memory_projector import MemoryProjector
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.random_state import RandomState
@@ -212,6 +213,7 @@ def default_callbacks() -> list[L.Callback]:
         Throughput(),
         ProgressLine(),
         PredictionWriter(),
+        MemoryProjector(),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
     ]
 

@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from lightning_app.callbacks.memory_projector import MemoryProjector
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.random_state import RandomState
@@ -7,4 +8,4 @@ from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.samples import Samples
 from lightning_app.callbacks.throughput import Throughput
 
-__all__ = ["PredictionWriter", "ProgressLine", "RandomState", "RunLog", "Samples", "Throughput"]
+__all__ = ["MemoryProjector", "PredictionWriter", "ProgressLine", "RandomState", "RunLog", "Samples", "Throughput"]
