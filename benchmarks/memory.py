@@ -87,7 +87,7 @@ def concat_step(options: dict[str, int], entries: int) -> Run:
         return out.logits
 
     def write() -> None:
-        reader.bank.apply(effects.pop(), training=True)
+        reader.bank.carry_out(effects.pop(), training=True)
 
     return _step(model, forward, write)
 

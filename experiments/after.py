@@ -121,7 +121,7 @@ def with_readers(plain: MemoryLM, options: Options, entries: Effects) -> MemoryL
     """The same backbone with a datastore of these entries, and an empty cache."""
     knn = KNNReader(**options.memory(len(entries.rows)))
     model = MemoryLM(plain.backbone, [knn, CacheReader(memory_size=options.cache_size)])
-    knn.bank.apply(entries, training=False)
+    knn.bank.carry_out(entries, training=False)
     return cast(MemoryLM, model.eval())
 
 
@@ -154,7 +154,7 @@ def look(model: MemoryLM, batches: list[Batch], options: Options) -> Looked:
         states = model.backbone.hidden(model.backbone.embed(batch["input_ids"])).last
         nats.append(token_nll(model.backbone.logits(states), targets))
         parts.append(_target_of(knn, cache, states, passage, targets, options))
-        cache.bank.apply(passage.effects(states, passage.new & (passage.next_ids >= 0)), training=False)
+        cache.bank.carry_out(passage.effects(states, passage.new & (passage.next_ids >= 0)), training=False)
     cache.bank.end_evaluation()
     return Looked(Scores.of(batches, nats), *(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

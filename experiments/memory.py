@@ -190,6 +190,8 @@ def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float
 
 def score_trained(job: Job, arm: str, texts: Texts) -> None:
     model, facts = trained(job, arm, texts)
+    if arm == "trime":
+        facts |= tuned_trime(model, texts, job.plan)
     test = list(blocks(texts.test, job.plan.training.block_size, at_most=job.plan.scored_blocks))
     scores = read(model, test)
     record = {
@@ -203,6 +205,28 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
     if not model.readers and job.seed == job.plan.seeds[0]:
         n_bytes = texts.token_bytes.numpy()[scores.targets]
         np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
+
+
+def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
+    """Temperature and weight of the entries, moved from where training left them to what validation likes best.
+
+    The other arms' weights are chosen on validation as well; and the memory holds more than a training batch did.
+    """
+    reader = model.readers[0]
+    assert isinstance(reader, TrimeReader)
+    tuning = list(blocks(texts.val, plan.training.block_size, at_most=plan.training.validation_blocks))
+
+    def bpb(temperature: float, weight: float) -> float:
+        reader.tune(temperature=temperature, weight=weight)
+        return read(model, tuning).bits_per_byte(texts.token_bytes)
+
+    best = (bpb(*(start := (reader.temperature, reader.weight))), *start)
+    for factor in (2.0, 2.0, 1.3, 1.3):
+        _, T, a = best
+        around = [(T * factor, a), (T / factor, a), (T, a * factor**2), (T, a / factor**2), (T / factor, a / factor**2)]
+        best = min([best, *((bpb(*one), *one) for one in around)])
+    reader.tune(temperature=best[1], weight=best[2])
+    return {"temperature": best[1], "weight": best[2], "tuned_val_bpb": best[0]}
 
 
 def append(job: Job, arm: str, record: dict[str, Any], nats: np.ndarray | None = None) -> None:

@@ -95,7 +95,7 @@ def write(model: MemoryLM, found: MemoryStates, *, training: bool) -> None:
     """What the readers asked for."""
     for reader, reading in zip(model.readers, found.readings, strict=True):
         if reading.effects is not None:
-            reader.bank.apply(reading.effects, training=training)
+            reader.bank.carry_out(reading.effects, training=training)
         if training:
             reader.after_step(reading.statistics)
 

@@ -60,6 +60,12 @@ class Text:
         for start in range(0, len(numbers), BATCH):
             yield self.dataset.__getitems__(list(numbers[start : start + BATCH]))
 
+    def spans(self, batch: Batch, chosen: Tensor, *, length: int) -> Tensor:
+        """(N, length) the last tokens of the document up to each of N chosen positions, padded with -1 on the left."""
+        starts = self.tokens.offsets[batch["document_ids"][chosen].numpy()][:, None]
+        places = starts + batch["positions"][chosen].numpy()[:, None] + np.arange(1 - length, 1)
+        return torch.from_numpy(np.where(places < starts, -1, self.tokens.ids[places.clip(min=0)].astype(np.int64)))
+
     def keys(self) -> list[int]:
         """Content key of each document."""
         return [int(key) for key in self.tokens.keys_of(np.arange(self.tokens.n_documents))]
@@ -124,10 +130,10 @@ def fill(varda: VardaGPT, knn: KNNReader, text: Text, numbers: Sequence[int], *,
         if not scored.any():
             continue
         passage, found = run_without(varda, knn, batch)
-        new = nn.functional.pad(scored, (0, passage.ids.shape[1] - scored.shape[1])).to(passage.ids.device)
-        effects = passage.effects(found.states.last.float(), new, span_length=memory.span_length)
-        memory.add(effects.vectors, Payload(effects.tokens, effects.documents, effects.positions, effects.spans))
-        entries += len(effects.vectors)
+        states = found.states.last[:, : scored.shape[1]].float()
+        spans = text.spans(batch, scored, length=memory.span_length)
+        columns = (batch[name][scored] for name in ("targets", "document_keys", "positions"))
+        entries += len(memory.add(states[scored.to(states.device)], Payload(*columns, spans)))
     keys = text.keys()
     varda.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
     return Filled(len(numbers), entries, skipped)

@@ -129,7 +129,7 @@ class VardaGPT(LanguageModule):
             self.log_dict(measured, on_epoch=True, batch_size=n, sync_dist=True)
         for reader, reading in zip(self.backbone.readers, outputs.found.readings, strict=True):
             if reading.effects is not None:
-                reader.bank.apply(reading.effects, training=False)
+                reader.bank.carry_out(reading.effects, training=False)
 
     @torch.no_grad()
     def _help(self, outputs: MemoryOutputs) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ class VardaGPT(LanguageModule):
             readings = [outputs.found.readings[i] for outputs in seen if isinstance(outputs, MemoryOutputs)]
             effects = [reading.effects for reading in readings if reading.effects is not None]
             if effects:
-                counts = reader.bank.apply(_gathered(Effects.joined(effects)), training=True)
+                counts = reader.bank.carry_out(_gathered(Effects.joined(effects)), training=True)
                 prefix = _prefix(i, self.backbone.readers)
                 self.memory_counts |= {f"{prefix}_{name}": count for name, count in counts.items()}
                 self.memory_counts[f"{prefix}_entries"] = reader.bank.size()
@@ -241,7 +241,7 @@ class VardaGPT(LanguageModule):
         found = self.backbone.run(seen, replace(passage, next_ids=following))
         for reader, reading in zip(self.backbone.readers, found.readings, strict=True):
             if reading.effects is not None:
-                reader.bank.apply(reading.effects, training=False)
+                reader.bank.carry_out(reading.effects, training=False)
 
     # Frame
 

@@ -138,7 +138,7 @@ class Bank(nn.Module):
         return self.active[row]
 
     @torch.no_grad()
-    def apply(self, effects: Effects, *, training: bool) -> dict[str, int]:
+    def carry_out(self, effects: Effects, *, training: bool) -> dict[str, int]:
         """Remove, count uses, write, and in training forget; returns how many entries of each kind it were."""
         counts = {"writes": 0, "deletions": 0, "evictions": 0, "forgotten": 0}
         all_of = effects.tensors()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.memory_search import Metric
@@ -231,36 +231,53 @@ class CacheReader(DistributionReader):
 
 
 class TrimeReader(DistributionReader):
-    """TRIME (Zhong et al. 2022, arXiv:2205.12674, eq. 4): p(w) ~ exp(logit_w) + sum of exp(sim / T) over entries of w.
+    """TRIME (Zhong et al. 2022, arXiv:2205.12674, eq. 4): p(w) ~ exp(logit_w) + a sum of exp(sim / T) over entries of w.
 
     sim = h.h_i / sqrt(D). Training reads its own block and the batch's other rows, with gradients to both sides, and
     the memory, whose entries are constants; evaluation reads its own block and the memory. Of a memory with up to
     `num_search_results` entries all are read, of a larger one the nearest.
 
     Args:
-        temperature: T, above 0.
+        temperature: T, above 0, at first: it is learned, and may be tuned on validation.
+        weight: a, likewise. The paper has both fixed, a at 1; but a test's memory may have more entries than a batch.
         batch: whether training reads the batch's other rows.
         metric: `inner_product` only: the entries found are those with the highest sim.
         kwargs: see `Reader` and `AssociativeMemory`.
     """
 
-    temperature: Tensor
-
-    def __init__(self, temperature: float = 1.0, batch: bool = True, metric: Metric = "inner_product", **kwargs: Any):
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        batch: bool = True,
+        metric: Metric = "inner_product",
+        **kwargs: Any,
+    ):
         super().__init__(metric=metric, **kwargs)
         if metric != "inner_product":
             raise InputError(f"metric is {metric!r}; TrimeReader searches by 'inner_product'")
         self.batch = batch
-        self.register_buffer("temperature", torch.ones(()))
-        self.tune(temperature=temperature)
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_weight = nn.Parameter(torch.zeros(()))
+        self.tune(temperature=temperature, weight=weight)
 
-    def tune(self, *, temperature: float) -> None:
-        """Set it; it is saved with the memory."""
-        _check(temperature=temperature)
-        self.temperature.fill_(temperature)
+    @torch.no_grad()
+    def tune(self, *, temperature: float, weight: float) -> None:
+        """Set both; they are saved with the memory."""
+        _check(temperature=temperature, weight=weight)
+        self.log_temperature.fill_(math.log(temperature))
+        self.log_weight.fill_(math.log(weight))
+
+    @property
+    def temperature(self) -> float:
+        return self.log_temperature.exp().item()
+
+    @property
+    def weight(self) -> float:
+        return self.log_weight.exp().item()
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "temperature": float(self.temperature), "batch": self.batch}
+        return {**super().config(), "temperature": self.temperature, "weight": self.weight, "batch": self.batch}
 
     def reads_now(self) -> bool:
         return True
@@ -283,8 +300,10 @@ class TrimeReader(DistributionReader):
         return Neighbours.of(-products, self.bank.tokens(ids, passage.rows), ids >= 0)
 
     def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
-        scale = math.sqrt(self.bank.shared.memory_dim) * self.temperature
-        return joined_with_memory(logits, -found.distances / scale, found.tokens)
+        scale = math.sqrt(self.bank.shared.memory_dim) * self.log_temperature.exp()
+        readable = found.distances.isfinite()
+        scores = self.log_weight - found.distances.where(readable, 0.0) / scale  # inf / scale would have no gradient
+        return joined_with_memory(logits, scores.masked_fill(~readable, -torch.inf), found.tokens)
 
 
 def _mixed(logits: Tensor, found: Neighbours, *, lam: Tensor, temperature: Tensor) -> Tensor:

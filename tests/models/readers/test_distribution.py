@@ -122,14 +122,18 @@ def test_the_cache_by_hand():
 
 
 def test_trime_by_hand():
-    reader = TrimeReader(temperature=0.5, memory_size=9, num_search_results=9)
+    reader = TrimeReader(temperature=0.5, weight=3.0, memory_size=9, num_search_results=9)
     model_with(reader)
     states = torch.zeros(1, 2, D)
     states[0, :, 0] = D**0.25  # sim = 1, exp(sim / 0.5) = e^2
     passage = replace(passage_of(torch.tensor([[0, 7]])), next_ids=torch.tensor([[7, -1]]))
     logits, _ = reader.eval().at_logits(torch.zeros(1, 2, V), states, passage)
-    square = float(torch.tensor(2.0).exp())
-    assert float(logits.softmax(-1)[0, 1, 7]) == pytest.approx((1 + square) / (V + square), rel=1e-5)
+    square = 3 * float(torch.tensor(2.0).exp())
+    p = logits.detach().softmax(-1)
+    assert float(p[0, 1, 7]) == pytest.approx((1 + square) / (V + square), rel=1e-5)
+    logits.square().sum().backward()
+    assert 0 < reader.log_temperature.grad.abs() < torch.inf  # what must not be read has no part in it
+    assert 0 < reader.log_weight.grad.abs() < torch.inf
 
 
 # No leak
@@ -249,7 +253,7 @@ def test_what_is_written(name: str):
     assert effects.tokens.tolist() == ids[0, 1:].tolist()  # what follows the last token is not known
     torch.testing.assert_close(effects.vectors, found.states.last[0, :-1])
     before = reader.bank.shared.size()
-    reader.bank.apply(effects, training=False)
+    reader.bank.carry_out(effects, training=False)
     assert (before, reader.bank.shared.size()) == (0, T - 1)
 
 
@@ -314,7 +318,7 @@ def test_trime_learns_on_a_whole_model_in_bf16():
         optimizer.zero_grad()
         effects = found.readings[0].effects
         assert effects is not None
-        reader.bank.apply(effects, training=True)
+        reader.bank.carry_out(effects, training=True)
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3
 
