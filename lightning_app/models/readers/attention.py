@@ -50,11 +50,15 @@ class AttentionReader(LearnedReader):
 
     @torch.no_grad()
     def _start_as_attention_over_states(self) -> None:
-        """Query, key and value are the same rotation at first, so that similar states find each other from the start."""
+        """Query, key and value are the same rotation at first, so that similar states find each other from the start.
+
+        So is what is to be deleted: at first that which looks like what a state would store itself.
+        """
         rotation = nn.init.orthogonal_(self.writer.fc_storable_vector.weight)
         self.fc_query.weight.copy_(rotation)
         self.fc_read.weight.copy_(rotation.t())
-        for layer in (self.fc_query, self.writer.fc_storable_vector):
+        self.writer.fc_deletable_vector.weight.copy_(rotation)
+        for layer in (self.fc_query, self.writer.fc_storable_vector, self.writer.fc_deletable_vector):
             nn.init.zeros_(layer.bias)
 
     def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
@@ -109,7 +113,7 @@ class AttentionReader(LearnedReader):
             numbers.gather(-1, deletions.chosen),
             passage.segments,
             n_entries=n,
-            hard=self.hard,
+            decided=deletions.decided if self.hard else None,
         )  # (B, S + 1, n)
         where = passage.segments[None, :, None] * n + numbers
         return left.flatten(1).gather(1, where.flatten(1)).view(B, T, k + T), left[:, -1, n - T :]

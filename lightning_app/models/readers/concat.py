@@ -156,7 +156,9 @@ class _Block:
         L = deletions.strength.shape[1]
         numbers = self.numbers[:, start : start + L].gather(-1, deletions.chosen)
         one = torch.zeros(L, dtype=torch.int64, device=numbers.device)
-        self.left = self.left * alive(deletions.strength, numbers, one, n_entries=self.left.shape[1], hard=hard)[:, 1]
+        decided = deletions.decided if hard else None
+        left = alive(deletions.strength, numbers, one, n_entries=self.left.shape[1], decided=decided)
+        self.left = self.left * left[:, 1]
         self._deletions.append(deletions)
 
     @property
@@ -179,6 +181,7 @@ class _Block:
         parts = self._deletions
         return Deletions(
             torch.cat([d.strength for d in parts], dim=1),
+            torch.cat([d.decided for d in parts], dim=1),
             torch.cat([d.chosen for d in parts], dim=1),
             torch.cat([d.distances for d in parts]),
         )

@@ -47,12 +47,14 @@ class Deletions:
     """What the positions of a block delete.
 
     Attributes:
-        strength: (B, T, k) in [0, 1): over 0.5 is a deletion.
+        strength: (B, T, k) in [0, 1): how much of the candidate goes while deletions are soft.
+        decided: (B, T, k) bool: whether it goes once they are hard.
         chosen: (B, T, k) the candidate (0 to C - 1) that each speaks of.
         distances: (n,) L2, of those that speak of a candidate that there is.
     """
 
     strength: Tensor
+    decided: Tensor
     chosen: Tensor
     distances: Tensor
 
@@ -142,8 +144,9 @@ class LearnedReader(Reader):
 
     def _delete(self, decisions: Decisions, distances: Tensor, chosen: Tensor, there: Tensor) -> Deletions:
         """(B, T, k) L2 distances to the chosen candidates; `there` where there is one."""
-        strength = decisions.delete.sigmoid() * self.threshold.nearness(distances)
-        return Deletions(strength * there, chosen, distances[there])
+        nearness = self.threshold.nearness(distances)
+        decided = (decisions.delete > 0) & (nearness > 0.5) & there
+        return Deletions(decisions.delete.sigmoid() * nearness * there, decided, chosen, distances[there])
 
     def _terms(self, decisions: Decisions, passage: Passage) -> dict[str, tuple[float, Tensor]]:
         real = passage.new.float()
@@ -186,7 +189,7 @@ class LearnedReader(Reader):
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
             "store_rate": _share(decisions.stored, passage.new),
-            "delete_rate": _share((deletions.strength > 0.5).any(-1), passage.new),
+            "delete_rate": _share(deletions.decided.any(-1), passage.new),
             "delete_distance": self.threshold.of(deletions.distances),
         }
         if len(hits):
@@ -201,7 +204,7 @@ class LearnedReader(Reader):
         chosen = passage.new & decisions.stored
         if hard:
             chosen = chosen & (left > 0.5)
-        gone = (deletions.strength > 0.5) & (deletions.chosen < self.results) & passage.new[..., None] & hard
+        gone = deletions.decided & (deletions.chosen < self.results) & passage.new[..., None] & hard
         ids = found.ids.gather(-1, deletions.chosen.clamp_max(self.results - 1))
         return replace(
             passage.effects(decisions.vectors, chosen, span_length=self.span_length),

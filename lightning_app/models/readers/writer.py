@@ -90,16 +90,17 @@ def entry_numbers(ids: Tensor) -> tuple[Tensor, int]:
     return torch.cat([numbers, own.expand(B, T, T)], dim=-1), len(distinct) + T
 
 
-def alive(delete: Tensor, chosen: Tensor, segments: Tensor, *, n_entries: int, hard: bool) -> Tensor:
+def alive(delete: Tensor, chosen: Tensor, segments: Tensor, *, n_entries: int, decided: Tensor | None = None) -> Tensor:
     """How much of each entry is left at the start of each segment, and at the end.
 
-    An entry that positions t of earlier segments delete with d_t has prod(1 - d_t) left. A hard one is gone once some
-    d_t is over 0.5; its gradient is that of the product.
+    An entry that positions t of earlier segments delete with d_t has prod(1 - d_t) left. With `decided` it
+    is gone once some position has decided so, and the gradient is that of the product.
 
     Args:
         delete: (B, T, k) d in [0, 1).
         chosen: (B, T, k) number of the entry that each speaks of.
         segments: (T,) from 0 to S - 1.
+        decided: (B, T, k) bool; None: deletions are soft.
 
     Returns: (B, S + 1, n_entries).
     """
@@ -113,10 +114,9 @@ def alive(delete: Tensor, chosen: Tensor, segments: Tensor, *, n_entries: int, h
         return F.pad(by_segment.cumsum(1), (0, 0, 1, 0)).exp()
 
     soft = left(delete)
-    if not hard:
+    if decided is None:
         return soft
-    gone = left((delete.detach() > 0.5).float()) > 0.5
-    return straight_through(soft, gone)
+    return straight_through(soft, left(decided.float()) > 0.5)
 
 
 class DeletionThreshold(nn.Module):

@@ -91,14 +91,14 @@ SEGMENTS = torch.tensor([0, 0, 1, 2])
 
 
 def test_deletions_weaken_what_later_segments_see():
-    left = alive(DELETE, CHOSEN, SEGMENTS, n_entries=3, hard=False)[0]
+    left = alive(DELETE, CHOSEN, SEGMENTS, n_entries=3)[0]
     expected = [[1, 1, 1], [0.8 * 0.4, 1, 1], [0.32, 0.5, 1], [0.32, 0.5, 1]]
     assert torch.allclose(left, torch.tensor(expected), atol=1e-5)
 
 
 def test_hard_deletions_are_all_or_nothing_with_the_gradient_of_soft_ones():
     delete = DELETE.clone().requires_grad_()
-    left = alive(delete, CHOSEN, SEGMENTS, n_entries=3, hard=True)[0]
+    left = alive(delete, CHOSEN, SEGMENTS, n_entries=3, decided=delete > 0.5)[0]
     assert left.tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 1, 1]]  # 0.5 is not over 0.5
     (gradient,) = torch.autograd.grad(left[3].sum(), delete)
     assert torch.allclose(gradient.flatten(), torch.tensor([-0.4, -0.8, -1.0, -0.32]), atol=1e-4)
