@@ -145,7 +145,7 @@ def recall(model: MemoryLM, batch: Streams, *, write: str = "learned", rate: flo
         if write == "at random":
             effects = part.effects(decisions.vectors, torch.rand(ROWS, L, generator=generator) < rate)
         if write != "nothing":
-            reader.bank.apply(effects, training=False)
+            reader.bank.carry_out(effects, training=False)
     assert max(memory.size() for memory in reader.bank.active) <= CAPACITY <= batch.ids.shape[1] / 10
     reader.bank.end_evaluation()
     p = torch.cat(probabilities, dim=1)
