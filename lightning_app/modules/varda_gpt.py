@@ -178,7 +178,8 @@ class VardaGPT(LanguageModule):
     def _begin_evaluation(self) -> None:
         self._session_position = 0
         for reader in self.backbone.readers:
-            reader.bank.begin_evaluation()
+            if reader.writes != "never":  # a datastore may be large, and stays as it is
+                reader.bank.begin_evaluation()
 
     def _end_evaluation(self) -> None:
         for reader in self.backbone.readers:
