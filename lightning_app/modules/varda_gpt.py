@@ -234,7 +234,7 @@ class VardaGPT(LanguageModule):
     @torch.inference_mode()
     def _remember(self, ids: Tensor, *, start: int, n: int) -> None:
         """Write what the readers want of `n` tokens of (B, T) ids, seen with the context before them."""
-        alone = self.backbone.segment_length is not None
+        alone = self.backbone.context_length is not None
         first = start if alone else max(0, start + n - (self.backbone.max_length or start + n))
         seen, at = ids[:, first : start + n], self._session_position + first
         passage = Passage.of_session(seen, start=at, new=n)
