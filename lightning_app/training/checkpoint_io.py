@@ -144,7 +144,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         _remove_unnamed(target.parent)
 
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it, and the files beside it that no other checkpoint of its folder names."""
         super().remove_checkpoint(path)
         _remove_unnamed(Path(path).parent)

@@ -33,8 +33,8 @@ def is_large(name: str, tensor: Tensor, limit: int) -> bool:
 
 def put_aside(checkpoint: dict[str, Any], folder: Path, *, limit: int) -> dict[str, Any]:
     """Write large vectors into `folder`/memory, unless they are there, and return the checkpoint with marks instead."""
-    state = checkpoint.get("state_dict")
-    large = {name: t for name, t in state.items() if is_large(name, t, limit)} if isinstance(state, dict) else {}
+    state = checkpoint.get("state_dict") or {}
+    large = {name: t for name, t in state.items() if is_large(name, t, limit)}
     if not large:
         return checkpoint
     marks = {name: _write(tensor, folder / FOLDER) for name, tensor in large.items()}
@@ -75,17 +75,17 @@ def exist(folder: Path) -> bool:
     return (folder / FOLDER).is_dir()
 
 
-def _parts(rows: np.ndarray) -> Iterator[memoryview]:
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
     """The bytes of an array (N, D), piece by piece."""
     step = max(1, STEP // max(1, rows.itemsize * rows.shape[1]))
     for start in range(0, len(rows), step):
-        yield memoryview(np.ascontiguousarray(rows[start : start + step])).cast("B")
+        yield np.ascontiguousarray(rows[start : start + step]).reshape(-1).view(np.uint8)
 
 
 def _digest(rows: np.ndarray) -> str:
     digest = hashlib.sha256(repr((rows.shape, rows.dtype.name)).encode())
     for part in _parts(rows):
-        digest.update(part)
+        digest.update(part.data)
     return digest.hexdigest()
 
 
@@ -115,9 +115,9 @@ def _write_atomically(rows: np.ndarray, target: Path) -> None:
     try:
         with temporary.open("wb") as file:
             header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
-            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+            np.lib.format.write_array_header_1_0(file, header)
             for part in _parts(rows):
-                file.write(part)
+                file.write(part.data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

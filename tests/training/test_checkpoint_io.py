@@ -3,13 +3,16 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from lightning_app.errors import InputError
+from lightning_app.models.memory import AssociativeMemory
 from lightning_app.training import checkpoint_io
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 
@@ -139,3 +142,128 @@ def test_refuses_remote_paths_and_storage_options(tmp_path):
 def test_removes(saved):
     AtomicCheckpointIO().remove_checkpoint(saved)
     assert names(saved.parent) == []
+
+
+# Large memories
+
+NAME = "backbone.readers.0.bank.memories.0.vectors"
+SMALL = AtomicCheckpointIO(side_file_bytes=1000)
+
+
+def with_vectors(seed: int = 0, step: int = 1) -> dict:
+    vectors = torch.randn(100, 8, generator=torch.Generator().manual_seed(seed))  # 3,200 bytes
+    return {"step": step, "state_dict": {"weight": torch.ones(1000), NAME: vectors}}
+
+
+def side(folder: Path) -> list[str]:
+    return names(folder / "memory") if (folder / "memory").is_dir() else []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_vectors_lie_beside_the_checkpoint(tmp_path, dtype):
+    checkpoint = with_vectors()
+    checkpoint["state_dict"][NAME] = checkpoint["state_dict"][NAME].to(dtype)
+    SMALL.save_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    assert list(checkpoint["state_dict"]) == ["weight", NAME]  # the caller's is as it was
+    plain = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert list(plain["state_dict"]) == ["weight"]
+    (file,) = side(tmp_path)
+    assert plain["side_files"][NAME] == {
+        "file": f"memory/{file}",
+        "sha256": file.removesuffix(".npy"),
+        "shape": [100, 8],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    assert np.array_equal(np.load(tmp_path / "memory" / file), checkpoint["state_dict"][NAME].numpy())
+    for read in (read_checkpoint, SMALL.load_checkpoint, partial(read_checkpoint, mmap=True)):
+        whole = read(tmp_path / "a.ckpt")
+        assert whole.keys() == checkpoint.keys()
+        assert torch.equal(whole["state_dict"][NAME], checkpoint["state_dict"][NAME])
+
+
+def test_what_is_written_to_mapped_vectors_does_not_reach_the_file(tmp_path):
+    SMALL.save_checkpoint(with_vectors(), tmp_path / "a.ckpt")
+    read_checkpoint(tmp_path / "a.ckpt")["state_dict"][NAME].zero_()
+    assert torch.equal(read_checkpoint(tmp_path / "a.ckpt")["state_dict"][NAME], with_vectors()["state_dict"][NAME])
+
+
+def test_small_vectors_and_other_tensors_stay_in_the_checkpoint(tmp_path):
+    AtomicCheckpointIO().save_checkpoint(with_vectors(), tmp_path / "a.ckpt")
+    assert names(tmp_path) == ["a.ckpt"]
+
+
+def test_unchanged_vectors_are_written_once_and_shared(tmp_path):
+    SMALL.save_checkpoint(with_vectors(), tmp_path / "best.ckpt")
+    (file,) = side(tmp_path)
+    before = (tmp_path / "memory" / file).stat().st_mtime_ns
+    SMALL.save_checkpoint(with_vectors(step=2), tmp_path / "best.ckpt")
+    SMALL.save_checkpoint(with_vectors(step=3), tmp_path / "last.ckpt")
+    assert side(tmp_path) == [file]
+    assert (tmp_path / "memory" / file).stat().st_mtime_ns == before
+
+
+def test_files_that_no_checkpoint_names_are_removed(tmp_path):
+    for name, seed in [("best", 0), ("last", 0), ("last", 1)]:
+        SMALL.save_checkpoint(with_vectors(seed), tmp_path / f"{name}.ckpt")
+    assert len(side(tmp_path)) == 2  # one of each
+    SMALL.save_checkpoint(with_vectors(2), tmp_path / "last.ckpt")
+    assert len(side(tmp_path)) == 2
+    assert torch.equal(read_checkpoint(tmp_path / "best.ckpt")["state_dict"][NAME], with_vectors(0)["state_dict"][NAME])
+    SMALL.remove_checkpoint(tmp_path / "best.ckpt")
+    assert len(side(tmp_path)) == 1
+    SMALL.save_checkpoint(OLD, tmp_path / "last.ckpt")
+    assert names(tmp_path) == ["last.ckpt"]
+
+
+def test_nothing_is_removed_while_a_checkpoint_cannot_be_read(tmp_path, caplog):
+    SMALL.save_checkpoint(with_vectors(0), tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(b"half of a checkpoint")
+    SMALL.save_checkpoint(with_vectors(1), tmp_path / "a.ckpt")
+    assert len(side(tmp_path)) == 2
+    assert "are kept, needed or not" in caplog.text
+
+
+def test_a_missing_side_file_is_named_with_its_hash(tmp_path):
+    SMALL.save_checkpoint(with_vectors(), tmp_path / "a.ckpt")
+    (file,) = side(tmp_path)
+    (tmp_path / "memory" / file).unlink()
+    with pytest.raises(InputError, match=rf"a.ckpt needs .*memory/{file}, which is missing \(SHA-256 {file[:64]}\)"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_damaged_side_file_is_named_with_both_hashes(tmp_path):
+    SMALL.save_checkpoint(with_vectors(), tmp_path / "a.ckpt")
+    (file,) = side(tmp_path)
+    content = bytearray((tmp_path / "memory" / file).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "memory" / file).write_bytes(content)
+    with pytest.raises(
+        InputError, match=rf"{file} is damaged: .*a.ckpt needs SHA-256 {file[:64]}, it has [0-9a-f]{{64}}"
+    ):
+        read_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "memory" / file).write_bytes(content[:200])
+    with pytest.raises(InputError, match=rf"{file}, which checkpoint .*a.ckpt needs, cannot be read"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    SMALL.save_checkpoint(with_vectors(), tmp_path / "a.ckpt")  # a cut one is written again
+    read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_full_disk_keeps_the_old_vectors(tmp_path, monkeypatch):
+    SMALL.save_checkpoint(with_vectors(0), tmp_path / "a.ckpt")
+    fill_disk(monkeypatch, errno.ENOSPC)
+    with pytest.raises(InputError, match="is full"):
+        SMALL.save_checkpoint(with_vectors(1) | {"more": torch.zeros(50_000)}, tmp_path / "a.ckpt")
+    monkeypatch.undo()
+    assert torch.equal(read_checkpoint(tmp_path / "a.ckpt")["state_dict"][NAME], with_vectors(0)["state_dict"][NAME])
+
+
+def test_a_memory_goes_through_a_side_file(tmp_path):
+    memory = AssociativeMemory(memory_size=100, memory_dim=8)
+    memory.add(torch.randn(70, 8))
+    state = {f"bank.{name}": tensor for name, tensor in memory.state_dict().items()}
+    SMALL.save_checkpoint({"state_dict": {f"reader.{name}": t for name, t in state.items()}}, tmp_path / "a.ckpt")
+    found = read_checkpoint(tmp_path / "a.ckpt")["state_dict"]
+    other = AssociativeMemory(memory_size=100, memory_dim=8)
+    other.load_state_dict({name.removeprefix("reader.bank."): tensor for name, tensor in found.items()})
+    assert side(tmp_path)
+    assert torch.equal(other.get_all_embeddings(), memory.get_all_embeddings())
