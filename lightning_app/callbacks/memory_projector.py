@@ -38,7 +38,8 @@ class MemoryProjector(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         data = trainer.datamodule
-        if not loggers or not isinstance(data, TextDataModule):
+        first = next(callback for callback in trainer.callbacks if isinstance(callback, MemoryProjector))
+        if not loggers or not isinstance(data, TextDataModule) or self is not first:  # a YAML's stands before ours
             return
         names = pl_module.documents if isinstance(pl_module, VardaGPT) else {}
         banks = {name: bank for name, bank in pl_module.named_modules() if isinstance(bank, Bank)}
