@@ -129,11 +129,11 @@ def fill(varda: VardaGPT, knn: KNNReader, text: Text, numbers: Sequence[int], *,
         scored = _scored(batch, chosen)
         if not scored.any():
             continue
-        passage, found = run_without(varda, knn, batch)
-        states = found.states.last[:, : scored.shape[1]].float()
+        states = run_without(varda, knn, batch)[1].states.last[:, : scored.shape[1]].float()
         spans = text.spans(batch, scored, length=memory.span_length)
-        columns = (batch[name][scored] for name in ("targets", "document_keys", "positions"))
-        entries += len(memory.add(states[scored.to(states.device)], Payload(*columns, spans)))
+        tokens, documents, positions = (batch[name][scored] for name in ("targets", "document_keys", "positions"))
+        payload = Payload(tokens, documents, positions, spans)
+        entries += len(memory.add(states[scored.to(states.device)], payload))
     keys = text.keys()
     varda.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
     return Filled(len(numbers), entries, skipped)
