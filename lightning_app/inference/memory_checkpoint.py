@@ -28,7 +28,7 @@ LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
 OF_A_FIT = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision")  # belong to other weights
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
-# python main.py test --config {name}.yaml --ckpt_path {name}.ckpt
+# python main.py validate --config {name}.yaml --ckpt_path {name}.ckpt
 """
 
 
@@ -176,10 +176,10 @@ def fitting(config: dict[str, Any], varda: VardaGPT, tokenizer: Tokenizer) -> di
     backbone = parts["backbone"]
     without_links = {name: value for name, value in backbone["init_args"].items() if name not in LINKED}
     parts["backbone"] = {**backbone, "init_args": without_links}
-    data = {"tokenizer": tokenizer.name, "vocab_size": varda.backbone.vocab_size}
-    if varda.backbone.backbone.max_length:
-        data["block_size"] = varda.backbone.backbone.max_length
+    data = dict(config.get("data") or {"tokenizer": tokenizer.name, "block_size": varda.longest_block})
+    if data.get("vocab_size") is None:  # a Hugging Face config says it too, and both must be equal
+        data["vocab_size"] = varda.backbone.vocab_size
     kept = {name: value for name, value in config.items() if name not in ("ckpt_path", "init_from", "model")}
     options = (config.get("model") or {}).get("init_args") or {}
     model = {"class_path": CLASS_PATH, "init_args": {**options, **parts}}
-    return {**kept, "data": config.get("data") or data, "model": model}
+    return {**kept, "data": {name: value for name, value in data.items() if value is not None}, "model": model}
