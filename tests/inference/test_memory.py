@@ -368,6 +368,30 @@ def test_a_damaged_memory_is_found(folder: Path, fails: Callable[..., str]):
     assert "1 next tokens lie outside of the 257 ids" in fails("memory", "check", "--ckpt_path", MEMORY)
 
 
+# Large memories
+
+
+def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails: Callable[..., str]):
+    plugin = {
+        "class_path": "lightning_app.training.checkpoint_io.AtomicCheckpointIO",
+        "init_args": {"side_file_bytes": 1000},
+    }
+    Path("large.yaml").write_text(yaml.safe_dump({"name": "large", "trainer": {"plugins": [plugin]}}))
+    run("fit", "--config", "learned.yaml", "--config", "large.yaml")
+    path, before = CKPT.format("large"), memory_of(CKPT.format("learned"))
+    (side,) = (Path(path).parent / "memory").iterdir()  # best and last share it
+    assert torch.equal(memory_of(path).vectors, before.vectors)
+    run("memory", "check", "--ckpt_path", path)
+    words = ("--config", "learned.yaml", "--config", "large.yaml", "--ckpt_path", path)
+    run("validate", *words)
+    run("fit", *words, "--trainer.max_steps", 3)
+    assert memory_of(path).size() > before.size()
+    assert len(list(side.parent.iterdir())) == 2 - (not side.exists())  # best's own is kept while best names it
+    for file in side.parent.iterdir():
+        file.unlink()
+    assert re.search(r"memory/[0-9a-f]{64}\.npy, which is missing", fails("generate", "--ckpt_path", path))
+
+
 # Bad input
 
 
