@@ -151,6 +151,8 @@ class LearnedReader(Reader):
     def _terms(self, decisions: Decisions, passage: Passage) -> dict[str, tuple[float, Tensor]]:
         real = passage.new.float()
         mean = (decisions.store * real).sum() / real.sum().clamp_min(1)
+        unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
+        mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
         risen = (int(self.steps) - self.store_free_steps) / max(1, self.store_rise_steps)
         terms = {"store": (self.store_cost * min(1.0, max(0.0, risen)), mean)}
         if self.target_rate is not None:

@@ -50,16 +50,18 @@ class Writer(nn.Module):
         memory_dim: M.
         results: k.
         open_bias: of the store decision at first: above 0 the memory is open, which learning needs to get started.
+        delete_bias: of the delete decisions at first: low, as all positions together would delete what a model has to
+            learn to read.
     """
 
-    def __init__(self, width: int, memory_dim: int, results: int, *, open_bias: float = 1.0):
+    def __init__(self, width: int, memory_dim: int, results: int, *, open_bias: float = 1.0, delete_bias: float = -4.5):
         super().__init__()
         self.fc_storable_vector = nn.Linear(width, memory_dim)
         self.fc_store_decision = nn.Linear(width, 1)
         self.fc_delete_decision = nn.Linear(width, results)
         self.fc_deletable_vector = nn.Linear(width, memory_dim)
         nn.init.constant_(self.fc_store_decision.bias, open_bias)
-        nn.init.constant_(self.fc_delete_decision.bias, -open_bias)
+        nn.init.constant_(self.fc_delete_decision.bias, delete_bias)
 
     def forward(self, states: Tensor) -> Decisions:
         """(B, T, D) -> what they offer, in fp32."""
