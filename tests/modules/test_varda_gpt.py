@@ -224,7 +224,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_with_its_memory(data: TextDataMo
         module = varda(reader, dropout=0.2)
         callbacks: list[L.Callback] = [RandomState(), ExactResume()]
         if not options:
-            callbacks.append(ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=3, save_top_k=-1))
+            callbacks.append(
+                ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+            )
         trainer = fit(module, data, *callbacks, max_steps=6, **options)
         return module.state_dict(), trainer
 

@@ -231,7 +231,7 @@ class CacheReader(DistributionReader):
 
 
 class TrimeReader(DistributionReader):
-    """TRIME (Zhong et al. 2022, arXiv:2205.12674, eq. 4): p(w) ~ exp(logit_w) + a sum of exp(sim / T) over entries of w.
+    """TRIME (Zhong et al. 2022, arXiv:2205.12674, eq. 4): p(w) ~ exp(logit_w) + a sum of exp(sim / T) over w's entries.
 
     sim = h.h_i / sqrt(D). Training reads its own block and the batch's other rows, with gradients to both sides, and
     the memory, whose entries are constants; evaluation reads its own block and the memory. Of a memory with up to

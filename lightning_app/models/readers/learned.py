@@ -96,7 +96,7 @@ class LearnedReader(Reader):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self._own_options = {
+        self._own_options: dict[str, Any] = {
             "store_cost": store_cost,
             "store_free_steps": store_free_steps,
             "store_rise_steps": store_rise_steps,
