@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 .venv/user: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -50,7 +50,7 @@ format: .venv/dev ## bring all files into shape
 bench: .venv/bench ## measure speed side by side with Hugging Face, litgpt and FAISS into docs/benchmarks.md (PARTS="memory text": some)
 	$(BIN)/python -m benchmarks $(PARTS)
 
-experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, docs/memory_results.md (about 40 minutes on 2 cores)
+experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, into docs/memory.md (about 40 minutes on 2 cores)
 	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)
 
 clean: ## remove caches and runs, not .venv

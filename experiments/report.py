@@ -14,6 +14,7 @@ import numpy as np
 from experiments.statistics import Interval, by_document, change, helped_and_hurt
 
 RESULTS = "results.jsonl"
+SECTION = "## Does it help?"  # the last one of its page
 ARMS = ("no memory", "more parameters", "cache", "concat", "knn", "knn + cache", "trime")
 Record = dict[str, Any]
 
@@ -71,12 +72,12 @@ class Results:
 
 
 def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str:
-    """The page, which is also printed; the picture lies in `out`/images."""
+    """The last section of `out`/memory.md, which is also printed; the picture lies in `out`/images."""
     results = Results(folder)
     (out / "images").mkdir(parents=True, exist_ok=True)
     picture = draw(results, out / "images" / "memory_size.png")
     parts = [
-        "# Does a memory help? Results",
+        SECTION,
         _setting(results, plan, command),
         _main_table(results),
         _targets(results),
@@ -85,7 +86,9 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         "![Bits per byte against the size of the datastore](images/memory_size.png)" if picture else "",
     ]
     page = "\n\n".join(part for part in parts if part) + "\n"
-    (out / "memory_results.md").write_text(page, encoding="utf-8")
+    path = out / "memory.md"
+    before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
+    path.write_text(before + page, encoding="utf-8")
     return page
 
 
@@ -93,7 +96,7 @@ def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
     training, model = plan["training"], plan["model"]
     updates = f"{training['steps']} steps of {training['batch_size']} x {training['block_size']} tokens"
     return (
-        f"`make experiment-memory` wrote this page from `{command}`, at commit {_commit()}. "
+        f"`make experiment-memory` wrote this section from `{command}`, at commit {_commit()}. "
         f"A decoder with {model} and a BPE of {plan['vocab_size']:,} learned {Path(plan['train']).name} from scratch "
         f"in "
         f"{updates}, all arms in the same data order. Of {Path(plan['heldout']).name} the first half "
@@ -122,7 +125,7 @@ def _main_table(results: Results) -> str:
         "interval is that of a paired bootstrap over articles. Helped and hurt: by more than 0.01 nats, against no "
         "memory with the same seed. ms per token: CPU time of one thread in fp32, writing included."
     )
-    return "\n".join(["## Arms", "", head, *rows, "", note])
+    return "\n".join(["### Arms", "", head, *rows, "", note])
 
 
 def _row(results: Results, arm: str) -> str:
@@ -161,7 +164,7 @@ def _targets(results: Results) -> str:
         found = results.change(arm, "cache")
         lines.append((f"{arm} below the cache, interval clear of zero", found, found.high < 0))
     rows = [f"| {name} | {_interval(found)} | {'met' if met else 'missed'} |" for name, found, met in lines]
-    return "\n".join(["## Targets", "", "| target | change, % [95 %] | |", "| --- | --- | --- |", *rows])
+    return "\n".join(["### Targets", "", "| target | change, % [95 %] | |", "| --- | --- | --- |", *rows])
 
 
 def _search_table(results: Results) -> str:
@@ -177,7 +180,7 @@ def _search_table(results: Results) -> str:
         f"| the arm's index | {mean('recall_10'):.4f} | {mean('recall_k'):.4f} | {1e6 * mean('search_seconds'):.0f} |",
     ]
     head = ["| search | recall of the 10 nearest | of all k | CPU µs per query |", "| --- | --- | --- | --- |"]
-    return "\n".join([f"## Search among {mean('entries'):,.0f} entries", "", *head, *rows])
+    return "\n".join([f"### Search among {mean('entries'):,.0f} entries", "", *head, *rows])
 
 
 def _choices(results: Results) -> str:
@@ -189,7 +192,7 @@ def _choices(results: Results) -> str:
             known = [f"{name} {_short(record[name])}" for name in names if record.get(name) is not None]
             rows.append(f"| {arm} | {record['seed']} | {', '.join(known)} |")
     head = ["| arm | seed | chosen, or found, on validation |", "| --- | --- | --- |"]
-    return "\n".join(["## Choices", "", *head, *rows])
+    return "\n".join(["### Choices", "", *head, *rows])
 
 
 def _short(value: Any) -> str:

@@ -84,9 +84,12 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
         if "test_bpb" in line:
             assert figures[line["arm"], line["seed"]] == pytest.approx(line["test_bpb"], abs=1e-6)
 
+    written = tmp_path / "docs" / "memory.md"
+    written.parent.mkdir()
+    written.write_text(f"# How it works\n\n{report.SECTION}\n\nolder results\n")
     page = report.write(folder, memory.asdict(plan), tmp_path / "docs", command="this test")
     assert (tmp_path / "docs" / "images" / "memory_size.png").stat().st_size > 1000
-    assert (tmp_path / "docs" / "memory_results.md").read_text() == page
+    assert written.read_text() == f"# How it works\n\n{page}"
     for arm in report.ARMS:
         assert f"\n| {arm} | 2 |" in page
     assert "nan" not in page

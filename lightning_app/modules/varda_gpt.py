@@ -205,7 +205,7 @@ class VardaGPT(LanguageModule):
     def generate(
         self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
     ) -> Iterator[Tensor]:
-        """See `models.generation.generate`. Old text is written to the memory: in the open session, or one of its own."""
+        """See `models.generation.generate`. What is old goes to the memory: in the open session or one of its own."""
         if any(reader.bank.in_evaluation for reader in self.backbone.readers):
             yield from self._generate(ids, options, eot=eot)
             return
