@@ -102,7 +102,7 @@ def test_they_are_those_of_one_process_with_twice_the_batch(states: dict[str, St
     for name in ("positions", "documents", "tokens"):
         assert torch.equal(one[name], two[name])
     assert len(one["positions"].unique()) == n[0]
-    torch.testing.assert_close(one["vectors"], two["vectors"], rtol=0, atol=1e-3)  # Adam enlarges what is left of the sums
+    torch.testing.assert_close(one["vectors"], two["vectors"], rtol=0, atol=1e-3)  # Adam enlarges float noise
 
 
 def test_memories_are_not_broadcast_at_each_step(states: dict[str, State]):
