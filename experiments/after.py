@@ -181,7 +181,7 @@ class Chosen:
         cache: weights of model and cache.
         knn: of the neighbours alone.
         both: weights of model, neighbours (at `knn`'s temperature) and cache.
-        nats: on the tuning blocks, of each arm.
+        nats: mean on the tuning blocks, of each arm.
     """
 
     cache_theta: int
@@ -189,7 +189,7 @@ class Chosen:
     knn: Interpolation
     both_theta: int
     both: list[float]
-    bpb: dict[str, float]
+    nats: dict[str, float]
 
 
 def _tune(looked: Looked, options: Options, model: MemoryLM) -> Chosen:
@@ -238,7 +238,7 @@ def _test(
             "theta": options.thetas[chosen.both_theta if "knn" in arm else chosen.cache_theta]
             if "cache" in arm
             else None,
-            "tuning_nats": chosen.bpb[arm],
+            "tuning_nats": chosen.nats[arm],
             "test_bpb": bits_per_byte(nats, texts.token_bytes.numpy()[looked.scores.targets]),
             **(recall(cast(KNNReader, readers[0]), texts, model, options) if arm == "knn" else {}),
         }

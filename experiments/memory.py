@@ -2,8 +2,8 @@
 
 Seven arms, all of them small language models trained from scratch on one text for equal steps in the same data order,
 and scored on the same held-out tokens. Each arm and seed appends its results to a file once it is done, and a run that
-was interrupted goes on from there. Writes the last section of docs/memory.md and docs/images/memory_size.png (`--quick`:
-into the folder of the results).
+was interrupted goes on from there. Writes the last section of docs/memory.md, and
+docs/images/memory_size.png (with `--quick` into the folder of the results).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ OWN, OTHER = 5, 900  # documents
 READERS: dict[str, Callable[[], Reader]] = {
     "attention": lambda: AttentionReader(memory_size=SIZE, num_search_results=4),
     "attention, hard": lambda: AttentionReader(memory_size=SIZE, num_search_results=4, hard_deletion_after=0),
-    "concat": lambda: ConcatReader(memory_size=SIZE, num_search_results=4),
+    "concat": lambda: ConcatReader(memory_size=SIZE, num_search_results=T),  # all of its block and one more
     "knn": lambda: KNNReader(memory_size=SIZE, num_search_results=4, temperature=1.0),
     "cache": lambda: CacheReader(memory_size=SIZE, lam=0.5, theta=1.0),
     "trime": lambda: TrimeReader(memory_size=SIZE, num_search_results=4),

@@ -126,7 +126,13 @@ def _fill(opened: Opened, text: Text, numbers: Sequence[int], skipped: list[str]
 
 def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
     """On the text that was given, else on the run's validation text; None: both numbers were given, or no text is."""
-    if args.tune is None and args.lam is not None and args.temperature is not None:
+    given = [args.lam is not None, args.temperature is not None]
+    if any(given) and (args.tune is not None or not all(given)):
+        raise InputError(
+            f"lam is {args.lam}, temperature {args.temperature} and tune {args.tune}: "
+            "give both numbers without --tune, or neither"
+        )
+    if all(given):
         return None
     config = opened.config()
     documents = documents_at(args.tune, config) if args.tune else documents_of_run(config, "val")
@@ -196,7 +202,9 @@ def check(args: argparse.Namespace) -> None:
     opened, wrong = _opened(args), []
     for reader in opened.readers:
         for memory in reader.bank.memories:
-            wrong += problems(memory, vocab_size=opened.varda.backbone.vocab_size)
+            vocab_size, distinct = opened.varda.backbone.vocab_size, reader.writes == "never"
+            of_this = problems(memory, vocab_size=vocab_size, distinct=distinct)
+            wrong += of_this
             rows = _memory_rows(reader)
             if memory.size():
                 found = recall(memory, k=args.k or memory.num_search_results)
@@ -205,7 +213,7 @@ def check(args: argparse.Namespace) -> None:
                     (f"recall of stored vectors, {of}", f"{found.stored:.4f}"),
                     (f"recall with noise of {NOISE}, {of}", f"{found.noisy:.4f}"),
                 ]
-            rows.append(("consistent", "no" if wrong else "yes"))
+            rows.append(("consistent", "no" if of_this else "yes"))
             print(format_table(rows, title=f"{opened.path}: {type(reader).__name__}"))
     if wrong:
         raise InputError(f"the memory of {opened.path} is damaged: {'; '.join(wrong)}; build it anew")
@@ -288,7 +296,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_search_results", type=int, default=256, help="k of each token's search")
     parser.add_argument("--index_type", choices=get_args(IndexType), default="flat", help="flat is exact")
     parser.add_argument(
-        "--num_clusters", type=int, help="of ivf and ivfpq; an entry for every 39 vectors, 1024 at most"
+        "--num_clusters", type=int, help="of ivf and ivfpq; a cluster for every 39 vectors, 1024 at most"
     )
     parser.add_argument("--nprobe", type=int, help="clusters that a query looks into; a sixteenth, 8 at least")
     parser.add_argument("--dtype", choices=get_args(Storage), default="float32", help="of the stored vectors")

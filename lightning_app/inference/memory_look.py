@@ -105,7 +105,7 @@ def queries_of(varda: VardaGPT, reader: Reader, ids: Tensor) -> Tensor:
     inner = varda.backbone.backbone
     embeddings = inner.embed(ids)
     if isinstance(reader, ConcatReader):
-        return embeddings[0].float()
+        return reader.fc_query(embeddings)[0].float()
     states = inner.hidden(embeddings).last
     for earlier in varda.backbone.readers:
         if earlier is reader:
@@ -120,7 +120,7 @@ def queries_of(varda: VardaGPT, reader: Reader, ids: Tensor) -> Tensor:
 
 def search(varda: VardaGPT, reader: Reader, tokenizer: Tokenizer, text: str, *, k: int, block: int) -> list[Neighbour]:
     """The k entries nearest to the state behind a text, of which the last `block` tokens count; nearest first."""
-    ids = tokenizer.encode(text)[-block:]
+    ids = tokenizer.encode(text)[-min(block, varda.backbone.max_length or block) :]
     if not ids:
         raise InputError("the query is empty: give the text whose continuation is looked for")
     query = queries_of(varda, reader, torch.tensor([ids], device=varda.device))[-1:]
@@ -188,8 +188,12 @@ def _share(memory: AssociativeMemory, vectors_ND: Tensor, queries_QD: Tensor, k:
     return float((distances <= limit + SAME * limit.abs() + 1e-6).float().mean())
 
 
-def problems(memory: AssociativeMemory, *, vocab_size: int) -> list[str]:
-    """What is wrong with the entries, a sentence each; nothing: the memory is whole."""
+def problems(memory: AssociativeMemory, *, vocab_size: int, distinct: bool) -> list[str]:
+    """What is wrong with the entries, a sentence each; nothing: the memory is whole.
+
+    Args:
+        distinct: whether no two entries may stand at the same place, as in a memory that was filled in one pass.
+    """
     ids = memory.ids()
     known, vectors = memory.payload(ids), memory.get_all_embeddings()
     n = memory.size()
@@ -200,7 +204,7 @@ def problems(memory: AssociativeMemory, *, vocab_size: int) -> list[str]:
         f"spans hold ids outside of the {vocab_size}": int(_outside(known.spans, vocab_size).any(-1).sum()),
         "ids are not below the next one": int((ids >= memory.next_id).sum()),
         "documents are known without the position": int(((known.documents >= 0) & (known.positions < 0)).sum()),
-        "entries stand at a place that another one has": len(places) - len(places.unique(dim=0)),
+        "entries stand at a place that another one has": distinct * (len(places) - len(places.unique(dim=0))),
         "free slots are not blank": int(memory.vectors[n:].count_nonzero()) + int((memory.tokens[n:] != -1).sum()),
     }
     return [f"{count} {what}" for what, count in counts.items() if count]

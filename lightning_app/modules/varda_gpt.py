@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -20,11 +21,13 @@ from lightning_app.models.memory_lm import MemoryLM, MemoryStates
 from lightning_app.models.readers.attention import AttentionReader
 from lightning_app.models.readers.bank import Effects
 from lightning_app.models.readers.base import Passage, Reader, Reading
+from lightning_app.models.readers.learned import DELETE_DISTANCE
 from lightning_app.modules.base import Batch, LanguageModule, Outputs
 from lightning_app.ops.losses import IGNORE, token_nll
 from lightning_app.text.datamodule import TextDataModule
 
 DOCUMENTS = "memory_documents"  # in a checkpoint: source by content key of each document that a memory holds
+SESSION_CHUNK = 16  # tokens
 HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this
 
 
@@ -160,7 +163,7 @@ class VardaGPT(LanguageModule):
                 self.memory_counts |= {f"{prefix}_{name}": count for name, count in counts.items()}
                 self.memory_counts[f"{prefix}_entries"] = reader.bank.size()
             if readings:
-                reader.after_step(_mean_over_ranks([reading.statistics for reading in readings]))
+                reader.after_step(_mean_over_ranks([reading.statistics for reading in readings], self.device))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
@@ -216,9 +219,11 @@ class VardaGPT(LanguageModule):
         written, chunk = 0, self._chunk()
         tokens = generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
         while True:
-            while ids.shape[1] - written > chunk:  # one more, so that the last one's next token is known
-                self._remember(ids, start=written, n=chunk)
-                written += chunk
+            # The last token's next one is not known. Whole segments where they are isolated; else the prompt at once.
+            while (known := ids.shape[1] - 1 - written) >= (chunk if written or self.backbone.context_length else 1):
+                n = chunk if self.backbone.context_length else min(known, self.backbone.max_length or known)
+                self._remember(ids, start=written, n=n)
+                written += n
             token = next(tokens, None)
             if token is None:
                 self._session_position += ids.shape[1]
@@ -227,9 +232,8 @@ class VardaGPT(LanguageModule):
             yield token
 
     def _chunk(self) -> int:
-        """Tokens that a session writes at once."""
-        context = self.backbone.segment_length or self.backbone.max_length or 128
-        return context if self.backbone.segment_length else max(1, context // 2)
+        """Tokens that a session writes at once: a segment, or few, as each time costs a forward over the context."""
+        return self.backbone.context_length or SESSION_CHUNK
 
     @torch.inference_mode()
     def _remember(self, ids: Tensor, *, start: int, n: int) -> None:
@@ -252,6 +256,7 @@ class VardaGPT(LanguageModule):
         if isinstance(data, TextDataModule):
             self._first_row = self.trainer.global_rank * data.dataloader.batch_size
             if stage == "fit":
+                self._warn_if_nothing_learns_to_store(data.block_size)
                 text = data.tokens("train")
                 keys = text.keys_of(np.arange(text.n_documents)).tolist()
                 self.documents |= dict(zip(keys, text.names, strict=True))
@@ -260,6 +265,15 @@ class VardaGPT(LanguageModule):
         if self._compile:
             inner = self.backbone.backbone
             inner.hidden = torch.compile(inner.hidden)  # type: ignore[method-assign]
+
+    def _warn_if_nothing_learns_to_store(self, block_size: int) -> None:
+        if any(reader.by_segment for reader in self.backbone.readers) and (
+            self.backbone.segment_length is None or self.backbone.segment_length >= block_size
+        ):
+            rank_zero_warn(
+                f"segment_length is {self.backbone.segment_length} and data.block_size {block_size}: the block is one "
+                "segment, so cross-entropy cannot teach what to store; give a segment_length below block_size"
+            )
 
     @property
     def longest_block(self) -> int | None:
@@ -284,14 +298,14 @@ def _prefix(i: int, of: Sequence[object]) -> str:
 
 
 def _statistics(outputs: MemoryOutputs) -> dict[str, Tensor]:
-    """Finite ones of all readers, by the name they are logged under."""
+    """Those of all readers, by the name they are logged under: in every batch the same, as ranks log together."""
     readings = outputs.found.readings
-    named = {
+    return {
         f"{_prefix(i, readings)}_{name}": value
         for i, reading in enumerate(readings)
         for name, value in reading.statistics.items()
+        if name != DELETE_DISTANCE
     }
-    return {name: value for name, value in named.items() if torch.isfinite(value)}
 
 
 def _several_ranks() -> bool:
@@ -306,7 +320,7 @@ def _gathered(effects: Effects) -> Effects:
     return Effects(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
-def _mean_over_ranks(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean_over_ranks(each: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
     """Mean of the finite values by name, over batches and ranks."""
     names = sorted({name for statistics in each for name in statistics})
     if _several_ranks():
@@ -315,10 +329,11 @@ def _mean_over_ranks(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         names = sorted({name for some in all_names for name in some})
     means = {}
     for name in names:
-        values = [s[name].double() for s in each if name in s and torch.isfinite(s[name])]
-        total = torch.stack([sum(values, torch.zeros((), dtype=torch.float64)), torch.tensor(float(len(values)))])
+        values = [s[name].float() for s in each if name in s and torch.isfinite(s[name])]
+        n = torch.tensor(float(len(values)), device=device)
+        total = torch.stack([sum(values, torch.zeros((), device=device)), n])
         if _several_ranks():
             torch.distributed.all_reduce(total)
         if total[1] > 0:
-            means[name] = (total[0] / total[1]).float()
+            means[name] = total[0] / total[1]
     return means

@@ -134,7 +134,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             for leftover in _leftovers(folder):
                 leftover.unlink(missing_ok=True)
         try:
-            _write(side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes), target)
+            _write(
+                side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
+                target,
+            )
         except (OSError, RuntimeError) as error:
             if not _is_full(error):
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,18 @@ def is_large(name: str, tensor: Tensor, limit: int) -> bool:
     return of_a_memory and tensor.numel() * tensor.element_size() > limit
 
 
-def put_aside(checkpoint: dict[str, Any], folder: Path, *, limit: int) -> dict[str, Any]:
-    """Write large vectors into `folder`/memory, unless they are there, and return the checkpoint with marks instead."""
+def put_aside(checkpoint: dict[str, Any], folder: Path, *, limit: int, suffix: str = ".ckpt") -> dict[str, Any]:
+    """Write large vectors into `folder`/memory, unless they are there, and return the checkpoint with marks instead.
+
+    Raises:
+        InputError: the checkpoint's suffix is not that by which others of the folder are found.
+    """
     state = checkpoint.get("state_dict") or {}
     large = {name: t for name, t in state.items() if is_large(name, t, limit)}
     if not large:
         return checkpoint
+    if suffix != ".ckpt":
+        raise InputError(f"a checkpoint with a large memory ends in .ckpt, not {suffix!r}: give another name")
     marks = {name: _write(tensor, folder / FOLDER) for name, tensor in large.items()}
     return {**checkpoint, "state_dict": {name: t for name, t in state.items() if name not in large}, KEY: marks}
 
@@ -64,7 +71,7 @@ def remove_unnamed(folder: Path, names: set[str]) -> None:
     """Remove from `folder`/memory the files whose names are not among these, and the folder once it is empty."""
     place = folder / FOLDER
     for file in place.glob("*.npy"):
-        if file.name not in names:
+        if re.fullmatch(r"[0-9a-f]{64}", file.stem) and file.name not in names:
             file.unlink(missing_ok=True)
     if place.is_dir() and not any(place.iterdir()):
         place.rmdir()

@@ -355,10 +355,10 @@ def test_problems(column: str, value: float, words: str):
     memory = AssociativeMemory(memory_size=8, memory_dim=2, span_length=1)
     each = torch.arange(3)
     memory.add(torch.ones(3, 2), Payload(each, torch.full((3,), 5), each, each[:, None]))
-    assert problems(memory, vocab_size=50) == []
+    assert problems(memory, vocab_size=50, distinct=True) == []
     getattr(memory, column)[2] = value
     memory._forget_caches()
-    assert [problem for problem in problems(memory, vocab_size=50) if words in problem]
+    assert [problem for problem in problems(memory, vocab_size=50, distinct=True) if words in problem]
 
 
 def test_a_damaged_memory_is_found(folder: Path, fails: Callable[..., str]):

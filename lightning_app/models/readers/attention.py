@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_app.errors import InputError
 from lightning_app.models.readers.base import Passage, Reading
 from lightning_app.models.readers.learned import Deletions, Found, LearnedReader
 from lightning_app.models.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+
+LARGEST_SCALE = 100  # beyond it fp32 cannot tell a state that reads nothing from one that divides by zero
 
 
 class AttentionReader(LearnedReader):
@@ -27,15 +30,23 @@ class AttentionReader(LearnedReader):
     forward, its probability backward) times what deletions left of entry j. `null` lets a state read nothing.
 
     Args:
+        scale: at first; it is learned, up to 100.
+        retrieval_weight: of -log of the attention on entries with the same next token.
         kwargs: see `LearnedReader`. The memory's metric is cosine.
     """
 
-    def __init__(self, scale: float = 10.0, **kwargs: Any):
+    def __init__(self, scale: float = 10.0, retrieval_weight: float = 0.0, **kwargs: Any):
         super().__init__(**kwargs, metric="cosine")
-        self.scale = scale
+        for name, value, right in (
+            ("scale", scale, 0 < scale <= LARGEST_SCALE),
+            ("retrieval_weight", retrieval_weight, retrieval_weight >= 0),
+        ):
+            if not right:
+                raise InputError(f"{name} is {value}; scale lies in (0, {LARGEST_SCALE}], retrieval_weight from 0 on")
+        self.scale, self.retrieval_weight = scale, retrieval_weight
 
     def config(self) -> dict[str, Any]:
-        config = {**super().config(), "scale": self.scale}
+        config = {**super().config(), "scale": self.scale, "retrieval_weight": self.retrieval_weight}
         config.pop("metric")
         return config
 
@@ -75,7 +86,9 @@ class AttentionReader(LearnedReader):
         )
         own = F.normalize(decisions.vectors, dim=-1)
         near = (F.normalize(found.vectors, dim=-1) @ queries[..., None])[..., 0]
-        scores = self.log_scale.exp() * torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
+        scores = self.log_scale.exp().clamp_max(LARGEST_SCALE) * torch.cat(
+            [near, queries @ own.mT], dim=-1
+        )  # (B, T, C)
         stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
         deletions = self._deletions(scores, stored, decisions, found)
         left, left_at_end = self._left(deletions, found, passage)
@@ -83,18 +96,37 @@ class AttentionReader(LearnedReader):
         weights = torch.cat([torch.ones_like(near), store], dim=-1) * left * visible
         highest = torch.maximum(scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True), self.null).detach()
         mass = weights * (scores - highest).masked_fill(~visible, 0).exp()
-        total = mass.sum(-1, keepdim=True) + (self.null - highest).exp()
+        total = (mass.sum(-1, keepdim=True) + (self.null - highest).exp()).clamp_min(
+            1e-30
+        )  # what is near is not stored
         k = self.results
         read = ((mass[..., None, :k] @ found.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
         gate = (mass.sum(-1) / total[..., 0])[passage.new]
         terms = {}
         if self.retrieval_weight > 0:
             terms["retrieval"] = (self.retrieval_weight, self._retrieval(scores, stored, found.ids, passage))
-        statistics = {"read_gate": gate.mean()} if len(gate) else {}
+        statistics = {"read_gate": gate.mean() if len(gate) else gate.new_zeros(())}
         reading = self._reading(
             passage, decisions, found, deletions, left=left_at_end, terms=terms, statistics=statistics
         )
         return read, reading
+
+    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, passage: Passage) -> Tensor:
+        """-log of the softmax's mass on candidates with the same next token, where there are some.
+
+        Args:
+            scores, visible: (B, T, C).
+        """
+        tokens = self.bank.tokens(ids, passage.rows)
+        own = passage.next_ids[:, None].expand(-1, scores.shape[1], -1)
+        next_ids = passage.next_ids[..., None]
+        match = visible & (torch.cat([tokens, own], dim=-1) == next_ids) & (next_ids >= 0)
+        some = match.any(-1)
+        if not some.any():
+            return scores.sum() * 0
+        scores, match, visible = scores[some], match[some], visible[some]
+        all_mass = scores.masked_fill(~visible, -math.inf).logsumexp(-1)
+        return (all_mass - scores.masked_fill(~match, -math.inf).logsumexp(-1)).mean()
 
     def _deletions(self, scores: Tensor, stored: Tensor, decisions: Decisions, found: Found) -> Deletions:
         """Each position may delete its k best candidates."""

@@ -157,6 +157,10 @@ class Reader(nn.Module, ABC):
             raise InputError("a reader belongs to one model: make another one for this model")
         dim = width if self.memory_dim is None else self.memory_dim
         self.memory_dim = dim
+        if self._memory_options.get("path") and self.scope != "shared":
+            raise InputError(
+                f"path is {self._memory_options['path']!r} with scope {self.scope!r}: one file, one memory"
+            )
         self.bank = Bank(lambda: AssociativeMemory(memory_dim=dim, **self._memory_options), self.scope, self.streams)
         self._built = True
         self.build_layers(width, vocab_size)

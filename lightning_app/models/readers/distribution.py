@@ -49,11 +49,11 @@ class Neighbours:
     def statistics(self) -> dict[str, Tensor]:
         """Share of the positions that found an entry, and their mean distance to the nearest."""
         if not self.distances.shape[-1]:
-            return {"found": self.distances.new_zeros(())}
+            return {"found": self.distances.new_zeros(()), "hit_distance": self.distances.new_zeros(())}
         nearest = self.distances.detach().amin(-1)
         found = nearest.isfinite()
         mean = nearest.where(found, 0.0).sum() / found.sum().clamp_min(1)
-        return {"found": found.float().mean(), **({"hit_distance": mean} if found.any() else {})}
+        return {"found": found.float().mean(), "hit_distance": mean}
 
 
 def retrieved(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:

@@ -10,7 +10,6 @@ candidates
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,8 @@ from lightning_app.models.readers.writer import (
     DeletionThreshold,
     Writer,
 )
+
+DELETE_DISTANCE = "delete_distance"  # of the statistics the one that is learned from, and not logged
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ class LearnedReader(Reader):
         store_rise_steps: steps in which the cost then rises.
         target_rate: share of the positions to be stored; None: whatever pays.
         budget_weight: of (mean store probability - target_rate)^2.
-        retrieval_weight: of -log of the attention on entries with the same next token.
         deletion: whether the model may delete.
         hard_deletion_after: steps with deletions that only weaken within the block; then they are all or nothing, and
             remove from the memory.
@@ -89,7 +89,6 @@ class LearnedReader(Reader):
         store_rise_steps: int = 200,
         target_rate: float | None = None,
         budget_weight: float = 1.0,
-        retrieval_weight: float = 0.0,
         deletion: bool = True,
         hard_deletion_after: int = 500,
         delete_quantile: float = 0.5,
@@ -102,18 +101,17 @@ class LearnedReader(Reader):
             "store_rise_steps": store_rise_steps,
             "target_rate": target_rate,
             "budget_weight": budget_weight,
-            "retrieval_weight": retrieval_weight,
             "deletion": deletion,
             "hard_deletion_after": hard_deletion_after,
             "delete_quantile": delete_quantile,
         }
-        for name in ("store_cost", "store_free_steps", "store_rise_steps", "budget_weight", "retrieval_weight"):
+        for name in ("store_cost", "store_free_steps", "store_rise_steps", "budget_weight"):
             if self._own_options[name] < 0:
                 raise InputError(f"{name} is {self._own_options[name]}; it must be at least 0")
         if target_rate is not None and not 0 <= target_rate <= 1:
             raise InputError(f"target_rate is {target_rate}; it must lie in [0, 1]")
         self.store_cost, self.store_free_steps, self.store_rise_steps = store_cost, store_free_steps, store_rise_steps
-        self.target_rate, self.budget_weight, self.retrieval_weight = target_rate, budget_weight, retrieval_weight
+        self.target_rate, self.budget_weight = target_rate, budget_weight
         self.deletion, self.hard_deletion_after = deletion, hard_deletion_after
         self.threshold = DeletionThreshold(delete_quantile)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -129,8 +127,8 @@ class LearnedReader(Reader):
 
     def after_step(self, statistics: dict[str, Tensor]) -> None:
         self.steps += 1
-        if "delete_distance" in statistics:
-            self.threshold.follow(statistics["delete_distance"])
+        if DELETE_DISTANCE in statistics:
+            self.threshold.follow(statistics[DELETE_DISTANCE])
 
     @property
     def hard(self) -> bool:
@@ -159,23 +157,6 @@ class LearnedReader(Reader):
             terms["budget"] = (self.budget_weight, (mean - self.target_rate).square())
         return terms
 
-    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, passage: Passage) -> Tensor:
-        """-log of the softmax's mass on candidates with the same next token, where there are some.
-
-        Args:
-            scores, visible: (B, T, C).
-        """
-        tokens = self.bank.tokens(ids, passage.rows)
-        own = passage.next_ids[:, None].expand(-1, scores.shape[1], -1)
-        next_ids = passage.next_ids[..., None]
-        match = visible & (torch.cat([tokens, own], dim=-1) == next_ids) & (next_ids >= 0)
-        some = match.any(-1)
-        if not some.any():
-            return scores.sum() * 0
-        scores, match, visible = scores[some], match[some], visible[some]
-        all_mass = scores.masked_fill(~visible, -math.inf).logsumexp(-1)
-        return (all_mass - scores.masked_fill(~match, -math.inf).logsumexp(-1)).mean()
-
     def _reading(
         self,
         passage: Passage,
@@ -190,12 +171,11 @@ class LearnedReader(Reader):
         """`left`: (B, T) what is left of each own position at the block's end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
+            "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
             "store_rate": _share(decisions.stored, passage.new),
             "delete_rate": _share(deletions.decided.any(-1), passage.new),
-            "delete_distance": self.threshold.of(deletions.distances),
+            DELETE_DISTANCE: self.threshold.of(deletions.distances),
         }
-        if len(hits):
-            statistics["hit_distance"] = hits.mean()
         effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
         return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects)
 
@@ -211,7 +191,7 @@ class LearnedReader(Reader):
         return replace(
             passage.effects(decisions.vectors, chosen, span_length=self.span_length),
             removed=_with_rows(ids, gone, passage.rows),
-            used=_with_rows(found.ids, found.ids >= 0, passage.rows),
+            used=_with_rows(found.ids, (found.ids >= 0) & passage.new[..., None], passage.rows),
         )
 
 
