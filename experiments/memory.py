@@ -60,7 +60,7 @@ class Plan:
     vocab_size: int = 4096
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     training: Training = Training()  # noqa: RUF009  (frozen)
-    concat: dict[str, Any] = field(default_factory=lambda: {"memory_size": 10_000})
+    concat: dict[str, Any] = field(default_factory=lambda: dict(CONCAT))
     trime: dict[str, Any] = field(default_factory=lambda: dict(TRIME))
     after: after.Options = after.Options()  # noqa: RUF009
     scored_blocks: int | None = None
@@ -77,6 +77,11 @@ MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout
 TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "writes": "evaluation"}
 
 
+# Each block is one segment, as the other arms' context is the block. So nothing teaches it what to store, and with a
+# cost it would close its memory.
+CONCAT: dict[str, Any] = {"memory_size": 10_000, "store_cost": 0.0}
+
+
 def quick(plan: Plan) -> Plan:
     """The same in small, to see that it runs."""
     return replace(
@@ -84,7 +89,7 @@ def quick(plan: Plan) -> Plan:
         seeds=plan.seeds[:1],
         model=MODEL | {"embedding_dim": 64, "heads": 2},
         training=replace(plan.training, steps=60, warmup_steps=10, validations=2, validation_blocks=20),
-        concat={"memory_size": 1000},
+        concat=CONCAT | {"memory_size": 1000},
         trime=TRIME | {"memory_size": 500, "num_search_results": 500},
         after=replace(plan.after, cache_size=500, tuning_blocks=30, sizes=(1000, 3000), curve_every=4),
         scored_blocks=100,
