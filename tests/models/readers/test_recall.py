@@ -213,7 +213,6 @@ def rebound(seed: int, *, deletion: bool) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="some seeds end between 0.65 and 0.9: they unlearn as deletions become hard")
 @each_seed
 def test_the_latest_value_of_a_key_is_recalled(seed: int):
     found = rebound(seed, deletion=True)
