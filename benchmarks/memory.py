@@ -115,7 +115,7 @@ def _step(model: torch.nn.Module, forward: Callable[[Tensor], Tensor], after: Ca
 
 def indexed(entries: int, width: int, index_type: str, num_clusters: int) -> Run:
     torch.set_num_threads(os.cpu_count() or 1)  # to train the index; the search is on one thread
-    options = {"num_clusters": num_clusters, "nprobe": 8} if index_type == "ivf" else {}
+    options = {"num_clusters": num_clusters, "nprobe": 4} if index_type == "ivf" else {}
     memory = AssociativeMemory(entries, width, index_type=index_type, num_search_results=K, **options)
     memory.add(clustered(entries, width, 1))
     queries = clustered(BATCH * BLOCK, width, 3)
@@ -198,7 +198,7 @@ def index_rows(entries: int, width: int, num_clusters: int, rounds: int) -> list
     sides = [Contestant(name, indexed, {**size, "index_type": name}) for name in ("flat", "ivf")]
     timings = compare(sides, rounds=rounds, warmup=1)
     found = recall(timings.results["flat"][0], timings.results["ivf"][0])
-    name = f"{entries:,} x {width} around {CLUSTERS:,} centres, ivf with {num_clusters:,} lists, 8 probed"
+    name = f"{entries:,} x {width} around {CLUSTERS:,} centres, ivf with {num_clusters:,} lists, 4 probed"
     return [
         timings.row(f"{name}: exact / ivf", "ivf", "flat", at_least=8),
         Row(f"{name}: recall@{K}", f"{found:.3f}", target=">= 0.95", met=found >= 0.95),
@@ -265,7 +265,7 @@ fused AdamW; with `concat` also search, reading, and writing to a full memory.""
 
 def tables(quick: bool = False) -> list[Table]:
     entries, many, width, rounds = (500, 2_000, 32, 1) if quick else (10_000, 100_000, WIDTH, 7)
-    rows = search_rows(entries, width, rounds)
+    rows = search_rows(entries, width, 2 * rounds)
     rows += step_rows(SMALL if quick else GPT2, entries, 1 if quick else 5)
     rows += add_rows(many, width, rounds)
     rows += index_rows(many, width, 16 if quick else 1_264, 1 if quick else 5)
