@@ -372,8 +372,8 @@ class AssociativeMemory(nn.Module):
             own_document_only: hide the entries of all other documents as well.
         """
         k = self.num_search_results if k is None else k
-        if k < 1:
-            raise InputError(f"k is {k}: ask for at least 1 result")
+        if not 1 <= k <= self.memory_size:
+            raise InputError(f"k is {k}, but memory_size {self.memory_size}: ask for 1 result up to as many as fit")
         self._check_width_and_values(queries)
         queries_QD = queries.detach().reshape(-1, self.memory_dim).to(self.device, torch.float32).contiguous()
         own = self._checked_origin(origin, queries=queries, own_document_only=own_document_only)

@@ -305,6 +305,7 @@ BAD = [
     (lambda m: m.search(NAN), "not finite"),
     (lambda m: m.search(rows(1, d=5)), "memory_dim is 6"),
     (lambda m: m.search(rows(1), 0), "k is 0"),
+    (lambda m: m.search(rows(1), m.memory_size + 1), "ask for 1 result up to as many as fit"),
     (
         lambda m: m.search(rows(2), origin=Origin(torch.arange(3), torch.arange(3))),
         r"\(3,\), but the queries are \(2, 6\)",
