@@ -113,6 +113,8 @@ def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
     if str(args.index_type).startswith("ivf"):
         clusters = given.setdefault("num_clusters", max(1, min(MOST_CLUSTERS, size // VECTORS_PER_CLUSTER)))
         given.setdefault("nprobe", min(clusters, max(8, clusters // 16)))
+    if "num_search_results" in given:
+        given["num_search_results"] = min(given["num_search_results"], size)  # the default is for larger texts
     return {"memory_size": size, **given}
 
 

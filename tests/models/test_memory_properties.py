@@ -190,7 +190,10 @@ class Pair:
         assert found.strengths.tolist() == [float(entry["strength"]) for entry in entries]
 
     def check_search(self):
-        k, kind = self.draw(st.integers(1, min(14, self.memory.memory_size))), self.draw(st.sampled_from(["free", "origin", "own"]))
+        k, kind = (
+            self.draw(st.integers(1, min(14, self.memory.memory_size))),
+            self.draw(st.sampled_from(["free", "origin", "own"])),
+        )
         queries = self.some(3)[0]
         origin = Origin(*torch.randint(-1, 3, (2, 3), generator=self.rng))
         options = {} if kind == "free" else {"origin": origin, "own_document_only": kind == "own"}

@@ -51,13 +51,25 @@ def targets_at(dataset):
 def test_a_batch_by_hand(make):
     windows = TokenWindows(make("abcde", "fg"), 5)
     batch = windows.__getitems__([1, 0])
+    first, second = batch["document_keys"][0, :2].tolist()
+    assert 0 < first != second > 0
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[E, 102, 103, E, E], [97, 98, 99, 100, 101]],
         "targets": [[102, 103, E, X, X], [98, 99, 100, 101, E]],
         "attention_mask": [[True, True, True, True, False], [True] * 5],
         "document_ids": [[0, 1, 1, 1, -1], [0] * 5],
+        "document_keys": [[first, second, second, second, -1], [first] * 5],
+        "positions": [[5, 0, 1, 2, -1], [0, 1, 2, 3, 4]],
     }
-    assert [value.dtype for value in batch.values()] == [torch.int64, torch.int64, torch.bool, torch.int64]
+    dtypes = [value.dtype for value in batch.values()]
+    assert dtypes == [torch.int64, torch.int64, torch.bool, torch.int64, torch.int64, torch.int64]
+
+
+def test_the_key_of_a_document_follows_from_its_tokens_alone(make):
+    one, other = TokenWindows(make("abc", "de"), 3), TokenWindows(make("xy", "de"), 3)
+    keys = [{w.tokens.keys_of(np.array([i]))[0] for i in (0, 1)} for w in (one, other)]
+    assert len(keys[0] & keys[1]) == 1
+    assert len(keys[0] | keys[1]) == 3
 
 
 @pytest.mark.parametrize(
