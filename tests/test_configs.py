@@ -90,6 +90,7 @@ def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_
     assert [r["step"] for r in read_log(run) if "val/ce" in r and "event" not in r] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 50 steps")
 def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)

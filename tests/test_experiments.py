@@ -62,6 +62,7 @@ def run(plan: Plan, folder: Path) -> list[tuple[str, int | None]]:
     return before
 
 
+@pytest.mark.slow
 def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "tune_allocator", lambda: True)
     folder = tmp_path / "work"

@@ -371,6 +371,7 @@ def test_a_damaged_memory_is_found(folder: Path, fails: Callable[..., str]):
 # Large memories
 
 
+@pytest.mark.slow
 def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails: Callable[..., str]):
     plugin = {
         "class_path": "lightning_app.training.checkpoint_io.AtomicCheckpointIO",
