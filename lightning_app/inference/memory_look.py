@@ -10,15 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.models.memory_search import distances_to, nearest
-from lightning_app.models.readers import AttentionReader, ConcatReader
 from lightning_app.models.readers.base import Passage, Reader
-from lightning_app.models.readers.distribution import DistributionReader
 from lightning_app.modules.varda_gpt import VardaGPT
 from lightning_app.text.tokenizer import Tokenizer
 
@@ -104,18 +101,14 @@ def queries_of(varda: VardaGPT, reader: Reader, ids: Tensor) -> Tensor:
     """What a reader searches with behind each of (1, T) ids -> (T, M)."""
     inner = varda.backbone.backbone
     embeddings = inner.embed(ids)
-    if isinstance(reader, ConcatReader):
-        return reader.fc_query(embeddings)[0].float()
+    if reader.reads_input:
+        return reader.queries(embeddings)[0]
     states = inner.hidden(embeddings).last
     for earlier in varda.backbone.readers:
         if earlier is reader:
             break
         states, _ = earlier.at_states(states, Passage.of_next_tokens(states))
-    if isinstance(reader, AttentionReader):
-        return F.normalize(reader.fc_query(states).float(), dim=-1)[0]
-    if isinstance(reader, DistributionReader):
-        return states[0].float()
-    raise InputError(f"it is not known what a {type(reader).__name__} searches with")
+    return reader.queries(states)[0]
 
 
 def search(varda: VardaGPT, reader: Reader, tokenizer: Tokenizer, text: str, *, k: int, block: int) -> list[Neighbour]:

@@ -130,9 +130,7 @@ class VardaGPT(LanguageModule):
                 f"{stage}/{name}": value for name, value in {**_statistics(outputs), **self._help(outputs)}.items()
             }
             self.log_dict(measured, on_epoch=True, batch_size=n, sync_dist=True)
-        for reader, reading in zip(self.backbone.readers, outputs.found.readings, strict=True):
-            if reading.effects is not None:
-                reader.bank.carry_out(reading.effects, training=False)
+        self._write_to_copy(outputs.found)
 
     @torch.no_grad()
     def _help(self, outputs: MemoryOutputs) -> dict[str, Tensor]:
@@ -244,6 +242,10 @@ class VardaGPT(LanguageModule):
         passage = Passage.of_session(seen, start=at, new=n)
         following = ids[:, first + 1 : start + n + 1]
         found = self.backbone.run(seen, replace(passage, next_ids=following))
+        self._write_to_copy(found)
+
+    def _write_to_copy(self, found: MemoryStates) -> None:
+        """Of an evaluation or a session, at once."""
         for reader, reading in zip(self.backbone.readers, found.readings, strict=True):
             if reading.effects is not None:
                 reader.bank.carry_out(reading.effects, training=False)

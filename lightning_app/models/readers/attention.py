@@ -1,8 +1,7 @@
 """AttentionReader: attention over stored vectors, after the backbone.
 
-Shapes: B batch, T positions, S segments, D width, M memory_dim, k results, C = k + T
-candidates (what the memory returned
-to a position, then the positions of its own block).
+Shapes: B batch, T positions, S segments, D width, M memory_dim, k results, C = k + T candidates (what the
+memory returned to a position, then the positions of its own block).
 """
 
 from __future__ import annotations
@@ -72,10 +71,13 @@ class AttentionReader(LearnedReader):
         for layer in (self.fc_query, self.writer.fc_storable_vector, self.writer.fc_deletable_vector):
             nn.init.zeros_(layer.bias)
 
+    def queries(self, vectors: Tensor) -> Tensor:
+        return F.normalize(self.fc_query(vectors).float(), dim=-1)
+
     def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
-        queries, decisions = self.fc_query(states), self.writer(states)
+        queries, decisions = self.queries(states), self.writer(states)
         with torch.autocast(states.device.type, enabled=False):
-            read, reading = self._read(F.normalize(queries.float(), dim=-1), decisions, passage)
+            read, reading = self._read(queries, decisions, passage)
         return states + self.fc_read(read.to(states.dtype)), reading
 
     def _read(self, queries: Tensor, decisions: Decisions, passage: Passage) -> tuple[Tensor, Reading]:
@@ -86,9 +88,8 @@ class AttentionReader(LearnedReader):
         )
         own = F.normalize(decisions.vectors, dim=-1)
         near = (F.normalize(found.vectors, dim=-1) @ queries[..., None])[..., 0]
-        scores = self.log_scale.exp().clamp_max(LARGEST_SCALE) * torch.cat(
-            [near, queries @ own.mT], dim=-1
-        )  # (B, T, C)
+        scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
+        scores = scale * torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
         stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
         deletions = self._deletions(scores, stored, decisions, found)
         left, left_at_end = self._left(deletions, found, passage)
@@ -96,9 +97,8 @@ class AttentionReader(LearnedReader):
         weights = torch.cat([torch.ones_like(near), store], dim=-1) * left * visible
         highest = torch.maximum(scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True), self.null).detach()
         mass = weights * (scores - highest).masked_fill(~visible, 0).exp()
-        total = (mass.sum(-1, keepdim=True) + (self.null - highest).exp()).clamp_min(
-            1e-30
-        )  # what is near is not stored
+        total = mass.sum(-1, keepdim=True) + (self.null - highest).exp()
+        total = total.clamp_min(1e-30)  # the highest may be of an entry that is not stored
         k = self.results
         read = ((mass[..., None, :k] @ found.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
         gate = (mass.sum(-1) / total[..., 0])[passage.new]

@@ -182,6 +182,10 @@ class Reader(nn.Module, ABC):
         """In the stage that the module is in."""
         return self.writes == "always" or (self.writes == "evaluation" and not self.training)
 
+    def queries(self, vectors: Tensor) -> Tensor:
+        """What the memory is searched with: from the embeddings (`reads_input`) or last states (..., D) -> (..., M)."""
+        return vectors.float()
+
     def after_step(self, statistics: dict[str, Tensor]) -> None:
         """Called once after each optimizer step, with the mean statistics of its batches over all ranks."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.readers.base import Passage, Reading
 from lightning_app.models.readers.learned import Deletions, Found, LearnedReader
 from lightning_app.models.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+
+BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
 
 
 class ConcatReader(LearnedReader):
@@ -48,6 +50,9 @@ class ConcatReader(LearnedReader):
             self.fc.weight[:, :width] = torch.eye(width)
             nn.init.zeros_(self.fc.bias)
 
+    def queries(self, vectors: Tensor) -> Tensor:
+        return self.fc_query(vectors).float()
+
     def around(
         self,
         embeddings: Tensor,
@@ -56,16 +61,16 @@ class ConcatReader(LearnedReader):
         *,
         memory_input: Tensor | None = None,
     ) -> tuple[HiddenStates, Reading]:
-        queries = self.fc_query(embeddings if memory_input is None else memory_input).float()
+        queries = self.queries(embeddings if memory_input is None else memory_input)
         found = self._search(queries, passage)
         block = _Block(passage, found, self.results)
         for columns in _columns(passage.segments):
-            results, chosen, there = self._results(queries[:, columns], block, columns)
+            results, nearest = self._results(queries[:, columns], block, columns)
             states = hidden(self.fc(torch.cat([embeddings[:, columns], results.to(embeddings.dtype)], dim=-1)))
             decisions = self.writer(states.last)
             block.add(states, decisions)
             with torch.autocast(embeddings.device.type, enabled=False):
-                block.delete(self._deletions(decisions, chosen, there, block, columns), hard=self.hard)
+                block.delete(self._deletions(decisions, nearest), hard=self.hard)
         reading = self._reading(
             passage,
             block.decisions,
@@ -77,8 +82,8 @@ class ConcatReader(LearnedReader):
         )
         return block.states, reading
 
-    def _results(self, queries: Tensor, block: _Block, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, M) queries -> (B, L, k M) weighted results, and which candidates (B, L, k) they are, if any."""
+    def _results(self, queries: Tensor, block: _Block, columns: slice) -> tuple[Tensor, _Nearest]:
+        """(B, L, M) queries -> (B, L, k M) weighted results, and what they are."""
         with torch.autocast(queries.device.type, enabled=False):
             vectors, store, visible = block.candidates(columns, own_document_only=self.scope == "document")
             k, M = self.results, queries.shape[-1]
@@ -89,15 +94,22 @@ class ConcatReader(LearnedReader):
             scores = (-self.log_scale.exp() / M * squared.gather(-1, chosen)).masked_fill(~there, -math.inf)
             mass = (scores - scores.amax(-1, keepdim=True).clamp_min(-1e30)).exp() * store.gather(-1, chosen)
             weights = mass / mass.sum(-1, keepdim=True).clamp_min(1e-6)
-            return (weights[..., None] * vectors.at(chosen)).flatten(-2), chosen, there
+            nearest = _Nearest(chosen, there, vectors.at(chosen))
+            return (weights[..., None] * nearest.vectors).flatten(-2), nearest
 
-    def _deletions(
-        self, decisions: Decisions, chosen: Tensor, there: Tensor, block: _Block, columns: slice
-    ) -> Deletions:
-        vectors, _, _ = block.candidates(columns)
-        distances = (decisions.deletable[..., None, :] - vectors.at(chosen)).square().sum(-1)
-        allowed = there & torch.tensor(self.deletion, device=there.device)
-        return self._delete(decisions, (distances + 1e-12).sqrt(), chosen, allowed)
+    def _deletions(self, decisions: Decisions, nearest: _Nearest) -> Deletions:
+        distances = (decisions.deletable[..., None, :] - nearest.vectors).square().sum(-1)
+        allowed = nearest.there & torch.tensor(self.deletion, device=distances.device)
+        return self._delete(decisions, (distances + 1e-12).sqrt(), nearest.chosen, allowed)
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """The k best candidates of L positions: their numbers and whether there is one (B, L, k), and (B, L, k, M)."""
+
+    chosen: Tensor
+    there: Tensor
+    vectors: Tensor
 
 
 @dataclass(frozen=True)
@@ -168,23 +180,13 @@ class _Block:
 
     @property
     def decisions(self) -> Decisions:
-        parts = self._decisions
-        return Decisions(
-            torch.cat([d.vectors for d in parts], dim=1),
-            torch.cat([d.store for d in parts], dim=1),
-            torch.cat([d.delete for d in parts], dim=1),
-            torch.cat([d.deletable for d in parts], dim=1),
-        )
+        names = [field.name for field in fields(Decisions)]
+        return Decisions(*(torch.cat([getattr(d, name) for d in self._decisions], dim=1) for name in names))
 
     @property
     def deletions(self) -> Deletions:
-        parts = self._deletions
-        return Deletions(
-            torch.cat([d.strength for d in parts], dim=1),
-            torch.cat([d.decided for d in parts], dim=1),
-            torch.cat([d.chosen for d in parts], dim=1),
-            torch.cat([d.distances for d in parts]),
-        )
+        by_position = {name: torch.cat([getattr(d, name) for d in self._deletions], dim=1) for name in BY_POSITION}
+        return Deletions(**by_position, distances=torch.cat([d.distances for d in self._deletions]))
 
 
 def _columns(segments: Tensor) -> list[slice]:

@@ -4,8 +4,7 @@ Within a block later segments read, inside the graph, what earlier ones would st
 layers of the writer. After the step the hard decisions go to the memory.
 
 Shapes: B batch, T positions, S segments, L positions of a segment, D width, M memory_dim, k results, C = k + T
-candidates
-(what the memory returned to a position, then the positions of its own block).
+candidates (what the memory returned to a position, then the positions of its own block).
 """
 
 from __future__ import annotations
