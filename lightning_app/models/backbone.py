@@ -91,6 +91,10 @@ class Backbone(nn.Module, ABC):
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matrices + 12 * self.attention_width * length
 
+    def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
+        """(B, T) ids of whole texts, padded on the right, -> states."""
+        return self.hidden(self.embed(ids), layers=layers)
+
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""
         return self.logits(self.hidden(self.embed(ids), mask=mask).last)

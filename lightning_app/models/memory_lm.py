@@ -114,12 +114,14 @@ class MemoryLM(Backbone):
             done.append(reading)
         return MemoryStates(HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in readings])
 
+    def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
+        """(B, T) ids of a whole block -> states as they would be without any reader."""
+        return self._hidden(self.backbone.embed(ids), self.context_length or ids.shape[1], layers)
+
     def plain_logits(self, ids: Tensor, found: MemoryStates) -> Tensor:
         """(B, T, V) as they would be without any reader."""
-        if any(reader.reads_input for reader in self.readers):
-            embeddings = self.backbone.embed(ids)
-            return self.backbone.logits(self._hidden(embeddings, self.context_length or ids.shape[1], ()).last)
-        return self.backbone.logits(found.before)
+        reads_input = any(reader.reads_input for reader in self.readers)
+        return self.backbone.logits(self.states(ids).last if reads_input else found.before)
 
     def _read_input(
         self, embeddings: Tensor, passage: Passage, length: int, layers: Sequence[int], memory_input: Tensor | None

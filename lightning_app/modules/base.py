@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
@@ -52,27 +53,45 @@ class Outputs:
     states: HiddenStates
     logits: Tensor
 
+    @property
+    def own_states(self) -> HiddenStates:
+        """What the backbone itself thinks, before anything that was read from a memory was added."""
+        return self.states
+
     def detached(self) -> Outputs:
-        """The same without the graph that a backward needs."""
+        """What `learn` may look at: all but the logits, without the graph that a backward needs."""
         layers = {i: state.detach() for i, state in self.states.layers.items()}
-        return replace(self, states=HiddenStates(self.states.last.detach(), layers), logits=self.logits.detach())
+        states = HiddenStates(self.states.last.detach(), layers)
+        return replace(self, states=states, logits=self.logits.new_empty(0))
 
 
 class Regularizer(nn.Module, ABC):
     """Further loss terms on the outputs of any LanguageModule, with a state of their own in buffers.
 
     Args:
-        weight: of every term in the total loss.
+        weight: of every term in the total loss; at 0 terms are computed without a gradient, to be logged.
         layers: indices of the layers whose states `loss` and `learn` need, besides the last state.
+
+    Attributes:
+        on_bar: those of the numbers of `after_step` that the progress bar shows.
     """
+
+    on_bar: tuple[str, ...] = ()
 
     def __init__(self, weight: float = 1.0, layers: tuple[int, ...] = ()):
         super().__init__()
         self.weight, self.layers = weight, layers
 
+    def build(self, backbone: Backbone) -> None:
+        """Make what depends on the model; called once, by the module that the regulariser joins."""
+
     @abstractmethod
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         """Terms by name, each a scalar with a gradient. Changes nothing."""
+
+    def describe(self, outputs: Outputs) -> dict[str, Tensor]:
+        """What it says of each sequence, (B,) by name: a line of `predict`; means of floats and bools are logged."""
+        return {}
 
     def config(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this regulariser, in plain types; one with others adds them."""
@@ -80,7 +99,12 @@ class Regularizer(nn.Module, ABC):
 
     @abstractmethod
     def learn(self, outputs: Outputs) -> None:
-        """Update buffers from what was seen; called without gradients, once after each optimizer step."""
+        """Update buffers from what was seen (not the logits); called without gradients after each optimizer step, once
+        for each batch of it."""
+
+    def after_step(self) -> dict[str, float]:
+        """Called once after each optimizer step, when all of its batches were learned -> numbers to log."""
+        return {}
 
 
 class LanguageModule(L.LightningModule, ABC):
@@ -111,21 +135,29 @@ class LanguageModule(L.LightningModule, ABC):
             raise InputError(f"token_noise is {token_noise}; it must lie in [0, 1)")
         self.backbone = backbone
         self.regularizers = cast(Sequence[Regularizer], nn.ModuleList(regularizers or []))
+        for regularizer in self.regularizers:
+            regularizer.build(self.model_of_states)
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
+        self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
         self._matrices: set[str] = set()  # names of the parameters with weight decay
         self._real_ids = backbone.vocab_size
         self._token_bytes: Tensor | None = None
         self.grad_norm: Tensor | None = None
 
+    @property
+    def model_of_states(self) -> Backbone:
+        """The model that `Outputs.own_states` come from."""
+        return self.backbone
+
     # What is computed
 
     def _run_backbone(self, ids: Tensor) -> tuple[HiddenStates, Tensor]:
         layers = sorted({layer for r in self.regularizers for layer in r.layers})
-        states = self.backbone.hidden(self.backbone.embed(ids), layers=layers)
+        states = self.backbone.states(ids, layers=layers)
         return states, self.backbone.logits(states.last)
 
     def outputs(self, batch: Batch) -> Outputs:
@@ -144,7 +176,11 @@ class LanguageModule(L.LightningModule, ABC):
         """Weight and value of each term by name; `ce` is the cross-entropy in nats per token."""
         terms = {"ce": (1.0, cross_entropy(outputs.logits, outputs.targets))}
         for regularizer in self.regularizers:
-            terms |= {name: (regularizer.weight, term) for name, term in regularizer.loss(outputs).items()}
+            with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
+                further = regularizer.loss(outputs)
+            if taken := terms.keys() & further.keys():
+                raise InputError(f"two loss terms have the name {sorted(taken)[0]!r}: give one regulariser another name")
+            terms |= {name: (regularizer.weight, term) for name, term in further.items()}
         return terms
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -166,16 +202,23 @@ class LanguageModule(L.LightningModule, ABC):
         if stage == "train":
             self._check_finite(loss)
             self.log("train/loss", loss, prog_bar=True)
-            self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()})
+            self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()}, prog_bar=len(terms) > 1)
             self.look_back(outputs, stage)
             return loss
         self.measures.update(outputs.logits, outputs.targets, self._token_bytes)
         n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
         further = {f"{stage}/{name}": term for name, (_, term) in terms.items() if name != "ce"}
         self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
+        said = {name: x.float().mean() for name, x in self._described(outputs).items() if x.dtype != torch.int64}
+        further |= {f"{stage}/{name}": mean for name, mean in said.items()}
         self.log_dict(further, on_epoch=True, batch_size=n, sync_dist=True)
         self.look_back(outputs, stage)
         return loss
+
+    @torch.no_grad()
+    def _described(self, outputs: Outputs) -> dict[str, Tensor]:
+        """What all regularisers say of each sequence."""
+        return {name: values for r in self.regularizers for name, values in r.describe(outputs).items()}
 
     def look_back(self, outputs: Outputs, stage: str) -> None:
         """Called at the end of each step of a stage (train, val, test, predict) with what it computed."""
@@ -191,12 +234,13 @@ class LanguageModule(L.LightningModule, ABC):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, float | int]]:
-        """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte)."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte), and what
+        regularisers say of it."""
         outputs = self.outputs(batch)
         real = outputs.targets != IGNORE
         nll, tokens = token_nll(outputs.logits, outputs.targets).cpu().double().sum(-1), real.sum(-1)
-        rows: list[dict[str, float | int]] = [
+        rows: list[dict[str, Any]] = [
             {"document": int(d), "tokens": int(n), "ce": float(x / max(1, n))}
             for d, n, x in zip(outputs.document_ids[:, 0].tolist(), tokens.tolist(), nll.tolist(), strict=True)
         ]
@@ -204,6 +248,9 @@ class LanguageModule(L.LightningModule, ABC):
             n_bytes = torch.where(real, self._token_bytes[outputs.targets.clamp_min(0)], 0).sum(-1)
             for row, x, b in zip(rows, nll.tolist(), n_bytes.tolist(), strict=True):
                 row |= {"bytes": b, "bpb": x / math.log(2) / max(1, b)}
+        for name, values in self._described(outputs).items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[name] = value
         self.look_back(outputs, "predict")
         return rows
 
@@ -235,11 +282,20 @@ class LanguageModule(L.LightningModule, ABC):
 
     def learn(self, seen: Sequence[Outputs]) -> None:
         """Learn without gradients from the batches of an optimizer step, after it."""
-        for outputs in seen:
-            for regularizer in self.regularizers:
+        self.learned = {}
+        for regularizer in self.regularizers:
+            for outputs in seen:
                 regularizer.learn(outputs)
+            self.learned |= regularizer.after_step()
+
+    def buffers_equal_on_all_ranks(self) -> list[str]:
+        """Names of buffers that ranks keep equal by learning the same, so that DDP need not send them around."""
+        return [name for name, _ in self.named_buffers() if name.startswith("regularizers.")]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        shown = {name for regularizer in self.regularizers for name in regularizer.on_bar}
+        for name, number in self.learned.items():
+            self.log(f"train/{name}", number, prog_bar=name in shown)
         if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             if self.grad_norm is not None:
@@ -263,6 +319,7 @@ class LanguageModule(L.LightningModule, ABC):
             self.use_tokenizer(data.tokenizer)
             if stage == "fit":
                 self._warn_if_it_can_only_memorise(data)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
         if self._compile:
             self._run = torch.compile(self._run_backbone)
 
@@ -291,7 +348,7 @@ class LanguageModule(L.LightningModule, ABC):
         return self.backbone.max_length
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
-        parameters, text = sum(p.numel() for p in self.parameters()), data.tokens("train")
+        parameters, text = sum(p.numel() for p in self.parameters() if p.requires_grad), data.tokens("train")
         tokens = min(text.n_tokens, len(data.dataset("train")) * data.block_size)  # max_samples may leave some out
         if parameters > PARAMETERS_PER_TOKEN * tokens:
             rank_zero_warn(

@@ -12,10 +12,8 @@ import torch
 import torch.distributed
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_app.models.backbone import Backbone
+from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.memory_lm import MemoryLM, MemoryStates
 from lightning_app.models.readers.attention import AttentionReader
@@ -23,6 +21,7 @@ from lightning_app.models.readers.bank import Effects
 from lightning_app.models.readers.base import Passage, Reader, Reading
 from lightning_app.models.readers.learned import DELETE_DISTANCE
 from lightning_app.modules.base import Batch, LanguageModule, Outputs
+from lightning_app.modules.ranks import gathered, several_ranks
 from lightning_app.ops.losses import IGNORE, token_nll
 from lightning_app.text.datamodule import TextDataModule
 
@@ -40,6 +39,10 @@ class MemoryOutputs(Outputs):
     """
 
     found: MemoryStates
+
+    @property
+    def own_states(self) -> HiddenStates:
+        return HiddenStates(self.found.before, self.states.layers)
 
     def detached(self) -> MemoryOutputs:
         """Without the graph; of the readings only effects and statistics are left."""
@@ -81,8 +84,11 @@ class VardaGPT(LanguageModule):
         super().__init__(MemoryLM(backbone, readers, segment_length, isolate_segments), **kwargs)
         self._first_row = 0
         self._session_position = 0
-        self.memory_counts: dict[str, int] = {}
         self.documents: dict[int, str] = {}
+
+    @property
+    def model_of_states(self) -> Backbone:
+        return MemoryLM(self.backbone.backbone, [], self.backbone.segment_length, self.backbone.isolate_segments)
 
     # What is computed
 
@@ -148,24 +154,22 @@ class VardaGPT(LanguageModule):
     def learns(self) -> bool:
         return True
 
+    def buffers_equal_on_all_ranks(self) -> list[str]:
+        return [*super().buffers_equal_on_all_ranks(), *(name for name, _ in self.named_buffers() if ".bank." in name)]
+
     def learn(self, seen: Sequence[Outputs]) -> None:
         """Write to the memories what the batches of a step asked for, the same on every rank."""
         super().learn(seen)
-        self.memory_counts = {}
         for i, reader in enumerate(self.backbone.readers):
             readings = [outputs.found.readings[i] for outputs in seen if isinstance(outputs, MemoryOutputs)]
             effects = [reading.effects for reading in readings if reading.effects is not None]
             if effects:
                 counts = reader.bank.carry_out(_gathered(Effects.joined(effects)), training=True)
                 prefix = _prefix(i, self.backbone.readers)
-                self.memory_counts |= {f"{prefix}_{name}": count for name, count in counts.items()}
-                self.memory_counts[f"{prefix}_entries"] = reader.bank.size()
+                self.learned |= {f"{prefix}_{name}": float(count) for name, count in counts.items()}
+                self.learned[f"{prefix}_entries"] = float(reader.bank.size())
             if readings:
                 reader.after_step(_mean_over_ranks([reading.statistics for reading in readings], self.device))
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        self.log_dict({f"train/{name}": float(count) for name, count in self.memory_counts.items()})
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -262,8 +266,6 @@ class VardaGPT(LanguageModule):
                 text = data.tokens("train")
                 keys = text.keys_of(np.arange(text.n_documents)).tolist()
                 self.documents |= dict(zip(keys, text.names, strict=True))
-        buffers = [name for name, _ in self.named_buffers() if ".bank." in name]  # equal on all ranks without it
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
         if self._compile:
             inner = self.backbone.backbone
             inner.hidden = torch.compile(inner.hidden)  # type: ignore[method-assign]
@@ -310,22 +312,15 @@ def _statistics(outputs: MemoryOutputs) -> dict[str, Tensor]:
     }
 
 
-def _several_ranks() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _gathered(effects: Effects) -> Effects:
     """Those of all ranks, in the order of the ranks."""
-    if not _several_ranks():
-        return effects
-    parts = {name: gather_all_tensors(tensor.contiguous()) for name, tensor in effects.tensors().items()}
-    return Effects(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+    return Effects(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})
 
 
 def _mean_over_ranks(each: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
     """Mean of the finite values by name, over batches and ranks."""
     names = sorted({name for statistics in each for name in statistics})
-    if _several_ranks():
+    if several_ranks():
         all_names: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(all_names, names)
         names = sorted({name for some in all_names for name in some})
@@ -334,7 +329,7 @@ def _mean_over_ranks(each: Sequence[dict[str, Tensor]], device: torch.device) ->
         values = [s[name].float() for s in each if name in s and torch.isfinite(s[name])]
         n = torch.tensor(float(len(values)), device=device)
         total = torch.stack([sum(values, torch.zeros((), device=device)), n])
-        if _several_ranks():
+        if several_ranks():
             torch.distributed.all_reduce(total)
         if total[1] > 0:
             means[name] = total[0] / total[1]

@@ -1,0 +1,218 @@
+"""ART GPT-2: a language model whose states are pulled to the categories of an Adaptive Resonance Theory network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lightning_app.errors import InputError
+from lightning_app.models.art import ART, SPAN
+from lightning_app.models.backbone import Backbone, HiddenStates, rebuilt_by
+from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
+from lightning_app.modules.ranks import gathered
+from lightning_app.ops.art import Pooling, Resonance, pool
+
+UNKNOWN = -1.0  # similarity of a text where there is no category yet
+
+
+class ARTRegularizer(Regularizer):
+    """Pulls states to the category that they resonate with, and learns the categories after each optimizer step.
+
+    Joins any LanguageModule. A text that matches a category is pulled to its prototype; one that matches none opens a
+    category, and has the loss that `novelty` names. Ranks gather their texts before they learn, and so learn the same.
+
+    Args:
+        lambda_art: weight of the loss term.
+        pooling: what is categorised: the `mean` over the real tokens of a sequence, its `last` real token, or each
+            `token`.
+        layer: whose states, counted from 0; None: the last state, which `logits` reads.
+        warmup_steps: optimizer steps in which the weight rises to `lambda_art`.
+        average_decay: per step, of the averaged model of `novelty: drift`; it costs the parameters once more, and a
+            forward of the novel texts.
+        learn_at_most: of each batch's embeddings, evenly spread: with `pooling: token` there are many.
+        name: of the loss term and of all that is logged; a second regulariser needs another one.
+        art: see `models.art.ART`.
+
+    Raises:
+        InputError: an option outside its range, or two that contradict each other.
+    """
+
+    steps: Tensor
+
+    def __init__(
+        self,
+        lambda_art: float = 0.1,
+        pooling: Pooling = "mean",
+        layer: int | None = None,
+        warmup_steps: int = 0,
+        average_decay: float = 0.999,
+        learn_at_most: int = 256,
+        name: str = "art",
+        **art: Any,
+    ):
+        super().__init__(lambda_art, () if layer is None else (layer,))
+        for option, value, highest in (
+            ("lambda_art", lambda_art, float("inf")),
+            ("warmup_steps", warmup_steps, float("inf")),
+            ("average_decay", average_decay, 1.0),
+        ):
+            if not 0 <= value <= highest:
+                raise InputError(f"{option} is {value}; it must be at least 0" + (", at most 1" * (highest == 1)))
+        if learn_at_most < 1:
+            raise InputError(f"learn_at_most is {learn_at_most}; it must be at least 1")
+        self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
+        self.average_decay, self.learn_at_most, self.name = average_decay, learn_at_most, name
+        self.on_bar = (f"{name}_clusters",)
+        self._art_options = art
+        self.art = ART(1, **art)  # refuses what contradicts itself; `build` makes the one of the right width
+        self.average: AveragedModel | None = None
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._counts: list[dict[str, float]] = []  # of the batches of this step
+
+    @property
+    def weight(self) -> float:
+        """`lambda_art`, once warmed up."""
+        return self.lambda_art * min(1.0, int(self.steps) / self.warmup_steps if self.warmup_steps else 1.0)
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self.lambda_art = value
+
+    def build(self, backbone: Backbone) -> None:
+        self.art = ART(backbone.width, **self._art_options)
+        self._live = [backbone]  # in a list, as its parameters belong to the module
+        if self.art.novelty == "drift":
+            self.average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+            self.average.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> ARTRegularizer:
+        """The averaged model stays without dropout."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    def config(self) -> dict[str, Any]:
+        own = ("lambda_art", "pooling", "layer", "warmup_steps", "average_decay", "learn_at_most", "name")
+        return {**{option: getattr(self, option) for option in own}, **self.art.config()}
+
+    # What is computed
+
+    def _states(self, states: HiddenStates) -> Tensor:
+        return states.last if self.layer is None else states.layers[self.layer]
+
+    def embeddings(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """(N, D) in float32, and (N, 2) the row and the last position of each."""
+        return pool(self._states(outputs.own_states).float(), outputs.mask, self.pooling)
+
+    def loss(self, outputs: Outputs) -> dict[str, Tensor]:
+        embeddings, ends = self.embeddings(outputs)
+        averaged = self._averaged(outputs, embeddings, ends) if self.art.novelty == "drift" and len(self.art) else None
+        return {self.name: self.art.loss(embeddings, averaged)}
+
+    @torch.no_grad()
+    def _averaged(self, outputs: Outputs, embeddings_ND: Tensor, ends_N2: Tensor) -> Tensor:
+        """(N, D) by the averaged model, of the rows in which something is novel; the embeddings themselves elsewhere."""
+        assert self.average is not None
+        rows = ends_N2[:, 0]
+        novel = rows[self.art.is_novel(embeddings_ND)].unique()
+        averaged = embeddings_ND.clone()
+        if len(novel):
+            states = self._states(self.average.module.states(outputs.ids[novel], layers=self.layers)).float()
+            averaged[torch.isin(rows, novel)] = pool(states, outputs.mask[novel], self.pooling)[0]
+        return averaged
+
+    @torch.no_grad()
+    def describe(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Category (its id; -1: none), similarity and novelty of each sequence.
+
+        With `pooling: token` the category that most of its tokens are in, their mean similarity, and whether half of
+        them or more are novel.
+        """
+        embeddings, ends = self.embeddings(outputs)
+        found, rows = self.art.resonate(embeddings), ends[:, 0]
+        texts = torch.arange(len(outputs.ids), device=outputs.ids.device)
+        per_text = [_of_text(found, rows == text) for text in texts]
+        slots = torch.stack([slot for slot, _, _ in per_text])
+        return {
+            f"{self.name}_category": self.art.ids[slots].where(slots >= 0, -1),
+            f"{self.name}_similarity": torch.stack([similarity for _, similarity, _ in per_text]),
+            f"{self.name}_novel": torch.stack([novel for _, _, novel in per_text]),
+        }
+
+    # What is learned
+
+    def learn(self, outputs: Outputs) -> None:
+        embeddings, ends = self.embeddings(outputs)
+        if len(embeddings) > self.learn_at_most:
+            some = torch.linspace(0, len(embeddings) - 1, self.learn_at_most, device=embeddings.device).long()
+            embeddings, ends = embeddings[some], ends[some]
+        finite = embeddings.isfinite().all(-1)
+        if not finite.all():
+            documents = outputs.document_ids[ends[~finite, 0], 0].unique().tolist()
+            rank_zero_warn(
+                f"{self.name}: {int((~finite).sum())} of {len(finite)} embeddings are not finite (documents "
+                f"{documents}): nothing is learned from them"
+            )
+        spans = self._spans(outputs.ids, ends)
+        self._counts.append(self.art.learn(gathered(embeddings[finite]), gathered(spans[finite])))
+
+    def _spans(self, ids_BT: Tensor, ends_N2: Tensor) -> Tensor:
+        """(N, SPAN) the first tokens of a text that is pooled as a whole, else the last ones up to where it ends."""
+        rows, last = ends_N2[:, :1], ends_N2[:, 1:]
+        first = torch.zeros_like(last) if self.pooling == "mean" else (last - SPAN + 1).clamp_min(0)
+        at = first + torch.arange(SPAN, device=ids_BT.device)
+        return ids_BT[rows, at.minimum(last)].where(at <= last, -1)
+
+    def after_step(self) -> dict[str, float]:
+        self.steps += 1
+        if self.average is not None:
+            self.average.update_parameters(self._live[0])
+        counts, self._counts = [c for c in self._counts if c], []
+        sizes = self.art.counts[: len(self.art)].float()
+        numbers = {"clusters": float(len(self.art)), "vigilance": max(-1.0, self.art.vigilance)}
+        if counts:
+            numbers["births"] = sum(c["births"] for c in counts)
+            for name in ("known", "match", "drift"):
+                numbers[name] = sum(c[name] for c in counts) / len(counts)
+        if len(sizes):
+            numbers |= {"size_median": float(sizes.median()), "size_max": float(sizes.max())}
+        return {f"{self.name}_{name}": number for name, number in numbers.items()}
+
+
+def _of_text(found: Resonance, mine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Slot, similarity and novelty of one text, of whose embeddings `mine` (N,) says which they are."""
+    slots, match = found.slots[mine], found.match[mine].clamp_min(UNKNOWN)
+    if len(slots) == 0:
+        return found.slots.new_tensor(-1), match.new_tensor(UNKNOWN), mine.new_tensor(False)
+    return slots.mode().values, match.mean(), (~found.resonant[mine]).float().mean() >= 0.5
+
+
+class ARTGPT2(LanguageModule):
+    """Any backbone with ART on its states: GPT-2 with the weights of Hugging Face's, or one from scratch.
+
+    Args:
+        backbone: the language model: `PretrainedLM`, `Decoder`, or any other.
+        art: what is categorised, how, and with what weight; None: the defaults of `ARTRegularizer`.
+        regularizers: further ones.
+        kwargs: see `LanguageModule`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        art: ARTRegularizer | None = None,
+        regularizers: list[Regularizer] | None = None,
+        **kwargs: Any,
+    ):
+        art = ARTRegularizer() if art is None else art
+        super().__init__(backbone, regularizers=[art, *(regularizers or [])], **kwargs)
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        of_all = super().hyper_parameters()
+        art, *others = self.regularizers
+        return {**of_all, "art": rebuilt_by(art), "regularizers": [rebuilt_by(other) for other in others]}
