@@ -15,9 +15,10 @@ MAY_IMPORT = {
     "modules": {"modules", "models", "ops", "text", "training"},
     "callbacks": {"callbacks", "modules", "models", "ops", "text"},
     "reporting": {"reporting", "ops"},
+    "integrations": {"integrations", "models", "ops"},
     "inference": {"inference", "callbacks", "modules", "models", "ops", "text", "training", "reporting"},
 }
-WITHOUT_LIGHTNING = ("ops", "models", "reporting")
+WITHOUT_LIGHTNING = ("ops", "models", "integrations", "reporting")
 FILES = sorted(path for part in MAY_IMPORT for path in (PACKAGE / part).rglob("*.py"))
 
 
