@@ -29,7 +29,7 @@ Normalize = Literal["none", "center", "whiten"]
 Novelty = Literal["drift", "margin", "constant"]
 
 VIGILANCE = 0.8  # where neither a vigilance nor a quantile is given
-KNOWN = 1024  # matches of the newest inputs that a quantile is taken of
+KNOWN = 256  # matches of the newest inputs that a quantile is taken of; of 1,024 it lags behind categories that open
 FIRST_INPUTS = 16  # that mean and scale are taken of before any category opens
 REMEMBERED = 10_000  # inputs that mean and covariance go back to
 REFRESH = 0.1  # the whitening is computed anew once so large a share of its inputs is new
@@ -108,7 +108,7 @@ class ART(nn.Module):
         width: D.
         kind: `cosine` or `fuzzy`.
         vigilance: the match from which on an input is known; 0.8 unless a quantile is given.
-        vigilance_quantile: instead of it: the vigilance follows the matches of the last 1,024 inputs, so that this
+        vigilance_quantile: instead of it: the vigilance follows the matches of the last 256 inputs, so that this
             share of them counts as novel.
         normalize: what is taken out of embeddings before they are compared, see `Standardised`; statistics run along.
             With `fuzzy`, `center` divides by the standard deviation too.
@@ -122,7 +122,7 @@ class ART(nn.Module):
         fast_learning_rate: the same for the first `fast_inputs` inputs of a category.
         fast_inputs: see there.
         merge_at: two categories become one where their prototypes match so far on the way from the vigilance (0) to
-            identity (1); 1: never.
+            identity (1); 1: never. Fuzzy categories do only once the vigilance falls: no input would match both joined.
         choice_alpha: the choice parameter of Fuzzy ART.
 
     Raises:
@@ -169,13 +169,12 @@ class ART(nn.Module):
         self.standardised = Standardised(width, normalize, scale=kind == "fuzzy")
         W = width if kind == "cosine" else 2 * width
         start = -torch.inf if vigilance_quantile is not None else VIGILANCE if vigilance is None else vigilance
-        whole = {"dtype": torch.int64}
         self.register_buffer("prototypes", torch.zeros(capacity, W))
         self.register_buffer("ids", torch.full((capacity,), -1))
         for name in ("counts", "born", "used"):
-            self.register_buffer(name, torch.zeros(capacity, **whole))
+            self.register_buffer(name, torch.zeros(capacity, dtype=torch.int64))
         for name in ("size", "seen", "opened"):
-            self.register_buffer(name, torch.zeros((), **whole))
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.register_buffer("known", torch.full((0 if vigilance_quantile is None else KNOWN,), torch.nan))
         self.register_buffer("threshold", torch.tensor(float(start)))
         self.register_buffer("texts", torch.full((capacity, TEXTS, SPAN), -1, dtype=torch.int32))
@@ -194,6 +193,15 @@ class ART(nn.Module):
         """The match from which on an input is known; -inf before a quantile has anything to go by."""
         return float(self.threshold)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> ART:
+        """Moves between devices; `.half()` and the like leave all types as they are: small steps would be lost."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
     # What is computed
 
     def code(self, embeddings_ND: Tensor) -> Tensor:
@@ -204,7 +212,8 @@ class ART(nn.Module):
     @torch.no_grad()
     def resonate(self, embeddings_ND: Tensor) -> Resonance:
         """The category (a slot) of each embedding, its match, and whether it is known. Changes nothing."""
-        return self._resonate(self.code(embeddings_ND))
+        with torch.autocast(embeddings_ND.device.type, enabled=False):
+            return self._resonate(self.code(embeddings_ND))
 
     def _resonate(self, inputs_NW: Tensor) -> Resonance:
         return resonate(self.rule, inputs_NW, self.prototypes[: len(self)], vigilance=self.vigilance)
@@ -214,7 +223,7 @@ class ART(nn.Module):
         return ~self.resonate(embeddings_ND).resonant
 
     def loss(self, embeddings_ND: Tensor, averaged_ND: Tensor | None = None) -> Tensor:
-        """Mean over the embeddings: 1 - match where one resonates, the term of `novelty` elsewhere; 0 without categories.
+        """Mean over the embeddings: 1 - match where one resonates, else the term of `novelty`; 0 without categories.
 
         Args:
             averaged_ND: the same by an averaged model; `drift` needs it where an embedding is novel, elsewhere it is
@@ -276,7 +285,7 @@ class ART(nn.Module):
             if spans_NS is not None:
                 self._remember(slot, spans_NS[i], inputs[i])
         self._merge(learned.changed)
-        self._calibrate(learned.match[learned.match.isfinite()])
+        self._follow(learned.match[learned.match.isfinite()])
         return {
             "births": float(learned.opened.sum()),
             "known": 1 - float(learned.opened.float().mean()),
@@ -305,7 +314,8 @@ class ART(nn.Module):
         if self.merge_at >= 1 or self.vigilance == -torch.inf:
             return
         at, n = self.vigilance + self.merge_at * (1 - self.vigilance), len(self)
-        pairs = overlapping(self.rule, self.prototypes[:n], self.counts, changed, at=at)
+        prototypes = self.prototypes[:n]
+        pairs = overlapping(self.rule, prototypes, self.counts, changed, at=at, vigilance=self.vigilance)
         for kept, gone in pairs:
             counts = int(self.counts[kept]), int(self.counts[gone])
             self.prototypes[kept] = self.rule.joined(self.prototypes[kept], self.prototypes[gone], counts)
@@ -329,14 +339,28 @@ class ART(nn.Module):
 
     def calibrate(self, embeddings_ND: Tensor) -> None:
         """Set the vigilance so that `vigilance_quantile` of these, which are known but were not learned, are novel."""
-        self._calibrate(self.resonate(embeddings_ND).match)
+        if self.quantile is None or len(embeddings_ND) == 0:
+            return
+        match_N = self.resonate(embeddings_ND).match
+        self.known.fill_(torch.nan)  # what came before says little: there were fewer categories
+        self._follow(match_N)
+        self.threshold.copy_(match_N.nanquantile(self.quantile))
 
-    def _calibrate(self, match_N: Tensor) -> None:
+    def _follow(self, match_N: Tensor) -> None:
+        """Let the vigilance follow the newest matches."""
         if self.quantile is None or len(match_N) == 0:
             return
         newest = torch.cat([self.known, match_N])[-KNOWN:]
         self.known.copy_(newest)
         self.threshold.copy_(newest.nanquantile(self.quantile))
+
+    # What is shown
+
+    def typical(self, slot: int) -> list[list[int]]:
+        """Token ids of the typical texts of a category, the best match first, each text once."""
+        order = self.text_match[slot].argsort(descending=True)
+        texts = [tuple(i for i in text if i >= 0) for text in self.texts[slot, order].tolist()]
+        return [list(text) for text in dict.fromkeys(texts) if text]
 
 
 def _check(kind: str, vigilance: float | None, quantile: float | None, options: dict[str, Any]) -> None:

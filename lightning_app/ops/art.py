@@ -45,9 +45,9 @@ class Rule(ABC):
     def joined(self, one_W: Tensor, other_W: Tensor, counts: tuple[int, int]) -> Tensor:
         """The prototype of two categories that become one; `counts` says how many inputs each has had."""
 
-    def overlap(self, some_MW: Tensor, prototypes_CW: Tensor) -> Tensor:
-        """(M, C) how much two prototypes are alike, on the scale of the match."""
-        return self.compare(some_MW, prototypes_CW)[1]
+    @abstractmethod
+    def overlap(self, some_MW: Tensor, prototypes_CW: Tensor, *, vigilance: float) -> Tensor:
+        """(M, C) how much two prototypes are alike, at most 1; -inf where nothing could match them joined."""
 
 
 class CosineRule(Rule):
@@ -68,6 +68,9 @@ class CosineRule(Rule):
 
     def joined(self, one_W: Tensor, other_W: Tensor, counts: tuple[int, int]) -> Tensor:
         return F.normalize(counts[0] * one_W + counts[1] * other_W, dim=-1)
+
+    def overlap(self, some_MW: Tensor, prototypes_CW: Tensor, *, vigilance: float) -> Tensor:
+        return self.compare(some_MW, prototypes_CW)[1]
 
 
 class FuzzyRule(Rule):
@@ -93,10 +96,13 @@ class FuzzyRule(Rule):
         return torch.cat([features_BD, 1 - features_BD], dim=-1)
 
     def compare(self, inputs_BW: Tensor, prototypes_CW: Tensor) -> tuple[Tensor, Tensor]:
-        size_C = prototypes_CW.sum(-1)
-        # min(a, b) = (a + b - |a - b|) / 2, so no (B, C, W) tensor is needed
-        common = (inputs_BW.sum(-1, keepdim=True) + size_C - torch.cdist(inputs_BW, prototypes_CW, p=1)) / 2
-        return common / (self.alpha + size_C), common / self._norm(inputs_BW)
+        common = self._common(inputs_BW, prototypes_CW)
+        return common / (self.alpha + prototypes_CW.sum(-1)), common / self._norm(inputs_BW)
+
+    @staticmethod
+    def _common(some_BW: Tensor, others_CW: Tensor) -> Tensor:
+        """(B, C) |a ^ b|: min(a, b) = (a + b - |a - b|) / 2, so no (B, C, W) tensor is needed."""
+        return (some_BW.sum(-1, keepdim=True) + others_CW.sum(-1) - torch.cdist(some_BW, others_CW, p=1)) / 2
 
     def match(self, inputs_BW: Tensor, prototypes_BW: Tensor) -> Tensor:
         return torch.minimum(inputs_BW, prototypes_BW).sum(-1) / self._norm(inputs_BW)
@@ -111,6 +117,15 @@ class FuzzyRule(Rule):
 
     def joined(self, one_W: Tensor, other_W: Tensor, counts: tuple[int, int]) -> Tensor:
         return torch.minimum(one_W, other_W)
+
+    def overlap(self, some_MW: Tensor, prototypes_CW: Tensor, *, vigilance: float) -> Tensor:
+        """How little the larger box grows if it takes in the other: 1 where it holds it already.
+
+        Boxes only grow. So what did not fit into one box when the second opened never will, unless the vigilance falls.
+        """
+        common = self._common(some_MW, prototypes_CW)
+        larger = torch.minimum(some_MW.sum(-1, keepdim=True), prototypes_CW.sum(-1))
+        return (common / larger).where(common / self._norm(some_MW) >= vigilance, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -262,13 +277,13 @@ def _least_used(counts: Sequence[int], used: Sequence[int]) -> int:
 
 
 def overlapping(
-    rule: Rule, prototypes_CW: Tensor, counts_C: Tensor, changed_M: Tensor, *, at: float
+    rule: Rule, prototypes_CW: Tensor, counts_C: Tensor, changed_M: Tensor, *, at: float, vigilance: float
 ) -> list[tuple[int, int]]:
     """Pairs of categories, of which one has changed, that are alike by `at` or more; the larger one comes first.
 
     A category is in one pair at most: with the one that it is most alike.
     """
-    overlap = rule.overlap(prototypes_CW[changed_M], prototypes_CW)
+    overlap = rule.overlap(prototypes_CW[changed_M], prototypes_CW, vigilance=vigilance)
     overlap[torch.arange(len(changed_M)), changed_M] = -torch.inf  # with itself
     best = overlap.max(-1)
     pairs: list[tuple[int, int]] = []
@@ -299,8 +314,8 @@ def pool(states_BTD: Tensor, mask_BT: Tensor, how: Pooling) -> tuple[Tensor, Ten
     ends = torch.stack([rows, last], dim=-1)
     if how == "last":
         return states_BTD[rows, last], ends
-    weights = mask.to(states_BTD.dtype)[..., None]
-    return (states_BTD[rows] * weights).sum(1) / weights.sum(1), ends
+    real = states_BTD[rows].masked_fill(~mask[..., None], 0)  # not times the mask: what stands on padding may be NaN
+    return real.sum(1) / mask.sum(1, keepdim=True), ends
 
 
 def combined(
@@ -330,6 +345,6 @@ def whitening(covariance_DD: Tensor, *, n: float) -> Tensor:
     """
     D = len(covariance_DD)
     scale = covariance_DD.diagonal().mean().clamp_min(1e-12)
-    shrunk = torch.lerp(covariance_DD, scale * torch.eye(D, device=covariance_DD.device), D / (n + D))
+    shrunk = torch.lerp(covariance_DD, scale * torch.eye(D).to(covariance_DD), D / (n + D))
     values, vectors = torch.linalg.eigh(shrunk)
     return (vectors * values.clamp_min(1e-6 * scale).rsqrt()) @ vectors.T
