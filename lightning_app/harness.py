@@ -18,9 +18,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
-from lightning_app.callbacks.memory_projector import MemoryProjector
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
+from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.throughput import Throughput
@@ -189,8 +189,7 @@ class Harness(LightningCLI):
         if tokenizer:
             self.datamodule.adopt_tokenizer(tokenizer)
         if path == self._options.init_from:
-            self.model.on_load_checkpoint(checkpoint)
-            self.model.load_state_dict(checkpoint["state_dict"])
+            self.model.start_from(checkpoint)
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
 
@@ -213,7 +212,7 @@ def default_callbacks() -> list[L.Callback]:
         Throughput(),
         ProgressLine(),
         PredictionWriter(),
-        MemoryProjector(),
+        Projector(),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
     ]
 

@@ -1,11 +1,11 @@
 """Lightning callbacks."""
 
-from lightning_app.callbacks.memory_projector import MemoryProjector
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
+from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.samples import Samples
 from lightning_app.callbacks.throughput import Throughput
 
-__all__ = ["MemoryProjector", "PredictionWriter", "ProgressLine", "RandomState", "RunLog", "Samples", "Throughput"]
+__all__ = ["PredictionWriter", "ProgressLine", "Projector", "RandomState", "RunLog", "Samples", "Throughput"]
