@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
+from lightning_app.modules.base import LanguageModule
+
 
 def clock(seconds: float) -> str:
     """1:02:03 or 2:03."""
@@ -20,15 +22,25 @@ def clock(seconds: float) -> str:
 class ProgressLine(TQDMProgressBar):
     """A bar with loss, val loss, tokens/s and the time left; one line that stays after each validation.
 
-    Where the output is no terminal (a file, a CI log) only the lines are written.
+    A module with regularisers also has there its cross-entropy, the regularisers' terms and what else they show
+    (`Regularizer.on_bar`), at each step. Where the output is no terminal (a file, a CI log) only the lines are written.
+
+    Args:
+        refresh_rate: batches between two redraws of the bar, where there are no regularisers.
     """
 
     def __init__(self, refresh_rate: int = 5):
         super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0)
         self._started = 0.0
         self._first_step = 0
+        self._each_step = False
+
+    @property
+    def refresh_rate(self) -> int:
+        return min(1, super().refresh_rate) if self._each_step else super().refresh_rate
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._each_step = isinstance(pl_module, LanguageModule) and len(pl_module.regularizers) > 0
         super().on_train_start(trainer, pl_module)
         self._started, self._first_step = time.monotonic(), trainer.global_step
 
@@ -45,7 +57,7 @@ class ProgressLine(TQDMProgressBar):
         return min(limits) if limits else None
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics: dict[str, Any] = dict(trainer.progress_bar_metrics)
+        metrics: dict[str, Any] = {**trainer.progress_bar_metrics, **_learned(pl_module)}
         if "tokens_per_s" in metrics:
             metrics["tokens/s"] = f"{metrics.pop('tokens_per_s'):,.0f}"
         left = self.seconds_left(trainer)
@@ -57,10 +69,11 @@ class ProgressLine(TQDMProgressBar):
         super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
-        losses = [f"{name} {float(metrics[name]):.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+        metrics = {**trainer.progress_bar_metrics, **_learned(pl_module)}
+        names = [*(name for name in metrics if name.startswith("train/")), "val/loss"]
+        shown = [f"{name} {_number(metrics[name])}" for name in names if name in metrics]
         where = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}"]
-        self.print("  ".join([*where, *losses, f"elapsed {clock(time.monotonic() - self._started)}"]))
+        self.print("  ".join([*where, *shown, f"elapsed {clock(time.monotonic() - self._started)}"]))
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Above the bar where there is one, else plainly."""
@@ -68,3 +81,16 @@ class ProgressLine(TQDMProgressBar):
             super().print(*args, sep=sep, **kwargs)
         else:
             print(*args, sep=sep, flush=True)
+
+
+def _learned(module: L.LightningModule) -> dict[str, float | int]:
+    """What regularisers show of the last step; Lightning knows it only after the bar was drawn. Counts are whole."""
+    if not isinstance(module, LanguageModule):
+        return {}
+    names = [name for regularizer in module.regularizers for name in regularizer.on_bar if name in module.learned]
+    numbers = {f"train/{name}": module.learned[name] for name in names}
+    return {name: int(number) if number.is_integer() else number for name, number in numbers.items()}
+
+
+def _number(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{float(value):.4f}"

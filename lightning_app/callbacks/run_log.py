@@ -93,7 +93,9 @@ class RunLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         event = "resumed" if trainer.ckpt_path else "started"
-        parameters = sum(p.numel() for p in pl_module.parameters())
+        # of the model alone: a regulariser may hold an averaged copy of it
+        own = [p for name, p in pl_module.named_parameters() if not name.startswith("regularizers.")]
+        parameters = sum(p.numel() for p in own)
         data = trainer.datamodule
         counts = [asdict(c) for c in data.counts(("train", "val"))] if isinstance(data, TextDataModule) else []
         self.event(trainer, "data", splits=counts)

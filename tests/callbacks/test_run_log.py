@@ -1,7 +1,11 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from lightning_app.callbacks.run_log import JSONLinesLogger, read_log
+from lightning_app.inference import closing
 
 
 def write(folder: Path, *records: dict) -> None:
@@ -42,3 +46,17 @@ def test_numbers_of_an_evaluation_belong_to_no_step(tmp_path: Path):
     (record,) = read_log(tmp_path)
     assert record["event"] == "test"
     assert "step" not in record
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode")  # so the copy is meant to be
+def test_a_regularisers_copy_of_the_model_is_not_counted_among_its_parameters(
+    folder: Path, main: Callable[..., None], config: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+    art = {"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"novelty": "drift"}}
+    for regularizers in ([], [art]):
+        name = config({"model": {"init_args": {"regularizers": regularizers}}, "trainer": {"max_steps": 3}})
+        main("fit", "--config", name, "--trainer.limit_val_batches", 0)
+    started = [r for i in (0, 1) for r in read_log(f"runs/tiny/version_{i}") if r.get("event") == "started"]
+    assert len(started) == 2
+    assert started[0]["parameters"] == started[1]["parameters"] > 1000
