@@ -1,4 +1,4 @@
-"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,memory}`.
+"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,memory,categories}`.
 
 Importing Lightning takes seconds, so this file looks for cheap mistakes before anything heavy is imported.
 """
@@ -34,6 +34,11 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_app.inference.memory import command as memory_command
 
             memory_command(argv[1:])
+            return
+        if argv[:1] == ["categories"]:
+            from lightning_app.inference.categories import command as categories_command
+
+            categories_command(argv[1:])
             return
         check_arguments(argv)
         from lightning_app.harness import run

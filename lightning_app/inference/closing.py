@@ -1,4 +1,4 @@
-"""The end of a fit: the loss picture, samples of the best checkpoint, and a table of what was reached."""
+"""The end of a fit: the loss picture, the categories' page, samples of the best checkpoint, a table."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app.callbacks.run_log import RunLog, read_log
 from lightning_app.callbacks.samples import Samples
+from lightning_app.inference.categories import networks_of, write_page
 from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
@@ -26,6 +27,7 @@ from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 
+CATEGORIES = "categories.html"
 SAMPLES = 3
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
 COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
@@ -53,12 +55,22 @@ def close_run(trainer: L.Trainer) -> None:
     records = read_log(path)
     best = best_validation(records)
     draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
+    _draw_categories(trainer, path, data)
     checkpoints = _checkpoints(path)
     sampled = _sample_best(trainer, checkpoints, data) if best else None
     compressor = _compressor(data)
     rows = _rows(path, records, best, sampled, compressor, checkpoints)
     print("\n" + format_table(rows, title=f"{path}: what was reached"))
     _record(trainer, path, best, sampled, compressor)
+
+
+def _draw_categories(trainer: L.Trainer, folder: Path, data: TextDataModule) -> None:
+    """As they are at the last step, where there are any to draw."""
+    module = trainer.lightning_module
+    networks = networks_of(module, data.tokenizer) if isinstance(module, LanguageModule) else []
+    if networks:
+        name = f"{folder.parent.name}/{folder.name}"
+        write_page(networks, folder / CATEGORIES, of=f"{name}, step {trainer.global_step}")
 
 
 def _checkpoints(folder: Path) -> dict[str, Path]:
@@ -139,6 +151,7 @@ def _rows(
     rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
     rows += [
         ("loss picture", str(path / "loss.png")),
+        *([("categories", str(path / CATEGORIES))] if (path / CATEGORIES).is_file() else []),
         ("config", str(path / "config.yaml")),
         ("log", str(path / "log.jsonl")),
     ]

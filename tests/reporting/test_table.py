@@ -1,4 +1,4 @@
-from lightning_app.reporting.table import format_table
+from lightning_app.reporting.table import format_columns, format_table, one_line
 
 
 def test_two_columns_and_indented_further_lines():
@@ -11,3 +11,17 @@ def test_two_columns_and_indented_further_lines():
         "        second",
         "empty   ",
     ]
+
+
+def test_columns_are_as_wide_as_their_longest_cell_and_end_without_spaces():
+    rows = [["1", "one", ""], ["1,000", "a thousand", "x"]]
+    assert format_columns(["n", "name", "z"], rows, left=(1,)) == [
+        "    n  name        z",
+        "    1  one",
+        "1,000  a thousand  x",
+    ]
+
+
+def test_one_line_keeps_what_can_be_printed():
+    assert one_line('it\'s "ä"\r\n\tb\x1b[0m\n') == 'it\'s "ä"\\n\\tb\\x1b[0m\\n'
+    assert one_line("a\nb", line_end=" / ") == "a / b"

@@ -1,0 +1,242 @@
+"""The categories of an ART network: a table for the terminal, and a page on which one sees whether they mean something.
+
+Pure: what is known of the categories in, text out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from lightning_app.reporting.table import format_columns, one_line
+
+COLUMNS = ("id", "inputs", "share", "age", "unused", "nearest", "alike", "typical texts")
+MEANING = {
+    "id": "Given in the order of birth; it stays the category's own",
+    "inputs": "Inputs that went to the category",
+    "share": "The same, of all inputs so far",
+    "age": "Inputs since the category opened, of whichever category",
+    "unused": "Inputs since its last one",
+    "nearest": "The other category whose prototype is most alike",
+    "alike": "How much alike the two are; 1: the same",
+    "typical texts": "The beginnings (or ends) of the texts that match the prototype best, best first",
+}
+EMPTY = "no category yet: one opens at an optimizer step, once the network has seen enough inputs"
+
+
+@dataclass(frozen=True)
+class Category:
+    """What a category is known by.
+
+    Attributes:
+        id: given in the order of birth.
+        inputs: that it has had.
+        share: of all inputs, from 0 to 1.
+        age: inputs since it opened.
+        unused: inputs since its last one; 0: that was the newest.
+        nearest: id of the other category that is most alike, and how much; None: there is no other.
+        texts: typical ones, the best match first.
+    """
+
+    id: int
+    inputs: int
+    share: float
+    age: int
+    unused: int
+    nearest: tuple[int, float] | None
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The categories of one network, in the order in which they are shown.
+
+    Attributes:
+        name: of its loss term.
+        vigilance: the match from which on an input is known.
+        seen: inputs so far.
+    """
+
+    name: str
+    vigilance: float
+    seen: int
+    categories: Sequence[Category]
+
+    def summary(self) -> str:
+        """In one line."""
+        n, inputs = len(self.categories), f"{self.seen:,} input{'s' * (self.seen != 1)}"
+        if not n:
+            return f"{EMPTY} ({inputs} so far)"
+        once = sum(category.inputs == 1 for category in self.categories)
+        kinds = f"{n:,} categor{'y' if n == 1 else 'ies'} after {inputs}"
+        return f"{kinds}, {once:,} of them with one input; vigilance {self.vigilance:.3f}"
+
+
+def _cells(category: Category) -> list[str]:
+    """All columns but the texts."""
+    nearest, alike = category.nearest or (None, None)
+    return [
+        f"{category.id}",
+        f"{category.inputs:,}",
+        f"{category.share:.1%}",
+        f"{category.age:,}",
+        f"{category.unused:,}",
+        "-" if nearest is None else f"{nearest}",
+        "-" if alike is None else f"{alike:.3f}",
+    ]
+
+
+# For the terminal
+
+
+def format_categories(network: Network, *, limit: int, width: int | None = None) -> str:
+    """The first `limit` categories, a typical text a line; lines are cut at `width` characters."""
+    title = f"{network.name}: {network.summary()}"
+    rows = []
+    for category in network.categories[:limit]:
+        first, *others = [one_line(text) for text in category.texts] or [""]
+        rows += [[*_cells(category), first], *([""] * (len(COLUMNS) - 1) + [text] for text in others)]
+    lines = [title, "-" * len(title), *(format_columns(COLUMNS, rows, left=(len(COLUMNS) - 1,)) if rows else [])]
+    if (left := len(network.categories) - limit) > 0:
+        lines.append(f"... and {left:,} more: --limit {len(network.categories)} shows all")
+    return "\n".join(line if width is None or len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+# For the browser
+
+
+def draw_page(networks: Sequence[Network], *, title: str) -> str:
+    """One HTML file that needs nothing else: a section for each network, sorted by a click on a column's head."""
+    sections = "\n".join(_section(network, number) for number, network in enumerate(networks))
+    legend = "".join(f"<dt>{column}</dt><dd>{escape(MEANING[column])}</dd>" for column in COLUMNS)
+    return PAGE.format(title=escape(title), legend=legend, style=STYLE, sections=sections, script=SCRIPT)
+
+
+def _section(network: Network, number: int) -> str:
+    head = f'<section>\n<h2>{escape(network.name)}</h2>\n<p class="summary">{escape(network.summary())}</p>'
+    if not network.categories:
+        return f"{head}\n</section>"
+    heads = "".join(_head(column) for column in COLUMNS)
+    most = max(category.inputs for category in network.categories)
+    rows = "\n".join(_row(category, number, most) for category in network.categories)
+    return f"{head}\n<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</section>"
+
+
+def _head(column: str) -> str:
+    title, sort = escape(MEANING[column]), ' aria-sort="descending"' if column == "inputs" else ""
+    if column == COLUMNS[-1]:
+        return f'<th scope="col" title="{title}">{column}</th>'
+    return f'<th scope="col" title="{title}"{sort}><button type="button">{column}</button></th>'
+
+
+def _row(category: Category, section: int, most: int) -> str:
+    """A category; a cell carries the number that it is sorted by."""
+    nearest, alike = category.nearest or (-1, -2.0)  # none: at the end
+    numbers = (category.id, category.inputs, category.share, category.age, category.unused, nearest, alike)
+    shown = dict(zip(COLUMNS, _cells(category), strict=False))
+    shown["share"] += f'<span class="bar" style="width:{100 * category.inputs / most:.1f}%"></span>'
+    if category.nearest:
+        shown["nearest"] = f'<a href="#c{section}-{nearest}">{nearest}</a>'
+    cells = "".join(
+        f'<td data-label="{column}" data-by="{number!r}">{cell}</td>'
+        for (column, cell), number in zip(shown.items(), numbers, strict=True)
+    )
+    texts = "".join(f"<li>{escape(one_line(text, line_end=' ↵ '))}</li>" for text in category.texts)
+    return f'<tr id="c{section}-{category.id}">{cells}<td class="texts"><ul dir="auto">{texts}</ul></td></tr>'
+
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<details><summary>what the columns say</summary><dl>{legend}</dl></details>
+{sections}
+<script>
+{script}</script>
+</body>
+</html>
+"""
+
+STYLE = """\
+:root {
+  color-scheme: light dark;
+  --page: #fff; --ink: #1d2329; --soft: #5b6670; --line: #dfe4e8; --bar: #3b7dd8; --accent: #1f5fb8; --mark: #eaf2fd;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #15191d; --ink: #e4e8eb; --soft: #9aa6b0; --line: #2c343b; --bar: #5b9bf0; --accent: #8ab8f7;
+    --mark: #1d2a3a;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 1.5rem clamp(0.75rem, 3vw, 2.5rem); max-width: 90rem;
+  background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, "Segoe UI", Roboto, sans-serif;
+}
+h1 { font-size: 1.35rem; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2rem 0 0.25rem; }
+details { color: var(--soft); }
+details summary { cursor: pointer; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; margin: 0.5rem 0; }
+dt { color: var(--ink); }
+dd { margin: 0; }
+.summary { margin: 0 0 0.75rem; color: var(--soft); }
+a { color: var(--accent); }
+table { border-collapse: collapse; width: 100%; }
+th {
+  position: sticky; top: 0; background: var(--page); padding: 0;
+  text-align: right; font-weight: 600; white-space: nowrap;
+}
+th:last-child { text-align: left; padding: 0.4rem 0.6rem; width: 100%; }
+th button { all: unset; cursor: pointer; padding: 0.4rem 0.6rem; }
+th button:focus-visible { outline: 2px solid var(--accent); }
+th[aria-sort] { color: var(--accent); }
+th[aria-sort="descending"] button::after { content: " ↓"; }
+th[aria-sort="ascending"] button::after { content: " ↑"; }
+td {
+  padding: 0.5rem 0.6rem; border-top: 1px solid var(--line); vertical-align: top; text-align: right;
+  font-variant-numeric: tabular-nums; white-space: nowrap;
+}
+td.texts { text-align: left; white-space: normal; }
+tr:target { background: var(--mark); }
+.bar { display: block; height: 4px; margin-top: 0.3rem; background: var(--bar); border-radius: 2px; }
+td[data-label="share"] { min-width: 5.5rem; }
+ul { margin: 0; padding: 0; list-style: none; overflow-wrap: anywhere; }
+li + li { margin-top: 0.3rem; color: var(--soft); }
+@media (max-width: 48rem) {
+  table, thead, tbody { display: block; }
+  thead tr, tbody tr { display: flex; flex-wrap: wrap; }
+  thead tr { gap: 0.1rem 0; margin-left: -0.6rem; }
+  thead tr::before { content: "sort by"; padding: 0.4rem 0.6rem; color: var(--soft); }
+  th:last-child { display: none; }
+  th { position: static; }
+  tbody tr { border-top: 1px solid var(--line); padding: 0.6rem 0; gap: 0.1rem 1.1rem; }
+  td { border: 0; padding: 0; text-align: left; }
+  td[data-label]::before { content: attr(data-label) " "; color: var(--soft); }
+  td[data-label="share"] { min-width: 0; }
+  .bar { display: none; }
+  td.texts { flex-basis: 100%; margin-top: 0.3rem; }
+}
+"""
+
+SCRIPT = """\
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.parentElement, body = head.closest("table").tBodies[0];
+    const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
+    const key = row => Number(row.cells[head.cellIndex].dataset.by);
+    body.append(...[...body.rows].sort((a, b) => sign * (key(a) - key(b))));
+    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+  });
+}
+"""
