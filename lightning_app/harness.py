@@ -189,7 +189,8 @@ class Harness(LightningCLI):
         if tokenizer:
             self.datamodule.adopt_tokenizer(tokenizer)
         if path == self._options.init_from:
-            self.model.start_from(checkpoint)
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"])
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
 
