@@ -189,8 +189,7 @@ class Harness(LightningCLI):
         if tokenizer:
             self.datamodule.adopt_tokenizer(tokenizer)
         if path == self._options.init_from:
-            self.model.on_load_checkpoint(checkpoint)
-            self.model.load_state_dict(checkpoint["state_dict"])
+            self.model.start_from(checkpoint)
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -87,14 +87,7 @@ class ARTRegularizer(Regularizer):
         self._live = [backbone]  # in a list, as its parameters belong to the module
         if self.art.novelty == "drift":
             self.average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
-            self.average.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> ARTRegularizer:
-        """The averaged model stays without dropout."""
-        super().train(mode)
-        if self.average is not None:
-            self.average.eval()
-        return self
+            self.average.requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
         own = ("lambda_art", "pooling", "layer", "warmup_steps", "average_decay", "learn_at_most", "name")
@@ -103,7 +96,11 @@ class ARTRegularizer(Regularizer):
     # What is computed
 
     def _states(self, states: HiddenStates) -> Tensor:
-        return states.last if self.layer is None else states.layers[self.layer]
+        if self.layer is None:
+            return states.last
+        if self.layer not in states.layers:
+            raise InputError(f"layer is {self.layer}; the backbone has no such layer (they are counted from 0)")
+        return states.layers[self.layer]
 
     def embeddings(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """(N, D) in float32, and (N, 2) the row and the last position of each."""
@@ -116,13 +113,16 @@ class ARTRegularizer(Regularizer):
 
     @torch.no_grad()
     def _averaged(self, outputs: Outputs, embeddings_ND: Tensor, ends_N2: Tensor) -> Tensor:
-        """(N, D) by the averaged model, of the rows in which something is novel; the embeddings themselves elsewhere."""
+        """(N, D) by the averaged model, of rows in which something is novel; the embeddings themselves elsewhere."""
         assert self.average is not None
         rows = ends_N2[:, 0]
         novel = rows[self.art.is_novel(embeddings_ND)].unique()
         averaged = embeddings_ND.clone()
         if len(novel):
-            states = self._states(self.average.module.states(outputs.ids[novel], layers=self.layers)).float()
+            model = cast(Backbone, self.average.module)
+            model.eval()  # no dropout; but not for good, as Lightning warns of parts that begin a fit so
+            states = self._states(model.states(outputs.ids[novel], layers=self.layers)).float()
+            model.train(self.training)
             averaged[torch.isin(rows, novel)] = pool(states, outputs.mask[novel], self.pooling)[0]
         return averaged
 
@@ -154,9 +154,10 @@ class ARTRegularizer(Regularizer):
         finite = embeddings.isfinite().all(-1)
         if not finite.all():
             documents = outputs.document_ids[ends[~finite, 0], 0].unique().tolist()
-            rank_zero_warn(
+            warnings.warn(  # on each rank, as each has documents of its own
                 f"{self.name}: {int((~finite).sum())} of {len(finite)} embeddings are not finite (documents "
-                f"{documents}): nothing is learned from them"
+                f"{documents}): nothing is learned from them",
+                stacklevel=2,
             )
         spans = self._spans(outputs.ids, ends)
         self._counts.append(self.art.learn(gathered(embeddings[finite]), gathered(spans[finite])))

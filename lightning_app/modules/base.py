@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +30,7 @@ NOT_FINITE = (
     "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
     "the checkpoints on disk are from before"
 )
+OF_REGULARIZERS = "regularizers."  # in the names of their tensors
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -83,7 +84,8 @@ class Regularizer(nn.Module, ABC):
         self.weight, self.layers = weight, layers
 
     def build(self, backbone: Backbone) -> None:
-        """Make what depends on the model; called once, by the module that the regulariser joins."""
+        """Make what depends on the model, as new; called by the module that the regulariser joins, and again where
+        that has taken its weights from a checkpoint."""
 
     @abstractmethod
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -179,7 +181,9 @@ class LanguageModule(L.LightningModule, ABC):
             with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
                 further = regularizer.loss(outputs)
             if taken := terms.keys() & further.keys():
-                raise InputError(f"two loss terms have the name {sorted(taken)[0]!r}: give one regulariser another name")
+                raise InputError(
+                    f"two loss terms have the name {sorted(taken)[0]!r}: give one regulariser another name"
+                )
             terms |= {name: (regularizer.weight, term) for name, term in further.items()}
         return terms
 
@@ -290,7 +294,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def buffers_equal_on_all_ranks(self) -> list[str]:
         """Names of buffers that ranks keep equal by learning the same, so that DDP need not send them around."""
-        return [name for name, _ in self.named_buffers() if name.startswith("regularizers.")]
+        return [name for name, _ in self.named_buffers() if name.startswith(OF_REGULARIZERS)]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         shown = {name for regularizer in self.regularizers for name in regularizer.on_bar}
@@ -434,6 +438,25 @@ class LanguageModule(L.LightningModule, ABC):
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
 
+    def start_from(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of another run. A regulariser that the checkpoint lacks starts anew; what it holds of one
+        that this module lacks stays behind; one that both have goes on.
+
+        Raises:
+            InputError: anything else in which the two differ.
+        """
+        own, state = self.state_dict(), checkpoint["state_dict"]
+        ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
+        kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
+        new = {name: tensor for name, tensor in own.items() if _regularizer_of(name) not in theirs}
+        checkpoint = {**checkpoint, "state_dict": kept | new}
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
+        for i, regularizer in enumerate(self.regularizers):
+            if f"{OF_REGULARIZERS}{i}" in ours - theirs:
+                regularizer.build(self.model_of_states)
+                rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()
         for name, tensor in checkpoint["state_dict"].items():
@@ -450,3 +473,8 @@ class LanguageModule(L.LightningModule, ABC):
                 raise InputError(
                     f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
                 )
+
+
+def _regularizer_of(tensor: str) -> str | None:
+    """ "regularizers.0" of a tensor's name; None for what is no regulariser's."""
+    return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_REGULARIZERS) else None
