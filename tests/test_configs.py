@@ -19,27 +19,35 @@ MODULES = {  # every config in configs/, and what it trains
     "article_gpt": "ArticleGPT",
     "article_gpt_162m": "ArticleGPT",
     "article_gpt_seed": "ArticleGPT",
+    "art_gpt2": "ARTGPT2",
+    "art_gpt2_offline": "ARTGPT2",
     "gpt2": "CausalLM",
     "gpt2_offline": "CausalLM",
     "varda_gpt": "VardaGPT",
     "varda_gpt_offline": "VardaGPT",
 }
-NEEDS_DOWNLOAD = {"article_gpt_162m", "article_gpt_seed", "gpt2", "varda_gpt"}
+NEEDS_DOWNLOAD = {"art_gpt2", "article_gpt_162m", "article_gpt_seed", "gpt2", "varda_gpt"}
+CHANGED = {  # what each overlay changes
+    "art": "article_gpt",
+    "art_varda": "varda_gpt_offline",
+    "ddp": "article_gpt",
+    "debug": "article_gpt",
+    "fsdp": "article_gpt_162m",
+}
 IN_OTHER_TESTS = {"ddp", "fsdp"}  # two processes: tests/test_ddp.py; several GPUs: not here
 
 Main = Callable[..., None]
 
 
 def words(path: Path) -> list[str]:
-    base = "article_gpt_162m" if path.stem == "fsdp" else "article_gpt"
-    first = [] if path in CONFIGS else ["--config", f"configs/{base}.yaml"]
+    first = [] if path in CONFIGS else ["--config", f"configs/{CHANGED[path.stem]}.yaml"]
     return [*first, "--config", str(path.relative_to(ROOT))]
 
 
 def test_all_are_found():
     assert [path.stem for path in CONFIGS] == sorted(MODULES)
     assert set(MODULES) > NEEDS_DOWNLOAD
-    assert len(OVERLAYS) == 3
+    assert [path.stem for path in OVERLAYS] == sorted(CHANGED)
 
 
 @pytest.mark.parametrize("path", CONFIGS + OVERLAYS, ids=lambda p: p.stem)
@@ -58,7 +66,8 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
         main(command, *words(path), "--print_config")
     assert stopped.value.code == 0
     config = yaml.safe_load(printed.getvalue())
-    assert config["model"]["class_path"] == f"lightning_app.modules.{MODULES.get(path.stem, 'ArticleGPT')}"
+    trained = MODULES[path.stem if path in CONFIGS else CHANGED[path.stem]]
+    assert config["model"]["class_path"] == f"lightning_app.modules.{trained}"
     assert "vocab_size" not in config["model"]["init_args"]["backbone"].get("init_args", {})  # linked, not repeated
 
 
