@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_app.inference import closing
 from lightning_app.modules import ArticleGPT, LanguageModule
 
 Fails = Callable[..., str]
@@ -103,6 +104,44 @@ def test_impossible_sizes(fit_fails: Fails):
     assert "heads" in error
     assert "dropout is 1.5" in fit_fails({"model": {"init_args": {"backbone": {"dropout": 1.5}}}})
     assert "token_noise is -1" in fit_fails({"model": {"init_args": {"token_noise": -1}}})
+
+
+ART = {"class_path": "lightning_app.modules.ARTRegularizer"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"vigilance": 1.5}, ("vigilance is 1.5", "[-1, 1]")),
+        ({"vigilance": 0.7, "vigilance_quantile": 0.1}, ("vigilance is 0.7", "vigilance_quantile 0.1")),
+        ({"lambda_art": -0.5}, ("lambda_art is -0.5", "at least 0")),
+        ({"layer": 4}, ("layer is 4", "no such layer")),
+        ({"normalise": "center"}, ("normalise",)),
+    ],
+)
+def test_options_of_art(fit_fails: Fails, options: dict[str, Any], words: tuple[str, ...]):
+    error = fit_fails({"model": {"init_args": {"regularizers": [ART | {"init_args": options}]}}})
+    assert all(word in error for word in words), error
+
+
+def test_a_checkpoint_with_art_of_another_width_or_capacity(
+    fails: Fails, main: Main, config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 5)
+
+    def with_art(width: int, capacity: int) -> str:
+        art = ART | {"init_args": {"capacity": capacity}}
+        return config({"model": {"init_args": {"backbone": {"embedding_dim": width}, "regularizers": [art]}}})
+
+    main("fit", "--config", with_art(16, 30))
+    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
+    for option in ("--ckpt_path", "--init_from"):
+        error = fails("fit", "--config", with_art(32, 30), option, checkpoint)
+        assert "16)" in error
+        assert "32)" in error
+        error = fails("fit", "--config", with_art(16, 40), option, checkpoint)
+        assert "(30, 16)" in error
+        assert "(40, 16)" in error
 
 
 def test_a_dataloader_at_the_top_is_sent_to_its_place(fit_fails: Fails):

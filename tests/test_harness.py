@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from lightning_app.callbacks.run_log import read_log
+from lightning_app.inference import closing
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
 from lightning_app.reporting.curves import best_validation
@@ -133,6 +134,26 @@ def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config
     before = weights(RUN / "checkpoints/last.ckpt")
     moved = max((checkpoint["state_dict"][name] - before[name]).abs().max().item() for name in before)
     assert 0 < moved < 2e-3  # two warm-up steps of AdamW away
+
+
+def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config, monkeypatch: pytest.MonkeyPatch):
+    """Those that it lacks start anew; those that the module lacks stay behind."""
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 5)
+    regularizers = [{"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"average_decay": 0.9}}]
+    without, with_art = config({"name": "a"}, "a.yaml"), {"model": {"init_args": {"regularizers": regularizers}}}
+    with_art = config({"name": "b", **with_art}, "b.yaml")
+    a, b = (Path(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in "ab")
+    main("fit", "--config", without)
+    main("fit", "--config", with_art, "--init_from", a, "--trainer.max_steps", 3)
+    art = weights(b)
+    assert art["regularizers.0.steps"] == 3
+    assert art["regularizers.0.art.seen"] == 3 * 4
+    near = max((x - art[name]).abs().max().item() for name, x in weights(a).items())
+    assert 0 < near < 5e-3  # three warm-up steps of AdamW away
+    main("fit", "--config", without, "--init_from", b, "--trainer.max_steps", 2)
+    again = weights("runs/a/version_1/checkpoints/last.ckpt")
+    assert again.keys() == weights(a).keys()
+    assert max((x - art[name]).abs().max().item() for name, x in again.items()) < 3e-3
 
 
 def test_validate_test_and_predict_from_a_checkpoint(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):

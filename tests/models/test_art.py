@@ -267,9 +267,18 @@ def test_typical_texts_are_those_that_match_best():
     assert sorted(network.texts[0, :, 0].tolist()) == [0, 2, 4]
     assert (network.texts[0] == network.texts[0, :, :1]).all()
     assert network.texts.shape[1:] == (TEXTS, SPAN) == (3, 32)
-    for _ in range(60):
-        network.learn(degrees(20), torch.tensor([[77]]))
-    assert 77 in network.texts[0, :, 0].tolist()  # newer ones come in
+
+
+def test_newer_texts_come_in_though_older_ones_matched_better():
+    network = learned()
+    for text in range(3):
+        network.learn(degrees(0), torch.tensor([[text]]))
+    after = []
+    for _ in range(20):
+        network.learn(degrees(-10, 10), torch.tensor([[77], [78]]))
+        after.append(sorted(network.texts[0, :, 0].tolist()))
+    assert after[0] == [0, 1, 2]
+    assert {77, 78} & set(after[-1])
 
 
 def test_a_copy_and_a_checkpoint_hold_all_that_is_known():

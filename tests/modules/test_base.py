@@ -179,6 +179,27 @@ def test_weights_of_another_shape_or_config_are_refused_with_both():
         module.on_load_checkpoint({"state_dict": ArticleGPT(decoder(layers=3)).state_dict()})
 
 
+def test_a_start_takes_weights_and_the_regularizers_that_both_have():
+    """One that the checkpoint lacks starts anew, one that the module lacks stays behind."""
+
+    def module(n: int, learned: int, seed: int) -> ArticleGPT:
+        module = ArticleGPT(decoder(), regularizers=[PullToZero() for _ in range(n)])
+        torch.nn.init.constant_(module.backbone.lm_head.weight, seed)
+        for regularizer in module.regularizers:
+            regularizer.learned.fill_(learned)
+        return module
+
+    for n, m, expected in ((0, 2, [9, 9]), (1, 2, [5, 9]), (2, 1, [5]), (2, 0, [])):
+        one, other = module(n, 5, seed=1), module(m, 9, seed=2)
+        other.start_from({"state_dict": one.state_dict()})
+        assert [regularizer.learned.item() for regularizer in other.regularizers] == expected
+        assert torch.equal(other.backbone.lm_head.weight, one.backbone.lm_head.weight)
+    state = module(2, 5, seed=1).state_dict()
+    del state["backbone.lm_head.weight"]
+    with pytest.raises(InputError, match="the checkpoint lacks 1 tensors, such as backbone"):
+        module(0, 9, seed=2).start_from({"state_dict": state})
+
+
 def test_sizes_that_the_data_contradicts_are_refused_with_both(fit: Fit):
     with pytest.raises(InputError, match=r"data\.vocab_size is 257, but the backbone has 300"):
         fit(ArticleGPT(decoder(vocab_size=300)))
