@@ -6,4 +6,13 @@ from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.modules.causal_lm import CausalLM
 from lightning_app.modules.varda_gpt import VardaGPT
 
-__all__ = ["ARTGPT2", "ARTRegularizer", "ArticleGPT", "CausalLM", "LanguageModule", "Outputs", "Regularizer", "VardaGPT"]
+__all__ = [
+    "ARTGPT2",
+    "ARTRegularizer",
+    "ArticleGPT",
+    "CausalLM",
+    "LanguageModule",
+    "Outputs",
+    "Regularizer",
+    "VardaGPT",
+]
