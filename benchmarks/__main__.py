@@ -9,11 +9,12 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import cuda, fit_overhead, generation, memory, text, train_step
+from benchmarks import art, cuda, fit_overhead, generation, memory, text, train_step
 from benchmarks.common import header
 
 REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-PARTS = {part.__name__.rpartition(".")[2]: part for part in (text, fit_overhead, generation, train_step, memory, cuda)}
+ALL = (text, fit_overhead, generation, train_step, memory, art, cuda)
+PARTS = {part.__name__.rpartition(".")[2]: part for part in ALL}
 TITLE = """# Benchmarks
 
 `make bench` wrote this page, or some of its sections, each of which ends with where it was measured. Each side of a
