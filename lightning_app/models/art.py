@@ -303,11 +303,12 @@ class ART(nn.Module):
         """Keep the text among the typical ones of its category, if it matches the prototype better than one of them."""
         match = self.rule.match(input_W[None], self.prototypes[slot][None])[0]
         self.text_match[slot] *= FADING
-        worst = int(self.text_match[slot].argmin())
-        if match > self.text_match[slot, worst]:
+        padded = nn.functional.pad(span[:SPAN].int(), (0, SPAN - len(span[:SPAN])), value=-1)
+        same = (self.texts[slot] == padded).all(-1)
+        worst = int(same.int().argmax() if same.any() else self.text_match[slot].argmin())
+        if same.any() or match > self.text_match[slot, worst]:
             self.text_match[slot, worst] = match
-            self.texts[slot, worst] = -1
-            self.texts[slot, worst, : len(span)] = span[:SPAN].int()
+            self.texts[slot, worst] = padded
 
     def _merge(self, changed: Tensor) -> None:
         """Let categories that came to overlap become one."""
@@ -353,6 +354,23 @@ class ART(nn.Module):
         newest = torch.cat([self.known, match_N])[-KNOWN:]
         self.known.copy_(newest)
         self.threshold.copy_(newest.nanquantile(self.quantile))
+
+    # What is remembered
+
+    def drawn_texts(self, n: int, *, seed: int) -> Tensor:
+        """(n, S) typical texts, -1 behind their ends, or (0, S) if there are none. Changes nothing.
+
+        A category is drawn by how many inputs ago it had its last one, and then one of its texts.
+        """
+        texts = self.texts[: len(self)]
+        there = (texts[..., 0] >= 0).cpu()  # (C, K)
+        if not there.any():
+            return texts.new_empty(0, texts.shape[-1]).long()
+        generator = torch.Generator().manual_seed(seed)
+        since = (self.seen - self.used[: len(self)]).cpu().double() * there.any(-1)
+        slots = torch.multinomial(since, n, replacement=True, generator=generator)
+        which = torch.multinomial(there[slots].double(), 1, generator=generator)[:, 0]
+        return texts[slots, which].long()
 
     # What is shown
 

@@ -115,8 +115,11 @@ class MemoryLM(Backbone):
         return MemoryStates(HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in readings])
 
     def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
-        """(B, T) ids of a whole block -> states as they would be without any reader."""
-        return self._hidden(self.backbone.embed(ids), self.context_length or ids.shape[1], layers)
+        """(B, T) ids of a whole block -> states as they would be without any reader; T need not fill its segments."""
+        T = ids.shape[1]
+        length = min(self.context_length or T, T)
+        states = self._hidden(self.backbone.embed(nn.functional.pad(ids, (0, -T % length))), length, layers)
+        return HiddenStates(states.last[:, :T], {i: state[:, :T] for i, state in states.layers.items()})
 
     def plain_logits(self, ids: Tensor, found: MemoryStates) -> Tensor:
         """(B, T, V) as they would be without any reader."""

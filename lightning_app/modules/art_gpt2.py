@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_app.errors import InputError
 from lightning_app.models.art import ART, SPAN
 from lightning_app.models.backbone import Backbone, HiddenStates, rebuilt_by
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
-from lightning_app.modules.ranks import gathered
+from lightning_app.modules.ranks import gathered, rank, world_size
 from lightning_app.ops.art import Pooling, Resonance, pool
 
+OPTIONS = ("lambda_art", "pooling", "layer", "warmup_steps", "average_decay", "rehearsal", "rehearsed_texts")
+OPTIONS += ("learn_at_most", "name")
 UNKNOWN = -1.0  # similarity of a text where there is no category yet
 
 
@@ -31,8 +36,12 @@ class ARTRegularizer(Regularizer):
             `token`.
         layer: whose states, counted from 0; None: the last state, which `logits` reads.
         warmup_steps: optimizer steps in which the weight rises to `lambda_art`.
-        average_decay: per step, of the averaged model of `novelty: drift`; it costs the parameters once more, and a
-            forward of the novel texts.
+        average_decay: per step, of the averaged model of `novelty: drift` and of `rehearsal`; it costs the parameters
+            once more, and a forward of the novel texts.
+        rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model || model)
+            of the next tokens of the categories' typical texts, in nats per token. 0: none.
+        rehearsed_texts: of 32 tokens, drawn anew in each training step; a category that current texts have not come to
+            for twice as long is drawn twice as often.
         learn_at_most: of each batch's embeddings, evenly spread: with `pooling: token` there are many.
         name: of the loss term and of all that is logged; a second regulariser needs another one.
         art: see `models.art.ART`.
@@ -50,6 +59,8 @@ class ARTRegularizer(Regularizer):
         layer: int | None = None,
         warmup_steps: int = 0,
         average_decay: float = 0.999,
+        rehearsal: float = 0.0,
+        rehearsed_texts: int = 4,
         learn_at_most: int = 256,
         name: str = "art",
         **art: Any,
@@ -59,13 +70,16 @@ class ARTRegularizer(Regularizer):
             ("lambda_art", lambda_art, float("inf")),
             ("warmup_steps", warmup_steps, float("inf")),
             ("average_decay", average_decay, 1.0),
+            ("rehearsal", rehearsal, float("inf")),
         ):
             if not 0 <= value <= highest:
                 raise InputError(f"{option} is {value}; it must be at least 0" + (", at most 1" * (highest == 1)))
-        if learn_at_most < 1:
-            raise InputError(f"learn_at_most is {learn_at_most}; it must be at least 1")
+        for option, number in (("learn_at_most", learn_at_most), ("rehearsed_texts", rehearsed_texts)):
+            if number < 1:
+                raise InputError(f"{option} is {number}; it must be at least 1")
         self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
         self.average_decay, self.learn_at_most, self.name = average_decay, learn_at_most, name
+        self.rehearsal, self.rehearsed_texts = rehearsal, rehearsed_texts
         self.on_bar = (f"{name}_clusters",)
         self._art_options = art
         self.art = ART(1, **art)  # refuses what contradicts itself; `build` makes the one of the right width
@@ -85,13 +99,12 @@ class ARTRegularizer(Regularizer):
     def build(self, backbone: Backbone) -> None:
         self.art = ART(backbone.width, **self._art_options)
         self._live = [backbone]  # in a list, as its parameters belong to the module
-        if self.art.novelty == "drift":
+        if self.art.novelty == "drift" or self.rehearsal:
             self.average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
             self.average.requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
-        own = ("lambda_art", "pooling", "layer", "warmup_steps", "average_decay", "learn_at_most", "name")
-        return {**{option: getattr(self, option) for option in own}, **self.art.config()}
+        return {**{option: getattr(self, option) for option in OPTIONS}, **self.art.config()}
 
     # What is computed
 
@@ -109,7 +122,24 @@ class ARTRegularizer(Regularizer):
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         embeddings, ends = self.embeddings(outputs)
         averaged = self._averaged(outputs, embeddings, ends) if self.art.novelty == "drift" and len(self.art) else None
-        return {self.name: self.art.loss(embeddings, averaged)}
+        terms = {self.name: self.art.loss(embeddings, averaged)}
+        if self.rehearsal and self.training:
+            terms[f"{self.name}_rehearsal"] = self.rehearsal * self._forgotten(outputs.ids.device)
+        return terms
+
+    def _forgotten(self, device: torch.device) -> Tensor:
+        """KL(averaged model || model) of the next tokens of some typical texts, in nats per token; 0 without any."""
+        assert self.average is not None
+        texts = self.art.drawn_texts(self.rehearsed_texts, seed=int(self.steps) * world_size() + rank()).to(device)
+        if len(texts) == 0:
+            return torch.zeros((), device=device)
+        real = texts[:, 1:] >= 0  # the last token of a text predicts one that is not known: it does not count
+        ids = texts.clamp_min(0)
+        live, average = self._live[0], cast(Backbone, self.average.module)
+        with torch.no_grad(), _evaluated(average):
+            wanted = average(ids)[:, :-1][real].float().log_softmax(-1)
+        found = live.logits(live.states(ids).last)[:, :-1][real].float().log_softmax(-1)
+        return F.kl_div(found, wanted, reduction="sum", log_target=True) / real.sum().clamp_min(1)
 
     @torch.no_grad()
     def _averaged(self, outputs: Outputs, embeddings_ND: Tensor, ends_N2: Tensor) -> Tensor:
@@ -120,9 +150,8 @@ class ARTRegularizer(Regularizer):
         averaged = embeddings_ND.clone()
         if len(novel):
             model = cast(Backbone, self.average.module)
-            model.eval()  # no dropout; but not for good, as Lightning warns of parts that begin a fit so
-            states = self._states(model.states(outputs.ids[novel], layers=self.layers)).float()
-            model.train(self.training)
+            with _evaluated(model):
+                states = self._states(model.states(outputs.ids[novel], layers=self.layers)).float()
             averaged[torch.isin(rows, novel)] = pool(states, outputs.mask[novel], self.pooling)[0]
         return averaged
 
@@ -183,6 +212,15 @@ class ARTRegularizer(Regularizer):
         if len(sizes):
             numbers |= {"size_median": float(sizes.median()), "size_max": float(sizes.max())}
         return {f"{self.name}_{name}": number for name, number in numbers.items()}
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Without dropout for a while; not for good, as Lightning warns of parts that begin a fit so."""
+    before = model.training
+    model.eval()
+    yield
+    model.train(before)
 
 
 def _of_text(found: Resonance, mine: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,85 @@
+"""Two domains to learn one after the other: WikiText and plays, or any two texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.texts import articles, halves
+from lightning_app.errors import InputError
+from lightning_app.text.corpus import Document
+from lightning_app.text.token_cache import TokenArray, prepare_tokens
+from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
+
+PIECE = 4000  # characters: about the size of a document that is cut out of a long text without marks
+HELD_OUT = 0.1  # of a text without held-out one of its own: so much for validation, and as much for testing
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Tokens of a domain's three texts."""
+
+    train: TokenArray
+    val: TokenArray
+    test: TokenArray
+
+
+@dataclass(frozen=True)
+class Domains:
+    """The one that is learned first and the one that follows, in the first one's vocabulary.
+
+    Attributes:
+        token_bytes: (V,) bytes of text that each id stands for.
+    """
+
+    first: Domain
+    second: Domain
+    token_bytes: Tensor
+    tokenizer: Tokenizer
+
+
+def pieces(path: str) -> list[Document]:
+    """The documents of a source, long ones cut at blank lines into pieces of `PIECE` characters or a little more."""
+    return [piece for document in articles(path) for piece in _cut(document)]
+
+
+def _cut(document: Document) -> list[Document]:
+    if len(document.text) < 2 * PIECE:
+        return [document]
+    starts = [0]
+    for blank in re.finditer(r"\n\s*\n", document.text):
+        if blank.end() - starts[-1] >= PIECE:
+            starts.append(blank.end())
+    ends = [*starts[1:], len(document.text)]
+    return [
+        Document(document.text[start:end], name=f"{document.name}#{n}")
+        for n, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def in_three(documents: Sequence[Document]) -> tuple[list[Document], list[Document], list[Document]]:
+    """Its beginning to train on, and of the rest one half to validate on and one to test on."""
+    held_out = max(1, round(HELD_OUT * len(documents)))
+    if len(documents) < 3:
+        raise InputError(f"a domain has {len(documents)} piece(s) of {PIECE} characters: give 3 or more")
+    cut = len(documents) - 2 * held_out
+    return list(documents[:cut]), list(documents[cut : cut + held_out]), list(documents[cut + held_out :])
+
+
+def prepare_domains(first: str, first_heldout: str, second: str, *, vocab_size: int, folder: Path) -> Domains:
+    """Train a BPE on the first domain's training text, as nobody knows the second one yet, and encode all."""
+    learned = articles(first)
+    tokenizer = load_tokenizer(
+        str(folder / "bpe.tiktoken"), vocab_size=vocab_size, training_texts=lambda: (d.text for d in learned)
+    )
+    token_bytes = torch.zeros(vocab_size, dtype=torch.int64)
+    token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes()).long()
+    sides = []
+    for documents in ((learned, *halves(articles(first_heldout))), in_three(pieces(second))):
+        sides.append(Domain(*(prepare_tokens(some, tokenizer, folder / "tokens") for some in documents)))
+    return Domains(*sides, token_bytes, tokenizer)
