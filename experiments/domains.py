@@ -79,7 +79,9 @@ def prepare_domains(first: str, first_heldout: str, second: str, *, vocab_size: 
     )
     token_bytes = torch.zeros(vocab_size, dtype=torch.int64)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes()).long()
-    sides = []
-    for documents in ((learned, *halves(articles(first_heldout))), in_three(pieces(second))):
-        sides.append(Domain(*(prepare_tokens(some, tokenizer, folder / "tokens") for some in documents)))
-    return Domains(*sides, token_bytes, tokenizer)
+
+    def domain(documents: Sequence[list[Document]]) -> Domain:
+        return Domain(*(prepare_tokens(some, tokenizer, folder / "tokens") for some in documents))
+
+    first_domain = domain((learned, *halves(articles(first_heldout))))
+    return Domains(first_domain, domain(in_three(pieces(second))), token_bytes, tokenizer)

@@ -15,9 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of on
 import argparse
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import after, report
+from experiments import after, report, store
 from experiments.runs import Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
 from lightning_app.models.decoder import Decoder
@@ -238,15 +236,11 @@ def append(job: Job, arm: str, record: dict[str, Any], nats: np.ndarray | None =
     """Results of an arm: nats (N,) of each token beside them, and then one line, in one write."""
     if nats is not None:
         np.save(job.folder / f"{arm.replace(' ', '_')}-{job.seed}.npy", nats)
-    line = json.dumps({"arm": arm, "seed": job.seed, **record}) + "\n"
-    with (job.folder / report.RESULTS).open("ab+", buffering=0) as file:
-        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            line = "\n" + line  # a crash cut the last line off
-        file.write(line.encode())
+    store.append(job.folder, {"arm": arm, "seed": job.seed, **record})
 
 
 def done(folder: Path) -> set[tuple[str, int]]:
-    return {(record["arm"], record["seed"]) for record in report.records(folder)}
+    return {(record["arm"], record["seed"]) for record in store.records(folder)}
 
 
 def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
@@ -258,15 +252,8 @@ def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
 def run_all(plan: Plan, folder: Path, *, workers: int, do: Callable[[Job], None] = run_job) -> None:
     """By worker processes of one thread each."""
     prepare(plan.train, plan.heldout, vocab_size=plan.vocab_size, folder=folder)  # once, before they all want it
-    context = multiprocessing.get_context("spawn")
     for stage in jobs(plan, folder):
-        if workers == 1:
-            for job in stage:
-                do(job)
-            continue
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for _ in pool.map(do, stage):
-                pass
+        store.do_all(do, stage, workers=workers)
 
 
 def main(words: list[str] | None = None) -> None:

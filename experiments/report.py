@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,27 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.store import Record, records
 from experiments.statistics import Interval, by_document, change, helped_and_hurt
 
-RESULTS = "results.jsonl"
 SECTION = "## Does it help?"  # the last one of its page
 ARMS = ("no memory", "more parameters", "cache", "concat", "knn", "knn + cache", "trime")
-Record = dict[str, Any]
-
-
-def records(folder: Path) -> list[Record]:
-    """All complete lines; one that was cut off by a crash does not count."""
-    path = folder / RESULTS
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [record for line in lines if (record := _parsed(line)) is not None]
-
-
-def _parsed(line: str) -> Record | None:
-    try:
-        record: Record = json.loads(line)
-    except ValueError:
-        return None
-    return record
 
 
 class Results:

@@ -19,8 +19,10 @@ from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.modules.ranks import gathered, rank, world_size
 from lightning_app.ops.art import Pooling, Resonance, pool
 
-OPTIONS = ("lambda_art", "pooling", "layer", "warmup_steps", "average_decay", "rehearsal", "rehearsed_texts")
-OPTIONS += ("learn_at_most", "name")
+OPTIONS = (
+    *("lambda_art", "pooling", "layer", "warmup_steps", "average_decay"),
+    *("rehearsal", "rehearsed_texts", "learn_at_most", "name"),
+)
 UNKNOWN = -1.0  # similarity of a text where there is no category yet
 
 
@@ -38,8 +40,8 @@ class ARTRegularizer(Regularizer):
         warmup_steps: optimizer steps in which the weight rises to `lambda_art`.
         average_decay: per step, of the averaged model of `novelty: drift` and of `rehearsal`; it costs the parameters
             once more, and a forward of the novel texts.
-        rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model || model)
-            of the next tokens of the categories' typical texts, in nats per token. 0: none.
+        rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model ||
+            model) of the next tokens of the categories' typical texts, in nats per token. 0: none.
         rehearsed_texts: of 32 tokens, drawn anew in each training step; a category that current texts have not come to
             for twice as long is drawn twice as often.
         learn_at_most: of each batch's embeddings, evenly spread: with `pooling: token` there are many.
