@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.store import Record, records
 from experiments.statistics import Interval, by_document, change, helped_and_hurt
+from experiments.store import Record, records
 
 SECTION = "## Does it help?"  # the last one of its page
 ARMS = ("no memory", "more parameters", "cache", "concat", "knn", "knn + cache", "trime")

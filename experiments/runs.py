@@ -163,7 +163,7 @@ def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dic
         training alone.
     """
     torch.manual_seed(seed)
-    optimizer = _optimizer(model, options)
+    optimizer = new_optimizer(model, options)
     schedule = WarmupCosine(optimizer, warmup_steps=options.warmup_steps, total_steps=options.steps, min_ratio=0.05)
     validation = list(blocks(texts.val, options.block_size, at_most=options.validation_blocks))
     best: tuple[float, int, dict[str, Tensor]] = (math.inf, 0, {})
@@ -183,7 +183,7 @@ def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dic
     return {"val_bpb": best[0], "best_step": best[1], "train_seconds": seconds}
 
 
-def _optimizer(model: MemoryLM, options: Training) -> torch.optim.Optimizer:
+def new_optimizer(model: torch.nn.Module, options: Training) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
