@@ -23,8 +23,10 @@ import json
 import sys
 import lightning as L
 import torch
+from lightning_app.models.art import SPAN
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ARTGPT2, ARTRegularizer
+from lightning_app.ops.art import spans
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
 
@@ -37,7 +39,7 @@ def learn(self, outputs):
         outputs.states.last[0, 0] = torch.nan
     embeddings, ends = self.embeddings(outputs)
     finite = embeddings.isfinite().all(-1)
-    seen.append((embeddings[finite], self._spans(outputs.ids, ends)[finite]))
+    seen.append((embeddings[finite], spans(outputs.ids, outputs.mask, ends, self.pooling, length=SPAN)[finite]))
     learned(self, outputs)
 
 

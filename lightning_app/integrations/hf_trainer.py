@@ -6,22 +6,21 @@ Shapes: B texts, T tokens, D width, N embeddings (B of them, or one per token), 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.utilities.distributed import gather_all_tensors
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from lightning_app.errors import InputError
-from lightning_app.models.art import ART, SPAN
-from lightning_app.ops.art import Pooling, pool
+from lightning_app.models.art import ART, SPAN, check_term
+from lightning_app.models.ranks import gathered, rank, world_size
+from lightning_app.models.rehearsal import forgotten
+from lightning_app.ops.art import Pooling, pool, spans, spread
 
 FILE = "art.pt"
 logger = logging.get_logger(__name__)
@@ -31,9 +30,9 @@ class ARTTrainer(Trainer):
     """A Trainer whose loss is its own plus `lambda_art` times that of an ART network on pooled hidden states.
 
     Categories are learned after each optimizer step. Evaluation is the Trainer's own, on the model's loss alone.
-    Checkpoints and `save_model` write `art.pt`, see `load_art`; checkpoints also keep the averaged model of
-    `novelty: drift` in it. Logged beside `loss`: `ce` (the Trainer's own loss) and `art`, means over the same steps;
-    `art_clusters`, `art_births`, `art_known`, `art_match`, `art_drift` of the newest step.
+    Checkpoints and `save_model` write `art.pt`, see `load_art`; checkpoints also keep the averaged model in it. Logged
+    beside `loss`: `ce` (the Trainer's own loss), `art` and `art_rehearsal`, means over the same steps; `art_clusters`,
+    `art_births`, `art_known`, `art_match`, `art_drift` of the newest step.
 
     Args:
         art: the categories; its width is that of the hidden states.
@@ -42,7 +41,10 @@ class ARTTrainer(Trainer):
         layer: whose states, counted from 0; None: the last state, which the head reads. Hugging Face gives the state of
             the last layer after the final norm.
         warmup_steps: optimizer steps in which the weight rises to `lambda_art`.
-        average_decay: per step, of the averaged model of `novelty: drift`.
+        average_decay: per step, of the averaged model of `novelty: drift` and of `rehearsal`.
+        rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model ||
+            model) of the next tokens of the categories' typical texts, in nats per token. 0: none.
+        rehearsed_texts: of 32 tokens, drawn anew in each step.
         learn_at_most: of each batch's embeddings, evenly spread: with `pooling: token` there are many.
         kwargs: see `transformers.Trainer`.
 
@@ -57,6 +59,8 @@ class ARTTrainer(Trainer):
     pooling: Pooling
     layer: int | None
     warmup_steps: int
+    rehearsal: float
+    rehearsed_texts: int
     learn_at_most: int
     _seen: list[tuple[Tensor, Tensor]]
     _terms: Tensor
@@ -72,31 +76,44 @@ class ARTTrainer(Trainer):
         layer: int | None = None,
         warmup_steps: int = 0,
         average_decay: float = 0.999,
+        rehearsal: float = 0.0,
+        rehearsed_texts: int = 4,
         learn_at_most: int = 256,
         **kwargs: Any,
     ):
-        _check(lambda_art, pooling, warmup_steps, average_decay, learn_at_most)
+        check_term(
+            pooling=pooling,
+            lambda_art=lambda_art,
+            warmup_steps=warmup_steps,
+            average_decay=average_decay,
+            rehearsal=rehearsal,
+            rehearsed_texts=rehearsed_texts,
+            learn_at_most=learn_at_most,
+        )
         super().__init__(*args, **kwargs)
         if self.model_init is not None:
             raise InputError("model_init makes new models for the same categories: give ARTTrainer a model")
-        if art.novelty == "drift" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise InputError("novelty drift keeps an average of the whole model, and this one is sharded: take margin")
+        averages = "novelty drift" if art.novelty == "drift" else "rehearsal" if rehearsal else None
+        if averages and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError(
+                f"{averages} keeps an average of the whole model, but it is sharded: take margin, and no rehearsal"
+            )
         self.art = art.to(self.args.device)
         self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
-        self.learn_at_most = learn_at_most
+        self.rehearsal, self.rehearsed_texts, self.learn_at_most = rehearsal, rehearsed_texts, learn_at_most
         self.average = None
-        if art.novelty == "drift":
-            self.average = AveragedModel(self._stem(), multi_avg_fn=get_ema_multi_avg_fn(average_decay))
+        if averages:
+            self.average = AveragedModel(self._averages(), multi_avg_fn=get_ema_multi_avg_fn(average_decay))
             self.average.to(self.args.device).requires_grad_(False).eval()
         self._seen = []  # embeddings and spans since the last optimizer step
-        self._terms, self._steps = torch.zeros(2), 0  # sums of ce and art since they were logged, and steps
+        self._terms, self._steps = torch.zeros(3), 0  # sums of ce, art and rehearsal since they were logged, and steps
         self._numbers = {}  # of the newest step
         self.add_callback(_AfterStep(self))
 
-    def _stem(self) -> nn.Module:
-        """The model without its head, which states do not need."""
+    def _averages(self) -> nn.Module:
+        """What an average is kept of: states do not need the model's head, the logits of `rehearsal` do."""
         assert self.model is not None
-        return self.model.base_model if isinstance(self.model, PreTrainedModel) else self.model
+        return self.model if self.rehearsal else _stem(self.model)
 
     @property
     def weight(self) -> float:
@@ -124,16 +141,13 @@ class ARTTrainer(Trainer):
         with torch.set_grad_enabled(weight != 0):
             embeddings, ends = pool(states, mask, self.pooling)
             art = self.art.loss(embeddings, self._averaged(inputs, mask, embeddings, ends))
+            kept = self.rehearsal * self._forgotten(art.device) if self.rehearsal else torch.zeros_like(art)
         share = 1 / self.current_gradient_accumulation_steps  # of the optimizer step; losses add up to a mean
         scaled = self._is_scaled(num_items_in_batch)
-        self._count(ce if scaled else ce * share, art * share)
+        self._count(ce if scaled else ce * share, art * share, kept * share)
         self._keep(inputs.get("input_ids"), mask, embeddings, ends)
-        loss = ce if weight == 0 else ce + weight * (art * share if scaled else art)
+        loss = ce if weight == 0 else ce + weight * (art + kept) * (share if scaled else 1)
         return (loss, outputs) if return_outputs else loss
-
-    @property
-    def _width(self) -> int:
-        return self.art.prototypes.shape[1] // (2 if self.art.kind == "fuzzy" else 1)
 
     def _is_scaled(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Whether `training_step` takes the loss as it is, and does not divide it by the accumulated batches."""
@@ -150,8 +164,10 @@ class ARTTrainer(Trainer):
         if self.layer is not None and not 0 <= self.layer < len(states) - 1:
             raise InputError(f"layer is {self.layer}; the model has {len(states) - 1}, counted from 0")
         chosen = states[-1 if self.layer is None else self.layer + 1].float()  # the first are the embeddings
-        if chosen.shape[-1] != self._width:
-            raise InputError(f"art has width {self._width}, the hidden states {chosen.shape[-1]}: they must be equal")
+        if chosen.shape[-1] != self.art.width:
+            raise InputError(
+                f"art has width {self.art.width}, the hidden states {chosen.shape[-1]}: they must be equal"
+            )
         return chosen
 
     @torch.no_grad()
@@ -159,13 +175,14 @@ class ARTTrainer(Trainer):
         self, inputs: dict[str, Any], mask_BT: Tensor, embeddings_ND: Tensor, ends_N2: Tensor
     ) -> Tensor | None:
         """(N, D) by the averaged model, of the texts in which something is novel; the embeddings elsewhere."""
-        if self.average is None or len(self.art) == 0:
+        if self.art.novelty != "drift" or len(self.art) == 0:
             return None
+        assert self.average is not None
         rows = ends_N2[:, 0]
         novel = rows[self.art.is_novel(embeddings_ND)].unique()
         averaged = embeddings_ND.clone()
         if len(novel):
-            model = self.average.module
+            model = _stem(self.average.module)
             taken = inspect.signature(model.forward).parameters.keys() - set(self.label_names)
             given = {name: x for name, x in inputs.items() if name in taken}
             B = len(mask_BT)
@@ -174,48 +191,57 @@ class ARTTrainer(Trainer):
             averaged[torch.isin(rows, novel)] = pool(states, mask_BT[novel], self.pooling)[0]
         return averaged
 
+    def _forgotten(self, device: torch.device) -> Tensor:
+        """Of some typical texts, which each rank draws anew in each step."""
+        assert self.model is not None
+        assert self.average is not None
+        seed = self.state.global_step * world_size() + rank()
+        texts = self.art.drawn_texts(self.rehearsed_texts, seed=seed).to(device)
+        with self.accelerator.autocast():  # the averaged model is not prepared by it
+            return forgotten(self.model, self.average.module, texts, _next_tokens)
+
     # What is learned
 
     def _keep(self, ids_BT: Tensor | None, mask_BT: Tensor, embeddings_ND: Tensor, ends_N2: Tensor) -> None:
         """Keep what is learned after the step."""
-        embeddings, ends = embeddings_ND.detach(), ends_N2
-        if len(embeddings) > self.learn_at_most:
-            some = torch.linspace(0, len(embeddings) - 1, self.learn_at_most, device=embeddings.device).long()
-            embeddings, ends = embeddings[some], ends[some]
+        embeddings, ends = spread(embeddings_ND.detach(), ends_N2, at_most=self.learn_at_most)
         finite = embeddings.isfinite().all(-1)
         if not finite.all():
             logger.warning(
                 f"{int((~finite).sum())} of {len(finite)} embeddings are not finite: ART does not learn them"
             )
-        spans = ends.new_full((len(ends), SPAN), -1) if ids_BT is None else _spans(ids_BT, mask_BT, ends, self.pooling)
-        self._seen.append((embeddings[finite], spans[finite]))
+        texts = ends.new_full((len(ends), SPAN), -1)
+        if ids_BT is not None:
+            texts = spans(ids_BT, mask_BT, ends, self.pooling, length=SPAN)
+        self._seen.append((embeddings[finite], texts[finite]))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Learn from all batches of an optimizer step, on all ranks the same."""
-        embeddings, spans = (_gathered(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
+        embeddings, texts = (gathered(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        learned = self.art.learn(embeddings, spans)
+        learned = self.art.learn(embeddings, texts)
         self._numbers = {f"art_{name}": number for name, number in {"clusters": len(self.art), **learned}.items()}
         if self.average is not None:
-            self.average.update_parameters(self._stem())
+            self.average.update_parameters(self._averages())
         self._steps += 1
 
     def forget_unfinished(self) -> None:
         """Start to count anew: what was seen before no optimizer step came is not learned."""
         self._seen.clear()
-        self._terms, self._steps = torch.zeros(2), 0
+        self._terms, self._steps = torch.zeros(3), 0
 
     # The log
 
-    def _count(self, ce: Tensor, art: Tensor) -> None:
-        self._terms = self._terms.to(art.device) + torch.stack([ce.detach().float().mean(), art.detach()])
+    def _count(self, ce: Tensor, art: Tensor, kept: Tensor) -> None:
+        terms = torch.stack([ce.detach().float().mean(), art.detach(), kept.detach()])
+        self._terms = self._terms.to(art.device) + terms
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._steps:
-            ce, art = (_gathered(self._terms[None]).mean(0) / self._steps).tolist()
-            logs |= {"ce": ce, "art": art, **self._numbers}
-            self._terms, self._steps = torch.zeros(2), 0
+            ce, art, kept = (gathered(self._terms[None]).mean(0) / self._steps).tolist()
+            logs |= {"ce": ce, "art": art, **({"art_rehearsal": kept} if self.rehearsal else {}), **self._numbers}
+            self._terms, self._steps = torch.zeros(3), 0
         super().log(logs, start_time)
 
     # Checkpoints
@@ -225,7 +251,11 @@ class ARTTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir or ".")
             folder.mkdir(parents=True, exist_ok=True)
-            saved: dict[str, Any] = {"width": self._width, "options": self.art.config(), "art": self.art.state_dict()}
+            saved: dict[str, Any] = {
+                "width": self.art.width,
+                "options": self.art.config(),
+                "art": self.art.state_dict(),
+            }
             if self.average is not None and _internal_call and not self.args.save_only_model:
                 saved["average"] = self.average.state_dict()
             torch.save(saved, folder / FILE)
@@ -242,14 +272,30 @@ class ARTTrainer(Trainer):
 
     def _load_art(self, folder: str, *, resume: bool) -> None:
         saved = _read(folder)
-        if saved["width"] != self._width or saved["options"] != self.art.config():
+        if saved["width"] != self.art.width or saved["options"] != self.art.config():
             raise InputError(
                 f"{folder} has ART of width {saved['width']} with {saved['options']}, this Trainer of width "
-                f"{self._width} with {self.art.config()}: give the same"
+                f"{self.art.width} with {self.art.config()}: give the same"
             )
         self.art.load_state_dict(saved["art"])
         if resume and self.average is not None:
+            if saved.get("average", {}).keys() != self.average.state_dict().keys():
+                raise InputError(f"{folder} was written with another rehearsal than {self.rehearsal}: give the same")
             self.average.load_state_dict(saved["average"])
+
+
+def _stem(model: nn.Module) -> nn.Module:
+    """The model without its head."""
+    return model.base_model if isinstance(model, PreTrainedModel) else model
+
+
+def _next_tokens(model: nn.Module, ids_NS: Tensor, mask_NS: Tensor) -> Tensor:
+    """(N, S, V) logits."""
+    outputs = model(input_ids=ids_NS, attention_mask=mask_NS.long())
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if logits is None or logits.dim() != 3:
+        raise InputError(f"{type(model).__name__} predicts no next tokens, which rehearsal keeps")
+    return logits
 
 
 class _AfterStep(TrainerCallback):
@@ -282,31 +328,3 @@ def _read(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} has no {FILE}: it was not written by an ARTTrainer; start from its weights instead")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _spans(ids_BT: Tensor, mask_BT: Tensor, ends_N2: Tensor, pooling: Pooling) -> Tensor:
-    """(N, S) the first tokens of a text that is pooled as a whole, else the last ones up to where it ends."""
-    rows, last = ends_N2[:, :1], ends_N2[:, 1:]
-    start = mask_BT.int().argmax(-1)[rows]  # padding may stand on the left
-    first = start if pooling == "mean" else (last - SPAN + 1).maximum(start)
-    at = first + torch.arange(SPAN, device=ids_BT.device)
-    return ids_BT[rows, at.minimum(last)].where(at <= last, -1)
-
-
-def _gathered(tensor: Tensor) -> Tensor:
-    """(N, ...) of all ranks, in the order of the ranks; N may differ between them."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.cat(gather_all_tensors(tensor.contiguous())) if several else tensor
-
-
-def _check(lambda_art: float, pooling: str, warmup_steps: int, average_decay: float, learn_at_most: int) -> None:
-    if not 0 <= lambda_art < math.inf:
-        raise InputError(f"lambda_art is {lambda_art}; it must be at least 0")
-    if pooling not in get_args(Pooling):
-        raise InputError(f"pooling is {pooling!r}; there are {', '.join(get_args(Pooling))}")
-    if warmup_steps < 0:
-        raise InputError(f"warmup_steps is {warmup_steps}; it must be at least 0")
-    if not 0 <= average_decay <= 1:
-        raise InputError(f"average_decay is {average_decay}; it must lie in [0, 1]")
-    if learn_at_most < 1:
-        raise InputError(f"learn_at_most is {learn_at_most}; it must be at least 1")

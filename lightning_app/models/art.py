@@ -5,7 +5,8 @@ Shapes: N embeddings, D width, W numbers of a prototype, C categories, K typical
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from lightning_app.errors import InputError
 from lightning_app.ops.art import (
     CosineRule,
     FuzzyRule,
+    Pooling,
     Rates,
     Resonance,
     Usage,
@@ -189,6 +191,11 @@ class ART(nn.Module):
         return int(self.size)
 
     @property
+    def width(self) -> int:
+        """D."""
+        return self.prototypes.shape[1] // (2 if self.kind == "fuzzy" else 1)
+
+    @property
     def vigilance(self) -> float:
         """The match from which on an input is known; -inf before a quantile has anything to go by."""
         return float(self.threshold)
@@ -314,6 +321,8 @@ class ART(nn.Module):
         """Let categories that came to overlap become one."""
         if self.merge_at >= 1 or self.vigilance == -torch.inf:
             return
+        if self.kind == "fuzzy" and self.quantile is None:  # none ever do: the search would be for nothing
+            return
         at, n = self.vigilance + self.merge_at * (1 - self.vigilance), len(self)
         prototypes = self.prototypes[:n]
         pairs = overlapping(self.rule, prototypes, self.counts, changed, at=at, vigilance=self.vigilance)
@@ -397,3 +406,13 @@ def _check(kind: str, vigilance: float | None, quantile: float | None, options: 
     for name, least in (("capacity", 1), ("fast_inputs", 0), ("novelty_penalty", 0)):
         if options[name] < least:
             raise InputError(f"{name} is {options[name]}; it must be at least {least}")
+
+
+def check_term(*, pooling: str, **options: float) -> None:
+    """Refuse options of ART as a term of a training's loss that are outside their range."""
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling is {pooling!r}; there are {', '.join(get_args(Pooling))}")
+    for name, value in options.items():
+        least, most = int(name in ("learn_at_most", "rehearsed_texts")), 1 if name == "average_decay" else math.inf
+        if not least <= value <= most or value == math.inf:
+            raise InputError(f"{name} is {value}; it must be at least {least}" + (", at most 1" * (most == 1)))

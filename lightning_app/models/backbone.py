@@ -95,6 +95,10 @@ class Backbone(nn.Module, ABC):
         """(B, T) ids of whole texts, padded on the right, -> states."""
         return self.hidden(self.embed(ids), layers=layers)
 
+    def own_logits(self, ids: Tensor) -> Tensor:
+        """(B, T) ids of whole texts, padded on the right, -> (B, T, V) without anything that is read from a memory."""
+        return self.logits(self.states(ids).last)
+
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""
         return self.logits(self.hidden(self.embed(ids), mask=mask).last)

@@ -121,10 +121,13 @@ class MemoryLM(Backbone):
         states = self._hidden(self.backbone.embed(nn.functional.pad(ids, (0, -T % length))), length, layers)
         return HiddenStates(states.last[:, :T], {i: state[:, :T] for i, state in states.layers.items()})
 
+    def own_logits(self, ids: Tensor) -> Tensor:
+        return self.backbone.logits(self.states(ids).last)
+
     def plain_logits(self, ids: Tensor, found: MemoryStates) -> Tensor:
         """(B, T, V) as they would be without any reader."""
         reads_input = any(reader.reads_input for reader in self.readers)
-        return self.backbone.logits(self.states(ids).last if reads_input else found.before)
+        return self.own_logits(ids) if reads_input else self.backbone.logits(found.before)
 
     def _read_input(
         self, embeddings: Tensor, passage: Passage, length: int, layers: Sequence[int], memory_input: Tensor | None

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_app.errors import InputError
-from lightning_app.models.art import ART, SPAN
+from lightning_app.models.art import ART, SPAN, check_term
 from lightning_app.models.backbone import Backbone, HiddenStates, rebuilt_by
+from lightning_app.models.ranks import gathered, rank, world_size
+from lightning_app.models.rehearsal import evaluated, forgotten
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
-from lightning_app.modules.ranks import gathered, rank, world_size
-from lightning_app.ops.art import Pooling, Resonance, pool
+from lightning_app.ops.art import Pooling, Resonance, pool, spans, spread
 
 OPTIONS = (
     *("lambda_art", "pooling", "layer", "warmup_steps", "average_decay"),
@@ -68,17 +66,15 @@ class ARTRegularizer(Regularizer):
         **art: Any,
     ):
         super().__init__(lambda_art, () if layer is None else (layer,))
-        for option, value, highest in (
-            ("lambda_art", lambda_art, float("inf")),
-            ("warmup_steps", warmup_steps, float("inf")),
-            ("average_decay", average_decay, 1.0),
-            ("rehearsal", rehearsal, float("inf")),
-        ):
-            if not 0 <= value <= highest:
-                raise InputError(f"{option} is {value}; it must be at least 0" + (", at most 1" * (highest == 1)))
-        for option, number in (("learn_at_most", learn_at_most), ("rehearsed_texts", rehearsed_texts)):
-            if number < 1:
-                raise InputError(f"{option} is {number}; it must be at least 1")
+        check_term(
+            pooling=pooling,
+            lambda_art=lambda_art,
+            warmup_steps=warmup_steps,
+            average_decay=average_decay,
+            rehearsal=rehearsal,
+            rehearsed_texts=rehearsed_texts,
+            learn_at_most=learn_at_most,
+        )
         self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
         self.average_decay, self.learn_at_most, self.name = average_decay, learn_at_most, name
         self.rehearsal, self.rehearsed_texts = rehearsal, rehearsed_texts
@@ -130,18 +126,11 @@ class ARTRegularizer(Regularizer):
         return terms
 
     def _forgotten(self, device: torch.device) -> Tensor:
-        """KL(averaged model || model) of the next tokens of some typical texts, in nats per token; 0 without any."""
+        """Of some typical texts, which each rank draws anew in each step."""
         assert self.average is not None
         texts = self.art.drawn_texts(self.rehearsed_texts, seed=int(self.steps) * world_size() + rank()).to(device)
-        if len(texts) == 0:
-            return torch.zeros((), device=device)
-        real = texts[:, 1:] >= 0  # the last token of a text predicts one that is not known: it does not count
-        ids = texts.clamp_min(0)
-        live, average = self._live[0], cast(Backbone, self.average.module)
-        with torch.no_grad(), _evaluated(average):
-            wanted = average(ids)[:, :-1][real].float().log_softmax(-1)
-        found = live.logits(live.states(ids).last)[:, :-1][real].float().log_softmax(-1)
-        return F.kl_div(found, wanted, reduction="sum", log_target=True) / real.sum().clamp_min(1)
+        average = cast(Backbone, self.average.module)
+        return forgotten(self._live[0], average, texts, lambda model, ids, _: model.own_logits(ids))
 
     @torch.no_grad()
     def _averaged(self, outputs: Outputs, embeddings_ND: Tensor, ends_N2: Tensor) -> Tensor:
@@ -152,7 +141,7 @@ class ARTRegularizer(Regularizer):
         averaged = embeddings_ND.clone()
         if len(novel):
             model = cast(Backbone, self.average.module)
-            with _evaluated(model):
+            with evaluated(model):
                 states = self._states(model.states(outputs.ids[novel], layers=self.layers)).float()
             averaged[torch.isin(rows, novel)] = pool(states, outputs.mask[novel], self.pooling)[0]
         return averaged
@@ -178,10 +167,7 @@ class ARTRegularizer(Regularizer):
     # What is learned
 
     def learn(self, outputs: Outputs) -> None:
-        embeddings, ends = self.embeddings(outputs)
-        if len(embeddings) > self.learn_at_most:
-            some = torch.linspace(0, len(embeddings) - 1, self.learn_at_most, device=embeddings.device).long()
-            embeddings, ends = embeddings[some], ends[some]
+        embeddings, ends = spread(*self.embeddings(outputs), at_most=self.learn_at_most)
         finite = embeddings.isfinite().all(-1)
         if not finite.all():
             documents = outputs.document_ids[ends[~finite, 0], 0].unique().tolist()
@@ -190,15 +176,8 @@ class ARTRegularizer(Regularizer):
                 f"{documents}): nothing is learned from them",
                 stacklevel=2,
             )
-        spans = self._spans(outputs.ids, ends)
-        self._counts.append(self.art.learn(gathered(embeddings[finite]), gathered(spans[finite])))
-
-    def _spans(self, ids_BT: Tensor, ends_N2: Tensor) -> Tensor:
-        """(N, SPAN) the first tokens of a text that is pooled as a whole, else the last ones up to where it ends."""
-        rows, last = ends_N2[:, :1], ends_N2[:, 1:]
-        first = torch.zeros_like(last) if self.pooling == "mean" else (last - SPAN + 1).clamp_min(0)
-        at = first + torch.arange(SPAN, device=ids_BT.device)
-        return ids_BT[rows, at.minimum(last)].where(at <= last, -1)
+        texts = spans(outputs.ids, outputs.mask, ends, self.pooling, length=SPAN)
+        self._counts.append(self.art.learn(gathered(embeddings[finite]), gathered(texts[finite])))
 
     def after_step(self) -> dict[str, float]:
         self.steps += 1
@@ -214,15 +193,6 @@ class ARTRegularizer(Regularizer):
         if len(sizes):
             numbers |= {"size_median": float(sizes.median()), "size_max": float(sizes.max())}
         return {f"{self.name}_{name}": number for name, number in numbers.items()}
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Without dropout for a while; not for good, as Lightning warns of parts that begin a fit so."""
-    before = model.training
-    model.eval()
-    yield
-    model.train(before)
 
 
 def _of_text(found: Resonance, mine: Tensor) -> tuple[Tensor, Tensor, Tensor]:

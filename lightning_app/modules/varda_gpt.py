@@ -16,12 +16,12 @@ from torch import Tensor
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.memory_lm import MemoryLM, MemoryStates
+from lightning_app.models.ranks import gathered, several_ranks
 from lightning_app.models.readers.attention import AttentionReader
 from lightning_app.models.readers.bank import Effects
 from lightning_app.models.readers.base import Passage, Reader, Reading
 from lightning_app.models.readers.learned import DELETE_DISTANCE
 from lightning_app.modules.base import Batch, LanguageModule, Outputs
-from lightning_app.modules.ranks import gathered, several_ranks
 from lightning_app.ops.losses import IGNORE, token_nll
 from lightning_app.text.datamodule import TextDataModule
 

@@ -318,6 +318,26 @@ def pool(states_BTD: Tensor, mask_BT: Tensor, how: Pooling) -> tuple[Tensor, Ten
     return real.sum(1) / mask.sum(1, keepdim=True), ends
 
 
+def spread(embeddings_ND: Tensor, ends_N2: Tensor, *, at_most: int) -> tuple[Tensor, Tensor]:
+    """At most so many of them, evenly spread."""
+    if len(embeddings_ND) <= at_most:
+        return embeddings_ND, ends_N2
+    some = torch.linspace(0, len(embeddings_ND) - 1, at_most, device=embeddings_ND.device).long()
+    return embeddings_ND[some], ends_N2[some]
+
+
+def spans(ids_BT: Tensor, mask_BT: Tensor, ends_N2: Tensor, how: Pooling, *, length: int) -> Tensor:
+    """(N, length) token ids of what was pooled, -1 behind its end.
+
+    The first ones with `mean`, else the last ones up to where an embedding ends.
+    """
+    rows, last = ends_N2[:, :1], ends_N2[:, 1:]
+    start = mask_BT.int().argmax(-1)[rows]  # padding may stand on the left
+    first = start if how == "mean" else (last - length + 1).maximum(start)
+    at = first + torch.arange(length, device=ids_BT.device)
+    return ids_BT[rows, at.minimum(last)].where(at <= last, -1)
+
+
 def combined(
     n: float, mean_D: Tensor, scatter: Tensor, features_BD: Tensor, *, at_most: float
 ) -> tuple[float, Tensor, Tensor]:
