@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory clean
+.PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory experiment-art clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ bench: .venv/bench ## measure speed side by side with Hugging Face, litgpt and F
 
 experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, into docs/memory.md (about 40 minutes on 2 cores)
 	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)
+
+experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=text SECOND=text, into docs/art.md (MINUTES on 2 cores)
+	$(BIN)/python -m experiments.continual $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
+	$(BIN)/python -m experiments.novelty $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
 
 clean: ## remove caches and runs, not .venv
 	rm -rf runs .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

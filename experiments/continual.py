@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import store
+from experiments import art_page, store
 from experiments.arms import (
     ARMS,
     FROZEN,
     PLAIN,
     REPLAY,
     REPLAYED,
-    Trial,
     fisher_information,
     learn_categories,
     new_module,
     trials,
 )
 from experiments.domains import Domains, prepare_domains
+from experiments.levels import best_trial
 from experiments.runs import Training, new_optimizer, training_batches
 from experiments.statistics import by_document
 from lightning_app.models.decoder import Decoder
@@ -53,8 +52,6 @@ from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.schedulers import WarmupCosine
 
 ROOT = Path(__file__).parent.parent
-WITHIN = 1.01  # arms are compared where they have learned the second domain to this factor of what plain reaches
-REFERENCE = Trial(1e-3)  # of plain, whose end sets the level on validation that trials are compared at
 FISHER_SEQUENCES = 200
 
 
@@ -261,11 +258,12 @@ def learn_second(job: Job) -> None:
     some = [probes.__getitems__(list(range(min(plan.probes, len(probes)))))]
     before = probe_states(module, some)
     options = replace(plan.before, steps=plan.steps, warmup_steps=plan.warmup_steps, lr=trial.lr)
-    points: list[list[list[float]]] = []
     kept = texts[0].nats(module)  # with a new head the old one stays, and the backbone too
-    for step in fit(module, batches_of(job.arm, domains, plan, job.seed), options):
-        if step % max(1, plan.steps // plan.points) == 0:
-            points.append([kept if job.arm == FROZEN else texts[0].nats(module), texts[1].nats(module)])
+    points = [
+        [kept if job.arm == FROZEN else texts[0].nats(module), texts[1].nats(module)]
+        for step in fit(module, batches_of(job.arm, domains, plan, job.seed), options)
+        if step % max(1, plan.steps // plan.points) == 0
+    ]
     record = {
         "arm": job.arm,
         "seed": job.seed,
@@ -288,37 +286,6 @@ def done(folder: Path) -> set[tuple[str, int, int | None]]:
     return {(record["arm"], record["seed"], record["trial"]) for record in store.records(folder)}
 
 
-# Choices
-
-
-def crossing(second: list[float], level: float) -> tuple[int, float] | None:
-    """Point before, and share of the way to the next one, where bits per byte come down to a level; None: never."""
-    for i, (before, after) in enumerate(pairwise(second)):
-        if after <= level < before:
-            return i, (before - level) / (before - after)
-    return None
-
-
-def at_level(record: store.Record, level: float) -> float | None:
-    """Bits per byte of the first domain where the second has come down to a level."""
-    found = crossing(record["second"], level)
-    if found is None:
-        return None
-    i, share = found
-    return (1 - share) * float(record["first"][i]) + share * float(record["first"][i + 1])
-
-
-def best_trial(arm: str, records: list[store.Record]) -> int:
-    """The trial that forgets least where it has learned as much as all must; if none has, the one that learned most."""
-    tried = {(r["arm"], r["trial"]): r for r in records if r["trial"] is not None}
-    level = WITHIN * tried[PLAIN, trials(PLAIN).index(REFERENCE)]["second"][-1]
-    mine = {trial: record for (name, trial), record in tried.items() if name == arm}
-    reached = {trial: first for trial, record in mine.items() if (first := at_level(record, level)) is not None}
-    if reached:
-        return min(reached, key=lambda trial: reached[trial])
-    return min(mine, key=lambda trial: float(mine[trial]["second"][-1]))
-
-
 def jobs(plan: Plan, folder: Path) -> list[tuple[Any, list[Job]]]:
     """What can be done at once, after what came before."""
     tuning = plan.seeds[0]
@@ -336,7 +303,7 @@ def parsed(words: list[str] | None, *, prog: str, about: str | None) -> tuple[Pl
     parser.add_argument("--first", default=str(articles / "train"), help="text or folder that is learned first")
     parser.add_argument("--heldout", default=str(articles / "val"), help="held-out text of the first domain")
     parser.add_argument(
-        "--second", default=str(ROOT / "lightning_app" / "**" / "*.py"), help="text or folder that is learned then"
+        "--second", default=str(ROOT / "lightning_app" / "**" / "[a-z]*.py"), help="text or folder that is learned then"
     )
     parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -352,10 +319,23 @@ def parsed(words: list[str] | None, *, prog: str, about: str | None) -> tuple[Pl
     return plan, folder, options
 
 
+def out_of(options: argparse.Namespace, folder: Path) -> Path:
+    """Where the page is."""
+    return Path(options.out) if options.out else folder if options.quick else ROOT / "docs"
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What was called, without folders."""
+    names = {name: Path(getattr(options, name.lower())).name for name in ("FIRST", "HELDOUT", "SECOND")}
+    quickly = " ARGS=--quick" if options.quick else ""
+    return " ".join(["make experiment-art", *(f"{name}={value}" for name, value in names.items())]) + quickly
+
+
 def main(words: list[str] | None = None) -> None:
     plan, folder, options = parsed(words, prog="python -m experiments.continual", about=__doc__)
     for do, some in jobs(plan, folder):
         store.do_all(do, some, workers=options.workers)
+    print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of(options)))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
     training, model = plan["training"], plan["model"]
     updates = f"{training['steps']} steps of {training['batch_size']} x {training['block_size']} tokens"
     return (
-        f"`make experiment-memory` wrote this section from `{command}`, at commit {_commit()}. "
+        f"`make experiment-memory` wrote this section from `{command}`, at commit {commit()}. "
         f"A decoder with {model} and a BPE of {plan['vocab_size']:,} learned {Path(plan['train']).name} from scratch "
         f"in "
         f"{updates}, all arms in the same data order. Of {Path(plan['heldout']).name} the first half "
@@ -90,7 +90,7 @@ def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )

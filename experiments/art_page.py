@@ -1,0 +1,310 @@
+"""From the results of experiments.continual and experiments.novelty to the last section of docs/art.md.
+
+Shapes: P points of a training, D documents.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import store
+from experiments.arms import ARMS, ART_OPTIONS, EWC_ARM, PLAIN, RANDOM
+from experiments.levels import REFERENCE, WITHIN, at_level, crossing
+from experiments.report import commit
+from experiments.statistics import RESAMPLINGS, Interval
+
+SECTION = "## Do the promises hold?"  # the last one of its page
+PICTURE = "images/forgetting.png"
+LESS = 25.0  # per cent that ART is to forget less than plain fine-tuning
+DETECTS = 0.95  # AUROC that it is to reach
+COLOURS = ("#444444", "#8fb4d9", "#5a8fc0", "#2f6ca3", "#17476f", "#c1440e", "#e0a080", "#3c8d40", "#8a5fb0", "#b0a030")
+Records = list[store.Record]
+
+
+@dataclass(frozen=True)
+class Continual:
+    """Results on the test texts."""
+
+    by_arm: dict[str, Records]
+
+    @classmethod
+    def of(cls, folder: Path) -> Continual:
+        by_arm: dict[str, Records] = defaultdict(list)
+        for record in store.records(folder):
+            if record["trial"] is None:
+                by_arm[record["arm"]].append(record)
+        return cls({arm: sorted(by_arm[arm], key=lambda r: int(r["seed"])) for arm in ARMS if by_arm[arm]})
+
+    def level(self, seed: int) -> float:
+        """Bits per byte of the second domain that arms are compared at."""
+        plain = next(record for record in self.by_arm[PLAIN] if record["seed"] == seed)
+        return WITHIN * float(plain["second"][-1])
+
+    def forgotten(self, arm: str) -> np.ndarray | None:
+        """(D,) nats of the first domain's documents at the level, less those before, mean over the seeds.
+
+        None where a seed never learns as much.
+        """
+        found = [_at(record, self.level(record["seed"])) for record in self.by_arm[arm]]
+        return None if any(one is None for one in found) else np.mean([one for one in found if one is not None], axis=0)
+
+    def scale(self) -> float:
+        """Nats of the first domain that make one bit per byte."""
+        return float(np.sum(self.by_arm[PLAIN][0]["scale"]))
+
+    def less(self, arm: str, base: str) -> Interval | None:
+        """Per cent that an arm forgets less than another: paired bootstrap over documents, of the seeds' mean."""
+        mine, others = self.forgotten(arm), self.forgotten(base)
+        if mine is None or others is None:
+            return None
+        draws = np.random.default_rng(0).integers(len(mine), size=(RESAMPLINGS, len(mine)))
+        reductions = 100 * (1 - mine[draws].sum(1) / others[draws].sum(1))
+        low, high = np.percentile(reductions, [2.5, 97.5])
+        return Interval(float(100 * (1 - mine.sum() / others.sum())), float(low), float(high))
+
+    def mean(self, arm: str, what: str) -> np.ndarray:
+        return np.mean([record[what] for record in self.by_arm[arm]], axis=0)
+
+
+def _at(record: store.Record, level: float) -> np.ndarray | None:
+    found = crossing(record["second"], level)
+    if found is None:
+        return None
+    i, share = found
+    nats = np.asarray(record["nats"])  # (P, D)
+    return (1 - share) * nats[i] + share * nats[i + 1] - nats[0]
+
+
+def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str:
+    """The last section of `out`/art.md, which is also printed; the picture lies in `out`/images."""
+    continual = Continual.of(folder)
+    parts = [SECTION, _setting(plan, command)]
+    if continual.by_arm:
+        (out / PICTURE).parent.mkdir(parents=True, exist_ok=True)
+        draw(continual, out / PICTURE)
+        picture = f"![What is forgotten of the first domain against what is learned of the second]({PICTURE})"
+        parts += [_arms(continual), picture, _targets(continual), _trials(store.records(folder))]
+    found = store.records(folder / "novelty")
+    if found:
+        parts += [_novelty(found), _novelty_targets(found), _clusters(found)]
+    page = "\n\n".join(part for part in parts if part) + "\n"
+    path = out / "art.md"
+    before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
+    path.write_text(before + page, encoding="utf-8")
+    return page
+
+
+def _setting(plan: dict[str, Any], command: str) -> str:
+    first, heldout, second = (Path(plan[name]).name for name in ("first", "heldout", "second"))
+    before = plan["before"]
+    return (
+        f"Written by `{command}` at commit {commit()}. A decoder with {plan['model']} and a BPE of "
+        f"{plan['vocab_size']:,}, trained on {first}, learned that text from scratch in {before['steps']} steps of "
+        f"{before['batch_size']} x {before['block_size']} tokens, and then {second} in {plan['steps']} of them. All "
+        f"arms of a seed start from the same model and see the same batches in the same order. Of {heldout} one half "
+        f"(whole articles) validates and one tests, of {second} the last fifth; {plan['blocks']} blocks of each, evenly "
+        f"spread, are scored. Seeds: {', '.join(map(str, plan['seeds']))}."
+    )
+
+
+# Continual learning
+
+
+def _arms(found: Continual) -> str:
+    head = (
+        "| arm | learning rate, strength | first domain: before | at the level | forgets less than plain, % [95 %] "
+        "| at the end | second domain: before | at the end | backward transfer | drift of the probes | CPU s |"
+    )
+    rows = [_row(found, arm) for arm in found.by_arm]
+    note = (
+        f"Bits per byte of the test texts, means over the seeds. The level: where an arm has come to {WITHIN} times "
+        "the bits per byte of the second domain that plain fine-tuning ends at, interpolated between the points at "
+        "which it was scored. The interval is that of a paired bootstrap over the first domain's articles. Backward transfer: "
+        "bits per byte of the first domain before less those at the end (negative: forgotten; forgetting is its "
+        "opposite). Drift of the probes: mean 1 - cosine of the mean last states of 200 texts of the first domain, "
+        "less their common mean, from before to the end. CPU s: of one training with its scoring."
+    )
+    return "\n".join(["### Continual learning", "", head, _rule(head), *rows, "", note])
+
+
+def _rule(head: str) -> str:
+    return "| " + " | ".join(["---"] * (head.count("|") - 1)) + " |"
+
+
+def _row(found: Continual, arm: str) -> str:
+    record = found.by_arm[arm][0]
+    first, second = found.mean(arm, "first"), found.mean(arm, "second")
+    forgotten = found.forgotten(arm)
+    less = found.less(arm, PLAIN)
+    cells = [
+        arm,
+        f"{record['lr']:g}" + (f", {record['strength']:g}" if record["strength"] else ""),
+        f"{first[0]:.3f}",
+        "never there" if forgotten is None else f"{first[0] + forgotten.sum() / found.scale():.3f}",
+        "" if arm == PLAIN or less is None else _interval(less),
+        f"{first[-1]:.3f}",
+        f"{second[0]:.3f}",
+        f"{second[-1]:.3f}",
+        f"{first[0] - first[-1]:+.3f}",
+        f"{float(found.mean(arm, 'drift')):.3f}",
+        f"{float(found.mean(arm, 'seconds')):.0f}",
+    ]
+    return _line(cells)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+
+
+def _targets(found: Continual) -> str:
+    """ART's arms against plain fine-tuning and EWC."""
+    rows = []
+    for arm in (name for name in ART_OPTIONS if name in found.by_arm and name != RANDOM):
+        plain, ewc = found.less(arm, PLAIN), found.less(arm, EWC_ARM)
+        rows.append(
+            _line(
+                [
+                    arm,
+                    "never at the level" if plain is None else _interval(plain),
+                    "met" if plain is not None and plain.mean >= LESS else "**missed**",
+                    "" if ewc is None else _interval(ewc),
+                    "met" if ewc is not None and ewc.mean >= 0 else "**missed**",
+                ]
+            )
+        )
+    head = f"| target | forgets {LESS:g} % less than plain | | no more than EWC: less, % | |"
+    return "\n".join([head, _rule(head), *rows])
+
+
+def _trials(records: Records) -> str:
+    """What was tried on validation, and what of it was chosen."""
+    tried = [record for record in records if record["trial"] is not None]
+    chosen = {record["arm"]: record["chosen"] for record in records if record["trial"] is None}
+    level = WITHIN * next(float(r["second"][-1]) for r in tried if r["arm"] == PLAIN and r["lr"] == REFERENCE.lr)
+    rows = []
+    for arm in ARMS:
+        for record in sorted((r for r in tried if r["arm"] == arm), key=lambda r: int(r["trial"])):
+            there = at_level(record, level)
+            cells = [
+                arm,
+                f"{record['lr']:g}",
+                f"{record['strength']:g}" if record["strength"] else "",
+                "never there" if there is None else f"{there:.3f}",
+                f"{record['first'][-1]:.3f}",
+                f"{record['second'][-1]:.3f}",
+                "chosen" if chosen.get(arm) == record["trial"] else "",
+            ]
+            rows.append(_line(cells))
+    head = "| arm | learning rate | strength | first domain at the level | at the end | second at the end | |"
+    note = f"On validation, one seed; the level is {level:.3f} bits per byte of the second domain."
+    return "\n".join(["### Trials", "", note, "", head, _rule(head), *rows])
+
+
+def draw(found: Continual, path: Path) -> None:
+    """What an arm has forgotten when it has learned so much: down and to the right is better."""
+    from matplotlib.figure import Figure  # a second of import, only where a picture is drawn
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, arm in zip(COLOURS, found.by_arm, strict=False):
+        first, second = found.mean(arm, "first"), found.mean(arm, "second")
+        axes.plot(second, first - first[0], color=colour, marker="o", markersize=4, label=arm)
+    level = float(np.mean([found.level(record["seed"]) for record in found.by_arm[PLAIN]]))
+    axes.axvline(level, color="#999999", linestyle=":", linewidth=1)
+    axes.text(level, axes.get_ylim()[1], " level of the table", va="top", fontsize=8, color="#777777")
+    axes.invert_xaxis()
+    axes.set(
+        title="What is forgotten for what is learned: down and to the right is better",
+        xlabel="second domain, bits per byte (learned more: to the right)",
+        ylabel="first domain, bits per byte above those before",
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+# Novelty and clusters
+
+
+def _novelty(records: Records) -> str:
+    found = [record for record in records if record["part"] == "novelty"]
+    kinds = list(found[0]["auroc"])
+    tables = []
+    for length in sorted({int(record["length"]) for record in found}, reverse=True):
+        head = "| detector | " + " | ".join(f"{kind}: AUROC, false alarms %" for kind in kinds) + " | holds |"
+        rows = []
+        for detector in dict.fromkeys(record["detector"] for record in found):
+            mine = [r for r in found if r["detector"] == detector and r["length"] == length]
+            cells = [f"{_auroc(mine, kind):.4f}, {100 * _mean(mine, 'false_alarms', kind):.1f}" for kind in kinds]
+            rows.append(_line([detector, *cells, mine[0]["remark"]]))
+        tables.append("\n".join([f"Sequences of {length} tokens:", "", head, _rule(head), *rows]))
+    note = (
+        f"Held-out sequences of the first domain ({found[0]['sequences']}) against as many of each other kind, means "
+        "over the seeds. A false alarm: a known sequence that scores as high as 95 % of the new ones do. Everything was "
+        "fitted to the first domain's training text alone, on mean last states; `fine` is a fixed vigilance of 0.97 "
+        "(none), 0.8 (center) or 0.5 (whiten)."
+    )
+    return "\n\n".join(["### Novelty", *tables, note])
+
+
+def _mean(records: Records, what: str, kind: str) -> float:
+    return float(np.mean([record[what][kind] for record in records]))
+
+
+def _auroc(records: Records, kind: str) -> float:
+    return _mean(records, "auroc", kind)
+
+
+def _novelty_targets(records: Records) -> str:
+    """Of the longest sequences: the ART whose worst pair is best."""
+    found = [r for r in records if r["part"] == "novelty"]
+    length = max(int(r["length"]) for r in found)
+    kinds = list(found[0]["auroc"])
+
+    def of(detector: str, kind: str) -> float:
+        return _auroc([r for r in found if r["detector"] == detector and r["length"] == length], kind)
+
+    arts = [name for name in dict.fromkeys(r["detector"] for r in found) if name.startswith("ART")]
+    best = max(arts, key=lambda name: min(of(name, kind) for kind in kinds))
+    above = sum(of(best, kind) > of("loss", kind) for kind in kinds)
+    worst = min(of(best, kind) for kind in kinds)
+    head = f"| target, {length} tokens | {best} | |"
+    rows = [
+        _line([f"AUROC of at least {DETECTS} on each pair", f"{worst:.4f} on the worst", _met(worst >= DETECTS)]),
+        _line(["above plain loss on two of three", f"on {above}", _met(above >= 2)]),
+    ]
+    return "\n".join([head, _rule(head), *rows])
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "**missed**"
+
+
+def _clusters(records: Records) -> str:
+    found = [record for record in records if record["part"] == "clusters"]
+    head = "| ART | clusters | who | purity: domain | NMI: domain | purity: document | NMI: document |"
+    rows = []
+    for art in dict.fromkeys(record["art"] for record in found):
+        mine = [record for record in found if record["art"] == art]
+        for who, name in (("art", "ART"), ("kmeans", "k-means")):
+            values = [
+                f"{np.mean([r[f'{who}_{measure}_{of}'] for r in mine]):.3f}"
+                for of in ("domain", "document")
+                for measure in ("purity", "nmi")
+            ]
+            rows.append(_line([art, f"{np.mean([r['clusters'] for r in mine]):.0f}", name, *values]))
+    note = (
+        f"{found[0]['texts']} sequences of 128 tokens of the first domain's test text, the second domain and source "
+        "code; mean last states, which ART saw once and k-means until it converged, with as many clusters. Means over "
+        "the seeds."
+    )
+    return "\n".join(["### Clusters", "", head, _rule(head), *rows, "", note])

@@ -1,0 +1,239 @@
+"""Does ART know what is new, and do its categories mean something? `python -m experiments.novelty [--quick] ...`
+
+Looks at the models that have learned the first domain in experiments.continual. Novelty: texts of that domain that were
+not trained on, against the second domain, source code and random bytes. Clusters: texts of three domains, of which
+documents and domains are known. Writes its part of docs/art.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of one thread each
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
+from sklearn.metrics.cluster import contingency_matrix
+from torch import Tensor
+
+from experiments import art_page, store
+from experiments.continual import ROOT, Job, Plan, command_of, domains_of, learn_first, out_of, parsed, state_of
+from experiments.domains import Domains
+from lightning_app.models.art import ART
+from lightning_app.models.decoder import Decoder
+from lightning_app.ops.art import pool
+from lightning_app.ops.losses import token_nll
+from lightning_app.text.corpus import Document, read_documents
+from lightning_app.text.token_array import TokenArray
+from lightning_app.text.token_cache import prepare_tokens
+from lightning_app.text.windows import Batch, TokenWindows
+
+LENGTHS = (128, 16)  # tokens of a sequence; the short ones are harder
+SEQUENCES = 400  # of each kind, at most
+BYTES = 300_000
+RECALL = 0.95
+CODE = str(ROOT / "lightning_app" / "**" / "[a-z]*.py")
+FINE = {"none": 0.97, "center": 0.8, "whiten": 0.5}  # vigilance with many categories
+FOLDER = "novelty"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a model makes of N sequences.
+
+    Attributes:
+        embeddings: (N, D) mean last states.
+        loss: (N,) mean nats per token.
+        documents: (N,) the number of each one's document.
+    """
+
+    embeddings: Tensor
+    loss: Tensor
+    documents: Tensor
+
+
+@torch.no_grad()
+def look(model: Decoder, tokens: TokenArray, *, length: int, at_most: int | None) -> Looked:
+    """At whole windows of a text, evenly spread."""
+    windows = TokenWindows(tokens, length)
+    whole = len(windows) - 1
+    chosen = np.unique(np.linspace(0, whole - 1, min(at_most or whole, whole)).astype(int)).tolist()
+    parts = [_look(model, windows.__getitems__(chosen[i : i + 32])) for i in range(0, len(chosen), 32)]
+    return Looked(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _look(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    states = model.states(batch["input_ids"]).last
+    nats = token_nll(model.logits(states), batch["targets"]).mean(-1)
+    return pool(states, batch["attention_mask"], "mean")[0], nats, batch["document_ids"][:, 0]
+
+
+def learned(embeddings: Tensor, *, seed: int, **options: Any) -> ART:
+    """ART that has seen embeddings once, in random order."""
+    art = ART(embeddings.shape[1], **options)
+    order = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(seed))
+    for some in order.split(16):
+        art.learn(embeddings[some])
+    return art
+
+
+# Novelty
+
+Score = Callable[[Looked], Tensor]  # (N,), higher where it is newer
+
+
+def detectors(known: Looked, *, seed: int) -> dict[str, tuple[Score, str]]:
+    """Score of each, and a remark. Fitted to known texts alone."""
+    found: dict[str, tuple[Score, str]] = {}
+    for normalize, vigilance in FINE.items():
+        for kind, options in (("quantile 0.05", {"vigilance_quantile": 0.05}), ("fine", {"vigilance": vigilance})):
+            art = learned(known.embeddings, seed=seed, normalize=normalize, **options)
+            found[f"ART, {normalize}, {kind}"] = (_mismatch(art), f"{len(art)} categories")
+    covariance = LedoitWolf().fit(known.embeddings.double().numpy())
+    stored = known.embeddings
+    found["loss"] = (lambda looked: looked.loss), ""
+    found["Mahalanobis distance"] = (
+        lambda looked: torch.from_numpy(covariance.mahalanobis(looked.embeddings.double().numpy())),
+        "",
+    )
+    found["nearest stored state"] = (
+        lambda looked: torch.cdist(looked.embeddings, stored).amin(-1),
+        f"{len(stored):,} states",
+    )
+    return found
+
+
+def _mismatch(art: ART) -> Score:
+    return lambda looked: -art.resonate(looked.embeddings).match
+
+
+def auroc(known: Tensor, new: Tensor) -> float:
+    """Chance that a new one has the higher score than a known one."""
+    labels = np.concatenate([np.zeros(len(known)), np.ones(len(new))])
+    return float(roc_auc_score(labels, torch.cat([known, new]).numpy()))
+
+
+def false_alarms(known: Tensor, new: Tensor) -> float:
+    """Share of the known that score as high as the `RECALL` newest of the new do."""
+    threshold = np.quantile(new.double().numpy(), 1 - RECALL)
+    return float((known.double().numpy() >= threshold).mean())
+
+
+def kinds(plan: Plan, domains: Domains, folder: Path) -> dict[str, TokenArray]:
+    """Texts that are new to a model of the first domain."""
+    noise = np.random.default_rng(0).integers(0, 256, BYTES).astype(np.uint8).tobytes().decode("latin-1")
+
+    def encoded(documents: Sequence[Document]) -> TokenArray:
+        return prepare_tokens(documents, domains.tokenizer, folder / "tokens")
+
+    return {
+        Path(plan.second).stem: domains.second.train,
+        "source code": encoded(list(read_documents(CODE))),
+        "random bytes": encoded([Document(noise, name="random bytes")]),
+    }
+
+
+def novelty(model: Decoder, domains: Domains, new: dict[str, TokenArray], *, seed: int) -> list[store.Record]:
+    """A record for each detector and length."""
+    results = []
+    for length in LENGTHS:
+        known = look(model, domains.first.train, length=length, at_most=None if length == max(LENGTHS) else 4000)
+        held_out = look(model, domains.first.test, length=length, at_most=SEQUENCES)
+        others = {name: look(model, tokens, length=length, at_most=SEQUENCES) for name, tokens in new.items()}
+        for detector, (score, remark) in detectors(known, seed=seed).items():
+            familiar = score(held_out)
+            results.append(
+                {
+                    "part": FOLDER,
+                    "seed": seed,
+                    "length": length,
+                    "detector": detector,
+                    "remark": remark,
+                    "auroc": {name: auroc(familiar, score(looked)) for name, looked in others.items()},
+                    "false_alarms": {name: false_alarms(familiar, score(looked)) for name, looked in others.items()},
+                    "sequences": len(familiar),
+                }
+            )
+    return results
+
+
+# Clusters
+
+
+def purity(labels: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of the texts whose label is the most frequent one of their cluster."""
+    return float(contingency_matrix(labels, clusters).max(0).sum() / len(labels))
+
+
+def clusters(model: Decoder, domains: Domains, new: dict[str, TokenArray], *, seed: int) -> list[store.Record]:
+    """ART's categories of texts of three domains, and k-means with as many clusters, against what is known of them."""
+    texts = [domains.first.test, *(tokens for name, tokens in new.items() if name != "random bytes")]
+    looked = [look(model, tokens, length=max(LENGTHS), at_most=SEQUENCES) for tokens in texts]
+    embeddings = torch.cat([one.embeddings for one in looked])
+    domain = np.concatenate([np.full(len(one.loss), i) for i, one in enumerate(looked)])
+    document = np.concatenate([1000 * i + one.documents.numpy() for i, one in enumerate(looked)])
+    results = []
+    for normalize, vigilance in FINE.items():
+        for kind, options in (("quantile 0.05", {"vigilance_quantile": 0.05}), ("fine", {"vigilance": vigilance})):
+            art = learned(embeddings, seed=seed, normalize=normalize, **options)
+            mine = art.ids[art.resonate(embeddings).slots].numpy()
+            n = len(np.unique(mine))
+            centred = embeddings - embeddings.mean(0)
+            theirs = KMeans(n, n_init=3, random_state=seed).fit_predict(centred.double().numpy())
+            results.append(
+                {
+                    "part": "clusters",
+                    "seed": seed,
+                    "art": f"{normalize}, {kind}",
+                    "clusters": n,
+                    **_agreement("art", mine, domain, document),
+                    **_agreement("kmeans", theirs, domain, document),
+                    "texts": len(domain),
+                }
+            )
+    return results
+
+
+def _agreement(who: str, found: np.ndarray, domain: np.ndarray, document: np.ndarray) -> dict[str, float]:
+    return {
+        f"{who}_{measure}_{name}": float(of(labels, found))
+        for name, labels in (("domain", domain), ("document", document))
+        for measure, of in (("purity", purity), ("nmi", normalized_mutual_info_score))
+    }
+
+
+def run_job(job: Job) -> None:
+    """Both parts, of one seed."""
+    if any(record["seed"] == job.seed for record in store.records(job.folder / FOLDER)):
+        return
+    torch.set_num_threads(1)
+    domains = domains_of(job.plan, job.folder)
+    model = Decoder(**job.plan.decoder)
+    model.load_state_dict(torch.load(state_of(job), weights_only=True)["state"])
+    model.eval()
+    new = kinds(job.plan, domains, job.folder)
+    found = novelty(model, domains, new, seed=job.seed) + clusters(model, domains, new, seed=job.seed)
+    for record in found:
+        store.append(job.folder / FOLDER, record)
+    print(f"novelty, seed {job.seed}: done", flush=True)
+
+
+def main(words: list[str] | None = None) -> None:
+    plan, folder, options = parsed(words, prog="python -m experiments.novelty", about=__doc__)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    jobs = [Job(plan, folder, seed, "plain", None) for seed in plan.seeds]
+    store.do_all(learn_first, jobs, workers=options.workers)
+    store.do_all(run_job, jobs, workers=options.workers)
+    print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of(options)))
+
+
+if __name__ == "__main__":
+    main()
