@@ -39,6 +39,7 @@ def forgotten(
     """
     if len(texts_NS) == 0:
         return torch.zeros((), device=texts_NS.device)
+    texts_NS = texts_NS[:, : int((texts_NS >= 0).sum(-1).amax())]  # a model may take no more than they have
     there, ids = texts_NS >= 0, texts_NS.clamp_min(0)
     real = there[:, 1:]  # the last token of a text predicts one that is not known: it does not count
 

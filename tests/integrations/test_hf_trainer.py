@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from lightning_app.errors import InputError
 from lightning_app.integrations import ARTTrainer, load_art
@@ -21,6 +29,8 @@ from lightning_app.ops.art import pool
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTH, PAD = 16, 0
+SIZES = {"n_layer": 2, "n_embd": WIDTH, "n_head": 2, "vocab_size": 50, "n_positions": 16}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 1}
 
 Row = dict[str, Tensor]
 
@@ -28,8 +38,7 @@ Row = dict[str, Tensor]
 def gpt2(seed: int = 0, dropout: float = 0.1) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    sizes = {"n_layer": 2, "n_embd": WIDTH, "n_head": 2, "vocab_size": 50, "n_positions": 16}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1, **drops))
+    return GPT2LMHeadModel(GPT2Config(**SIZES, **drops))
 
 
 def texts(n: int, *, left: bool = False, length: int = 12, seed: int = 1) -> list[Row]:
@@ -58,7 +67,8 @@ def art_of(**options: Any) -> ART:
 
 def trainer_of(folder: Path, *, art: ART | None = None, data: list[Row] | None = None, **options: Any) -> ARTTrainer:
     own = {name: options.pop(name) for name in ("lambda_art", "pooling", "layer", "average_decay") if name in options}
-    own |= {name: options.pop(name) for name in ("learn_at_most", "warmup_steps") if name in options}
+    more = ("learn_at_most", "warmup_steps", "rehearsal", "rehearsed_texts")
+    own |= {name: options.pop(name) for name in more if name in options}
     rows = texts(24) if data is None else data
     model, art = options.pop("model", None) or gpt2(), art_of() if art is None else art
     return ARTTrainer(model=model, args=settings(folder, **options), train_dataset=rows, art=art, **own)
@@ -91,10 +101,13 @@ class Watch(TrainerCallback):
     [{}, {"gradient_accumulation_steps": 2}, {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2}],
     ids=["plain", "accumulated", "smoothed"],
 )
-def test_lambda_0_gives_the_weights_and_losses_of_the_plain_trainer(options: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize("rehearsal", [0, 1])
+def test_lambda_0_gives_the_weights_and_losses_of_the_plain_trainer(
+    options: dict[str, Any], rehearsal: float, tmp_path: Path
+):
     plain = Trainer(model=gpt2(), args=settings(tmp_path, **options), train_dataset=texts(24))
     plain.train()
-    ours = trainer_of(tmp_path, lambda_art=0.0, **options)  # seeds dropout as the other did
+    ours = trainer_of(tmp_path, lambda_art=0.0, rehearsal=rehearsal, **options)  # seeds dropout as the other did
     ours.train()
     assert equal(weights(plain.model), weights(ours.model))
     losses = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (plain, ours)]
@@ -207,6 +220,47 @@ def test_an_inner_layer_is_that_of_the_blocks(tmp_path: Path):
     torch.testing.assert_close(trainer.art.prototypes, expected.prototypes)
 
 
+# Rehearsal
+
+
+@pytest.mark.parametrize("novelty", ["drift", "margin"])
+def test_rehearsal_is_the_kl_divergence_of_the_averaged_model_from_the_live_one(novelty: str, tmp_path: Path):
+    trainer = trainer_of(tmp_path, art=art_of(novelty=novelty), rehearsal=0.5, rehearsed_texts=6, lambda_art=2.0)
+    trainer.train()
+    model, average, batch = trainer.model.train(), trainer.average.module, default_data_collator(texts(4, left=True))
+    for part in model.modules():
+        part.p = 0.0  # of dropout
+    kl, n = 0.0, 0
+    for text in trainer.art.drawn_texts(6, seed=trainer.state.global_step):
+        ids = text[text >= 0][None]
+        p, q = (some(ids).logits[0, :-1].detach().double().softmax(-1) for some in (average, model))
+        kl, n = kl + float((p * (p / q).log()).sum()), n + len(p)
+    assert kl / n > 0.01
+    trainer.current_gradient_accumulation_steps = 1
+    both = trainer.compute_loss(model, batch).item()
+    trainer.rehearsal = 0.0
+    assert both - trainer.compute_loss(model, batch).item() == pytest.approx(2.0 * 0.5 * kl / n, rel=1e-3)
+
+
+def test_rehearsal_is_logged_adds_up_and_is_no_part_of_evaluation(tmp_path: Path):
+    trainer = trainer_of(tmp_path, lambda_art=0.5, rehearsal=3.0, gradient_accumulation_steps=2)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 3
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(entry["ce"] + 0.5 * (entry["art"] + entry["art_rehearsal"]), abs=1e-5)
+    assert logged[-1]["art_rehearsal"] > 0
+    plain = Trainer(model=trainer.model, args=settings(tmp_path))
+    assert trainer.evaluate(texts(10))["eval_loss"] == plain.evaluate(texts(10))["eval_loss"]
+
+
+def test_rehearsal_of_a_model_without_next_tokens_is_refused(tmp_path: Path):
+    model = GPT2ForSequenceClassification(GPT2Config(**SIZES, pad_token_id=PAD, num_labels=2))
+    rows = [{**row, "labels": torch.tensor(0)} for row in texts(24)]
+    with pytest.raises(InputError, match="GPT2ForSequenceClassification predicts no next tokens"):
+        trainer_of(tmp_path, model=model, data=rows, rehearsal=1.0).train()
+
+
 # What is learned, and when
 
 
@@ -271,9 +325,9 @@ def test_the_weight_warms_up(tmp_path: Path):
 # Checkpoints
 
 
-@pytest.mark.parametrize("novelty", ["drift", "margin"])
-def test_a_resumed_run_ends_as_one_that_never_stopped(novelty: str, tmp_path: Path):
-    options: dict[str, Any] = {"lambda_art": 0.5, "save_strategy": "steps", "save_steps": 3}
+@pytest.mark.parametrize(("novelty", "rehearsal"), [("drift", 0.0), ("margin", 0.0), ("drift", 2.0), ("margin", 2.0)])
+def test_a_resumed_run_ends_as_one_that_never_stopped(novelty: str, rehearsal: float, tmp_path: Path):
+    options: dict[str, Any] = {"lambda_art": 0.5, "save_strategy": "steps", "save_steps": 3, "rehearsal": rehearsal}
     art: dict[str, Any] = {"novelty": novelty, "normalize": "center", "vigilance": None, "vigilance_quantile": 0.3}
     whole = trainer_of(tmp_path, art=art_of(**art), data=texts(40), **options)
     whole.train()
@@ -281,7 +335,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(novelty: str, tmp_path: Pa
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert equal(weights(whole.model), weights(resumed.model))
     assert equal(weights(whole.art), weights(resumed.art))
-    assert (whole.average is None) == (novelty == "margin")
+    assert (whole.average is None) == (novelty == "margin" and rehearsal == 0)
     assert whole.average is None or equal(weights(whole.average), weights(resumed.average))
     assert len(whole.art) > 0
 
@@ -329,6 +383,8 @@ def test_saved_categories_load_without_a_trainer(tmp_path: Path):
         ({"average_decay": 1.5}, "average_decay is 1.5"),
         ({"learn_at_most": 0}, "learn_at_most is 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"rehearsal": -1}, "rehearsal is -1"),
+        ({"rehearsed_texts": 0}, "rehearsed_texts is 0"),
     ],
 )
 def test_options_outside_their_range_are_refused(options: dict[str, Any], message: str, tmp_path: Path):
@@ -352,6 +408,8 @@ def test_a_checkpoint_of_other_categories_or_of_none_is_refused(tmp_path: Path):
     trainer_of(tmp_path, save_strategy="steps", save_steps=3).train()
     with pytest.raises(InputError, match=r"'kind': 'cosine'.*'kind': 'fuzzy'"):
         trainer_of(tmp_path, art=art_of(kind="fuzzy")).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(InputError, match=r"was written with another rehearsal than 1\.0"):
+        trainer_of(tmp_path, rehearsal=1.0).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     (tmp_path / "checkpoint-3" / "art.pt").unlink()
     with pytest.raises(InputError, match=r"has no art\.pt"):
         trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

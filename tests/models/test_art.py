@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.art import ART, SPAN, TEXTS
+from lightning_app.ops.art import overlapping
 
 NAN = math.nan
 
@@ -261,6 +263,18 @@ def test_merged_categories_lose_no_input_and_can_still_be_matched(kind: Any):
     assert network.opened == len(network) + merged
 
 
+def test_fuzzy_categories_of_a_fixed_vigilance_never_overlap_so_none_are_looked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lightning_app.models.art.overlapping", None)  # not called
+    for vigilance in (0.5, 0.8, 0.95):
+        network = art(16, kind="fuzzy", vigilance=vigilance, learning_rate=0.5, capacity=40, merge_at=0.0)
+        for some in clusters(400, noise=0.5).split(20):
+            network.learn(some)
+            every = torch.arange(len(network))
+            prototypes, counts = network.prototypes[: len(network)], network.counts
+            assert overlapping(network.rule, prototypes, counts, every, at=vigilance, vigilance=vigilance) == []
+        assert len(network) > 1
+
+
 def test_typical_texts_are_those_that_match_best():
     network = art(vigilance=0.5)
     angles = (0, 50, 5, 40, 8, 30)
@@ -280,6 +294,45 @@ def test_newer_texts_come_in_though_older_ones_matched_better():
         after.append(sorted(network.texts[0, :, 0].tolist()))
     assert after[0] == [0, 1, 2]
     assert {77, 78} & set(after[-1])
+
+
+def test_a_text_that_comes_again_is_kept_once_with_its_newest_match():
+    network = art(vigilance=0.5)
+    network.learn(degrees(20, 0, 10, 0, 0), torch.tensor([[5, 6], [7, 8], [5, 6], [7, 8], [7, 8]]))
+    assert network.texts[0, :, :3].tolist() == [[5, 6, -1], [7, 8, -1], [-1, -1, -1]]
+    best = F.normalize(degrees(0), dim=-1) @ network.prototypes[0]
+    assert network.text_match[0, 1].item() == pytest.approx(best.item(), abs=1e-3)
+
+
+def test_a_category_that_was_not_used_for_twice_as_long_is_drawn_twice_as_often():
+    network = art()
+    network.learn(degrees(0, 90, 0, 0, 180), torch.tensor([[1], [2], [3], [4], [5]]))
+    assert network.used[:3].tolist() == [3, 1, 4]
+    drawn = network.drawn_texts(7000, seed=3)
+    assert drawn.shape == (7000, SPAN)
+    assert set(drawn[:, 1:].unique().tolist()) == {-1}
+    shares = drawn[:, 0].bincount(minlength=6) / 7000
+    expected = torch.tensor([0, 2 / 21, 4 / 7, 2 / 21, 2 / 21, 1 / 7])  # 4, 2 and 1 inputs ago; the first has 3 texts
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.02)
+
+
+def test_what_is_drawn_is_a_function_of_the_seed_and_changes_nothing():
+    network = art(16, vigilance=0.9)
+    network.learn(clusters(60), torch.arange(60)[:, None])
+    before, generator = state(network), torch.get_rng_state()
+    drawn = [network.drawn_texts(20, seed=seed) for seed in (4, 4, 5)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert_same_state(network, before)
+
+
+def test_without_texts_none_are_drawn():
+    assert art().drawn_texts(4, seed=0).shape == (0, SPAN)
+    assert learned(0, 90).drawn_texts(4, seed=0).shape == (0, SPAN)
+    network = learned(0, 0, 0)
+    network.learn(degrees(90), torch.tensor([[7]]))
+    assert network.drawn_texts(9, seed=0)[:, 0].tolist() == [7] * 9  # the other category has none
 
 
 def test_a_copy_and_a_checkpoint_hold_all_that_is_known():

@@ -57,6 +57,16 @@ def test_isolated_segments_do_not_see_each_other():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("length", [3, 4, 9, 11])
+def test_states_of_a_text_that_does_not_fill_its_segments_are_those_of_its_tokens(length: int):
+    backbone = decoder()
+    found = MemoryLM(backbone, [attention()], segment_length=4).eval().states(ids()[:, :length], layers=(0,))
+    parts = [backbone.states(part, layers=(0,)) for part in ids()[:, :length].split(4, dim=1)]
+    torch.testing.assert_close(found.last, torch.cat([part.last for part in parts], dim=1))
+    torch.testing.assert_close(found.layers[0], torch.cat([part.layers[0] for part in parts], dim=1))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("make", [attention, concat], ids=["attention", "concat"])
 def test_plain_logits_are_those_of_the_backbone(make: Callable[[], Reader]):
     model = MemoryLM(decoder(), [make()]).eval()
@@ -77,6 +87,7 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
     )
     after = model(ids())
     assert not torch.allclose(after, before)
+    assert torch.equal(model.own_logits(ids()), model.backbone(ids()))
     torch.testing.assert_close(after.exp().sum(-1), torch.ones(2, T))  # log-probabilities
     with_cache, cached = model.new_cache(2), []
     for t in range(T):

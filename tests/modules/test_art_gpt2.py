@@ -20,7 +20,8 @@ from lightning_app.errors import InputError
 from lightning_app.inference.loading import load_module
 from lightning_app.models.art import SPAN
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.readers import AttentionReader
+from lightning_app.models.memory import Payload
+from lightning_app.models.readers import AttentionReader, KNNReader
 from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, VardaGPT
 from lightning_app.ops.losses import IGNORE
 from lightning_app.text.datamodule import TextDataModule
@@ -114,10 +115,10 @@ def fit(data: TextDataModule) -> Fit:
 # Loss
 
 
-@pytest.mark.parametrize("novelty", NOVELTIES)
-def test_lambda_zero_is_bit_equal_to_the_plain_module(fit: Fit, novelty: Any):
-    plain, other = ArticleGPT(decoder(dropout=0.1)), art_gpt2(dropout=0.1, lambda_art=0.0, novelty=novelty)
-    shaped = art_gpt2(dropout=0.1, lambda_art=5.0, novelty=novelty)
+@pytest.mark.parametrize(("novelty", "rehearsal"), [*((novelty, 0) for novelty in NOVELTIES), ("margin", 1)])
+def test_lambda_zero_is_bit_equal_to_the_plain_module(fit: Fit, novelty: Any, rehearsal: float):
+    plain, options = ArticleGPT(decoder(dropout=0.1)), {"novelty": novelty, "rehearsal": rehearsal}
+    other, shaped = (art_gpt2(dropout=0.1, lambda_art=weight, **options) for weight in (0.0, 5.0))
     for module in (plain, other, shaped):
         fit(module)
     assert_equal(plain.backbone, other.backbone)
@@ -214,6 +215,87 @@ def test_only_rows_with_something_novel_are_run_through_the_averaged_model():
     assert rows == [len(novel)]
     same = (averaged == embeddings).all(-1)
     assert same.tolist() == [row not in novel for row in ends[:, 0].tolist()]
+
+
+# Rehearsal
+
+
+def rehearsing(**options: Any) -> tuple[ARTGPT2, Outputs]:
+    """One that has learned a batch with texts of 16, 16, 9 and 4 tokens, and is no more what it was."""
+    module = art_gpt2(**{"rehearsal": 0.5, "novelty": "margin", "rehearsed_texts": 6, **options})
+    seen = batch()
+    seen["attention_mask"][2, 9:] = False
+    seen["attention_mask"][3, 4:] = False
+    outputs = module.train().outputs(seen)
+    art_of(module).learn(outputs.detached())
+    with torch.no_grad():
+        module.backbone.lm_head.weight.add_(torch.randn(257, 16, generator=torch.Generator().manual_seed(5)))
+    return module, outputs
+
+
+def test_rehearsal_is_the_kl_divergence_of_the_averaged_model_from_the_live_one():
+    module, outputs = rehearsing()
+    art = art_of(module)
+    weight, term = module.loss_terms(outputs)["art_rehearsal"]
+    kl, n, average = 0.0, 0, art.average.module.eval()
+    drawn = art.art.drawn_texts(6, seed=0)
+    assert len({int((text >= 0).sum()) for text in drawn}) > 1
+    for text in drawn:
+        ids = text[text >= 0][None]
+        p, q = (model(ids)[0, :-1].detach().double().softmax(-1) for model in (average, module.backbone))
+        kl, n = kl + float((p * (p / q).log()).sum()), n + len(p)
+    assert kl / n > 0.1
+    assert (weight, term.item()) == (0.1, pytest.approx(0.5 * kl / n, rel=1e-4))
+
+
+def test_rehearsal_is_0_until_the_model_and_its_average_differ_and_then_pulls_it_back():
+    module, outputs = rehearsing(average_decay=0.0)
+    apart = module.loss_terms(outputs)["art_rehearsal"][1]
+    weight = module.backbone.lm_head.weight
+    (gradient,) = torch.autograd.grad(apart, weight)
+    with torch.no_grad():
+        weight -= 1e-3 * gradient / gradient.norm()
+        assert module.loss_terms(outputs)["art_rehearsal"][1] < apart
+        art_of(module).average.update_parameters(module.backbone)
+        assert module.loss_terms(outputs)["art_rehearsal"][1].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_rehearsal_is_of_training_alone_and_0_without_texts():
+    module, outputs = rehearsing()
+    assert {"ce", "art", "art_rehearsal"} == module.train().loss_terms(outputs).keys()
+    assert {"ce", "art"} == module.eval().loss_terms(outputs).keys()
+    none, outputs = rehearsing(rehearsal=0.0)
+    assert {"ce", "art"} == none.loss_terms(outputs).keys()
+    assert art_of(none).average is None
+    assert art_gpt2(rehearsal=1.0).train().loss_terms(outputs)["art_rehearsal"][1] == 0
+
+
+def test_texts_are_drawn_by_step_and_rank_alone_so_accumulated_batches_rehearse_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    module, outputs = rehearsing()
+    art, seeds = art_of(module), []
+    drawn_texts = art.art.drawn_texts
+    monkeypatch.setattr(art.art, "drawn_texts", lambda n, seed: seeds.append(seed) or drawn_texts(n, seed=seed))
+    monkeypatch.setattr("lightning_app.modules.art_gpt2.world_size", lambda: 3)
+    for step in range(2):
+        for rank in range(3):
+            monkeypatch.setattr("lightning_app.modules.art_gpt2.rank", lambda rank=rank: rank)
+            terms = [module.loss_terms(outputs)["art_rehearsal"][1] for _ in range(2)]
+            assert torch.equal(*terms)
+        assert art.steps == step
+        art.after_step()
+    assert seeds == [seed for seed in range(6) for _ in range(2)]
+
+
+def test_rehearsal_is_logged_and_trains_what_lambda_alone_would_not(fit: Fit):
+    modules = [art_gpt2(novelty="margin", rehearsal=rehearsal, average_decay=0.9) for rehearsal in (0.0, 50.0)]
+    metrics = [fit(module, max_steps=6).callback_metrics for module in modules]
+    ce, art, kept, loss = (float(metrics[1][f"train/{name}"]) for name in ("ce", "art", "art_rehearsal", "loss"))
+    assert kept > 0
+    assert loss == pytest.approx(ce + 0.1 * (art + kept), rel=1e-5)
+    assert "train/art_rehearsal" not in metrics[0]
+    assert digest(modules[0].backbone) != digest(modules[1].backbone)
 
 
 # What is learned, and when
@@ -370,7 +452,8 @@ def test_two_regularizers_need_two_names(fit: Fit):
 
 def everything(dropout: float = 0.2) -> ARTGPT2:
     art = {"normalize": "whiten", "vigilance_quantile": 0.3, "capacity": 20, "average_decay": 0.9, "fast_inputs": 3}
-    return ARTGPT2(decoder(dropout=dropout), ARTRegularizer(lambda_art=1.0, warmup_steps=3, **art))
+    rehearsal = {"rehearsal": 0.5, "rehearsed_texts": 3}
+    return ARTGPT2(decoder(dropout=dropout), ARTRegularizer(lambda_art=1.0, warmup_steps=3, **rehearsal, **art))
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_with_its_categories_and_averaged_model(fit: Fit, tmp_path: Path):
@@ -384,6 +467,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_with_its_categories_and_averaged
     assert one.global_step == two.global_step == 12
     assert_equal(whole, resumed)
     torch.testing.assert_close(two.optimizers[0].state_dict(), one.optimizers[0].state_dict(), rtol=0, atol=0)
+    assert one.callback_metrics["train/art_rehearsal"] == two.callback_metrics["train/art_rehearsal"] > 0
     assert one.callback_metrics["train/art_clusters"] == two.callback_metrics["train/art_clusters"] > 3
     assert art_of(resumed).steps == 12
 
@@ -396,6 +480,7 @@ def test_a_checkpoint_alone_brings_back_module_and_categories(fit: Fit, tmp_path
         assert isinstance(again, ARTGPT2)
         assert_equal(again, module)
         assert art_of(again).config() == art_of(module).config()
+        assert (art_of(again).rehearsal, art_of(again).rehearsed_texts) == (0.5, 3)
         found, known = (m.eval()._described(m.eval().outputs(batch())) for m in (again, module))
         torch.testing.assert_close(found, known, rtol=0, atol=0)
 
@@ -468,6 +553,24 @@ def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, optio
     assert not torch.allclose(art._states(apart)[:, -1], art._states(outputs.own_states)[:, -1], atol=1e-3)
 
 
+@pytest.mark.parametrize("reader", [AttentionReader, KNNReader])
+def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segments(folder: Path, reader: Any):
+    art = ARTRegularizer(average_decay=0.0, novelty="margin", rehearsal=1.0, **MANY)
+    module = VardaGPT(decoder(), [reader(memory_size=100, scope="shared")], 6, True, regularizers=[art])
+    data = TextDataModule(train=Source("train.txt"), block_size=12, dataloader={"batch_size": 4})
+    trainer_with(max_steps=3).fit(module, datamodule=data)
+    vectors = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
+    module.backbone.readers[0].bank.shared.add(vectors, Payload(tokens=torch.arange(9)))
+    model, ids = module.eval().backbone, batch(T=6)["input_ids"]
+    assert not torch.allclose(model(ids), model.own_logits(ids))
+    where = {"document_keys": torch.zeros(4, 12, dtype=torch.int64), "positions": torch.arange(48).view(4, 12)}
+    outputs = module.train().outputs(batch(T=12) | where)
+    assert module.loss_terms(outputs)["art_rehearsal"][1].item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        module.backbone.backbone.lm_head.weight.mul_(3.0)
+    assert module.loss_terms(outputs)["art_rehearsal"][1] > 0.01
+
+
 def test_pairs_of_prompt_and_target_are_one_sequence_whose_prompt_is_not_predicted(fit: Fit, folder: Path):
     pairs = [{"prompt": f"say {i % 7}", "target": f" {i % 7} is said"} for i in range(40)]
     Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -502,6 +605,10 @@ def test_pairs_of_prompt_and_target_are_one_sequence_whose_prompt_is_not_predict
         ({"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
         ({"average_decay": 1.5}, "average_decay is 1.5; it must be at least 0, at most 1"),
         ({"learn_at_most": 0}, "learn_at_most is 0; it must be at least 1"),
+        ({"rehearsal": -0.5}, "rehearsal is -0.5; it must be at least 0"),
+        ({"rehearsal": float("nan")}, "rehearsal is nan; it must be at least 0"),
+        ({"rehearsed_texts": 0}, "rehearsed_texts is 0; it must be at least 1"),
+        ({"pooling": "max"}, "pooling is 'max'; there are mean, last, token"),
         ({"vigilance": 0.7, "vigilance_quantile": 0.1}, "vigilance is 0.7 and vigilance_quantile 0.1"),
     ],
 )
