@@ -107,8 +107,8 @@ def _setting(plan: dict[str, Any], command: str) -> str:
         f"{plan['vocab_size']:,}, trained on {first}, learned that text from scratch in {before['steps']} steps of "
         f"{before['batch_size']} x {before['block_size']} tokens, and then {second} in {plan['steps']} of them. All "
         f"arms of a seed start from the same model and see the same batches in the same order. Of {heldout} one half "
-        f"(whole articles) validates and one tests, of {second} the last fifth; {plan['blocks']} blocks of each, evenly "
-        f"spread, are scored. Seeds: {', '.join(map(str, plan['seeds']))}."
+        f"(whole articles) validates and one tests, of {second} the last fifth; {plan['blocks']} blocks of each, "
+        f"evenly spread, are scored. Seeds: {', '.join(map(str, plan['seeds']))}."
     )
 
 
@@ -124,7 +124,8 @@ def _arms(found: Continual) -> str:
     note = (
         f"Bits per byte of the test texts, means over the seeds. The level: where an arm has come to {WITHIN} times "
         "the bits per byte of the second domain that plain fine-tuning ends at, interpolated between the points at "
-        "which it was scored. The interval is that of a paired bootstrap over the first domain's articles. Backward transfer: "
+        "which it was scored. The interval is that of a paired bootstrap over the first domain's articles. Backward "
+        "transfer: "
         "bits per byte of the first domain before less those at the end (negative: forgotten; forgetting is its "
         "opposite). Drift of the probes: mean 1 - cosine of the mean last states of 200 texts of the first domain, "
         "less their common mean, from before to the end. CPU s: of one training with its scoring."
@@ -249,8 +250,8 @@ def _novelty(records: Records) -> str:
         tables.append("\n".join([f"Sequences of {length} tokens:", "", head, _rule(head), *rows]))
     note = (
         f"Held-out sequences of the first domain ({found[0]['sequences']}) against as many of each other kind, means "
-        "over the seeds. A false alarm: a known sequence that scores as high as 95 % of the new ones do. Everything was "
-        "fitted to the first domain's training text alone, on mean last states; `fine` is a fixed vigilance of 0.97 "
+        "over the seeds. A false alarm: a known sequence that scores as high as 95 % of the new ones do. Everything "
+        "was fitted to the first domain's training text alone, on mean last states; `fine` is a vigilance of 0.97 "
         "(none), 0.8 (center) or 0.5 (whiten)."
     )
     return "\n\n".join(["### Novelty", *tables, note])
@@ -273,7 +274,7 @@ def _novelty_targets(records: Records) -> str:
     def of(detector: str, kind: str) -> float:
         return _auroc([r for r in found if r["detector"] == detector and r["length"] == length], kind)
 
-    arts = [name for name in dict.fromkeys(r["detector"] for r in found) if name.startswith("ART")]
+    arts = [name for name in dict.fromkeys(r["detector"] for r in found) if "ART" in name]
     best = max(arts, key=lambda name: min(of(name, kind) for kind in kinds))
     above = sum(of(best, kind) > of("loss", kind) for kind in kinds)
     worst = min(of(best, kind) for kind in kinds)

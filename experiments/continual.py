@@ -76,10 +76,10 @@ class Plan:
     vocab_size: int = 4096
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     before: Training = Training(group=1)  # noqa: RUF009  (frozen)
-    steps: int = 300
+    steps: int = 200
     warmup_steps: int = 50
-    points: int = 6
-    blocks: int = 160
+    points: int = 5
+    blocks: int = 96
     probes: int = 200
 
     @property

@@ -51,11 +51,13 @@ class Looked:
 
     Attributes:
         embeddings: (N, D) mean last states.
+        inner: (N, D) mean states of the first layer.
         loss: (N,) mean nats per token.
         documents: (N,) the number of each one's document.
     """
 
     embeddings: Tensor
+    inner: Tensor
     loss: Tensor
     documents: Tensor
 
@@ -70,10 +72,11 @@ def look(model: Decoder, tokens: TokenArray, *, length: int, at_most: int | None
     return Looked(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _look(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    states = model.states(batch["input_ids"]).last
-    nats = token_nll(model.logits(states), batch["targets"]).mean(-1)
-    return pool(states, batch["attention_mask"], "mean")[0], nats, batch["document_ids"][:, 0]
+def _look(model: Decoder, batch: Batch) -> tuple[Tensor, ...]:
+    states = model.states(batch["input_ids"], layers=[0])
+    nats = token_nll(model.logits(states.last), batch["targets"]).mean(-1)
+    last, inner = (pool(some, batch["attention_mask"], "mean")[0] for some in (states.last, states.layers[0]))
+    return last, inner, nats, batch["document_ids"][:, 0]
 
 
 def learned(embeddings: Tensor, *, seed: int, **options: Any) -> ART:
@@ -97,12 +100,19 @@ def detectors(known: Looked, *, seed: int) -> dict[str, tuple[Score, str]]:
         for kind, options in (("quantile 0.05", {"vigilance_quantile": 0.05}), ("fine", {"vigilance": vigilance})):
             art = learned(known.embeddings, seed=seed, normalize=normalize, **options)
             found[f"ART, {normalize}, {kind}"] = (_mismatch(art), f"{len(art)} categories")
+    first = learned(known.inner, seed=seed, vigilance=FINE["none"])
+    found["ART, none, fine, first layer"] = (
+        (lambda looked: -first.resonate(looked.inner).match),
+        f"{len(first)} categories",
+    )
+    fuzzy = learned(known.embeddings, seed=seed, kind="fuzzy", normalize="center", vigilance_quantile=0.05)
+    found["Fuzzy ART, center, quantile 0.05"] = _mismatch(fuzzy), f"{len(fuzzy)} categories"
     covariance = LedoitWolf().fit(known.embeddings.double().numpy())
     stored = known.embeddings
     found["loss"] = (lambda looked: looked.loss), ""
     found["Mahalanobis distance"] = (
         lambda looked: torch.from_numpy(covariance.mahalanobis(looked.embeddings.double().numpy())),
-        "",
+        f"{known.embeddings.shape[1]} x {known.embeddings.shape[1]} numbers",
     )
     found["nearest stored state"] = (
         lambda looked: torch.cdist(looked.embeddings, stored).amin(-1),
