@@ -114,7 +114,8 @@ class RandomTexts(ARTRegularizer):
         there = self.art.texts[..., 0] >= 0
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(len(windows), generator=generator)[: int(there.sum())].tolist()
-        self.art.texts[there] = windows.__getitems__(drawn)["input_ids"][:, :SPAN].int()
+        texts = windows.__getitems__(drawn)["input_ids"][:, :SPAN]
+        self.art.texts[there] = torch.nn.functional.pad(texts, (0, SPAN - texts.shape[1]), value=-1).int()
         self.art.used.zero_()
 
     def learn(self, outputs: Outputs) -> None:
