@@ -187,7 +187,8 @@ class ARTTrainer(Trainer):
             given = {name: x for name, x in inputs.items() if name in taken}
             B = len(mask_BT)
             some = {name: x[novel] if torch.is_tensor(x) and len(x) == B else x for name, x in given.items()}
-            states = self._states(model(**some, output_hidden_states=True))
+            with self.accelerator.autocast():  # in the precision of the live model, which alone is prepared by it
+                states = self._states(model(**some, output_hidden_states=True))
             averaged[torch.isin(rows, novel)] = pool(states, mask_BT[novel], self.pooling)[0]
         return averaged
 

@@ -181,6 +181,14 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path
         torch.testing.assert_close(several[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+def test_the_averaged_model_runs_in_the_precision_of_the_live_one(tmp_path: Path):
+    trainer = trainer_of(tmp_path, art=art_of(vigilance=1.0, merge_at=1.0), bf16=True)
+    low: list[bool] = []
+    trainer.average.module.register_forward_pre_hook(lambda *_: low.append(torch.is_autocast_enabled("cpu")))
+    trainer.train()
+    assert low == [True] * 5  # without categories nothing is novel yet
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("pooling", ["mean", "last", "token"])
 def test_padding_never_counts(pooling: str, left: bool, tmp_path: Path):
