@@ -259,12 +259,14 @@ class ART(nn.Module):
     def learn(self, embeddings_ND: Tensor, spans_NS: Tensor | None = None) -> dict[str, float]:
         """Learn from embeddings, one by one in their order: exactly what N calls with one of each would learn.
 
-        Exactly, given mean, covariance, vigilance and merging, which follow once per call.
+        Exactly, given mean, covariance, vigilance and merging, which follow once per call, and typical texts, which are
+        matched with the prototypes after it.
 
         Args:
             spans_NS: (N, S) token ids of the texts that they stand for, -1 where there is none.
 
-        Returns: births, known (share), match (mean), drift (mean 1 - cosine of the prototypes that moved) of this call.
+        Returns: births, known (share), match (mean), drift (mean 1 - cosine of the prototypes that moved) of this call;
+            nothing without embeddings, or before enough were seen to take their mean out.
 
         Raises:
             InputError: an embedding that is not finite; then nothing is learned.
@@ -391,6 +393,9 @@ class ART(nn.Module):
 
 
 def _check(kind: str, vigilance: float | None, quantile: float | None, options: dict[str, Any]) -> None:
+    for name, known in (("kind", Kind), ("normalize", Normalize), ("novelty", Novelty)):
+        if options[name] not in get_args(known):
+            raise InputError(f"{name} is {options[name]!r}; there are {', '.join(get_args(known))}")
     if vigilance is not None and quantile is not None:
         raise InputError(f"vigilance is {vigilance} and vigilance_quantile {quantile}: give one of them")
     lowest = -1 if kind == "cosine" else 0

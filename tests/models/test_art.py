@@ -463,6 +463,9 @@ def test_about_that_share_of_stationary_inputs_is_novel(quantile: float, options
         ({"fast_inputs": -1}, "fast_inputs is -1; it must be at least 0"),
         ({"novelty_penalty": -0.1}, "novelty_penalty is -0.1; it must be at least 0"),
         ({"kind": "fuzzy", "choice_alpha": 0.0}, "choice_alpha is 0.0; it must be above 0"),
+        ({"kind": "euclid"}, "kind is 'euclid'; there are cosine, fuzzy"),
+        ({"normalize": "centre"}, "normalize is 'centre'; there are none, center, whiten"),
+        ({"novelty": "penalty"}, "novelty is 'penalty'; there are drift, margin, constant"),
     ],
 )
 def test_options_outside_their_range_are_refused(options: dict[str, Any], words: str):
