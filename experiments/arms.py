@@ -59,6 +59,12 @@ def trials(arm: str) -> list[Trial]:
     return [Trial(1e-3, weak), Trial(1e-3, middle), Trial(1e-3, strong), Trial(2e-3, middle)]
 
 
+def settings() -> list[object]:
+    """All of this file that decides results."""
+    grid = {arm: [(trial.lr, trial.strength) for trial in trials(arm)] for arm in ARMS}
+    return [grid, ART_OPTIONS, REPLAYED, PULL, SHOWN, SLOW_AVERAGE]
+
+
 class EWC(Regularizer):
     """Elastic weight consolidation: F / 2 (theta - theta*)^2 (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3).
 

@@ -16,7 +16,7 @@ from experiments import store
 from experiments.arms import ARMS, ART_OPTIONS, EWC_ARM, PLAIN, RANDOM
 from experiments.levels import REFERENCE, WITHIN, at_level, crossing
 from experiments.report import commit
-from experiments.statistics import RESAMPLINGS, Interval
+from experiments.statistics import RESAMPLINGS, Interval, half_width
 
 SECTION = "## Do the promises hold?"  # the last one of its page
 PICTURE = "images/forgetting.png"
@@ -48,10 +48,14 @@ class Continual:
     def forgotten(self, arm: str) -> np.ndarray | None:
         """(D,) nats of the first domain's documents at the level, less those before, mean over the seeds.
 
-        None where a seed never learns as much.
+        None where a seed never learns as much, or there are no results.
         """
-        found = [_at(record, self.level(record["seed"])) for record in self.by_arm[arm]]
-        return None if any(one is None for one in found) else np.mean([one for one in found if one is not None], axis=0)
+        found = [_at(record, self.level(record["seed"])) for record in self.by_arm.get(arm, [])]
+        return (
+            None
+            if not found or any(one is None for one in found)
+            else np.mean([one for one in found if one is not None], axis=0)
+        )
 
     def scale(self) -> float:
         """Nats of the first domain that make one bit per byte."""
@@ -88,7 +92,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         (out / PICTURE).parent.mkdir(parents=True, exist_ok=True)
         draw(continual, out / PICTURE)
         picture = f"![What is forgotten of the first domain against what is learned of the second]({PICTURE})"
-        parts += [_arms(continual), picture, _targets(continual), _trials(store.records(folder))]
+        parts += [_arms(continual, probes=plan["probes"]), picture, _targets(continual), _trials(store.records(folder))]
     found = store.records(folder / "novelty")
     if found:
         parts += [_novelty(found), _novelty_targets(found), _clusters(found)]
@@ -115,20 +119,23 @@ def _setting(plan: dict[str, Any], command: str) -> str:
 # Continual learning
 
 
-def _arms(found: Continual) -> str:
+def _arms(found: Continual, *, probes: int) -> str:
     head = (
         "| arm | learning rate, strength | first domain: before | at the level | forgets less than plain, % [95 %] "
         "| at the end | second domain: before | at the end | backward transfer | drift of the probes | CPU s |"
     )
     rows = [_row(found, arm) for arm in found.by_arm]
     note = (
-        f"Bits per byte of the test texts, means over the seeds. The level: where an arm has come to {WITHIN} times "
-        "the bits per byte of the second domain that plain fine-tuning ends at, interpolated between the points at "
-        "which it was scored. The interval is that of a paired bootstrap over the first domain's articles. Backward "
-        "transfer: "
-        "bits per byte of the first domain before less those at the end (negative: forgotten; forgetting is its "
-        "opposite). Drift of the probes: mean 1 - cosine of the mean last states of 200 texts of the first domain, "
-        "less their common mean, from before to the end. CPU s: of one training with its scoring."
+        "Bits per byte of the test texts, means over the seeds; behind ± half of a 95 % interval over them "
+        f"(Student's t). The level: where an arm has come to {WITHIN} times the bits per byte of the second domain"
+        " that plain fine-tuning ends at, interpolated between the points at which it was scored. Its interval is"
+        " that of a paired bootstrap over the first domain's articles, of the mean over the seeds. Backward "
+        "transfer: bits per byte of the first domain before less those at the end (negative: forgotten; "
+        f"forgetting is its opposite). Drift of the probes: mean 1 - cosine of the mean last states of {probes} "
+        "texts of the first domain, less their common mean, from before to the end. CPU s: of one training with "
+        "its scoring. `random texts` is the arm above it with texts drawn at random in the place of the typical "
+        "ones, and categories that learn no more. The frozen arm's new head starts as the old one, which the "
+        "first domain keeps: it forgets nothing by definition."
     )
     return "\n".join(["### Continual learning", "", head, _rule(head), *rows, "", note])
 
@@ -148,14 +155,19 @@ def _row(found: Continual, arm: str) -> str:
         f"{first[0]:.3f}",
         "never there" if forgotten is None else f"{first[0] + forgotten.sum() / found.scale():.3f}",
         "" if arm == PLAIN or less is None else _interval(less),
-        f"{first[-1]:.3f}",
+        _with_spread([record["first"][-1] for record in found.by_arm[arm]]),
         f"{second[0]:.3f}",
-        f"{second[-1]:.3f}",
+        _with_spread([record["second"][-1] for record in found.by_arm[arm]]),
         f"{first[0] - first[-1]:+.3f}",
         f"{float(found.mean(arm, 'drift')):.3f}",
         f"{float(found.mean(arm, 'seconds')):.0f}",
     ]
     return _line(cells)
+
+
+def _with_spread(values: list[float]) -> str:
+    """Mean ± half of the 95 % interval of a few seeds."""
+    return f"{np.mean(values):.3f}" + (f" ± {half_width(values):.3f}" if len(values) > 1 else "")
 
 
 def _line(cells: list[str]) -> str:
@@ -218,10 +230,10 @@ def draw(found: Continual, path: Path) -> None:
     axes = figure.add_subplot()
     for colour, arm in zip(COLOURS, found.by_arm, strict=False):
         first, second = found.mean(arm, "first"), found.mean(arm, "second")
-        axes.plot(second, first - first[0], color=colour, marker="o", markersize=4, label=arm)
+        axes.plot(second[1:], first[1:] - first[0], color=colour, marker="o", markersize=4, label=arm)
     level = float(np.mean([found.level(record["seed"]) for record in found.by_arm[PLAIN]]))
     axes.axvline(level, color="#999999", linestyle=":", linewidth=1)
-    axes.text(level, axes.get_ylim()[1], " level of the table", va="top", fontsize=8, color="#777777")
+    axes.text(level, axes.get_ylim()[1], "level of the table ", ha="right", va="top", fontsize=8, color="#777777")
     axes.invert_xaxis()
     axes.set(
         title="What is forgotten for what is learned: down and to the right is better",
@@ -245,16 +257,22 @@ def _novelty(records: Records) -> str:
         rows = []
         for detector in dict.fromkeys(record["detector"] for record in found):
             mine = [r for r in found if r["detector"] == detector and r["length"] == length]
-            cells = [f"{_auroc(mine, kind):.4f}, {100 * _mean(mine, 'false_alarms', kind):.1f}" for kind in kinds]
+            cells = [_detected(mine, kind) for kind in kinds]
             rows.append(_line([detector, *cells, mine[0]["remark"]]))
         tables.append("\n".join([f"Sequences of {length} tokens:", "", head, _rule(head), *rows]))
     note = (
-        f"Held-out sequences of the first domain ({found[0]['sequences']}) against as many of each other kind, means "
-        "over the seeds. A false alarm: a known sequence that scores as high as 95 % of the new ones do. Everything "
-        "was fitted to the first domain's training text alone, on mean last states; `fine` is a vigilance of 0.97 "
-        "(none), 0.8 (center) or 0.5 (whiten)."
+        f"Held-out sequences of the first domain ({found[0]['sequences']}) against as many of each other kind, "
+        "means over the seeds, with half of a 95 % interval over them. A false alarm: a known sequence that "
+        "scores as high as 95 % of the new ones do. Everything was fitted to the first domain's training text "
+        "alone, on mean last states; `fine` is a vigilance of 0.97 (none), 0.8 (center) or 0.5 (whiten)."
     )
     return "\n\n".join(["### Novelty", *tables, note])
+
+
+def _detected(records: Records, kind: str) -> str:
+    each = [record["auroc"][kind] for record in records]
+    spread = f" ± {half_width(each):.4f}" if len(each) > 1 else ""
+    return f"{_auroc(records, kind):.4f}{spread}, {100 * _mean(records, 'false_alarms', kind):.1f}"
 
 
 def _mean(records: Records, what: str, kind: str) -> float:
@@ -278,7 +296,7 @@ def _novelty_targets(records: Records) -> str:
     best = max(arts, key=lambda name: min(of(name, kind) for kind in kinds))
     above = sum(of(best, kind) > of("loss", kind) for kind in kinds)
     worst = min(of(best, kind) for kind in kinds)
-    head = f"| target, {length} tokens | {best} | |"
+    head = f"| target, {length} tokens | {best} (of {len(arts)} the one whose worst pair is best, on these texts) | |"
     rows = [
         _line([f"AUROC of at least {DETECTS} on each pair", f"{worst:.4f} on the worst", _met(worst >= DETECTS)]),
         _line(["above plain loss on two of three", f"on {above}", _met(above >= 2)]),
@@ -304,8 +322,8 @@ def _clusters(records: Records) -> str:
             ]
             rows.append(_line([art, f"{np.mean([r['clusters'] for r in mine]):.0f}", name, *values]))
     note = (
-        f"{found[0]['texts']} sequences of 128 tokens of the first domain's test text, the second domain and source "
-        "code; mean last states, which ART saw once and k-means until it converged, with as many clusters. Means over "
-        "the seeds."
+        f"{found[0]['texts']} sequences of 128 tokens of the first domain's test text, the second domain and "
+        "source code (documents: articles, pieces of some 4,000 characters, files); mean last states, which ART "
+        "saw once and k-means until it converged, with as many clusters. Means over the seeds."
     )
     return "\n".join(["### Clusters", "", head, _rule(head), *rows, "", note])

@@ -35,6 +35,7 @@ from experiments.arms import (
     fisher_information,
     learn_categories,
     new_module,
+    settings,
     trials,
 )
 from experiments.domains import Domains, prepare_domains
@@ -84,10 +85,10 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Of the plan and the texts."""
+        """Of the plan, the arms' settings and the texts."""
         contents = [hashlib.sha256(_content(path)).hexdigest() for path in (self.first, self.heldout, self.second)]
         plain = {key: value for key, value in asdict(self).items() if key != "seeds"}  # a seed more is no other plan
-        return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([plain, contents, settings()], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def decoder(self) -> dict[str, Any]:

@@ -144,9 +144,10 @@ def kinds(plan: Plan, domains: Domains, folder: Path) -> dict[str, TokenArray]:
     def encoded(documents: Sequence[Document]) -> TokenArray:
         return prepare_tokens(documents, domains.tokenizer, folder / "tokens")
 
+    code = {} if plan.second == CODE else {"source code": encoded(list(read_documents(CODE)))}
     return {
-        Path(plan.second).stem: domains.second.train,
-        "source code": encoded(list(read_documents(CODE))),
+        "second domain": domains.second.train,
+        **code,
         "random bytes": encoded([Document(noise, name="random bytes")]),
     }
 

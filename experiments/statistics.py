@@ -6,9 +6,11 @@ Shapes: N tokens, D documents, R resamplings.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t
 
 HELPED = 0.01  # nats: beyond this a token counts as helped or hurt
 RESAMPLINGS = 10_000
@@ -45,6 +47,12 @@ def change(nats: np.ndarray, base: np.ndarray, *, seed: int = 0) -> Interval:
     changes = 100 * (nats[draws].sum(1) / base[draws].sum(1) - 1)
     low, high = np.percentile(changes, [2.5, 97.5])
     return Interval(mean, float(low), float(high))
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of a few values (Student's t)."""
+    n = len(values)
+    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def helped_and_hurt(nats: np.ndarray, base: np.ndarray) -> tuple[float, float]:
