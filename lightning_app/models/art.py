@@ -311,7 +311,7 @@ class ART(nn.Module):
     def _remember(self, slot: int, span: Tensor, input_W: Tensor) -> None:
         """Keep the text among the typical ones of its category, if it matches the prototype better than one of them."""
         match = self.rule.match(input_W[None], self.prototypes[slot][None])[0]
-        self.text_match[slot] *= FADING
+        self.text_match[slot] -= (1 - FADING) * self.text_match[slot].abs()
         padded = nn.functional.pad(span[:SPAN].int(), (0, SPAN - len(span[:SPAN])), value=-1)
         same = (self.texts[slot] == padded).all(-1)
         worst = int(same.int().argmax() if same.any() else self.text_match[slot].argmin())
@@ -351,7 +351,7 @@ class ART(nn.Module):
 
     def calibrate(self, embeddings_ND: Tensor) -> None:
         """Set the vigilance so that `vigilance_quantile` of these, which are known but were not learned, are novel."""
-        if self.quantile is None or len(embeddings_ND) == 0:
+        if self.quantile is None or len(embeddings_ND) == 0 or len(self) == 0:
             return
         match_N = self.resonate(embeddings_ND).match
         self.known.fill_(torch.nan)  # what came before says little: there were fewer categories
