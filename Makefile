@@ -53,7 +53,7 @@ bench: .venv/bench ## measure speed side by side with Hugging Face, litgpt and F
 experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, into docs/memory.md (about 40 minutes on 2 cores)
 	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)
 
-experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=text SECOND=text, into docs/art.md (MINUTES on 2 cores)
+experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=text SECOND=text, into docs/art.md (about 45 minutes on 2 cores)
 	$(BIN)/python -m experiments.continual $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
 	$(BIN)/python -m experiments.novelty $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
 
