@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.texts import articles, halves
+from experiments.texts import articles, cut, halves
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document
 from lightning_app.text.token_cache import TokenArray, prepare_tokens
@@ -55,11 +55,7 @@ def _cut(document: Document) -> list[Document]:
     for blank in re.finditer(r"\n\s*\n", document.text):
         if blank.end() - starts[-1] >= PIECE:
             starts.append(blank.end())
-    ends = [*starts[1:], len(document.text)]
-    return [
-        Document(document.text[start:end], name=f"{document.name}#{n}")
-        for n, (start, end) in enumerate(zip(starts, ends, strict=True))
-    ]
+    return cut(document, starts)
 
 
 def in_three(documents: Sequence[Document]) -> tuple[list[Document], list[Document], list[Document]]:

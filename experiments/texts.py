@@ -38,7 +38,11 @@ def _cut(document: Document) -> list[Document]:
     starts = [match.start() for match in TITLE.finditer(document.text)]
     if not starts:
         return [document]
-    starts[0] = 0
+    return cut(document, [0, *starts[1:]])
+
+
+def cut(document: Document, starts: Sequence[int]) -> list[Document]:
+    """Its parts, which begin at these characters."""
     ends = [*starts[1:], len(document.text)]
     return [
         Document(document.text[start:end], name=f"{document.name}#{n}")
