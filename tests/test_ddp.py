@@ -51,6 +51,7 @@ def test_two_ranks_learn_what_one_process_learns_from_batches_of_twice_the_size(
         assert [r[measure] for r in alone] == pytest.approx([r[measure] for r in together], rel=1e-4), measure
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_with_one_process(config: Callable[..., str], main: Callable[..., None]):
     overlay = ROOT / "configs" / "overlays" / "ddp.yaml"
     name = config({"data": {"dataloader": {"batch_size": 2}}, "trainer": {"max_steps": 4, "val_check_interval": 4}})
