@@ -31,8 +31,8 @@ evaluate: .venv/user ## validate the best checkpoint of the last `make train`
 generate: .venv/user ## continue PROMPT with the best checkpoint of the last `make train`
 	$(BIN)/python main.py generate --ckpt_path best --runs_dir runs/article_gpt --prompt "$(or $(PROMPT),Backpropagation is)"
 
-test: .venv/user ## the tests (under 6 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: .venv/user ## the tests (about 4 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/user ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
