@@ -16,6 +16,7 @@ from lightning_app.models.art import SPAN
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ARTRegularizer, CausalLM, LanguageModule, Outputs, Regularizer
+from lightning_app.modules.base import OF_REGULARIZERS
 from lightning_app.text.token_array import TokenArray
 from lightning_app.text.windows import Batch, TokenWindows
 
@@ -160,7 +161,7 @@ def new_module(
 
 def _others(module: LanguageModule) -> dict[str, Tensor]:
     """Tensors of what is neither backbone nor regulariser."""
-    parts = ("backbone.", "regularizers.")
+    parts = ("backbone.", OF_REGULARIZERS)
     return {name: x for name, x in module.state_dict().items() if not name.startswith(parts)}
 
 

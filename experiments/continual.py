@@ -40,7 +40,7 @@ from experiments.arms import (
 )
 from experiments.domains import Domains, prepare_domains
 from experiments.levels import best_trial
-from experiments.runs import Training, new_optimizer, training_batches
+from experiments.runs import MODEL, Training, new_optimizer, training_batches
 from experiments.statistics import by_document
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import CausalLM, LanguageModule
@@ -93,9 +93,6 @@ class Plan:
     @property
     def decoder(self) -> dict[str, Any]:
         return {"vocab_size": self.vocab_size, "block_size": self.before.block_size, **self.model}
-
-
-MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout": 0.1, "positions": "rotary"}
 
 
 def quick(plan: Plan) -> Plan:

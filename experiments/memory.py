@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from experiments import after, report, store
-from experiments.runs import Training, blocks, read, seconds_per_token, train
+from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.memory_lm import MemoryLM
@@ -71,7 +71,6 @@ class Plan:
         return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
 
 
-MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout": 0.1, "positions": "rotary"}
 TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "writes": "evaluation"}
 
 

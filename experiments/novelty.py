@@ -11,7 +11,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of one thread each
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,13 @@ def learned(embeddings: Tensor, *, seed: int, **options: Any) -> ART:
     return art
 
 
+def variants(embeddings: Tensor, *, seed: int) -> Iterator[tuple[str, ART]]:
+    """Cosine ART with each normalisation, with a quantile and with a fixed vigilance."""
+    for normalize, vigilance in FINE.items():
+        for kind, options in (("quantile 0.05", {"vigilance_quantile": 0.05}), ("fine", {"vigilance": vigilance})):
+            yield f"{normalize}, {kind}", learned(embeddings, seed=seed, normalize=normalize, **options)
+
+
 # Novelty
 
 Score = Callable[[Looked], Tensor]  # (N,), higher where it is newer
@@ -96,10 +103,8 @@ Score = Callable[[Looked], Tensor]  # (N,), higher where it is newer
 def detectors(known: Looked, *, seed: int) -> dict[str, tuple[Score, str]]:
     """Score of each, and a remark. Fitted to known texts alone."""
     found: dict[str, tuple[Score, str]] = {}
-    for normalize, vigilance in FINE.items():
-        for kind, options in (("quantile 0.05", {"vigilance_quantile": 0.05}), ("fine", {"vigilance": vigilance})):
-            art = learned(known.embeddings, seed=seed, normalize=normalize, **options)
-            found[f"ART, {normalize}, {kind}"] = (_mismatch(art), f"{len(art)} categories")
+    for name, art in variants(known.embeddings, seed=seed):
+        found[f"ART, {name}"] = (_mismatch(art), f"{len(art)} categories")
     first = learned(known.inner, seed=seed, vigilance=FINE["none"])
     found["ART, none, fine, first layer"] = (
         (lambda looked: -first.resonate(looked.inner).match),
@@ -191,25 +196,23 @@ def clusters(model: Decoder, domains: Domains, new: dict[str, TokenArray], *, se
     embeddings = torch.cat([one.embeddings for one in looked])
     domain = np.concatenate([np.full(len(one.loss), i) for i, one in enumerate(looked)])
     document = np.concatenate([1000 * i + one.documents.numpy() for i, one in enumerate(looked)])
+    centred = (embeddings - embeddings.mean(0)).double().numpy()
     results = []
-    for normalize, vigilance in FINE.items():
-        for kind, options in (("quantile 0.05", {"vigilance_quantile": 0.05}), ("fine", {"vigilance": vigilance})):
-            art = learned(embeddings, seed=seed, normalize=normalize, **options)
-            mine = art.ids[art.resonate(embeddings).slots].numpy()
-            n = len(np.unique(mine))
-            centred = embeddings - embeddings.mean(0)
-            theirs = KMeans(n, n_init=3, random_state=seed).fit_predict(centred.double().numpy())
-            results.append(
-                {
-                    "part": "clusters",
-                    "seed": seed,
-                    "art": f"{normalize}, {kind}",
-                    "clusters": n,
-                    **_agreement("art", mine, domain, document),
-                    **_agreement("kmeans", theirs, domain, document),
-                    "texts": len(domain),
-                }
-            )
+    for name, art in variants(embeddings, seed=seed):
+        mine = art.ids[art.resonate(embeddings).slots].numpy()
+        n = len(np.unique(mine))
+        theirs = KMeans(n, n_init=3, random_state=seed).fit_predict(centred)
+        results.append(
+            {
+                "part": "clusters",
+                "seed": seed,
+                "art": name,
+                "clusters": n,
+                **_agreement("art", mine, domain, document),
+                **_agreement("kmeans", theirs, domain, document),
+                "texts": len(domain),
+            }
+        )
     return results
 
 

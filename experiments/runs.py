@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.token_array import TokenArray
 from lightning_app.text.windows import Batch, TokenWindows
 from lightning_app.training.schedulers import WarmupCosine
+
+# options of the Decoder in all experiments
+MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout": 0.1, "positions": "rotary"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_app.modules.base import OF_REGULARIZERS
 from lightning_app.text.datamodule import TextDataModule
 
 FILE_NAME = "log.jsonl"
@@ -94,7 +95,7 @@ class RunLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         event = "resumed" if trainer.ckpt_path else "started"
         # of the model alone: a regulariser may hold an averaged copy of it
-        own = [p for name, p in pl_module.named_parameters() if not name.startswith("regularizers.")]
+        own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
         parameters = sum(p.numel() for p in own)
         data = trainer.datamodule
         counts = [asdict(c) for c in data.counts(("train", "val"))] if isinstance(data, TextDataModule) else []

@@ -21,6 +21,7 @@ from lightning_app.models.art import ART, SPAN, check_term
 from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.rehearsal import forgotten
 from lightning_app.ops.art import Pooling, pool, spans, spread
+from lightning_app.ops.schedule import linear_warmup
 
 FILE = "art.pt"
 logger = logging.get_logger(__name__)
@@ -118,8 +119,7 @@ class ARTTrainer(Trainer):
     @property
     def weight(self) -> float:
         """`lambda_art`, once warmed up."""
-        done = self.state.global_step
-        return self.lambda_art * (min(1.0, done / self.warmup_steps) if self.warmup_steps else 1.0)
+        return self.lambda_art * linear_warmup(self.state.global_step, warmup_steps=self.warmup_steps)
 
     # The loss
 

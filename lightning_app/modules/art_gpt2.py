@@ -16,6 +16,7 @@ from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.rehearsal import evaluated, forgotten
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.ops.art import Pooling, Resonance, pool, spans, spread
+from lightning_app.ops.schedule import linear_warmup
 
 OPTIONS = (
     *("lambda_art", "pooling", "layer", "warmup_steps", "average_decay"),
@@ -88,7 +89,7 @@ class ARTRegularizer(Regularizer):
     @property
     def weight(self) -> float:
         """`lambda_art`, once warmed up."""
-        return self.lambda_art * min(1.0, int(self.steps) / self.warmup_steps if self.warmup_steps else 1.0)
+        return self.lambda_art * linear_warmup(int(self.steps), warmup_steps=self.warmup_steps)
 
     @weight.setter
     def weight(self, value: float) -> None:

@@ -17,3 +17,8 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int | None, min_
         return min_ratio
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear_warmup(step: int, *, warmup_steps: int) -> float:
+    """The factor of a weight in step `step` (counted from 0): from 0 up to 1 in `warmup_steps` steps; 1 without any."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_app.ops.schedule import warmup_cosine
+from lightning_app.ops.schedule import linear_warmup, warmup_cosine
 
 SQRT_HALF = 0.7071067811865476
 
@@ -41,3 +41,8 @@ def test_table(step, factor):
 def test_edges(step, warmup_steps, total_steps, factor):
     found = warmup_cosine(step, warmup_steps=warmup_steps, total_steps=total_steps, min_ratio=0.0)
     assert found == pytest.approx(factor, abs=1e-15)
+
+
+def test_a_weight_rises_in_a_line_and_stays():
+    assert [linear_warmup(step, warmup_steps=4) for step in (0, 1, 3, 4, 9)] == [0, 0.25, 0.75, 1, 1]
+    assert linear_warmup(0, warmup_steps=0) == 1
