@@ -174,23 +174,22 @@ class ARTTrainer(Trainer):
     def _averaged(
         self, inputs: dict[str, Any], mask_BT: Tensor, embeddings_ND: Tensor, ends_N2: Tensor
     ) -> Tensor | None:
-        """(N, D) by the averaged model, of the texts in which something is novel; the embeddings elsewhere."""
+        """(N, D), see `ART.averaged`; None where the loss needs none."""
         if self.art.novelty != "drift" or len(self.art) == 0:
             return None
         assert self.average is not None
-        rows = ends_N2[:, 0]
-        novel = rows[self.art.is_novel(embeddings_ND)].unique()
-        averaged = embeddings_ND.clone()
-        if len(novel):
-            model = _stem(self.average.module)
+        model = _stem(self.average.module)
+
+        def embed(rows: Tensor) -> Tensor:
             taken = inspect.signature(model.forward).parameters.keys() - set(self.label_names)
             given = {name: x for name, x in inputs.items() if name in taken}
             B = len(mask_BT)
-            some = {name: x[novel] if torch.is_tensor(x) and len(x) == B else x for name, x in given.items()}
+            some = {name: x[rows] if torch.is_tensor(x) and len(x) == B else x for name, x in given.items()}
             with self.accelerator.autocast():  # in the precision of the live model, which alone is prepared by it
                 states = self._states(model(**some, output_hidden_states=True))
-            averaged[torch.isin(rows, novel)] = pool(states, mask_BT[novel], self.pooling)[0]
-        return averaged
+            return pool(states, mask_BT[rows], self.pooling)[0]
+
+        return self.art.averaged(embeddings_ND, ends_N2[:, 0], embed)
 
     def _forgotten(self, device: torch.device) -> Tensor:
         """Of some typical texts, which each rank draws anew in each step."""

@@ -6,6 +6,7 @@ Shapes: N embeddings, D width, W numbers of a prototype, C categories, K typical
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -228,6 +229,19 @@ class ART(nn.Module):
     def is_novel(self, embeddings_ND: Tensor) -> Tensor:
         """(N,) bool."""
         return ~self.resonate(embeddings_ND).resonant
+
+    def averaged(self, embeddings_ND: Tensor, rows_N: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, D) for `loss`: by an averaged model, of texts in which something is novel; the embeddings elsewhere.
+
+        Args:
+            rows_N: the text of each embedding.
+            embed: numbers of texts, ascending -> all of their embeddings by that model, in the same order.
+        """
+        novel = rows_N[self.is_novel(embeddings_ND)].unique()
+        averaged = embeddings_ND.clone()
+        if len(novel):
+            averaged[torch.isin(rows_N, novel)] = embed(novel)
+        return averaged
 
     def loss(self, embeddings_ND: Tensor, averaged_ND: Tensor | None = None) -> Tensor:
         """Mean over the embeddings: 1 - match where one resonates, else the term of `novelty`; 0 without categories.

@@ -135,17 +135,16 @@ class ARTRegularizer(Regularizer):
 
     @torch.no_grad()
     def _averaged(self, outputs: Outputs, embeddings_ND: Tensor, ends_N2: Tensor) -> Tensor:
-        """(N, D) by the averaged model, of rows in which something is novel; the embeddings themselves elsewhere."""
+        """(N, D), see `ART.averaged`."""
         assert self.average is not None
-        rows = ends_N2[:, 0]
-        novel = rows[self.art.is_novel(embeddings_ND)].unique()
-        averaged = embeddings_ND.clone()
-        if len(novel):
-            model = cast(Backbone, self.average.module)
+        model = cast(Backbone, self.average.module)
+
+        def embed(rows: Tensor) -> Tensor:
             with evaluated(model):
-                states = self._states(model.states(outputs.ids[novel], layers=self.layers)).float()
-            averaged[torch.isin(rows, novel)] = pool(states, outputs.mask[novel], self.pooling)[0]
-        return averaged
+                states = self._states(model.states(outputs.ids[rows], layers=self.layers)).float()
+            return pool(states, outputs.mask[rows], self.pooling)[0]
+
+        return self.art.averaged(embeddings_ND, ends_N2[:, 0], embed)
 
     @torch.no_grad()
     def describe(self, outputs: Outputs) -> dict[str, Tensor]:
