@@ -5,6 +5,7 @@ Shapes: B batch, H heads, T new positions, S = P + T positions that can be seen,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -92,21 +93,26 @@ def _matmul_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, d
 
 
 class KVCache:
-    """Keys and values of all layers, preallocated: (L, B, H, max_length, K) each."""
+    """Keys and values of all layers, preallocated: (B, H, max_length, K) each.
 
-    def __init__(self, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device):
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+    Args:
+        shapes: of each layer, as layers may differ in their heads.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int, int]], *, dtype: torch.dtype, device: torch.device):
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.length = 0
 
     def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new positions of one layer and return all of its keys and values, (B, H, P + T, K)."""
         end = self.length + k_BHTK.shape[-2]
-        if end > self.keys.shape[-2]:
-            raise ValueError(f"{end} positions do not fit a cache of {self.keys.shape[-2]}")
-        self.keys[layer, :, :, self.length : end] = k_BHTK
-        self.values[layer, :, :, self.length : end] = v_BHTK
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values = self.keys[layer], self.values[layer]
+        if end > keys.shape[-2]:
+            raise ValueError(f"{end} positions do not fit a cache of {keys.shape[-2]}")
+        keys[:, :, self.length : end] = k_BHTK
+        values[:, :, self.length : end] = v_BHTK
+        return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, positions: int) -> None:
         """Called once per forward, after the last layer."""

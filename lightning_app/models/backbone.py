@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ class Backbone(nn.Module, ABC):
         vocab_size: V, number of ids, spare ones included.
         width: D of `embed` and `hidden`.
         max_length: the most positions that a sequence may have; None where there is no limit.
-        attention_width: sum over the layers of heads x head size, for counting FLOPs.
+        attention_width: sum over the layers of heads x head size, for counting FLOPs; it follows when heads are removed.
     """
 
     vocab_size: int
@@ -90,6 +91,10 @@ class Backbone(nn.Module, ABC):
         """
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matrices + 12 * self.attention_width * length
+
+    def attention_visible(self) -> AbstractContextManager[None]:
+        """For as long as this lasts, attention modules return their probabilities too, at whatever cost."""
+        return nullcontext()
 
     def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
         """(B, T) ids of whole texts, padded on the right, -> states."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.attention import Kernel, KVCache, attend
+from lightning_app.models.attention import Kernel, KVCache, attend, visible
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.dropout import Dropout
 
@@ -52,15 +52,27 @@ class CausalSelfAttention(nn.Module):
         layer: int,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        qkv = self.c_attn(x_BTD).view(B, T, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # (B, H, T, K) each
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k, v = self._projected(x_BTD, rotary)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k, v, mask=mask, dropout=dropout, kernel=self.kernel)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
+
+    def _projected(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, H, T, K) queries, keys and values."""
+        qkv = self.c_attn(x_BTD).unflatten(-1, (3, self.heads, self.head_size)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
+
+    def probabilities(
+        self, x_BTD: Tensor, *, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, **_others: Any
+    ) -> Tensor:
+        """(B, H, T, T) where each position of a whole text looks; `forward` never makes them."""
+        q, k, _ = self._projected(x_BTD, rotary)
+        seen = visible(mask, new=q.shape[-2], total=k.shape[-2], device=q.device)
+        scores = (q * self.head_size**-0.5) @ k.transpose(-2, -1)
+        return scores.float().masked_fill(~seen, -torch.inf).softmax(-1)
 
 
 class FeedForward(nn.Module):
@@ -250,12 +262,11 @@ class Decoder(Backbone):
         return self.lm_head(hidden)
 
     def new_cache(self, batch_size: int) -> KVCache:
-        attention = self._blocks[0].attn
-        shape = (len(self._blocks), batch_size, attention.heads, self.max_length, attention.head_size)
+        shapes = [(batch_size, b.attn.heads, self.max_length, b.attn.head_size) for b in self._blocks]
         weight = self.lm_head.weight
         autocast = torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-        return KVCache(shape, dtype=dtype, device=weight.device)
+        return KVCache(shapes, dtype=dtype, device=weight.device)
 
 
 def _default_head_size(embedding_dim: int, heads: int) -> int:

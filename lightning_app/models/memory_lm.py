@@ -6,6 +6,7 @@ Shapes: B batch, T positions, S segments of L positions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -60,7 +61,7 @@ class MemoryLM(Backbone):
         self.vocab_size, self.width = backbone.vocab_size, backbone.width
         self.context_length = segment_length if isolate_segments else None  # None: as long as the block
         self.max_length = backbone.max_length if self.context_length is None else self.context_length
-        self.attention_width, self.segment_length = backbone.attention_width, segment_length
+        self.segment_length = segment_length
         self.isolate_segments = isolate_segments
         if segment_length is not None and not 1 <= segment_length <= (backbone.max_length or segment_length):
             raise InputError(
@@ -76,6 +77,13 @@ class MemoryLM(Backbone):
             raise InputError("two readers at the input: only one can be given, others read states or logits")
         for reader in self.readers:
             reader.build(width=backbone.width, vocab_size=backbone.vocab_size)
+
+    @property
+    def attention_width(self) -> int:  # type: ignore[override]
+        return self.backbone.attention_width
+
+    def attention_visible(self) -> AbstractContextManager[None]:
+        return self.backbone.attention_visible()
 
     def config(self) -> dict[str, Any]:
         return {

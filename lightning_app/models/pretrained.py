@@ -184,6 +184,15 @@ class PretrainedLM(Backbone):
             for hook in hooks:
                 hook.remove()
 
+    @contextmanager
+    def attention_visible(self) -> Iterator[None]:
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden)
         if self._logit_scale != 1.0:

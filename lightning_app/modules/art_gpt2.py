@@ -102,6 +102,9 @@ class ARTRegularizer(Regularizer):
             self.average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
             self.average.requires_grad_(False)
 
+    def copies(self) -> list[Backbone]:
+        return [] if self.average is None else [cast(Backbone, self.average.module)]
+
     def config(self) -> dict[str, Any]:
         return {**{option: getattr(self, option) for option in OPTIONS}, **self.art.config()}
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
 from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.heads import Kind, Units, units_made, units_of
 from lightning_app.modules.measures import LanguageMeasures
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
@@ -30,6 +31,7 @@ NOT_FINITE = (
     "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
     "the checkpoints on disk are from before"
 )
+LAYOUTS = "units"  # in a checkpoint: which heads and neurons are left
 OF_REGULARIZERS = "regularizers."  # in the names of their tensors
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
@@ -99,6 +101,10 @@ class Regularizer(nn.Module, ABC):
         """The arguments of `__init__` that rebuild this regulariser, in plain types; one with others adds them."""
         return {"weight": self.weight, "layers": list(self.layers)}
 
+    def copies(self) -> list[Backbone]:
+        """Copies of the model that it keeps, which lose the heads and neurons that the model loses."""
+        return []
+
     @abstractmethod
     def learn(self, outputs: Outputs) -> None:
         """Update buffers from what was seen (not the logits); called without gradients after each optimizer step, once
@@ -146,6 +152,7 @@ class LanguageModule(L.LightningModule, ABC):
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
         self._matrices: set[str] = set()  # names of the parameters with weight decay
+        self.group_by_layer = False  # see `_groups`
         self._real_ids = backbone.vocab_size
         self._token_bytes: Tensor | None = None
         self.grad_norm: Tensor | None = None
@@ -154,6 +161,15 @@ class LanguageModule(L.LightningModule, ABC):
     def model_of_states(self) -> Backbone:
         """The model that `Outputs.own_states` come from."""
         return self.backbone
+
+    def units(self, kind: Kind) -> list[Units]:
+        """What can be pruned: of the backbone, then of its copies in regularisers.
+
+        Raises:
+            InputError: a family that does not show its heads or neurons.
+        """
+        copies = [copy for regularizer in self.regularizers for copy in regularizer.copies()]
+        return [units_of(model, kind) for model in (self.backbone, *copies)]
 
     # What is computed
 
@@ -324,7 +340,12 @@ class LanguageModule(L.LightningModule, ABC):
             if stage == "fit":
                 self._warn_if_it_can_only_memorise(data)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
+        self.compile_again()
+
+    def compile_again(self) -> None:
+        """After surgery: gates are hooks, and what was compiled does not look for new ones."""
         if self._compile:
+            torch.compiler.reset()
             self._run = torch.compile(self._run_backbone)
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -372,10 +393,7 @@ class LanguageModule(L.LightningModule, ABC):
         trained = [
             (name.replace("_fsdp_wrapped_module.", ""), p) for name, p in self.named_parameters() if p.requires_grad
         ]
-        matrices = [p for name, p in trained if name in self._matrices]
-        others = [p for name, p in trained if name not in self._matrices]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        optimizer = self._make_optimizer([group for group in groups if group["params"]])
+        optimizer = self._make_optimizer(self._groups(trained))
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
@@ -387,6 +405,18 @@ class LanguageModule(L.LightningModule, ABC):
                 )
             scheduler.set_total_steps(max(steps, scheduler.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self, trained: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        """Parameter groups; with `group_by_layer` those of each block apart, under the key "layer" (-1: no block's)."""
+        layer_of = {name: layer_of_parameter(name) if self.group_by_layer else None for name, _ in trained}
+        groups: list[dict[str, Any]] = []
+        for layer in dict.fromkeys(layer_of.values()):
+            own = [(name, p) for name, p in trained if layer_of[name] == layer]
+            of_layer = {} if layer is None else {"layer": layer}
+            matrices = {"params": [p for name, p in own if name in self._matrices], **of_layer}
+            others = {"params": [p for name, p in own if name not in self._matrices], "weight_decay": 0.0, **of_layer}
+            groups += [group for group in (matrices, others) if group["params"]]
+        return groups
 
     def optimizer_steps(self) -> int:
         """Steps that this run will do: from max_steps and max_epochs, without touching the trainer's loaders."""
@@ -437,6 +467,9 @@ class LanguageModule(L.LightningModule, ABC):
             "_class_path": class_path(self),
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
+        layouts = {kind: units.layout() for kind, units in units_made(self.backbone).items()}
+        if layouts:
+            checkpoint[LAYOUTS] = layouts
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights of another run. A regulariser that the checkpoint lacks starts anew; what it holds of one
@@ -458,6 +491,9 @@ class LanguageModule(L.LightningModule, ABC):
                 rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for kind, layout in checkpoint.get(LAYOUTS, {}).items():
+            for units in self.units(kind):
+                units.set_layout(layout)
         own = self.state_dict()
         for name, tensor in checkpoint["state_dict"].items():
             if name in own and own[name].shape != tensor.shape:
@@ -473,6 +509,12 @@ class LanguageModule(L.LightningModule, ABC):
                 raise InputError(
                     f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
                 )
+
+
+def layer_of_parameter(name: str) -> int:
+    """The number of the block in a parameter's name ("transformer.h.3.attn.c_attn.weight": 3); -1: of no block."""
+    numbers = [part for part in name.split(".") if part.isdecimal()]
+    return int(numbers[0]) if numbers and name.startswith("backbone.") else -1
 
 
 def _regularizer_of(tensor: str) -> str | None:

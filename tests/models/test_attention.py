@@ -131,7 +131,7 @@ def test_choice_of_kernel(monkeypatch, dtype, device, length, dropout, amx, expe
 
 
 def test_cache_returns_all_that_it_was_given():
-    cache = KVCache((2, B, H, 5, K), dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache([(B, H, 5, K)] * 2, dtype=torch.float32, device=torch.device("cpu"))
     _, k, v = tensors(5, 5)
     for start, end in ((0, 3), (3, 4), (4, 5)):
         assert cache.length == start
