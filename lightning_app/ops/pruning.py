@@ -120,8 +120,9 @@ def choose_widths(importance_LN: Tensor, alive_LN: Tensor, n: int, *, multiple: 
         order = living[importance_N[living].argsort(stable=True)]
         excess = len(order) % multiple
         removed_LN[layer, order[:excess]] = True
-        for chunk in order[excess:-multiple].split(multiple):
-            chunks.append((float(importance_N[chunk].double().mean()), layer, chunk))  # noqa: PERF401
+        for start in range(excess, len(order) - multiple, multiple):
+            chunk = order[start : start + multiple]
+            chunks.append((float(importance_N[chunk].double().mean()), layer, chunk))
     chunks.sort(key=lambda chunk: chunk[0])  # stable: of equal ones the first layer's
     missing = max(0, n - int(removed_LN.sum()))
     for _, layer, chunk in chunks[: (missing + (multiple - 1) // 2) // multiple]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def same(a: Tensor, b: list[float] | list[list[float]]) -> None:
+def same(a: Tensor, b: Sequence[Any]) -> None:
     torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float32), equal_nan=True)
 
 

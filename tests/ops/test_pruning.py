@@ -143,6 +143,13 @@ def test_widths_that_are_no_multiple_become_one():
         assert (alive & ~removed).sum(1).tolist() == widths
 
 
+def test_a_layer_with_a_single_chunk_keeps_it():
+    alive = torch.ones(2, 6).bool()
+    alive[0, 2:] = False
+    removed = choose_widths(torch.arange(12.0).view(2, 6), alive, 4, multiple=2)
+    assert removed.sum(1).tolist() == [0, 4]
+
+
 @settings(deadline=None)
 @given(SEEDS, st.floats(0.3, 1), st.integers(1, 6), st.floats(0, 1))
 def test_widths_are_multiples_and_the_total_is_near(seed: int, share: float, multiple: int, part: float):
