@@ -1,4 +1,4 @@
-"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,memory,categories}`.
+"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,memory,categories,report}`.
 
 Importing Lightning takes seconds, so this file looks for cheap mistakes before anything heavy is imported.
 """
@@ -39,6 +39,11 @@ def main(args: Sequence[str] | None = None) -> None:
             from lightning_app.inference.categories import command as categories_command
 
             categories_command(argv[1:])
+            return
+        if argv[:1] == ["report"]:
+            from lightning_app.inference.report import command as report_command
+
+            report_command(argv[1:])
             return
         check_arguments(argv)
         from lightning_app.harness import run

@@ -1,0 +1,66 @@
+"""`python main.py report RUN_DIR`: the dashboard of a run, drawn again from its log."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_app.callbacks.run_log import FILE_NAME as LOG
+from lightning_app.callbacks.run_log import read_log
+from lightning_app.errors import InputError
+from lightning_app.reporting.dashboard import FILE_NAME, write_dashboard
+from lightning_app.text.files import writing_into
+
+NEEDED = 2**24  # bytes of free disk: the page with plotly's script
+
+
+def report(folder: Path, *, output: Path | None = None, single_file: bool = False) -> Path:
+    """Write the page of the run in `folder` to `output` (`dashboard.html` in it) and return where it is.
+
+    Raises:
+        InputError: there is no such folder, no log in it or nothing in the log; or the page cannot be written.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: give that of a run, such as runs/article_gpt/version_0")
+    if not (folder / LOG).is_file():
+        below = sorted(str(path.parent) for path in folder.rglob(LOG))
+        remedy = (
+            f"those with one below it: {', '.join(below[-5:])}" if below else "a fit with the callback RunLog writes it"
+        )
+        raise InputError(f"{folder} has no {LOG}, from which the page is drawn; {remedy}")
+    try:
+        records = read_log(folder)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{folder / LOG} is no text in UTF-8 ({error}): it is damaged, or not the log of a run"
+        ) from None
+    if not records:
+        raise InputError(
+            f"{folder / LOG} holds no record yet: wait for the first step, or give the folder of another run"
+        )
+    page = output or folder / FILE_NAME
+    if page.is_dir():
+        raise InputError(f"output is {page}, a folder: give the name of the page in it, such as {page / FILE_NAME}")
+    where = folder.resolve()
+    with writing_into(page.parent, needed=NEEDED):
+        return write_dashboard(
+            records, page.parent, title=f"{where.parent.name}/{where.name}", single_file=single_file, name=page.name
+        )
+
+
+def command(argv: Sequence[str]) -> None:
+    """Parse the arguments, draw the page and say where it is."""
+    args = _parser().parse_args(argv)
+    page = report(Path(args.run_dir), output=Path(args.output) if args.output else None, single_file=args.single_file)
+    print(f"page: {page}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py report", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run: the one with log.jsonl")
+    parser.add_argument(
+        "--single_file", action="store_true", help="plotly's script (5 MB) is part of the page, not beside it"
+    )
+    parser.add_argument("--output", help="where the page is written; dashboard.html in RUN_DIR without it")
+    return parser

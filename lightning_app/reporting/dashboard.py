@@ -1,0 +1,602 @@
+"""dashboard.html: what neural plasticity did to the heads of a run, what it cost and saved, from the log alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lightning_app.reporting import charts
+from lightning_app.reporting.charts import Chart
+from lightning_app.reporting.page import PAGE, SCRIPT, STYLE
+from lightning_app.reporting.plasticity import (
+    Record,
+    baseline_and_now,
+    change,
+    cycles,
+    evaluations,
+    events,
+    finite,
+    last_step,
+    living,
+    phases,
+    pruned_heads,
+    series,
+    step_of,
+)
+
+FILE_NAME = "dashboard.html"
+PLOTLY = "plotly.min.js"
+SAME = 0.01  # a relative change of the cross-entropy below which the verdict says "as good"
+OPEN_PROMPTS = 2  # further ones are folded
+KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
+
+
+def write_dashboard(
+    records: Sequence[Record], folder: Path, *, title: str, single_file: bool = False, name: str = FILE_NAME
+) -> Path:
+    """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
+
+    A reader sees the old page or the new one, never a part.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not single_file and not (folder / PLOTLY).is_file():
+        _replace(folder / PLOTLY, _plotly())
+    _replace(folder / name, draw_dashboard(records, title=title, single_file=single_file))
+    return folder / name
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # half a second, only where the script has to be written
+
+    return get_plotlyjs()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Charts side by side as far as there is room; `why` is HTML below the title of each."""
+
+    charts: Sequence[Chart]
+    why: Sequence[str] = ()
+    wide: bool = False
+
+
+Part = str | Chart | Grid
+
+
+def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool = False) -> str:
+    """The page of a run's records (`log.jsonl`); whatever was not logged is named as missing.
+
+    Args:
+        records: in the order of the log.
+        title: of the page.
+        single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
+    """
+    sections = [(id, name, draw(records)) for id, (name, draw) in SECTIONS.items()]
+    drawn = [chart for _, _, parts in sections for chart in _charts(parts) if chart.data]
+    body = "\n".join(
+        f'<section id="{id}" aria-labelledby="{id}-head">\n<h2 id="{id}-head">{name}</h2>\n{_html(parts)}\n</section>'
+        for id, name, parts in sections
+    )
+    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in sections)
+    script = f"<script>{_plotly()}</script>" if single_file else f'<script src="{PLOTLY}"></script>'
+    figures = [{name: x for name, x in asdict(c).items() if name in ("id", "data", "layout", "height")} for c in drawn]
+    embedded = json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return PAGE.format(
+        title=escape(title), style=STYLE, nav=nav, sections=body, charts=embedded, plotly=script, script=SCRIPT
+    )
+
+
+def _charts(parts: Iterable[Part]) -> list[Chart]:
+    both = [[part] if isinstance(part, Chart) else part.charts if isinstance(part, Grid) else [] for part in parts]
+    return [chart for some in both for chart in some]
+
+
+def _html(parts: Iterable[Part]) -> str:
+    return "\n".join(_part(part) for part in parts)
+
+
+def _part(part: Part) -> str:
+    if isinstance(part, Chart):
+        return _figure(part)
+    if isinstance(part, str):
+        return part
+    why = [*part.why, *[""] * len(part.charts)]
+    figures = "".join(_figure(chart, reason) for chart, reason in zip(part.charts, why, strict=False))
+    return f'<div class="grid{" wide" * part.wide}">{figures}</div>'
+
+
+def _figure(chart: Chart, why: str = "") -> str:
+    place = (
+        f'<div class="chart" id="{chart.id}" role="img" aria-label="{escape(chart.label)}" '
+        f'style="min-height:{chart.height}px"></div>'
+        if chart.data
+        else ""
+    )
+    return f"<figure><figcaption>{escape(chart.title)}</figcaption>{why}{_missing(chart.missing)}{place}</figure>"
+
+
+def _missing(names: Sequence[str]) -> str:
+    return f'<p class="missing">not logged: {escape(", ".join(names))}</p>' if names else ""
+
+
+def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = ()) -> str:
+    """Rows of HTML; the first cell of a row names it. Columns of `texts` are aligned to the left."""
+
+    def mark(i: int) -> str:
+        return ' class="text"' if i in texts else ""
+
+    top = "".join(f'<th scope="col"{mark(i)}>{head}</th>' for i, head in enumerate(heads))
+    body = "\n".join(
+        f'<tr><th scope="row"{mark(0)}>{row[0]}</th>'
+        + "".join(f"<td{mark(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+# Numbers
+
+
+def _n(value: Any, spec: str = "{:.4f}") -> str:
+    """A number; a word where there is none."""
+    number = finite(value)
+    return '<span class="missing-cell">not logged</span>' if number is None else spec.format(number)
+
+
+def _percent(value: float | None, *, better: int = 0) -> str:
+    """A relative change; coloured where lower (-1) or higher (1) is better."""
+    if value is None:
+        return _n(None)
+    kind = "" if not better or abs(value) < 5e-4 else "good" if value * better > 0 else "bad"
+    text = f"{100 * value:+.1f}\u00a0%".replace("-", "\u2212")
+    return f'<span class="{kind}">{text}</span>' if kind else text
+
+
+def _si(value: float, unit: str = "") -> str:
+    """1,556,160 is 1.56 M."""
+    for power, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{value / power:.3g} {sign}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _plain(value: Any) -> str:
+    """A value of the log as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+# The summary
+
+
+def _summary(records: Sequence[Record]) -> list[Part]:
+    base, now = baseline_and_now(records, "evaluation")
+    history = living(records)
+    cost, costs_now = baseline_and_now(records, "cost")
+    verdict, kind = _verdict(base, now)
+    tiles = [
+        ("State", escape(_state(records)), f"step {last_step(records):,}"),
+        ("Heads alive", *_tile(_first(history), _last(history), "{:,.0f}")),
+        ("Cross-entropy", *_tile(_get(base, "ce"), _get(now, "ce"), "{:.4f}", better=-1)),
+        ("Perplexity", *_tile(_get(base, "ppl"), _get(now, "ppl"), "{:.2f}", better=-1)),
+        ("Parameters", *_tile(_get(cost, "parameters"), _get(costs_now, "parameters"), _si)),
+        ("FLOPs per token", *_tile(_get(cost, "flops_per_token"), _get(costs_now, "flops_per_token"), _si)),
+        ("Latency, ms", *_tile(_get(cost, "latency_ms"), _get(costs_now, "latency_ms"), "{:.3g}", better=-1)),
+    ]
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>" for name, value, more in tiles)
+    parts: list[Part] = [
+        f'<p class="lead">{_sentence(records)} <strong class="{kind}">{verdict}</strong></p>',
+        f'<dl class="tiles">{cells}</dl>',
+    ]
+    if not events(records, "plasticity_started"):
+        parts.insert(
+            0,
+            '<p class="missing">not logged: plasticity_started. No plasticity in this log: the sections '
+            "below that need it say so, and the training curves are all there is.</p>",
+        )
+    if base and now and step_of(now) > step_of(base):
+        more = step_of(now) - step_of(base)
+        parts.append(
+            f'<p class="note">{more:,} optimizer steps lie between the baseline and the model of now. Whether '
+            "pruning or those steps changed the loss, only a run of as many steps without pruning can tell.</p>"
+        )
+    return parts
+
+
+def _get(record: Record | None, name: str) -> float | None:
+    return finite(record.get(name)) if record else None
+
+
+def _first(history: Sequence[Any]) -> int | None:
+    return history[0].count if history else None
+
+
+def _last(history: Sequence[Any]) -> int | None:
+    return history[-1].count if history else None
+
+
+def _tile(
+    before: float | None, now: float | None, spec: str | Callable[[float], str], *, better: int = 0
+) -> tuple[str, str]:
+    """Value and the line below it."""
+    form = spec.format if isinstance(spec, str) else spec
+    if now is None:
+        return (_n(None), "") if before is None else (form(before), "baseline; later ones not logged")
+    if before is None:
+        return form(now), "baseline not logged"
+    return f"{form(before)} \u2192 {form(now)}", _percent(change(before, now), better=better)
+
+
+def _sentence(records: Sequence[Record]) -> str:
+    """What happened, with numbers."""
+    history = living(records)
+    base, now = baseline_and_now(records, "evaluation")
+    cost, costs_now = baseline_and_now(records, "cost")
+    done = {r.get("cycle") for r in events(records, "pruning_event")}
+    words = []
+    if history:
+        first, last = history[0].count, history[-1].count
+        what = f"{first} \u2192 {last} heads" if first != last else f"still all {first} heads"
+        words.append(f"{what} in {len(done)} pruning cycle{'s' * (len(done) != 1)}")
+    if (less := change(_get(cost, "parameters"), _get(costs_now, "parameters"))) is not None:
+        words.append(f"{_percent(less)} parameters")
+    ce, ce_now = _get(base, "ce"), _get(now, "ce")
+    if ce is not None and ce_now is not None:
+        words.append(f"cross-entropy {ce:.4f} \u2192 {ce_now:.4f} nats per token ({_percent(change(ce, ce_now))})")
+    steps, losses = series(records, "train/ce")
+    if not words and steps:
+        words.append(f"Training loss {losses[0]:.4f} \u2192 {losses[-1]:.4f} nats per token in {steps[-1]:,} steps")
+    undone = len(events(records, "rollback"))
+    words += [f"{undone} rollback{'s' * (undone != 1)}"] if undone else []
+    return f"{', '.join(words)}." if words else "No number was logged."
+
+
+def _verdict(base: Record | None, now: Record | None) -> tuple[str, str]:
+    """In words, and the class of its colour."""
+    loss = change(_get(base, "ce"), _get(now, "ce"))
+    if loss is None:
+        return "No verdict: baseline and a later evaluation are not both logged.", "warn"
+    if loss <= 0:
+        return "No worse than the baseline.", "good"
+    if loss <= SAME:
+        return f"Within {SAME:.0%} of the baseline.", "good"
+    return f"Worse than the baseline by {100 * loss:.1f}\u00a0%.", "bad"
+
+
+def _state(records: Sequence[Record]) -> str:
+    last = next(reversed(events(records, "started", "resumed", "ended", "failed", "closed")), {})
+    if last.get("event") == "failed":
+        return f"failed: {last.get('error', 'reason not logged')}"
+    if last.get("event") in ("ended", "closed"):
+        return "ended"
+    if found := events(records, "phase_transition"):
+        cycle = found[-1].get("cycle")
+        name = str(found[-1].get("phase"))
+        return charts.SHOWN.get(name, name) + (f", cycle {cycle}" if cycle else "")
+    return "training" if records else "nothing logged"
+
+
+# The other sections
+
+
+def _timeline(records: Sequence[Record]) -> list[Part]:
+    names = (charts.SHOWN.get(name, name) for name in KEY)
+    items = "".join(
+        f'<li style="--of:var(--{charts.PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
+        for key, name in zip(KEY, names, strict=True)
+    )
+    key = f'<ul class="key" aria-label="Colours of the phases">{items}</ul>'
+    rows = [
+        [escape(charts.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
+        for p in phases(records)
+    ]
+    table = _table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
+    fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>" if rows else ""
+    return [key, charts.timeline(records), fold]
+
+
+def _stabilisation(records: Sequence[Record]) -> list[Part]:
+    found = events(records, "stabilised")
+    return [Grid(charts.stabilisations(records), [_why(r) for r in found]), _absent(records, "stabilised")]
+
+
+def _why(record: Record) -> str:
+    """Why the rule fired, and whatever else the event carries."""
+    own = ("time", "event", "step", "epoch", "cycle", "losses", "stable")
+    fields = ", ".join(
+        f"{escape(name)} {_plain(value)}{' steps' * (name == 'after')}"
+        for name, value in record.items()
+        if name not in own
+    )
+    stable = record.get("stable")
+    word = "stable" if stable else "stability not logged" if stable is None else "not stable, went on regardless"
+    return (
+        f'<p class="why"><span class="{"good" if stable else "warn"}">{word}</span>: {fields or "no reason logged"}</p>'
+    )
+
+
+def _analyses(records: Sequence[Record]) -> list[Part]:
+    if not events(records, "analysis"):
+        return [_absent(records, "analysis")]
+    parts: list[Part] = [
+        '<p class="note">Layers and heads count from 0. \u2715: dead. \u2013: alive, but not measured. '
+        "One scale for all cycles of a measure.</p>"
+    ]
+    for name, unit in (("entropy", "nats"), ("gradient", ""), ("importance", "")):
+        maps = charts.analysis_maps(records, name)
+        parts += [f"<h3>{name.capitalize()}{unit and ', '}{unit}</h3>", Grid(maps) if maps else _missing([name])]
+    return parts
+
+
+def _gradients(records: Sequence[Record]) -> list[Part]:
+    found = events(records, "analysis")
+    maps = charts.over_time("gradient", "Gradient at each analysis", found, "gradient")
+    return [Grid(maps, wide=True) if maps else _missing(["gradient"])]
+
+
+def _finetuning(records: Sequence[Record]) -> list[Part]:
+    found = charts.finetunings(records)
+    if not found:
+        return [_missing(["phase_transition to finetuning"])]
+    return [
+        '<p class="note">Lines: the run\u2019s own losses. Diamonds: the evaluations, on their seeded sample.</p>',
+        Grid(found, wide=True),
+    ]
+
+
+def _chosen(records: Sequence[Record]) -> list[Part]:
+    heads = pruned_heads(records)
+    rows = [
+        [
+            "?" if one.cycle is None else f"{one.cycle}",
+            f"{one.step:,}",
+            f"{one.head[0]}",
+            f"{one.head[1]}",
+            _n(one.score, "{:.5g}"),
+            escape(one.reason) or _n(None),
+            escape(one.fate),
+        ]
+        for one in heads
+    ]
+    names = ["cycle", "step", "layer", "head", "score", "why it was chosen", "came back?"]
+    table = _table("Pruned heads", names, rows, texts=(5, 6)) if rows else _missing(["pruning_event (heads)"])
+    neurons = [r for r in events(records, "pruning_event") if r.get("target") == "neurons"]
+    rows = [
+        [
+            _plain(r.get("cycle")),
+            f"{step_of(r):,}",
+            _per_layer(r.get("removed")),
+            _per_layer(r.get("widths")),
+            escape(str(r.get("reason") or "")) or _n(None),
+        ]
+        for r in neurons
+    ]
+    names = ["cycle", "step", "removed by layer", "left by layer", "why"]
+    return [table, _table("Pruned neurons", names, rows, texts=(2, 3, 4)) if rows else ""]
+
+
+def _per_layer(counts: Sequence[int] | None) -> str:
+    return ", ".join(f"{count:,}" for count in counts) if counts else _n(None)
+
+
+def _alive(records: Sequence[Record]) -> list[Part]:
+    found = charts.heads_alive(records)
+    back = [
+        [
+            _plain(r.get("cycle")),
+            f"{step_of(r):,}",
+            ", ".join(f"{layer}.{head}" for layer, head in charts.heads_of(r)),
+            ", ".join(_n(score, "{:.5g}") for score in r.get("scores") or []) or _n(None),
+            _plain(r.get("how") or ""),
+            escape(str(r.get("reason") or "")) or _n(None),
+        ]
+        for r in events(records, "regrowth_event")
+    ]
+    names = ("cycle", "step", "heads", "scores", "how", "why")
+    return [
+        Grid(found, wide=True) if found else _missing(["plasticity_started", "plasticity/active_heads"]),
+        _table("Regrown heads (layer.head)", names, back, texts=(2, 4, 5)) if back else "",
+    ]
+
+
+def _impact(records: Sequence[Record]) -> list[Part]:
+    if not evaluations(records):
+        return [_absent(records, "evaluation")]
+    base, _ = baseline_and_now(records, "evaluation")
+    ce = _get(base, "ce")
+    rows = [
+        [
+            f"{one.cycle}" + (" (rolled back)" if one.rolled_back else ""),
+            _n(one.before),
+            _n(one.pruned),
+            "\u2013" if one.regrown is None else _n(one.regrown),
+            _percent(one.impact, better=-1),
+            _n(one.recovered),
+            _percent(one.left, better=-1),
+            _percent(change(ce, one.recovered), better=-1),
+        ]
+        for one in cycles(records)
+    ]
+    names = ("cycle", "before", "pruned", "regrown", "impact", "fine-tuned", "left after it", "against the baseline")
+    table = _table("Cross-entropy of each cycle, nats per token", names, rows)
+    return [charts.impact(records), table if rows else "", "" if ce else _missing(["evaluation of stage baseline"])]
+
+
+def _against(records: Sequence[Record]) -> list[Part]:
+    """Baseline and now side by side, what each stage costs, and the charts of both."""
+    base, now = baseline_and_now(records, "evaluation")
+    cost, costs_now = baseline_and_now(records, "cost")
+    pairs = (
+        ("cross-entropy, nats per token", "ce", base, now, "{:.4f}"),
+        ("perplexity", "ppl", base, now, "{:.3f}"),
+        ("parameters", "parameters", cost, costs_now, "{:,.0f}"),
+        ("bytes", "bytes", cost, costs_now, "{:,.0f}"),
+        ("FLOPs per token", "flops_per_token", cost, costs_now, "{:,.0f}"),
+        ("latency, ms (median of a forward)", "latency_ms", cost, costs_now, "{:.3f}"),
+    )
+    rows = [
+        [
+            name,
+            _n(_get(one, key), spec),
+            _n(_get(two, key), spec),
+            _percent(change(_get(one, key), _get(two, key)), better=-1),
+        ]
+        for name, key, one, two, spec in pairs
+    ]
+    stages = [f"evaluated {charts.stage_of(now)}"] if now else []
+    stages += [f"measured {escape(str(costs_now.get('stage')))}"] if costs_now else []
+    caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
+    parts: list[Part] = [_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
+    found = events(records, "cost")
+    if not found:
+        return [*parts, _missing(["cost"])]
+    rows = [
+        [
+            escape(str(r.get("stage"))),
+            *(_n(r.get(name), "{:,.0f}") for name in ("parameters", "bytes", "flops_per_token")),
+            _n(r.get("latency_ms"), "{:.3f}"),
+            " to ".join(_n(x, "{:.3f}") for x in r.get("latency_spread") or [None]),
+            "\u2013" if r.get("stage") == "baseline" else _n(r.get("measured"), "{:.3f}"),
+            "\u2013" if r.get("stage") == "baseline" else _n(r.get("ceiling"), "{:.3f}"),
+        ]
+        for r in found
+    ]
+    names = ("stage", "parameters", "bytes", "FLOPs per token", "latency, ms", "spread, ms", "ratio", "ceiling")
+    table = _table("What each stage costs", names, rows, texts=(0,))
+    note = '<p class="note">Ratio: the latency ratio that was measured. Ceiling: the one that the FLOPs allow.</p>'
+    return [*parts, Grid(charts.costs(records), wide=True), table, note]
+
+
+def _samples(records: Sequence[Record]) -> list[Part]:
+    found = events(records, "text_samples")
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for r in found:
+        for one in r.get("texts") or []:
+            by_prompt.setdefault(str(one.get("prompt")), []).append((str(r.get("stage")), str(one.get("text"))))
+    parts: list[Part] = []
+    for i, (prompt, texts) in enumerate(by_prompt.items()):
+        cards = "".join(_sample(stage, prompt, text) for stage, text in texts)
+        opened = " open" if i < OPEN_PROMPTS else ""
+        head = escape(prompt) or "(no prompt)"
+        parts.append(
+            f'<details{opened}><summary>Prompt: <bdi>{head}</bdi></summary><div class="samples">{cards}</div></details>'
+        )
+    return parts or [_absent(records, "text_samples")]
+
+
+def _sample(stage: str, prompt: str, text: str) -> str:
+    """One text of one stage; the prompt that it begins with is set apart."""
+    begin = prompt if text.startswith(prompt) else ""
+    shown = f"<strong>{escape(begin)}</strong>{escape(text[len(begin) :])}" if begin else escape(text)
+    return f'<article><h4>{escape(stage)}</h4><p dir="auto">{shown}</p></article>'
+
+
+def _rates(records: Sequence[Record]) -> list[Part]:
+    rows = [
+        [f"{step_of(r):,}", escape(str(g.get("name"))), _n(g.get("lr"), "{:.3g}"), _n(g.get("factor"), "{:.4g}")]
+        for r in events(records, "learning_rates")
+        for g in r.get("groups") or []
+    ]
+    table = _table(
+        "Learning rate of each group where it was set", ("step", "group", "rate", "factor"), rows, texts=(1,)
+    )
+    fold = f"<details open><summary>{len(rows)} rates of groups as a table</summary>{table}</details>" if rows else ""
+    found = charts.rates(records)
+    return [*found, fold] if found else [_missing(["lr", "learning_rates"])]
+
+
+def _controller(records: Sequence[Record]) -> list[Part]:
+    found = charts.controller(records)
+    return [Grid(found, wide=True) if found else _missing(["controller_update", "controller/mean_gate"])]
+
+
+def _proofs(records: Sequence[Record]) -> list[Part]:
+    rows = [
+        [_plain(r.get("cycle")), f"{step_of(r):,}", escape(str(name)), _check(value)]
+        for r in events(records, "proof")
+        for name, value in (r.get("checks") or {}).items()
+    ]
+    proofs = _table("What was proved after each change", ("cycle", "step", "check", "result"), rows, texts=(2,))
+    undone = [
+        [
+            _plain(r.get("cycle")),
+            f"{step_of(r):,}",
+            _n(r.get("ce")),
+            _n(r.get("limit")),
+            escape(str(r.get("reason") or "")),
+        ]
+        for r in events(records, "rollback")
+    ]
+    names = ("cycle", "step", "cross-entropy", "limit", "why")
+    none = '<p class="note">No rollback in this log.</p>'
+    return [
+        proofs if rows else _missing(["proof"]),
+        _table("Rollbacks", names, undone, texts=(4,)) if undone else none,
+    ]
+
+
+def _check(value: Any) -> str:
+    if isinstance(value, bool):
+        return '<span class="good">\u2713 holds</span>' if value else '<span class="bad">\u2717 does not hold</span>'
+    return _plain(value)
+
+
+def _run(records: Sequence[Record]) -> list[Part]:
+    rows = [
+        [escape(r["event"]), f"{step_of(r):,}", escape(name), _plain(value)]
+        for r in events(records, "plasticity_started", "started", "resumed", "data", "ended", "failed", "closed")
+        for name, value in r.items()
+        if name not in ("event", "time", "step", "epoch")
+    ]
+    names = ("event", "step", "field", "value")
+    fold = _table("Settings and outcome", names, rows, texts=(0, 2, 3)) if rows else _missing(["started"])
+    return [f'<p class="note">{len(records):,} records, {last_step(records):,} optimizer steps.</p>', fold]
+
+
+def _absent(records: Sequence[Record], event: str) -> str:
+    return "" if events(records, event) else _missing([event])
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Sequence[Record]], list[Part]]]] = {
+    "summary": ("Summary", _summary),
+    "phases": ("Timeline", _timeline),
+    "stabilisation": ("Stabilisation", _stabilisation),
+    "analyses": ("Head analysis", _analyses),
+    "gradients": ("Gradients over time", _gradients),
+    "chosen": ("Heads chosen", _chosen),
+    "alive": ("Heads alive", _alive),
+    "impacts": ("Impact and recovery", _impact),
+    "fine-tuning": ("Fine-tuning", _finetuning),
+    "against": ("Baseline against now", _against),
+    "samples": ("Text samples", _samples),
+    "learning-rates": ("Learning rates", _rates),
+    "gates": ("Controller", _controller),
+    "proofs": ("Proofs and rollbacks", _proofs),
+    "run": ("Run", _run),
+}
