@@ -95,7 +95,7 @@ def by_relative_depth(importance_LH: Tensor, shape: tuple[int, int]) -> Tensor:
 def _interpolation(sources: int, targets: int) -> Tensor:
     """(targets, sources) weights of the layers on both sides; each row sums to 1."""
     last = sources - 1
-    at = torch.linspace(0, last, targets) if targets > 1 else torch.tensor([last / 2])
+    at = torch.arange(targets).double() * last / (targets - 1) if targets > 1 else torch.tensor([last / 2])
     return (1 - (at[:, None] - torch.arange(sources)).abs()).clamp_min(0)
 
 

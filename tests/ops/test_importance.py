@@ -136,6 +136,11 @@ def test_dead_heads_of_the_source_do_not_count():
     x = torch.tensor([[NAN, 8.0], [1.0, NAN], [NAN, 0.0]])
     same(by_relative_depth(x, (5, 2)), [[NAN, 8], [1, 8], [1, NAN], [1, 0], [NAN, 0]])
     same(by_relative_depth(x, (3, 1)), [[8], [1], [0]])
+    for layers in range(2, 50):  # a layer that lies on a dead one takes nothing from its neighbours
+        deep = torch.ones(layers, 2)
+        deep[layers // 2] = NAN
+        assert by_relative_depth(deep, (layers, 2)).isnan().sum() == 2
+        assert by_relative_depth(deep, (2 * layers - 1, 2)).isnan().sum() == 2
 
 
 @pytest.mark.parametrize("layers", [(6, 12), (12, 6), (7, 5), (1, 4), (4, 1)])
