@@ -54,6 +54,7 @@ STAGES = {  # of an evaluation
     "finetuning": "@finetuning",
     "recovered": "@finetuning",
 }
+COLUMNS = 200  # of a heatmap over time; of more, one in so many is shown
 LOW_TO_HIGH = [[0, "@low"], [0.5, "@middle"], [1, "@high"]]
 
 
@@ -118,7 +119,7 @@ def timeline(records: Sequence[Record]) -> Chart:
     lanes, ticks = _lanes(records)
     height = 460 + 18 * len(ticks)
     top = 1 - (16 + 18 * len(ticks)) / height if ticks else 1.0
-    data, missing, titles = [], [] if lanes else ["phase_transition"], []
+    data, missing, titles = [], [] if phases(records) else ["phase_transition"], []
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "optimizer steps"}, "anchor": "y3"}}
     for i, (title, names, key, axis, edges) in enumerate(ROWS):
         y, domain = f"y{i + 1}" if i else "y", [edge * top for edge in edges]
@@ -296,7 +297,7 @@ def heatmap(id: str, title: str, matrix: Matrix, dead: Sequence[Sequence[bool]],
     gaps = [(h, la) for la, row in enumerate(z) for h, x in enumerate(row) if x is None and (h, la) not in crosses]
     data = [trace, *_signs(crosses, "dead", "x-thin"), *_signs(gaps, "not measured", "line-ew")]
     words = f"{title}: {name} of {sum(map(len, z))} heads, {len(crosses)} of them dead."
-    return Chart(id, title, words, data, _of_heads(len(z)), 90 + max(100, min(26 * len(z), 420)))
+    return Chart(id, title, words, data, _of_heads(z), 90 + max(100, min(26 * len(z), 420)))
 
 
 def _signs(places: Sequence[tuple[int, int]], name: str, symbol: str) -> list[Trace]:
@@ -307,11 +308,12 @@ def _signs(places: Sequence[tuple[int, int]], name: str, symbol: str) -> list[Tr
     return [trace] if places else []
 
 
-def _of_heads(layers: int) -> dict[str, Any]:
+def _of_heads(matrix: Matrix) -> dict[str, Any]:
+    layers, heads = len(matrix), max(map(len, matrix), default=0)
     whole = {"showgrid": False, "zeroline": False, "tickformat": "d"}
     return {
-        "xaxis": whole | {"title": {"text": "head"}, "dtick": 1},
-        "yaxis": whole | {"title": {"text": "layer"}, "autorange": "reversed", "dtick": max(1, layers // 12)},
+        "xaxis": whole | {"title": {"text": "head"}, "dtick": -(-heads // 8) or 1},
+        "yaxis": whole | {"title": {"text": "layer"}, "autorange": "reversed", "dtick": -(-layers // 12) or 1},
         "hovermode": "closest",
         "plot_bgcolor": "@line",
     }
@@ -326,6 +328,9 @@ def over_time(id: str, title: str, found: Sequence[Record], name: str) -> list[C
     found = [r for r in found if r.get(name)]
     if not found:
         return []
+    every = -(-len(found) // COLUMNS)
+    found = found[::-1][::every][::-1]  # the last one always stays
+    title += f", one in {every}" if every > 1 else ""
     steps = [step_of(r) for r in found]
     flat = [[finite(x) for row in r[name] for x in row] for r in found]
     known = [(s, [x for x in row if x is not None]) for s, row in zip(steps, flat, strict=True)]
@@ -467,7 +472,7 @@ def _death_map(died: Matrix, steps: Matrix, records: Sequence[Record]) -> Chart:
     dead = sum(cycle is not None for row in died for cycle in row)
     words = f"{dead} of {sum(map(len, died))} heads dead; the number in a cell is the cycle in which the head died."
     height = 90 + max(100, min(28 * len(died), 420))
-    layout = _of_heads(len(died)) | {"plot_bgcolor": "@card"}
+    layout = _of_heads(died) | {"plot_bgcolor": "@card"}
     return Chart("alive-map", "When each head died (the number: in which cycle)", words, data, layout, height)
 
 

@@ -33,6 +33,7 @@ FILE_NAME = "dashboard.html"
 PLOTLY = "plotly.min.js"
 SAME = 0.01  # a relative change of the cross-entropy below which the verdict says "as good"
 OPEN_PROMPTS = 2  # further ones are folded
+SIGNS = ('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>', "")
 KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
 
 
@@ -220,6 +221,10 @@ def _summary(records: Sequence[Record]) -> list[Part]:
             '<p class="missing">not logged: plasticity_started. No plasticity in this log: the sections '
             "below that need it say so, and the training curves are all there is.</p>",
         )
+    broken = [r for r in events(records, "proof") if False in (r.get("checks") or {}).values()]
+    if broken:
+        where = ", ".join(f"step {step_of(r):,}" for r in broken)
+        parts.insert(0, f'<p class="bad">A proof does not hold ({where}): see <a href="#proofs">the proofs</a>.</p>')
     if base and now and step_of(now) > step_of(base):
         more = step_of(now) - step_of(base)
         parts.append(
@@ -420,7 +425,7 @@ def _alive(records: Sequence[Record]) -> list[Part]:
     ]
     names = ("cycle", "step", "heads", "scores", "how", "why")
     return [
-        Grid(found, wide=True) if found else _missing(["plasticity_started", "plasticity/active_heads"]),
+        Grid(found, SIGNS, wide=True) if found else _missing(["plasticity_started", "plasticity/active_heads"]),
         _table("Regrown heads (layer.head)", names, back, texts=(2, 4, 5)) if back else "",
     ]
 

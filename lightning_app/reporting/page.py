@@ -86,6 +86,7 @@ section > p { max-width: 56rem; margin: 0 0 0.75rem; overflow-wrap: anywhere; }
 .note, figcaption small, .why { color: var(--soft); }
 .missing { color: var(--warn); margin: 0.4rem 0; }
 .missing::before { content: "\\25CB  "; }
+.missing-cell { color: var(--warn); font-size: 0.9em; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 11.5rem), 1fr)); gap: 0.75rem; }
 .tiles { margin: 0 0 0.75rem; }
@@ -117,6 +118,9 @@ summary { cursor: pointer; padding: 0.3rem 0; }
 .samples h4 { margin: 0 0 0.3rem; font-size: 0.85rem; color: var(--soft); }
 .samples p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .modebar { opacity: 0; } .chart:hover .modebar { opacity: 1; }
+@media (max-width: 30rem) {
+  table { font-size: 0.85rem; } th, td { padding: 0.3rem 0.4rem; } .text { min-width: 6rem; }
+}
 @media (max-width: 30rem) { .tiles { grid-template-columns: 1fr 1fr; gap: 0.5rem; } .tiles dd { font-size: 1rem; } }
 @media (max-width: 60rem) {
   body { grid-template: "head" auto "nav" auto "main" 1fr / minmax(0, 1fr); }
