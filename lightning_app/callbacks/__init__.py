@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from lightning_app.callbacks.plasticity import PlasticitySchedule
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.projector import Projector
@@ -8,4 +9,13 @@ from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.samples import Samples
 from lightning_app.callbacks.throughput import Throughput
 
-__all__ = ["PredictionWriter", "ProgressLine", "Projector", "RandomState", "RunLog", "Samples", "Throughput"]
+__all__ = [
+    "PlasticitySchedule",
+    "PredictionWriter",
+    "ProgressLine",
+    "Projector",
+    "RandomState",
+    "RunLog",
+    "Samples",
+    "Throughput",
+]

@@ -64,7 +64,7 @@ class Samples(L.Callback):
             return
         if not isinstance(data, TextDataModule) or not isinstance(pl_module, LanguageModule):
             return
-        texts = [self._continue(prompt, pl_module, data) for prompt in self.prompts]
+        texts = [prompt + continued(prompt, pl_module, data, self.options) for prompt in self.prompts]
         path = Path(folder) / "samples" / f"step_{trainer.global_step:06d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
@@ -73,8 +73,9 @@ class Samples(L.Callback):
                 for prompt, text in zip(self.prompts, texts, strict=True):
                     logger.experiment.add_text(prompt, text, trainer.global_step)
 
-    def _continue(self, prompt: str, module: LanguageModule, data: TextDataModule) -> str:
-        tokenizer = data.tokenizer
-        ids = torch.tensor([tokenizer.encode(prompt)], device=module.device)
-        new = [int(token) for token in module.generate(ids, self.options, eot=tokenizer.eot)]
-        return prompt + tokenizer.decode([i for i in new if i != tokenizer.eot])
+
+def continued(prompt: str, module: LanguageModule, data: TextDataModule, options: GenerationOptions) -> str:
+    """What the model writes after a prompt, up to the end of a document."""
+    ids, eot = torch.tensor([data.tokenizer.encode(prompt)], device=module.device), data.tokenizer.eot
+    new = [int(token) for token in module.generate(ids, options, eot=eot)]
+    return data.tokenizer.decode([i for i in new if i != eot])

@@ -86,7 +86,7 @@ def gate_gradients(units: Units, sample: Sample, *, open_masks: bool = False) ->
 
 def _need_gradients(what: str) -> None:
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-        raise InputError(f"{what} is to be measured under torch.no_grad, where there is none: call it with gradients on")
+        raise InputError(f"{what} cannot be measured under torch.no_grad: call it with gradients on")
 
 
 def _of_present(scores: Tensor, units: Units) -> Tensor:
@@ -330,7 +330,8 @@ class HardConcreteImportance(LearnedGates):
 
 class SubsetImportance(LearnedGates):
     """The best set of exactly `keep` units: a differentiable draw of so many without replacement (Li et al. 2021,
-    arXiv:2108.04657, section 4; the relaxed top-k of Xie and Ermon 2019, arXiv:1901.10517, eq. 5). The score is the logit.
+    arXiv:2108.04657, section 4; the relaxed top-k of Xie and Ermon 2019, arXiv:1901.10517, eq. 5). The score is
+    the logit.
 
     Args:
         learning: see `LearnedGates`; the temperature falls from 2 to 0.1.

@@ -1,0 +1,120 @@
+"""What decisions about heads rest on: a seeded sample of the validation text, the same on every rank."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_app.errors import InputError
+from lightning_app.models.heads import Units
+from lightning_app.models.heads.importance import Importance, Sample, measured
+from lightning_app.models.rehearsal import evaluated
+from lightning_app.modules.base import Batch, LanguageModule
+from lightning_app.ops.importance import combine
+from lightning_app.ops.losses import IGNORE, token_nll
+from lightning_app.text.corpus import read_documents
+from lightning_app.text.datamodule import TextDataModule
+from lightning_app.text.token_cache import prepare_tokens
+from lightning_app.text.windows import TokenDataset, TokenWindows
+
+LATENCY_ROUNDS = 5
+
+
+def sample_of(module: LanguageModule, dataset: TokenDataset, *, batches: int, batch_size: int, seed: int) -> Sample:
+    """Some of a dataset's sequences in an order that depends on the seed alone."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
+    made = [dataset.__getitems__(row) for row in rows if row]
+    on_device = [{name: x.to(module.device) for name, x in batch.items()} for batch in made]
+
+    def loss(batch: Batch) -> Tensor:
+        outputs = module.outputs(batch)
+        nll = token_nll(outputs.logits, outputs.targets)
+        return nll.sum(-1) / (outputs.targets != IGNORE).sum(-1).clamp_min(1)
+
+    return Sample(on_device, loss)
+
+
+def samples_of(
+    module: LanguageModule,
+    data: TextDataModule,
+    datasets: dict[str, float] | None,
+    *,
+    batches: int,
+    batch_size: int,
+    seed: int,
+) -> list[tuple[float, Sample]]:
+    """Weight and sample of each text that importance is measured on: the validation text, or others by path."""
+    found: dict[str, float] = datasets or {"": 1.0}
+    made = []
+    for path, weight in found.items():
+        dataset = data.dataset("val") if not path else _dataset(Path(path), data)
+        if not len(dataset):
+            raise InputError(f"{path or 'data.val'} has no sequence of {data.block_size} tokens to measure heads on")
+        made.append((weight, sample_of(module, dataset, batches=batches, batch_size=batch_size, seed=seed)))
+    return made
+
+
+def _dataset(path: Path, data: TextDataModule) -> TokenDataset:
+    if not path.exists():
+        raise InputError(f"importance is to be measured on {path}, which is not there")
+    tokens = prepare_tokens(read_documents(str(path)), data.tokenizer, Path(data.cache_dir))
+    return TokenWindows(tokens, data.block_size)
+
+
+def importance_of(
+    strategy: Importance,
+    units: Units,
+    samples: Sequence[tuple[float, Sample]],
+    *,
+    keep: int,
+    how: Literal["mean", "max"] = "mean",
+) -> Tensor:
+    """(L, N) of one text, or of several, each brought to 0 to 1 first."""
+    maps = [measured(strategy, units, sample, keep=keep) for _, sample in samples]
+    return maps[0] if len(maps) == 1 else combine(maps, [weight for weight, _ in samples], how)
+
+
+def cross_entropy_of(module: LanguageModule, sample: Sample) -> float:
+    """Nats per token on the sample, in eval mode."""
+    with evaluated(module):
+        return sample.mean_loss()
+
+
+def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
+    """Parameters, bytes, FLOPs of a training step per token, and the measured time of a forward of one batch."""
+    parameters = list(module.backbone.parameters())
+    ids = sample.batches[0]["input_ids"]
+    times = []
+    with torch.no_grad(), evaluated(module):
+        for _ in range(LATENCY_ROUNDS + 1):
+            start = _now(ids.device)
+            module.backbone.own_logits(ids)
+            times.append(1000 * (_now(ids.device) - start))
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "flops_per_token": module.backbone.flops_per_token(ids.shape[1]),
+        "latency_ms": statistics.median(times[1:]),
+        "latency_spread": [min(times[1:]), max(times[1:])],
+    }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def plain(matrix: Tensor | None) -> list[list[float | None]] | None:
+    """(L, N) for a log: NaN becomes null."""
+    if matrix is None:
+        return None
+    return [[x if math.isfinite(x) else None for x in row] for row in matrix.double().tolist()]

@@ -1,0 +1,183 @@
+"""Surgery within a running fit: model, copies, optimizer and the strategy's wrapper go together, with proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+
+from lightning_app.errors import InputError
+from lightning_app.models.heads import Kind, proof
+from lightning_app.models.heads.importance import Sample, gate_gradients
+from lightning_app.models.ranks import gathered, several_ranks, world_size
+from lightning_app.models.rehearsal import evaluated
+from lightning_app.modules.base import LanguageModule
+from lightning_app.ops.pruning import most_missed
+
+Surgery = Literal["remove", "mask"]
+Checks = dict[str, float | int]
+
+
+def is_sharded(strategy: Strategy) -> bool:
+    """Whether no rank has whole parameters."""
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or "deepspeed" in type(strategy).__name__.lower()
+
+
+def check_strategy(surgery: Surgery, strategy: Strategy) -> None:
+    """Refuses `remove` where parameters are sharded."""
+    if surgery == "remove" and is_sharded(strategy):
+        raise InputError(
+            f"under {type(strategy).__name__} no rank has whole matrices, so nothing can be cut out of them: choose "
+            "surgery: mask, or the strategy ddp"
+        )
+
+
+class Surgeon:
+    """Kills and revives units of a module that is being trained, and proves each time that it did.
+
+    Args:
+        surgery: `remove` cuts units out, `mask` multiplies them by 0.
+        keep: remember what dies, so that it can be revived as it was.
+        compute: logits of a few texts, by which proofs compare.
+
+    Raises:
+        InputError: `remove` under a strategy that shards parameters.
+    """
+
+    def __init__(
+        self, trainer: L.Trainer, module: LanguageModule, *, surgery: Surgery, keep: bool, compute: Callable[[], Tensor]
+    ):
+        check_strategy(surgery, trainer.strategy)
+        self.trainer, self.module, self.surgery, self.keep = trainer, module, surgery, keep
+        self._compute = compute
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
+
+    def compute(self) -> Tensor:
+        """Logits in eval mode and in the weights' own precision."""
+        with torch.no_grad(), evaluated(self.module), torch.autocast(self.module.device.type, enabled=False):
+            return self._compute()
+
+    def kill(self, kind: Kind, dead: Tensor) -> Checks:
+        """(L, N) bool, all of them alive -> what was proved."""
+        main, *copies = self.module.units(kind)
+        expected, before = main.mask & ~dead, self._parameters()
+        main.keep(dead, self._optimizer)
+        lost = sum(s.value.numel() for i, u in dead.nonzero().tolist() for s in main.kept[i, u])
+        removes = self.surgery == "remove"
+        with proof.nothing_is_lost(main, self._optimizer) if removes else nullcontext():
+            main.set_mask(expected)
+            checks: Checks = {"dead units whose weights change nothing": proof.dead_say_nothing(main, self.compute)}
+            masked = self.compute()
+            if removes:
+                main.remove(dead, self._optimizer)
+        if removes:
+            checks["logits, masked against removed"] = proof.logits_agree(masked, self.compute(), what="removal")
+        for copy in copies:
+            copy.set_mask(expected)
+            if removes:
+                copy.remove(dead, keep=False)
+        if not self.keep:
+            main.kept.clear()
+        checks[f"dead {kind}"] = proof.counts_agree(main, expected)
+        gone = before - self._parameters()
+        if removes and gone != lost:
+            raise proof.SurgeryError(f"{gone:,} parameters went, {lost:,} belong to the units that were removed")
+        checks["parameters removed"] = gone
+        return checks | self._settle()
+
+    def revive(
+        self, kind: Kind, n: int, how: Literal["undo", "new"], sample: Sample
+    ) -> tuple[list[tuple[int, int]], list[float], Checks]:
+        """The n dead units that are missed most, by |dL/dgate| at a gate of 0 -> which, how much, what was proved."""
+        main, *copies = self.module.units(kind)
+        optimizer, alive = self._optimizer, main.mask
+        gone = (main.present & ~alive) | ~main.present
+        absent = ~main.present
+        before = self.compute()
+        for i, unit in absent.nonzero().tolist():
+            main.regrow(i, unit, "undo", optimizer)
+        main.keep(absent, optimizer)
+        main.set_mask(alive)
+        with torch.enable_grad(), evaluated(self.module):
+            missed = gate_gradients(main, sample, open_masks=True).abs().mean(0)
+        chosen = most_missed(missed, alive, min(n, int(gone.sum())))
+        slices = {unit: main.kept[unit] for unit in chosen}
+        for i, unit in chosen:
+            main.regrow(i, unit, how, optimizer)
+            alive[i, unit] = True
+            if how == "undo":
+                proof.as_kept(main, i, unit, slices[i, unit], optimizer)
+        if self.surgery == "remove":
+            main.remove(~alive, optimizer)
+        for copy in copies:
+            for i, unit in chosen:
+                copy.regrow(i, unit, main.slice_of(i, unit))
+        checks: Checks = {f"dead {kind}": proof.counts_agree(main, alive)}
+        if how == "new":
+            checks["logits, before against after"] = proof.logits_agree(before, self.compute(), what="regrowth")
+        return chosen, [float(missed[i, unit]) for i, unit in chosen], checks | self._settle()
+
+    def snapshot(self, kinds: Sequence[Kind]) -> dict[str, Any]:
+        """All that `go_back` needs, on the CPU, in plain types."""
+        main = {kind: self.module.units(kind)[0] for kind in kinds}
+        return {
+            "layouts": {kind: units.layout() for kind, units in main.items()},
+            "kept": {kind: units.kept_state() for kind, units in main.items()},
+            "module": _on_cpu(self.module.state_dict()),
+            "optimizer": _on_cpu(self._optimizer.state_dict()),
+        }
+
+    def go_back(self, snapshot: dict[str, Any]) -> Checks:
+        """Weights, heads and optimizer state of then; learning rates and the step count go on."""
+        optimizer = self._optimizer
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for kind, layout in snapshot["layouts"].items():
+            main, *copies = self.module.units(kind)
+            main.set_layout(layout, optimizer)
+            for copy in copies:
+                copy.set_layout(layout)
+            main.load_kept_state(snapshot["kept"][kind])
+        self.module.load_state_dict(snapshot["module"])
+        optimizer.load_state_dict(snapshot["optimizer"])
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
+        return self._settle()
+
+    def _parameters(self) -> int:
+        return sum(p.numel() for p in self.module.backbone.parameters())
+
+    def _settle(self) -> Checks:
+        """After surgery: the wrapper, what was compiled, the optimizer and the ranks."""
+        strategy = self.trainer.strategy
+        if self.surgery == "remove" and isinstance(strategy, DDPStrategy):
+            strategy.model = strategy._setup_model(self.module)  # DDP holds on to the parameters that it was made with
+        self.module.compile_again()
+        checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
+        if several_ranks():
+            checks["ranks with the same weights"] = self._ranks_agree()
+        return checks
+
+    def _ranks_agree(self) -> int:
+        own = torch.stack([p.detach().double().sum() for p in self.module.parameters()])
+        sizes = torch.tensor([float(p.numel()) for p in self.module.parameters()], device=own.device)
+        all_ranks = gathered(torch.cat([own, sizes.double()])[None])
+        if not torch.equal(all_ranks, all_ranks[:1].expand_as(all_ranks)):
+            raise proof.SurgeryError("the ranks have different weights after surgery")
+        return world_size()
+
+
+def _on_cpu(state: Any) -> Any:
+    """A copy."""
+    if isinstance(state, Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list | tuple) else state
