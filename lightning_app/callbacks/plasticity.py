@@ -193,8 +193,8 @@ class PlasticitySchedule(L.Callback):
             plan = self.plan
             raise InputError(
                 f"{plan.cycles} cycles of {plan.warmup_steps} + {plan.finetuning_steps} steps after "
-                f"{plan.training_steps} take {plan.most_steps} steps, and the run has {steps}: lower cycles or steps, or "
-                "raise trainer.max_steps"
+                f"{plan.training_steps} take {plan.most_steps} steps, and the run has {steps}: lower cycles or "
+                "steps, or raise trainer.max_steps"
             )
         if self.layer_lr_factor != 1:
             pl_module.group_by_layer = True
@@ -212,8 +212,8 @@ class PlasticitySchedule(L.Callback):
         if most > layers * (n - least):
             more = f" ({self.regrow} of them regrown)" if self.regrow and units.kind == "heads" else ""
             raise InputError(
-                f"{units.kind}: level {level} takes {most} of {layers * n}{more}, and each of the {layers} layers keeps "
-                f"at least {least}: lower the level, or keep_per_layer"
+                f"{units.kind}: level {level} takes {most} of {layers * n}{more}, and each of the {layers} layers "
+                f"keeps at least {least}: lower the level, or keep_per_layer"
             )
         if units.kind == "neurons" and n % MULTIPLE:
             rank_zero_warn(
@@ -223,21 +223,15 @@ class PlasticitySchedule(L.Callback):
     # What is measured with
 
     def _samples(
-        self, trainer: L.Trainer, module: LanguageModule, *, of_importance: bool
+        self, trainer: L.Trainer, module: LanguageModule, datasets: dict[str, float] | None
     ) -> list[tuple[float, Sample]]:
-        data = trainer.datamodule
+        data, sizes = trainer.datamodule, {"batches": self.sample_batches, "batch_size": self.sample_batch_size}
         assert isinstance(data, TextDataModule)
-        return samples_of(
-            module,
-            data,
-            self.datasets if of_importance else None,
-            batches=self.sample_batches,
-            batch_size=self.sample_batch_size,
-            seed=self.sample_seed,
-        )
+        return samples_of(module, data, datasets, seed=self.sample_seed, **sizes)
 
     def _sample(self, trainer: L.Trainer, module: LanguageModule) -> Sample:
-        return self._samples(trainer, module, of_importance=False)[0][1]
+        """Of the validation text."""
+        return self._samples(trainer, module, None)[0][1]
 
     def _surgeon(self, trainer: L.Trainer, module: LanguageModule) -> Surgeon:
         ids = self._sample(trainer, module).batches[0]["input_ids"][:2]

@@ -39,7 +39,7 @@ class Backbone(nn.Module, ABC):
         vocab_size: V, number of ids, spare ones included.
         width: D of `embed` and `hidden`.
         max_length: the most positions that a sequence may have; None where there is no limit.
-        attention_width: sum over the layers of heads x head size, for counting FLOPs; it follows when heads are removed.
+        attention_width: sum over the layers of heads x head size, for counting FLOPs; follows when heads are removed.
     """
 
     vocab_size: int

@@ -69,8 +69,8 @@ class FusedPerHead(Layout):
 
 @dataclass(frozen=True)
 class Separate(Layout):
-    """A matrix each for queries, keys and values (OPT, LLaMA). Where several query heads share keys and values, the unit
-    is the group: nothing smaller can be cut out."""
+    """A matrix each for queries, keys and values (OPT, LLaMA). Where several query heads share keys and values, the
+    unit is the group: nothing smaller can be cut out."""
 
     out: str
 
