@@ -48,6 +48,7 @@ MARKS = {  # events that get a vertical line: what they are called, their colour
 }
 STAGES = {  # of an evaluation
     "baseline": "@ink",
+    "warmup": "@warmup",
     "before": "@analysis",
     "pruned": "@pruning",
     "regrown": "@regrowth",
@@ -399,13 +400,13 @@ def impact(records: Sequence[Record]) -> Chart:
     data = []
     if found:
         x = [step_of(r) for r in found]
-        data = [lines("from stage to stage", x, [r["ce"] for r in found], "@line", showlegend=False, hoverinfo="skip")]
-        data[0]["line"]["width"] = 1.5
+        data = [lines("from stage to stage", x, [r["ce"] for r in found], "@soft", showlegend=False, hoverinfo="skip")]
+        data[0]["line"] |= {"width": 1, "dash": "dot"}
     for stage, colour in STAGES.items():
         ours = [r for r in found if r.get("stage") == stage]
         if ours:
             marker = {
-                "size": 10 if stage != "finetuning" else 5,
+                "size": 10 if stage not in ("warmup", "finetuning") else 5,
                 "symbol": "diamond" if stage == "baseline" else "circle",
             }
             trace = dots(
@@ -480,7 +481,7 @@ def _death_map(died: Matrix, steps: Matrix, records: Sequence[Record]) -> Chart:
 
 
 def costs(records: Sequence[Record]) -> list[Chart]:
-    """Parameters, FLOPs and latency as shares of the baseline's, and the ratio measured below its ceiling."""
+    """Parameters, FLOPs and latency as shares of the baseline's, and the speed-up measured below its ceiling."""
     found = events(records, "cost")
     base = next((r for r in found if r.get("stage") == "baseline"), None)
     stages = [label(r.get("stage")) for r in found]
@@ -508,11 +509,9 @@ def costs(records: Sequence[Record]) -> list[Chart]:
     ]
     if found:
         missing = [name for name in ("measured", "ceiling") if name not in [trace["name"] for trace in data]]
-        words = "The latency ratio that was measured, and the one that the FLOPs allow, at each stage."
+        words = "How much faster than the baseline a forward was, and how much the FLOPs allow, at each stage."
         layout = {"xaxis": {"type": "category"}, "yaxis": {"rangemode": "tozero"}}
-        charts.append(
-            Chart("ceiling", "Latency ratio: measured, and what FLOPs allow", words, data, layout, 300, missing)
-        )
+        charts.append(Chart("ceiling", "Speed-up: measured, and what FLOPs allow", words, data, layout, 300, missing))
     return charts
 
 

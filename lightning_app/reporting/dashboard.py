@@ -27,11 +27,12 @@ from lightning_app.reporting.plasticity import (
     pruned_heads,
     series,
     step_of,
+    unpruned,
 )
 
 FILE_NAME = "dashboard.html"
 PLOTLY = "plotly.min.js"
-SAME = 0.01  # a relative change of the cross-entropy below which the verdict says "as good"
+SAME = 0.01  # a relative rise of the cross-entropy up to which the verdict is a good one
 OPEN_PROMPTS = 2  # further ones are folded
 SIGNS = ('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>', "")
 KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
@@ -200,7 +201,7 @@ def _summary(records: Sequence[Record]) -> list[Part]:
     base, now = baseline_and_now(records, "evaluation")
     history = living(records)
     cost, costs_now = baseline_and_now(records, "cost")
-    verdict, kind = _verdict(base, now)
+    verdict, kind = _verdict(unpruned(records), now)
     tiles = [
         ("State", escape(_state(records)), f"step {last_step(records):,}"),
         ("Heads alive", *_tile(_first(history), _last(history), "{:,.0f}")),
@@ -282,16 +283,17 @@ def _sentence(records: Sequence[Record]) -> str:
     return f"{', '.join(words)}." if words else "No number was logged."
 
 
-def _verdict(base: Record | None, now: Record | None) -> tuple[str, str]:
+def _verdict(before: Record | None, now: Record | None) -> tuple[str, str]:
     """In words, and the class of its colour."""
-    loss = change(_get(base, "ce"), _get(now, "ce"))
+    loss = change(_get(before, "ce"), _get(now, "ce"))
     if loss is None:
-        return "No verdict: baseline and a later evaluation are not both logged.", "warn"
+        return "No verdict: an evaluation before the first pruning and a later one are not both logged.", "warn"
+    was = f"just before the first pruning ({_get(before, 'ce'):.4f})"
     if loss <= 0:
-        return "No worse than the baseline.", "good"
+        return f"No worse than {was}.", "good"
     if loss <= SAME:
-        return f"Within {SAME:.0%} of the baseline.", "good"
-    return f"Worse than the baseline by {100 * loss:.1f}\u00a0%.", "bad"
+        return f"Within 1\u00a0% of {was}.", "good"
+    return f"Worse by {100 * loss:.1f}\u00a0% than {was}.", "bad"
 
 
 def _state(records: Sequence[Record]) -> str:
@@ -333,7 +335,7 @@ def _stabilisation(records: Sequence[Record]) -> list[Part]:
 
 def _why(record: Record) -> str:
     """Why the rule fired, and whatever else the event carries."""
-    own = ("time", "event", "step", "epoch", "cycle", "losses", "stable")
+    own = ("time", "event", "step", "epoch", "cycle", "losses", "stable", "reason")
     fields = ", ".join(
         f"{escape(name)} {_plain(value)}{' steps' * (name == 'after')}"
         for name, value in record.items()
@@ -341,9 +343,9 @@ def _why(record: Record) -> str:
     )
     stable = record.get("stable")
     word = "stable" if stable else "stability not logged" if stable is None else "not stable, went on regardless"
-    return (
-        f'<p class="why"><span class="{"good" if stable else "warn"}">{word}</span>: {fields or "no reason logged"}</p>'
-    )
+    reason = escape(str(record.get("reason") or ""))
+    why = f"{reason} ({fields})" if reason and fields else reason or fields or "no reason logged"
+    return f'<p class="why"><span class="{"good" if stable else "warn"}">{word}</span>: {why}</p>'
 
 
 def _analyses(records: Sequence[Record]) -> list[Part]:
@@ -459,6 +461,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
     cost, costs_now = baseline_and_now(records, "cost")
     pairs = (
         ("cross-entropy, nats per token", "ce", base, now, "{:.4f}"),
+        ("the same, before the first pruning and now", "ce", unpruned(records), now, "{:.4f}"),
         ("perplexity", "ppl", base, now, "{:.3f}"),
         ("parameters", "parameters", cost, costs_now, "{:,.0f}"),
         ("bytes", "bytes", cost, costs_now, "{:,.0f}"),
@@ -492,9 +495,12 @@ def _against(records: Sequence[Record]) -> list[Part]:
         ]
         for r in found
     ]
-    names = ("stage", "parameters", "bytes", "FLOPs per token", "latency, ms", "spread, ms", "ratio", "ceiling")
+    names = ("stage", "parameters", "bytes", "FLOPs per token", "latency, ms", "spread, ms", "speed-up", "ceiling")
     table = _table("What each stage costs", names, rows, texts=(0,))
-    note = '<p class="note">Ratio: the latency ratio that was measured. Ceiling: the one that the FLOPs allow.</p>'
+    note = (
+        '<p class="note">Speed-up: latency of the baseline over that of the stage, as measured. '
+        "Ceiling: the one that the FLOPs allow.</p>"
+    )
     return [*parts, Grid(charts.costs(records), wide=True), table, note]
 
 

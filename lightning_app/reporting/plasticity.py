@@ -200,6 +200,16 @@ def evaluations(records: Sequence[Record]) -> list[Record]:
     return [r for r in events(records, "evaluation") if finite(r.get("ce")) is not None]
 
 
+def unpruned(records: Sequence[Record]) -> Record | None:
+    """The last evaluation before the first pruning: the fairest of the run's own with which to compare what is left."""
+    found: Record | None = None
+    for r in records:
+        if r.get("event") == "pruning_event":
+            return found
+        found = r if r.get("event") == "evaluation" and finite(r.get("ce")) is not None else found
+    return None
+
+
 def cycles(records: Sequence[Record]) -> list[Cycle]:
     """One for each cycle that was evaluated, in order; of each stage the last evaluation counts."""
     found: dict[int, dict[str, float]] = {}

@@ -74,7 +74,7 @@ class _Run:
             "latency_ms": 8.2 * (1 + share) / 2,
             "latency_spread": [8.0 * (1 + share) / 2, 8.9 * (1 + share) / 2],
         }
-        more = {} if stage == "baseline" else {"ceiling": share, "measured": (1 + share) / 2}
+        more = {} if stage == "baseline" else {"ceiling": 1 / share, "measured": 2 / (1 + share)}
         self.event("cost", stage=stage, **fields, **more)
 
     def samples(self, stage: str) -> None:
@@ -131,6 +131,7 @@ def _cycle(run: _Run, cycle: int, *, regrowth: bool, rollback: bool, controller:
         losses=losses,
         after=run.step - began,
         stable=cycle != 2,
+        **({} if cycle != 2 else {"reason": "the time was up"}),
     )
     run.phase("analysis", "the loss is stable")
     run.evaluate("before")

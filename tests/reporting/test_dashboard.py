@@ -89,16 +89,24 @@ def test_the_summary_says_what_happened(simulate: Simulate):
         "12 → 6 heads in 3 pruning cycles, \u221217.5\u00a0% parameters, cross-entropy 3.1204 → 2.9500 nats"
         in (page.sections["summary"])
     )
-    assert "No worse than the baseline." in page.sections["summary"]
+    assert "No worse than just before the first pruning (2.9530)." in page.sections["summary"]
     assert "1,200 optimizer steps lie between the baseline and the model of now" in page.sections["summary"]
 
 
 @pytest.mark.parametrize(
-    ("ce", "verdict"), [(2.0, "No worse than"), (2.01, "Within 1% of"), (2.1, "Worse than the baseline by 5.0\u00a0%")]
+    ("ce", "verdict"),
+    [
+        (2.0, "No worse than just before the first pruning (2.0000)"),
+        (2.01, "Within 1\u00a0% of"),
+        (2.1, "Worse by 5.0\u00a0% than"),
+    ],
 )
 def test_the_verdict_depends_on_the_loss(ce: float, verdict: str):
-    stages = {"baseline": 2.0, "recovered": ce}
+    """Against the model that was as well trained as it would be: an untrained baseline flatters."""
+    stages = {"baseline": 9.0, "before": 2.0, "recovered": ce}
     log = [{"event": "evaluation", "step": 1, "cycle": 1, "stage": stage, "ce": x} for stage, x in stages.items()]
+    assert "No verdict" in page_of(log).sections["summary"]  # nothing was pruned
+    log.insert(2, {"event": "pruning_event", "step": 1, "cycle": 1, "heads": [[0, 0]]})
     assert verdict in page_of(log).sections["summary"]
 
 
@@ -155,6 +163,7 @@ def test_pruned_neurons_have_a_table_of_their_own():
 def test_the_stabilisation_says_why_it_fired(log: Log):
     text = page_of(log).sections["stabilisation"]
     assert "stable: rule slope, window 20, statistic -0.0004, after 150 steps" in text
+    assert "went on regardless: the time was up (rule slope" in text
     assert text.count("not stable, went on regardless: ") == 1
 
 
@@ -172,8 +181,11 @@ def test_baseline_and_now_side_by_side(simulate: Simulate):
     tables = page_of(log).tables
     rows = tables["Baseline and now (evaluated recovered, cycle 3; measured after cycle 3)"]
     costs = [r for r in log if r.get("event") == "cost"]
-    assert rows[3][:3] == ["parameters", f"{costs[0]['parameters']:,}", f"{costs[-1]['parameters']:,}"]
-    assert rows[6][:3] == [
+    ces = [r["ce"] for r in log if r.get("event") == "evaluation"]
+    assert rows[1][1:3] == [f"{ces[0]:.4f}", f"{ces[-1]:.4f}"]
+    assert rows[2][1:3] == [f"{ces[1]:.4f}", f"{ces[-1]:.4f}"]
+    assert rows[4][:3] == ["parameters", f"{costs[0]['parameters']:,}", f"{costs[-1]['parameters']:,}"]
+    assert rows[7][:3] == [
         "latency, ms (median of a forward)",
         f"{costs[0]['latency_ms']:.3f}",
         f"{costs[-1]['latency_ms']:.3f}",
