@@ -100,35 +100,38 @@ def dots(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, **more: Any
 # The whole run
 
 
-ROWS: tuple[
-    tuple[str, dict[str, str], str, Trace, tuple[float, float]], ...
-] = (  # of the timeline: title, series with their colours, key of an evaluation, axis, lower and upper edge
-    ("nats per token", {"train/ce": "@train", "val/ce": "@val"}, "ce", {"nticks": 6}, (0.56, 0.94)),
+ROWS: tuple[tuple[str, dict[str, str], str, Trace, int], ...] = (  # of the timeline
+    # title, series with their colours, key of an evaluation, axis, pixels
+    ("nats per token", {"train/ce": "@train", "val/ce": "@val"}, "ce", {"nticks": 6}, 210),
     (
         "perplexity, logarithmic",
         {"val/ppl": "@val"},
         "ppl",
         {"type": "log", "tickvals": [d * 10**e for e in range(7) for d in (1, 2, 5)]},
-        (0.26, 0.48),
+        120,
     ),
-    ("share of units dead", {"plasticity/sparsity": "@pruning"}, "sparsity", {"tickformat": ".0%"}, (0.0, 0.18)),
+    ("share of units dead", {"plasticity/sparsity": "@pruning"}, "sparsity", {"tickformat": ".0%"}, 95),
 )
+TITLE = 32  # pixels above a row
 
 
 def timeline(records: Sequence[Record]) -> Chart:
-    """Phases and events above loss, perplexity and sparsity, all over optimizer steps."""
+    """Phases and events above loss, perplexity and sparsity, over optimizer steps. A row without data is left out."""
     lanes, ticks = _lanes(records)
-    height = 460 + 18 * len(ticks)
-    top = 1 - (16 + 18 * len(ticks)) / height if ticks else 1.0
-    data, missing, titles = [], [] if phases(records) else ["phase_transition"], []
-    layout: dict[str, Any] = {"xaxis": {"title": {"text": "optimizer steps"}, "anchor": "y3"}}
-    for i, (title, names, key, axis, edges) in enumerate(ROWS):
-        y, domain = f"y{i + 1}" if i else "y", [edge * top for edge in edges]
-        traces = _curves(records, names, key)
+    found = [(row, _curves(records, row[1], row[2])) for row in ROWS]
+    drawn = [(row, traces) for row, traces in found if traces]
+    height = 18 * len(ticks) + sum(TITLE + row[-1] for row, _ in drawn) or TITLE
+    top = 1 - 18 * len(ticks) / height if drawn else 0.0
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": "optimizer steps"}}}
+    data: list[Trace] = []
+    titles, edge = [], top
+    for i, ((title, _, _, axis, pixels), traces) in enumerate(drawn):
+        y, upper = f"y{i + 1}" if i else "y", edge - TITLE / height
+        edge = max(0, upper - pixels / height)
         data += [trace | {"yaxis": y, "showlegend": i == 0} for trace in traces]
-        missing += [name for name in names if name not in [trace["name"] for trace in traces]]
-        layout[f"yaxis{y[1:]}"] = {"domain": domain, "anchor": "x"} | axis
-        titles.append(_above(title, domain[1]))
+        layout[f"yaxis{y[1:]}"] = {"domain": [edge, upper], "anchor": "x"} | axis
+        layout["xaxis"]["anchor"] = y
+        titles.append(_above(title, upper))
     if ticks:
         layout["yaxis4"] = {"domain": [top, 1], "tickvals": list(range(len(ticks))), "ticktext": ticks, "anchor": "x"}
         layout["yaxis4"] |= {
@@ -137,16 +140,15 @@ def timeline(records: Sequence[Record]) -> Chart:
             "fixedrange": True,
             "zeroline": False,
         }
-    layout |= {
-        "annotations": titles,
-        "shapes": _bands(records, 0.94 * top),
-        "barmode": "overlay",
-        "hovermode": "closest",
-    }
+    shapes = _bands(records, max(0, top - TITLE / height))
+    layout |= {"annotations": titles, "shapes": shapes, "barmode": "overlay", "hovermode": "closest"}
     layout["uniformtext"] = {"mode": "hide", "minsize": 9}
+    names = [trace["name"] for trace in data]
+    missing = [name for row in ROWS for name in row[1] if name not in names]
+    missing += [] if phases(records) else ["phase_transition"]
     words = f"Loss, perplexity and sparsity over {last_step(records):,} steps, in {len(phases(records))} phases."
     title = "Phases, loss, perplexity, sparsity"
-    return Chart("timeline", title, words, [*data, *lanes], layout, height + 90, missing)
+    return Chart("timeline", title, words, [*data, *lanes], layout, height + 80, missing)
 
 
 def _curves(records: Sequence[Record], names: dict[str, str], key: str) -> list[Trace]:
@@ -312,9 +314,11 @@ def _signs(places: Sequence[tuple[int, int]], name: str, symbol: str) -> list[Tr
 def _of_heads(matrix: Matrix) -> dict[str, Any]:
     layers, heads = len(matrix), max(map(len, matrix), default=0)
     whole = {"showgrid": False, "zeroline": False, "tickformat": "d"}
+    x = {"title": {"text": "head"}, "dtick": -(-heads // 8) or 1, "range": [-0.5, heads - 0.5]}
+    y = {"title": {"text": "layer"}, "dtick": -(-layers // 12) or 1, "range": [layers - 0.5, -0.5]}
     return {
-        "xaxis": whole | {"title": {"text": "head"}, "dtick": -(-heads // 8) or 1},
-        "yaxis": whole | {"title": {"text": "layer"}, "autorange": "reversed", "dtick": -(-layers // 12) or 1},
+        "xaxis": whole | x,
+        "yaxis": whole | y,
         "hovermode": "closest",
         "plot_bgcolor": "@line",
     }

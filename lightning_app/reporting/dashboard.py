@@ -201,7 +201,8 @@ def _summary(records: Sequence[Record]) -> list[Part]:
     base, now = baseline_and_now(records, "evaluation")
     history = living(records)
     cost, costs_now = baseline_and_now(records, "cost")
-    verdict, kind = _verdict(unpruned(records), now)
+    pruned = events(records, "pruning_event")
+    verdict, kind = _verdict(unpruned(records), now) if pruned else ("No pruning was logged.", "")
     tiles = [
         ("State", escape(_state(records)), f"step {last_step(records):,}"),
         ("Heads alive", *_tile(_first(history), _last(history), "{:,.0f}")),
@@ -324,8 +325,8 @@ def _timeline(records: Sequence[Record]) -> list[Part]:
         for p in phases(records)
     ]
     table = _table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
-    fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>" if rows else ""
-    return [key, charts.timeline(records), fold]
+    fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>"
+    return [key, charts.timeline(records), fold] if rows else [charts.timeline(records)]
 
 
 def _stabilisation(records: Sequence[Record]) -> list[Part]:

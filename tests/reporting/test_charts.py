@@ -88,6 +88,8 @@ def test_a_log_without_phases_has_curves_alone(log: Log):
     chart = charts.timeline(plain)
     assert [one["name"] for one in chart.data] == ["train/ce", "val/ce", "val/ppl", "plasticity/sparsity"]
     assert chart.missing == ["phase_transition"]
+    assert [one["yaxis"] for one in chart.data] == ["y", "y", "y2", "y3"]
+    assert charts.timeline([]).data == []
     assert "yaxis4" not in chart.layout
 
 
