@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
@@ -213,6 +214,7 @@ def default_callbacks() -> list[L.Callback]:
         ProgressLine(),
         PredictionWriter(),
         Projector(),
+        Dashboard(),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
     ]
 

@@ -23,11 +23,13 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
 from lightning_app.ops.tree import leaves
 from lightning_app.reporting.curves import best_validation, draw_loss, series
+from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 
 CATEGORIES = "categories.html"
+PAGES = {"categories": CATEGORIES, "dashboard": DASHBOARD}
 SAMPLES = 3
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
 COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
@@ -151,7 +153,7 @@ def _rows(
     rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
     rows += [
         ("loss picture", str(path / "loss.png")),
-        *([("categories", str(path / CATEGORIES))] if (path / CATEGORIES).is_file() else []),
+        *((name, str(path / page)) for name, page in PAGES.items() if (path / page).is_file()),
         ("config", str(path / "config.yaml")),
         ("log", str(path / "log.jsonl")),
     ]

@@ -15,9 +15,16 @@ def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]
     return [step for step, _ in found], [value for _, value in found]
 
 
+SURGERY = ("pruning_event", "regrowth_event", "rollback", "controller_removal")  # events that change the model
+
+
 def best_validation(records: Sequence[Record]) -> Record | None:
-    """The record with the lowest `val/ce`; None before the first validation."""
-    validated = [r for r in records if r.get("val/ce") is not None and "event" not in r]
+    """The record with the lowest `val/ce` of the model as it is now; None before its first validation.
+
+    What a model reached before heads were removed from it is no measure of what is left.
+    """
+    changed = max((i for i, r in enumerate(records) if r.get("event") in SURGERY), default=-1)
+    validated = [r for r in records[changed + 1 :] if r.get("val/ce") is not None and "event" not in r]
     return min(validated, key=lambda r: r["val/ce"], default=None)
 
 

@@ -1,0 +1,52 @@
+"""dashboard.html in the run's folder, drawn again and again from the run's log while it goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lightning_app.callbacks.run_log import FILE_NAME, read_log
+from lightning_app.reporting.dashboard import write_dashboard
+
+SHOWS = ("plasticity_started", "controller_update")  # events without which there is nothing to draw
+
+
+class Dashboard(L.Callback):
+    """Draws the page of a run with plasticity after validations, at events, and at the end; other runs get none.
+
+    Args:
+        every_seconds: at most as often while training goes on.
+        single_file: plotly's script is part of the page instead of lying beside it.
+    """
+
+    def __init__(self, every_seconds: float = 10.0, single_file: bool = False):
+        self.every_seconds, self.single_file = every_seconds, single_file
+        self._drawn_at = 0.0
+        self._folder: Path | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = trainer.log_dir if stage == "fit" and trainer.loggers else None  # a collective: on all ranks
+        self._folder = Path(folder) if folder and trainer.is_global_zero and not trainer.fast_dev_run else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._drawn_at > self.every_seconds:
+            self.draw()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw()
+
+    def draw(self) -> Path | None:
+        """The page, if there is anything to show."""
+        self._drawn_at = time.monotonic()
+        if self._folder is None or not (self._folder / FILE_NAME).is_file():
+            return None
+        records = read_log(self._folder)
+        if not any(record.get("event") in SHOWS for record in records):
+            return None
+        title = f"{self._folder.parent.name}/{self._folder.name}"
+        return write_dashboard(records, self._folder, title=title, single_file=self.single_file)
