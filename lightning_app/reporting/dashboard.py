@@ -223,7 +223,7 @@ def _summary(records: Sequence[Record]) -> list[Part]:
             '<p class="missing">not logged: plasticity_started. No plasticity in this log: the sections '
             "below that need it say so, and the training curves are all there is.</p>",
         )
-    broken = [r for r in events(records, "proof") if False in (r.get("checks") or {}).values()]
+    broken = [r for r in events(records, "proof") if any(x is False for x in (r.get("checks") or {}).values())]
     if broken:
         where = ", ".join(f"step {step_of(r):,}" for r in broken)
         parts.insert(0, f'<p class="bad">A proof does not hold ({where}): see <a href="#proofs">the proofs</a>.</p>')
