@@ -70,7 +70,7 @@ class Surgeon:
         main, *copies = self.module.units(kind)
         expected, before = main.mask & ~dead, self._parameters()
         main.keep(dead, self._optimizer)
-        lost = sum(s.value.numel() for i, u in dead.nonzero().tolist() for s in main.kept[i, u])
+        sizes = [(i, u, sum(s.value.numel() for s in main.kept[i, u])) for i, u in dead.nonzero().tolist()]
         removes = self.surgery == "remove"
         with proof.nothing_is_lost(main, self._optimizer) if removes else nullcontext():
             main.set_mask(expected)
@@ -87,7 +87,7 @@ class Surgeon:
         if not self.keep:
             main.kept.clear()
         checks[f"dead {kind}"] = proof.counts_agree(main, expected)
-        gone = before - self._parameters()
+        gone, lost = before - self._parameters(), sum(size for i, u, size in sizes if not main.present[i, u])
         if removes and gone != lost:
             raise proof.SurgeryError(f"{gone:,} parameters went, {lost:,} belong to the units that were removed")
         checks["parameters removed"] = gone

@@ -281,17 +281,24 @@ class Units:
     def remove(self, dead: Tensor, optimizer: Optimizer | None = None, *, keep: bool = True) -> None:
         """Cut units out: (L, N) bool. Those that are gone already stay so.
 
+        Of a layer that loses all, the first of them stays, masked: few families can compute with none.
+
         Args:
             optimizer: whose parameters and state follow.
             keep: remember what is cut out, on the CPU.
+
+        Raises:
+            InputError: the optimizer's state cannot be cut; nothing has been changed then.
         """
+        for part in [part for layer in self.layers for part in layer.parts]:
+            state_like(optimizer, part.parameter)
+        if keep:  # a masked unit's are of when it was masked
+            new = {(i, u) for i, u in (dead & self.present).nonzero().tolist()} - self.kept.keys()
+            self.kept |= {unit: self.slice_of(*unit, optimizer) for unit in sorted(new)}
+        self.set_mask(self.mask & ~dead)
         for i, layer in enumerate(self.layers):
-            gone = [unit for unit in layer.present if dead[i, unit]]
-            if keep:
-                for unit in gone:
-                    if (i, unit) not in self.kept:  # a masked unit's are of when it was masked
-                        self.kept[i, unit] = self.slice_of(i, unit, optimizer)
-            self._move(i, [unit for unit in layer.present if unit not in gone], {}, optimizer)
+            left = [unit for unit in layer.present if not dead[i, unit]]
+            self._move(i, left or layer.present[:1], {}, optimizer)
         self._drop_gates_without_effect()
 
     def keep(self, dead: Tensor, optimizer: Optimizer | None = None) -> None:
@@ -321,15 +328,18 @@ class Units:
         if how == "undo" and (layer, unit) not in self.kept:
             raise InputError(f"{where} was not kept when it was removed: regrow it as new, or keep what is removed")
         kept = self.kept.pop((layer, unit), [])
-        slices = kept if how == "undo" else self._new(of) if how == "new" else how
+        slices = kept if how == "undo" else self._new(layer, unit) if how == "new" else how
         present = [u for u in of.present if u != unit]
         self._move(layer, present, {}, optimizer)
         self._move(layer, sorted([*present, unit]), {unit: slices}, optimizer)
         self._drop_gates_without_effect()
 
-    def _new(self, layer: Layer) -> list[Slice]:
-        """As spread as the layer's other weights; biases and what the output projection reads are 0."""
-        slices = []
+    def _new(self, i: int, unit: int) -> list[Slice]:
+        """As spread as the layer's other weights; biases and what the output projection reads are 0.
+
+        Drawn by a generator of its own, so that all ranks draw the same.
+        """
+        layer, generator, slices = self.layers[i], torch.Generator().manual_seed(i * self.shape[1] + unit), []
         for part in layer.parts:
             parameter = part.parameter.detach()
             shape = list(parameter.shape)
@@ -337,7 +347,7 @@ class Units:
             fresh = torch.zeros(shape, dtype=parameter.dtype)
             if part.module is not layer.out and parameter.dim() > 1:
                 spread = float(parameter.float().std()) if parameter.numel() > 1 else 0.02
-                fresh.normal_(std=spread)
+                fresh.normal_(std=spread, generator=generator)
             slices.append(Slice(fresh, {}))
         return slices
 
@@ -421,7 +431,7 @@ class Units:
             )
         mask = torch.ones(self.shape, dtype=torch.bool)
         for i, present in enumerate(layout["present"]):
-            joining = {unit: self._new(self.layers[i]) for unit in present if unit not in self.layers[i].present}
+            joining = {unit: self._new(i, unit) for unit in present if unit not in self.layers[i].present}
             self._move(i, list(present), joining, optimizer)
             mask[i, layout["masked"][i]] = False
         self.set_mask(mask)
