@@ -19,7 +19,7 @@ from lightning_app.reporting.dashboard import PLOTLY, SECTIONS, draw_dashboard, 
 Log = list[dict[str, Any]]
 Simulate = Callable[..., Log]
 VOID = ("meta", "link")
-PAYLOAD = """</script><script>alert(1)</script><img src=x onerror="alert(1)">'"""
+PAYLOAD = """'">\n</script><script>alert(1)</script><img src=x onerror="alert(1)">'"""
 
 
 class Page(HTMLParser):
@@ -280,6 +280,7 @@ def poisoned(value: Any, key: str = "") -> Any:
 def test_no_text_of_the_log_is_obeyed(log: Log):
     evil = [poisoned(r) for r in log]
     evil += [{"event": "failed", "step": 1, "error": PAYLOAD, "message": PAYLOAD}]
+    evil += [{"event": "analysis", "step": 1, "cycle": PAYLOAD, "alive": [[1]], "entropy": [[0.5]]}]
     evil += [{"event": "proof", "step": 1, "cycle": PAYLOAD, "checks": {PAYLOAD: PAYLOAD}}]
     evil += [{"event": "phase_transition", "step": 1, "phase": PAYLOAD, "cycle": 1}]
     html = draw_dashboard(evil, title=PAYLOAD)
