@@ -179,7 +179,7 @@ def tables(quick: bool) -> list[Table]:
     notes = (
         "One thread, fp32, GPT-2 small. A step is forward, loss, backward, clipping and fused AdamW, batch 8 x 128;\n"
         f"the sample has {SAMPLE} batches as large. A cycle of the default schedule has {STEPS} steps. The ceiling is\n"
-        "the ratio of the FLOPs (`Backbone.flops_per_token`): removal cannot save more, as embeddings, head and norms stay."
+        "the ratio of the FLOPs (`Backbone.flops_per_token`): removal cannot save more, as embeddings and head stay."
     )
     blocks = (BLOCKS[0],) if quick else BLOCKS
     rows = cost_rows(options, rounds) + saved_rows(options, blocks, rounds)
