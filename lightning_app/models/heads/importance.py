@@ -142,8 +142,8 @@ def _norms(units: Units, of_parts: Sequence[Tensor]) -> Tensor:
     for layer in units.layers:
         squares = torch.zeros(len(layer.present), dtype=torch.float64)
         for part in layer.parts:
-            x = next(tensors).double().square()
-            along = x.sum([d for d in range(x.dim()) if d != part.dim]).cpu()
+            x = next(tensors).double().square().movedim(part.dim, 0)
+            along = x.reshape(len(x), -1).sum(1).cpu()
             squares += along[part.positions(layer.present)].sum(1)
         rows.append(squares.sqrt())
     return units.from_leaves(rows)

@@ -107,7 +107,7 @@ def nothing_is_lost(units: Units, optimizer: Optimizer | None) -> Iterator[None]
         [{"": part.parameter.detach().clone()} | _clones(optimizer, part.parameter) for part in layer.parts]
         for layer in units.layers
     ]
-    were = [list(layer.present) for layer in units.layers]
+    were, alive = [list(layer.present) for layer in units.layers], units.mask
     yield
     for i, layer in enumerate(units.layers):
         for number, part in enumerate(layer.parts):
@@ -117,15 +117,17 @@ def nothing_is_lost(units: Units, optimizer: Optimizer | None) -> Iterator[None]
                     f"layer {i}: the optimizer's state was {sorted(before[i][number])}, now it is {sorted(now)}"
                 )
             for name, old in before[i][number].items():
-                _compare(units, i, number, name, old, now[name], were[i])
+                _compare(units, i, number, name, old, now[name], were[i], alive[i])
 
 
 def _clones(optimizer: Optimizer | None, parameter: nn.Parameter) -> dict[str, Tensor]:
     return {name: x.clone() for name, x in state_like(optimizer, parameter).items()}
 
 
-def _compare(units: Units, i: int, number: int, name: str, old: Tensor, new: Tensor, were: Sequence[int]) -> None:
-    """One tensor of a part, unit by unit; a slice that was kept earlier (of a masked unit) is older than `old`."""
+def _compare(
+    units: Units, i: int, number: int, name: str, old: Tensor, new: Tensor, were: Sequence[int], alive: Tensor
+) -> None:
+    """One tensor of a part, unit by unit. Of units that go what is kept; of those masked before, it is older."""
     layer, part = units.layers[i], units.layers[i].parts[number]
     width = part.index.shape[1]
     if new.shape[part.dim] != width * len(layer.present):
@@ -136,18 +138,21 @@ def _compare(units: Units, i: int, number: int, name: str, old: Tensor, new: Ten
     old_at, new_at = part.positions(were), part.positions(layer.present)
     for place, unit in enumerate(were):
         source = old.index_select(part.dim, old_at[place].to(old.device))
+        where = f"{units.kind[:-1]} {unit} of layer {i}"
         if unit in layer.present:
             target = new.index_select(part.dim, new_at[layer.present.index(unit)].to(new.device))
             if not torch.equal(source, target):
-                raise SurgeryError(
-                    f"{units.kind[:-1]} {unit} of layer {i} has other numbers in {name or part.name} than before"
-                )
+                raise SurgeryError(f"{where} has other numbers in {name or part.name} than before")
+        elif alive[unit] and (i, unit) in units.kept:
+            kept = units.kept[i, unit][number]
+            if not torch.equal(source.cpu(), kept.state[name] if name else kept.value):
+                raise SurgeryError(f"{where} was not kept as it was: {name or part.name} differs")
 
 
 def as_kept(units: Units, layer: int, unit: int, slices: Sequence[Slice], optimizer: Optimizer | None) -> None:
     """A unit that was regrown by `undo` has the weights and the optimizer state of when it died, bit for bit."""
     for now, then in zip(units.slice_of(layer, unit, optimizer), slices, strict=True):
         same = torch.equal(now.value, then.value)
-        same = same and all(torch.equal(now.state[name], x) for name, x in then.state.items() if name in now.state)
+        same = same and all(name in now.state and torch.equal(now.state[name], x) for name, x in then.state.items())
         if not same:
             raise SurgeryError(f"{units.kind[:-1]} {unit} of layer {layer} did not come back as it was")

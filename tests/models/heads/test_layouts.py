@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import nn
 
 from lightning_app.errors import InputError
@@ -60,30 +59,13 @@ def _is_matrix(module: nn.Module) -> bool:
     ("family", "options"),
     [
         ("falcon", {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3}),
-        (
-            "gpt_neo",
-            {"num_layers": 2, "hidden_size": 24, "num_heads": 3, "window_size": 5}
-            | {"attention_types": [[["global", "local"], 1]]},
-        ),
+        ("gpt_bigcode", {"n_layer": 2, "n_embd": 24, "n_head": 3}),
     ],
 )
-def test_another_family_works_or_is_refused_with_the_remedy(family: str, options: dict):
-    torch.manual_seed(0)
-    model = PretrainedLM(architecture=family, options=options, vocab_size=31, block_size=16).eval()
-    ids = torch.arange(12)[None] % 31
-    try:
-        heads = AttentionHeads(model)
-    except InputError as error:
-        assert "layouts.py" in str(error)
-        assert "match" in str(error) or "head_dim" in str(error)
-        return
-    dead = torch.zeros(heads.shape, dtype=torch.bool)
-    dead[0, 0] = True
-    with torch.no_grad():
-        heads.set_mask(~dead)
-        masked = model(ids)
-        heads.remove(dead)
-        torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
+def test_a_family_that_is_laid_out_otherwise_is_refused_with_the_remedy(family: str, options: dict):
+    model = PretrainedLM(architecture=family, options=options, vocab_size=31, block_size=16)
+    with pytest.raises(InputError, match=r"layouts\.py"):
+        AttentionHeads(model)
 
 
 class Strange(nn.Module):

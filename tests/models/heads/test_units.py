@@ -368,7 +368,7 @@ def test_an_optimizer_with_state_of_another_shape_is_refused_before_anything_is_
     optimizer = torch.optim.Adafactor(model.parameters())
     train(model, optimizer, 1, ids)
     units, before = units_of(model, "heads"), weights(model)
-    with pytest.raises(InputError, match="Adafactor keeps 'row_var'.*use AdamW or SGD, or surgery: mask"):
+    with pytest.raises(InputError, match=r"Adafactor keeps 'row_var'.*use AdamW or SGD, or surgery: mask"):
         units.remove(some_dead(units), optimizer)
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
     assert units.present.all()
