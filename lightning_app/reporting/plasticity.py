@@ -155,10 +155,11 @@ def pruned_heads(records: Sequence[Record]) -> list[PrunedHead]:
             continue
         heads = heads_of(r)
         scores = [*(r.get("scores") or []), *[None] * len(heads)]
-        reasons = [*(r.get("reasons") or []), *[r.get("reason") or ""] * len(heads)]
+        own, of_all = r.get("reasons") or [], str(r.get("reason") or "")
+        reasons = [*(f"{one}; {of_all}" if of_all else str(one) for one in own), *[of_all] * len(heads)]
         for head, score, reason in zip(heads, scores, reasons, strict=False):
             fate = _fate(head, records[i + 1 :])
-            found.append(PrunedHead(r.get("cycle"), step_of(r), head, finite(score), str(reason), fate))
+            found.append(PrunedHead(r.get("cycle"), step_of(r), head, finite(score), reason, fate))
     return found
 
 

@@ -144,7 +144,15 @@ def test_every_pruned_head_has_its_row(log: Log):
     assert len(rows) == 1 + 6
     first = next(r for r in log if r.get("event") == "pruning_event")
     fate = "regrown in cycle 2, step 750 with its old weights"
-    assert rows[1] == ["1", "350", "1", "0", f"{first['scores'][0]:.5g}", first["reasons"][0], fate]
+    assert rows[1] == [
+        "1",
+        "350",
+        "1",
+        "0",
+        f"{first['scores'][0]:.5g}",
+        f"{first['reasons'][0]}; lowest importance",
+        fate,
+    ]
     assert [row[-1] for row in rows[2:]] == ["no", "no", "no", *["rolled back in cycle 3, step 1,400"] * 2]
 
 
