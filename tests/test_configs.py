@@ -30,6 +30,7 @@ NEEDS_DOWNLOAD = {"art_gpt2", "article_gpt_162m", "article_gpt_seed", "gpt2", "v
 CHANGED = {  # what each overlay changes
     "art": "article_gpt",
     "art_varda": "varda_gpt_offline",
+    "controller": "article_gpt",
     "ddp": "article_gpt",
     "debug": "article_gpt",
     "fsdp": "article_gpt_162m",
@@ -77,7 +78,7 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
     ids=lambda p: p.stem,
 )
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
-@pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly")
+@pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly", "ignore:the controller decides from")
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.chdir(ROOT)
