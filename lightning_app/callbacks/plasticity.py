@@ -72,8 +72,8 @@ class PlasticitySchedule(L.Callback):
         automatic: stop, and go back to the state before the cycle, when the cross-entropy on the sample is not back
             within `tolerance` of the cycle's start after its fine-tuning.
         tolerance: share of the cross-entropy.
-        layer_lr_factor: of the learning rate of blocks that lost heads, while they are fine-tuned; the seed's 3 did harm
-            in our experiment.
+        layer_lr_factor: of the learning rate of blocks that lost heads, while they are fine-tuned; the seed's 3 did
+            harm in our experiment.
         head_lr_factor: of the updates of living heads in layers that lost some, as far as they did; 1: none.
         sample_batches: of the sample that everything is measured on.
         sample_batch_size: sequences of each.

@@ -118,8 +118,8 @@ class TaylorImportance(Importance):
     """What the loss becomes without a unit, by its Taylor series in the gate up to the second order: -g + h / 2.
 
     g = E[dL/dgate], and the curvature h = T E[(dL/dgate)^2] over sequences of T tokens: the Fisher information of a
-    token, as the gradients of tokens add up like independent draws (LeCun et al. 1989, optimal brain damage, eq. 3, with
-    a first-order term, since a gate is not at its minimum). Nearly the order of `LeaveOneOut`, for one pass.
+    token, as the gradients of tokens add up like independent draws (LeCun et al. 1989, optimal brain damage, eq. 3,
+    with a first-order term, since a gate is not at its minimum). Nearly the order of `LeaveOneOut`, for one pass.
     """
 
     def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
