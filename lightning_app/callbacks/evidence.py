@@ -34,7 +34,8 @@ def sample_of(module: LanguageModule, dataset: TokenDataset, *, batches: int, ba
     on_device = [{name: x.to(module.device) for name, x in batch.items()} for batch in made]
 
     def loss(batch: Batch) -> Tensor:
-        outputs = module.outputs(batch)
+        with torch.compiler.set_stance("force_eager"):  # gates come and go: each time it would be compiled anew
+            outputs = module.outputs(batch)
         nll = token_nll(outputs.logits, outputs.targets)
         return nll.sum(-1) / (outputs.targets != IGNORE).sum(-1).clamp_min(1)
 
@@ -61,9 +62,13 @@ def samples_of(
     return made
 
 
-def _dataset(path: Path, data: TextDataModule) -> TokenDataset:
-    if not path.exists():
+def check_path(path: str) -> None:
+    """Refuses one that is not there."""
+    if not Path(path).exists():
         raise InputError(f"importance is to be measured on {path}, which is not there")
+
+
+def _dataset(path: Path, data: TextDataModule) -> TokenDataset:
     tokens = prepare_tokens(read_documents(str(path)), data.tokenizer, Path(data.cache_dir))
     return TokenWindows(tokens, data.block_size)
 
