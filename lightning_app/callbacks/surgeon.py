@@ -180,4 +180,4 @@ def _on_cpu(state: Any) -> Any:
         return state.detach().cpu().clone()
     if isinstance(state, dict):
         return {key: _on_cpu(value) for key, value in state.items()}
-    return [_on_cpu(value) for value in state] if isinstance(state, list | tuple) else state
+    return type(state)(_on_cpu(value) for value in state) if isinstance(state, list | tuple) else state

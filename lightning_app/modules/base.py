@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -33,6 +33,8 @@ NOT_FINITE = (
 )
 LAYOUTS = "units"  # in a checkpoint: which heads and neurons are left
 OF_REGULARIZERS = "regularizers."  # in the names of their tensors
+# What options of models call their heads.
+OF_HEADS = ("heads", "head_size", "n_head", "num_heads", "num_attention_heads", "num_key_value_heads", "head_dim")
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -471,6 +473,17 @@ class LanguageModule(L.LightningModule, ABC):
         if layouts:
             checkpoint[LAYOUTS] = layouts
 
+    def _check_groups(self, checkpoint: dict[str, Any]) -> None:
+        """A resume needs the parameter groups that the checkpoint's optimizer had."""
+        groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+        by_layer = any("layer" in group for group in groups)
+        if groups and self.group_by_layer and not by_layer:
+            raise InputError(
+                "the checkpoint's optimizer has one learning rate for all layers, and layer_lr_factor needs one for "
+                "each: set layer_lr_factor: 1, or take the weights alone (--init_from)"
+            )
+        self.group_by_layer = self.group_by_layer or by_layer
+
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights of another run. A regulariser that the checkpoint lacks starts anew; what it holds of one
         that this module lacks stays behind; one that both have goes on.
@@ -482,7 +495,7 @@ class LanguageModule(L.LightningModule, ABC):
         ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
         kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
         new = {name: tensor for name, tensor in own.items() if _regularizer_of(name) not in theirs}
-        checkpoint = {**checkpoint, "state_dict": kept | new}
+        checkpoint = {**checkpoint, "state_dict": kept | new, "optimizer_states": []}
         self.on_load_checkpoint(checkpoint)
         self.load_state_dict(checkpoint["state_dict"])
         for i, regularizer in enumerate(self.regularizers):
@@ -491,6 +504,14 @@ class LanguageModule(L.LightningModule, ABC):
                 rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours, theirs = (_head_counts(found) for found in (self.hyper_parameters(), checkpoint.get("hyper_parameters")))
+        if differing := [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]:
+            name = min(differing, key=OF_HEADS.index)
+            raise InputError(
+                f"the checkpoint's model has {name} {theirs[name]}, this one {ours[name]}: give the options that the "
+                "checkpoint was trained with"
+            )
+        self._check_groups(checkpoint)
         for kind, layout in checkpoint.get(LAYOUTS, {}).items():
             for units in self.units(kind):
                 units.set_layout(layout)
@@ -509,6 +530,15 @@ class LanguageModule(L.LightningModule, ABC):
                 raise InputError(
                     f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
                 )
+
+
+def _head_counts(options: Any) -> dict[str, int]:
+    """Numbers and sizes of heads in the options of a module's backbone: matrices need not show them."""
+    found = {}
+    while isinstance(options, Mapping):
+        found |= {name: n for name, n in options.items() if name in OF_HEADS and isinstance(n, int)}
+        options = next((options[name] for name in ("backbone", "init_args", "config") if options.get(name)), None)
+    return found
 
 
 def layer_of_parameter(name: str) -> int:

@@ -19,7 +19,7 @@ def walk(
 ) -> list[tuple[str, int, int]]:
     """(phase, cycle, optimizer step at which it begins) of a whole run; at most so many cycles recover."""
     at, found, step = Position(), [("training", 0, 0)], 0
-    while step <= most:
+    while step <= 200:
         while move := next_move(plan, at, stable=at.steps >= stable_after, recovered=at.cycle <= recovers):
             at = move.to
             assert move.reason
