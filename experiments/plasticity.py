@@ -29,6 +29,7 @@ from torch import Tensor
 from experiments import plasticity_page, store
 from experiments.cloze import Item, accuracy, items_of
 from experiments.continual import Texts
+from experiments.domains import pieces
 from experiments.runs import Training, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
 from experiments.texts import articles, halves, prepare
@@ -224,7 +225,7 @@ class Evidence:
 
     def test(self) -> dict[str, Texts]:
         """Blocks of the held-out text, and of the unseen one."""
-        unseen = prepare_tokens(articles(self.plan.unseen), self.tokenizer, self.folder / "tokens")
+        unseen = prepare_tokens(pieces(self.plan.unseen), self.tokenizer, self.folder / "tokens")
         texts = {"test": self.corpus.test, "unseen": unseen}
         return {
             name: Texts(tokens, self.corpus.token_bytes, _Sized(self.plan.training, self.plan.blocks))
