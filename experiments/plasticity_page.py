@@ -112,9 +112,9 @@ def _setting(plan: dict[str, Any], command: str) -> str:
         f"with the optimizer's state, and all arms train {plan['finetuning']} steps more, in which the learning rate "
         "falls by a cosine, on the same batches in the same order: the unpruned model too. Importance is measured on "
         f"{plan['sample']} sequences of the first half of {heldout}, and all is scored on {plan['blocks']} blocks of "
-        f"its second half, on as many of {unseen}, which is of another kind, and on {plan['items']} sentences of which the "
+        f"its second half, on as many of {unseen}, which is of another kind, and on {plan['items']} sentences whose "
         f"last word is to be guessed. Seeds: {', '.join(map(str, plan['seeds']))}; intervals are 95 %, of a paired "
-        "bootstrap over documents (or sentences) of the mean over the seeds. The sizes in this paragraph and the default "
+        "bootstrap over documents (or sentences) of the mean over the seeds. The sizes given here and the default "
         "strategy were chosen on the same texts, in an exploration before: its figures flatter that strategy."
     )
 
