@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory experiment-art clean
+.PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, in
 experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=text SECOND=text, into docs/art.md (about 45 minutes on 2 cores)
 	$(BIN)/python -m experiments.continual $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
 	$(BIN)/python -m experiments.novelty $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
+
+experiment-plasticity: .venv/user ## is plasticity real? TRAIN=text HELDOUT=text UNSEEN=text, into docs/plasticity.md (about TIMEP minutes on 2 cores)
+	$(BIN)/python -m experiments.plasticity $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(UNSEEN),--unseen $(UNSEEN)) $(ARGS)
 
 clean: ## remove caches and runs, not .venv
 	rm -rf runs .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

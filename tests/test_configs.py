@@ -34,7 +34,11 @@ CHANGED = {  # what each overlay changes
     "ddp": "article_gpt",
     "debug": "article_gpt",
     "fsdp": "article_gpt_162m",
+    "plasticity": "article_gpt",
+    "plasticity_dynamic": "article_gpt",
+    "plasticity_quick": "article_gpt",
 }
+SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
 IN_OTHER_TESTS = {"ddp", "fsdp"}  # two processes: tests/test_ddp.py; several GPUs: not here
 
 Main = Callable[..., None]
@@ -72,9 +76,17 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
     assert "vocab_size" not in config["model"]["init_args"]["backbone"].get("init_args", {})  # linked, not repeated
 
 
+def two_steps(folder: Path) -> list[object]:
+    return [
+        *("--runs_dir", folder, "--data.cache_dir", folder / "cache", "--data.tokenizer", folder / "own.tiktoken"),
+        *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.val_check_interval", 2),
+        *("--trainer.limit_val_batches", 1, "--tune_allocator", "false"),
+    ]
+
+
 @pytest.mark.parametrize(
     "path",
-    [p for p in CONFIGS + OVERLAYS if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS],
+    [p for p in CONFIGS + OVERLAYS if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS | SCHEDULED],
     ids=lambda p: p.stem,
 )
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
@@ -82,22 +94,38 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.chdir(ROOT)
-    main(
-        "fit",
-        *words(path),
-        *(
-            "--runs_dir",
-            tmp_path,
-            "--data.cache_dir",
-            tmp_path / "cache",
-            "--data.tokenizer",
-            tmp_path / "own.tiktoken",
-        ),
-        *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.val_check_interval", 2),
-        *("--trainer.limit_val_batches", 1, "--tune_allocator", "false"),
-    )
+    main("fit", *words(path), *two_steps(tmp_path))
     (run,) = tmp_path.glob("*/version_0")
     assert [r["step"] for r in read_log(run) if "val/ce" in r and "event" not in r] == [2]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULED))
+@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
+def test_a_schedule_is_refused_where_it_does_not_fit(
+    name: str, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stopped:
+        main("fit", *words(ROOT / f"configs/overlays/{name}.yaml"), *two_steps(tmp_path))
+    assert stopped.value.code == 1
+    assert "and the run has 2: lower cycles" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens")
+def test_a_whole_schedule_ends_with_fewer_parameters_and_its_proofs(
+    main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    main("fit", *words(ROOT / "configs/overlays/plasticity_quick.yaml"), "--runs_dir", tmp_path)
+    (run,) = tmp_path.glob("*/version_0")
+    said = capsys.readouterr().out
+    assert "heads: 18 -> 13" in said
+    assert "proved: logits, masked against removed" in said
+    assert (run / "dashboard.html").is_file()
+    phases = [r["phase"] for r in read_log(run) if r.get("event") == "phase_transition"]
+    cycle = ["warmup", "analysis", "pruning", "regrowth", "finetuning", "evaluation"]
+    assert phases == ["training", *cycle, *cycle, "done"]
 
 
 @pytest.mark.slow
