@@ -41,7 +41,6 @@ from lightning_app.models.heads.importance import (
     EntropyImportance,
     GradientImportance,
     GradientNormImportance,
-    GreedyLeaveOneOut,
     HardConcreteImportance,
     Importance,
     LeaveOneOut,
@@ -79,12 +78,11 @@ STRATEGIES: dict[str, Importance] = {
     "exact subset": SubsetImportance(steps=120),
     "controller": ControllerImportance(),
     "leave one out": LeaveOneOut(),
-    "greedy": GreedyLeaveOneOut(at_once=2),
     **{f"random {i}": RandomImportance(seed=i) for i in range(DRAWS)},
 }
 RANDOM = tuple(name for name in STRATEGIES if name.startswith("random"))
-FINETUNED = tuple(name for name in STRATEGIES if name not in ("Fisher", "greedy"))  # in the default selection
-OF_THE_SET = ("exact subset", "greedy")  # whose scores depend on how many stay
+FINETUNED = tuple(name for name in STRATEGIES if name != "Fisher")  # in the default selection
+OF_THE_SET = ("exact subset",)  # whose scores depend on how many stay
 
 
 @dataclass(frozen=True)

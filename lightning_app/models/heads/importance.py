@@ -224,50 +224,6 @@ class LeaveOneOut(Importance):
         return found
 
 
-class GreedyLeaveOneOut(Importance):
-    """Take out the unit that is missed least, measure the others anew, and so on: the best of these ways for a set, and
-    the slowest. A unit's score is its place in that order.
-
-    Args:
-        at_once: units that are taken out between two measurements.
-    """
-
-    def __init__(self, at_once: int = 1):
-        if at_once < 1:
-            raise InputError(f"at_once is {at_once}; it must be at least 1")
-        self.at_once = at_once
-
-    def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
-        alive = units.mask
-        order = torch.full(units.shape, math.nan, dtype=torch.float64)
-        order[units.present & ~alive] = -1.0
-        place = 0
-        with units.gates() as leaves, torch.no_grad():
-
-            def without(i: int, unit: int) -> float:
-                at = units.layers[i].present.index(unit)
-                leaves[i][at] = 0.0
-                loss = sample.mean_loss()
-                leaves[i][at] = 1.0
-                return loss
-
-            while int(alive.sum()) > keep:
-                left = [(i, u) for i, u in alive.nonzero().tolist() if int(alive[i].sum()) > 1]
-                if not left:
-                    break
-                losses = sorted((without(i, unit), i, unit) for i, unit in left)
-                for _, i, unit in losses[: min(self.at_once, int(alive.sum()) - keep)]:
-                    if int(alive[i].sum()) > 1:
-                        alive[i, unit] = False
-                        order[i, unit] = place
-                        leaves[i][units.layers[i].present.index(unit)] = 0.0
-                        place += 1
-            losses = sorted((without(i, unit), i, unit) for i, unit in alive.nonzero().tolist())
-        for further, (_, i, unit) in enumerate(losses):
-            order[i, unit] = place + further
-        return order
-
-
 class LearnedGates(Importance):
     """Gates that are learned by gradient descent on the sample, with the model as it is.
 
