@@ -20,6 +20,7 @@ from lightning_app.callbacks.evidence import check_path, cost_of, cross_entropy_
 from lightning_app.callbacks.learning_rates import HeadRates, described, set_layer_factors
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.samples import Samples, continued
+from lightning_app.callbacks.series import to_tensorboard
 from lightning_app.callbacks.surgeon import Surgeon, Surgery, check_strategy, is_sharded
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
@@ -299,16 +300,12 @@ class PlasticitySchedule(L.Callback):
             if self.at.phase in ("warmup", "finetuning") and self.at.steps % self.eval_freq == 0:
                 self._evaluate(trainer, pl_module, self.at.phase)
             self._advance(trainer, pl_module)
-        heads = pl_module.units("heads")[0]
-        L_, H = heads.shape
-        alive = int(heads.mask.sum())
-        numbers = {
-            "sparsity": 1 - alive / (L_ * H),
-            "active_heads": alive,
-            "total_heads": L_ * H,
-            "cycle": self.at.cycle,
-        }
-        pl_module.log_dict({f"plasticity/{name}": float(number) for name, number in numbers.items()})
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            heads = pl_module.units("heads")[0]
+            total, alive = math.prod(heads.shape), int(heads.mask.sum())
+            numbers = {"sparsity": 1 - alive / total, "active_heads": alive, "total_heads": total}
+            pl_module.log_dict({f"plasticity/{name}": float(x) for name, x in numbers.items()})
+            pl_module.log("plasticity/cycle", float(self.at.cycle))
 
     def _advance(self, trainer: L.Trainer, module: LanguageModule) -> None:
         """As many phases on as are due."""
@@ -398,6 +395,7 @@ class PlasticitySchedule(L.Callback):
                     alive=units.mask.int().tolist(),
                     **{name: plain(matrix) for name, matrix in matrices.items()},
                 )
+                to_tensorboard(trainer, maps=matrices)
             self._save(trainer, scores, kind)
 
     def _save(self, trainer: L.Trainer, scores: Tensor, kind: Kind) -> None:
@@ -538,6 +536,7 @@ class PlasticitySchedule(L.Callback):
         RunLog.event(
             trainer, "evaluation", cycle=self.at.cycle, stage=stage, ce=ce, ppl=math.exp(min(ce, 50)), sparsity=sparsity
         )
+        to_tensorboard(trainer, {"sample_ce": ce, "sample_ppl": math.exp(min(ce, 50))})
         return ce
 
     def _log_cost(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
@@ -549,6 +548,7 @@ class PlasticitySchedule(L.Callback):
             cost["measured"] = self._baseline["latency_ms"] / cost["latency_ms"]
         name = "baseline" if stage == "baseline" else f"{stage}, cycle {self.at.cycle}"
         RunLog.event(trainer, "cost", cycle=self.at.cycle, stage=name, **cost)
+        to_tensorboard(trainer, {key: x for key, x in cost.items() if isinstance(x, int | float)})
 
     def _log_text(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
         data, own = trainer.datamodule, [c for c in trainer.callbacks if isinstance(c, Samples)]

@@ -84,7 +84,7 @@ class Surgeon:
             copy.set_mask(expected)
             if removes:
                 copy.remove(dead, keep=False)
-        if not self.keep:
+        if not self.keep or kind == "neurons":  # nothing regrows these
             main.kept.clear()
         checks[f"dead {kind}"] = proof.counts_agree(main, expected)
         gone, lost = before - self._parameters(), sum(size for i, u, size in sizes if not main.present[i, u])

@@ -20,7 +20,6 @@ from lightning_app.models.heads.importance import (
     EntropyImportance,
     GradientImportance,
     GradientNormImportance,
-    GreedyLeaveOneOut,
     HardConcreteImportance,
     Importance,
     LeaveOneOut,
@@ -96,7 +95,6 @@ STRATEGIES: list[Importance] = [
     SeedImportance(),
     RandomImportance(),
     LeaveOneOut(),
-    GreedyLeaveOneOut(),
     HardConcreteImportance(steps=3),
     SubsetImportance(steps=3),
 ]
@@ -244,40 +242,6 @@ def test_leave_one_out_is_the_loss_of_a_masked_model(model: Backbone, units: Uni
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-def test_greedy_takes_the_least_missed_one_after_the_other(model: Backbone, units: Units, useless: Tensor):
-    sample = sample_of(model)
-    order = measured(GreedyLeaveOneOut(), units, sample, keep=3)
-    assert sorted(order.flatten().tolist()) == list(range(8))
-    assert lowest(order, 3) == set(USELESS)
-    alive, expected = torch.ones(units.shape, dtype=torch.bool), []
-    while int(alive.sum()) > 3:
-        losses = []
-        for i, unit in alive.nonzero().tolist():
-            if int(alive[i].sum()) > 1:
-                mask = alive.clone()
-                mask[i, unit] = False
-                units.set_mask(mask)
-                losses.append((sample.mean_loss(), i, unit))
-        _, i, unit = min(losses)
-        alive[i, unit] = False
-        expected.append((i, unit))
-    assert [tuple((order == place).nonzero()[0].tolist()) for place in range(5)] == expected
-
-
-def test_greedy_several_at_once_measures_less_often(model: Backbone, units: Units, useless: Tensor):
-    calls = []
-
-    def counted(sample: Sample) -> Sample:
-        return Sample(sample.batches, lambda batch: calls.append(1) or sample.loss(batch))  # type: ignore[func-returns-value]
-
-    sample = sample_of(model, batches=1)
-    measured(GreedyLeaveOneOut(), units, counted(sample), keep=3)
-    one_by_one = len(calls)
-    order = measured(GreedyLeaveOneOut(at_once=3), units, counted(sample), keep=3)
-    assert len(calls) - one_by_one < one_by_one
-    assert lowest(order, 3) == set(USELESS)
-
-
 @pytest.mark.parametrize("keep", [1, 3, 8])
 def test_a_subset_has_exactly_so_many(units: Units, keep: int):
     """As the temperature falls, gates become 0 or 1, and sum to the budget."""
@@ -415,7 +379,5 @@ def test_a_file_that_holds_no_map(tmp_path: Path, content: str | None):
 def test_options_out_of_range():
     with pytest.raises(InputError, match="moment is 3"):
         GradientImportance(moment=3)
-    with pytest.raises(InputError, match="at_once is 0"):
-        GreedyLeaveOneOut(at_once=0)
     with pytest.raises(InputError, match="steps is 0"):
         SubsetImportance(steps=0)
