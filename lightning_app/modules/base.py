@@ -504,13 +504,6 @@ class LanguageModule(L.LightningModule, ABC):
                 rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours, theirs = (_head_counts(found) for found in (self.hyper_parameters(), checkpoint.get("hyper_parameters")))
-        if differing := [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]:
-            name = min(differing, key=OF_HEADS.index)
-            raise InputError(
-                f"the checkpoint's model has {name} {theirs[name]}, this one {ours[name]}: give the options that the "
-                "checkpoint was trained with"
-            )
         self._check_groups(checkpoint)
         for kind, layout in checkpoint.get(LAYOUTS, {}).items():
             for units in self.units(kind):
@@ -522,6 +515,13 @@ class LanguageModule(L.LightningModule, ABC):
                     f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
                     "give the options (or the tokenizer) that the checkpoint was trained with"
                 )
+        ours, theirs = (_head_counts(found) for found in (self.hyper_parameters(), checkpoint.get("hyper_parameters")))
+        if differing := [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]:
+            name = min(differing, key=OF_HEADS.index)
+            raise InputError(
+                f"the checkpoint's model has {name} {theirs[name]}, this one {ours[name]}: give the options that the "
+                "checkpoint was trained with"
+            )
         for names, where in (
             (own.keys() - checkpoint["state_dict"].keys(), "checkpoint"),
             (checkpoint["state_dict"].keys() - own.keys(), "model"),
