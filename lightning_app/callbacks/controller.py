@@ -19,7 +19,14 @@ from lightning_app.callbacks.plasticity import PlasticitySchedule
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.surgeon import Surgeon, check_strategy
 from lightning_app.errors import InputError
-from lightning_app.models.controller import ANNController, Controller, GateLogits, HeadMetrics, damage_of
+from lightning_app.models.controller import (
+    ANNController,
+    Controller,
+    GateLogits,
+    HeadMetrics,
+    damage_of,
+    expected_damage,
+)
 from lightning_app.models.heads import AttentionHeads
 from lightning_app.models.heads.importance import Sample
 from lightning_app.models.ranks import gathered
@@ -113,7 +120,10 @@ class HeadController(L.Callback):
         self._age = self._damage = torch.zeros(0, 0)
         self._updates, self._turns, self._done, self._started = 0, 0, False, False
         self._leaves: list[Tensor] = []
-        self._sums: list[Tensor] = []  # (2, P) of each layer: of dL/dgate and of its size, since the last update
+        self._tokens = 0  # of a batch
+        self._sums: list[
+            Tensor
+        ] = []  # (3, P) of each layer: of dL/dgate, its size and its square, since the last update
         self._backwards = 0
 
     # Before training: what cannot work is refused
@@ -200,7 +210,7 @@ class HeadController(L.Callback):
         main = pl_module.units("heads")[0]  # what copies say has no gradient: their masks are enough
         main.open_gates()
         main.set_mask(main.present)
-        self._leaves = main.set_gates(self.active.float(), gradient=True)
+        self._leaves, self._tokens = main.set_gates(self.active.float(), gradient=True), batch["input_ids"].numel()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._done or any(leaf.grad is None for leaf in self._leaves):
@@ -210,7 +220,7 @@ class HeadController(L.Callback):
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             scale /= plugin.scaler.get_scale()
         gradients = [(leaf.grad * scale).nan_to_num(0, 0, 0) for leaf in self._leaves if leaf.grad is not None]
-        found = [torch.stack([gradient, gradient.abs()]) for gradient in gradients]
+        found = [torch.stack([gradient, gradient.abs(), gradient.square()]) for gradient in gradients]
         self._sums = [a.to(b) + b for a, b in zip(self._sums, found, strict=True)] if self._sums else found
         self._backwards += 1
         for leaf in self._leaves:
@@ -274,13 +284,14 @@ class HeadController(L.Callback):
         """The same on every rank."""
         heads = module.units("heads")[0]
         assert isinstance(heads, AttentionHeads)
-        sums = self._sums or [torch.zeros(2, len(layer.present)) for layer in heads.layers]
-        slope, size = heads.from_leaves(sums) / max(1, self._backwards)
+        sums = self._sums or [torch.zeros(3, len(layer.present)) for layer in heads.layers]
+        slope, size, square = heads.from_leaves(sums) / max(1, self._backwards)
+        expected = expected_damage(slope, square, self.active, tokens=self._tokens)
         entropy = heads.entropy(self._sample.batches[0]["input_ids"][: self.entropy_rows], rows=8, seed=self.seed)
-        local = torch.stack([slope, size, entropy, self._measured_now(module)]).float().to(module.device)
-        slope, size, entropy, damage = gathered(local[None]).double().cpu().mean(0)
+        local = torch.stack([slope, size, expected, entropy, self._measured_now(module)]).float().to(module.device)
+        slope, size, expected, entropy, damage = gathered(local[None]).double().cpu().mean(0)
         self._damage = damage.where(~damage.isnan(), self._damage)
-        return HeadMetrics(entropy, size, self._age, slope, self._damage)
+        return HeadMetrics(entropy, size, self._age, slope, expected, self._damage)
 
     def _measured_now(self, module: LanguageModule) -> Tensor:
         """(L, H) damage of the heads whose turn it is, NaN of others."""

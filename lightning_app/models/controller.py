@@ -37,6 +37,8 @@ class HeadMetrics:
         gradient: mean |dL/dgate|, nats per token.
         age: optimizer steps since it was switched on; 0 of one that is off.
         slope: mean dL/dgate: below 0 where more of the head would lower the loss.
+        expected: damage by the gradients alone: minus the slope, and of a head that is on half the curvature, see
+            `TaylorImportance`; near 0 is the slope there alone, whatever the head is worth, as training has made it so.
         damage: what the loss becomes without the head less what it is with it, nats per token, when it was last
             measured; NaN: never.
     """
@@ -45,6 +47,7 @@ class HeadMetrics:
     gradient: Tensor
     age: Tensor
     slope: Tensor
+    expected: Tensor
     damage: Tensor
 
     @property
@@ -53,7 +56,7 @@ class HeadMetrics:
 
 
 def features_of(metrics: HeadMetrics) -> Tensor:
-    """(L, H, F) numbers from -1 to 1: entropy and gradient by rank among the heads, age on a log scale, and depth.
+    """(L, H, F) numbers from -1 to 1: entropy, gradient and expected damage by rank among the heads, age, and depth.
 
     Ranks, since gradients differ by orders of magnitude between heads and fall by as much during a training.
     """
@@ -64,13 +67,14 @@ def features_of(metrics: HeadMetrics) -> Tensor:
     columns = [
         _ranked(metrics.entropy, there),
         _ranked(metrics.gradient, there),
+        _ranked(metrics.expected, there),
         age.clamp(0, 1) * 2 - 1,
         depth[:, None].expand(layers, heads),
     ]
     return torch.stack([column.double().where(there, 0.0) for column in columns], dim=-1).float()
 
 
-FEATURES = 4
+FEATURES = 5
 
 
 def _ranked(values: Tensor, there: Tensor) -> Tensor:
@@ -115,9 +119,9 @@ class ANNController(Controller):
     """A small network from what is measured of a head to its gate, and to the damage that its removal would do.
 
     logit = `start` + network(features) + a number of the head's own. At each update a head's logit is pushed down by
-    `controller_reg_weight` (the gradient of the L1 norm of the gates) plus dL/dgate, straight through the step from
-    gate to active head; where it was measured, the change of the loss between the head being off and on stands for
-    dL/dgate: at a head that is on, training has made dL/dgate nearly 0 whatever the head is worth.
+    `controller_reg_weight` (the gradient of the L1 norm of the gates) and up by what the head is worth: the damage that
+    was measured, or that its gradients let expect (dL/dgate straight through the step from gate to active head, and its
+    square for the curvature: at a head that is on, training has made dL/dgate nearly 0 whatever it is worth).
 
     Each head's push is divided by its own running root mean square, as Adam would if heads shared no parameters:
     otherwise a head without effect, pushed by 1e-4, would not be heard beside others' 1e-2. Logits stay within
@@ -206,7 +210,7 @@ class ANNController(Controller):
 
     def _push(self, metrics: HeadMetrics) -> Tensor:
         """(L, H) what lowers logits, in root mean squares of its own."""
-        push = (self.weight + torch.where(metrics.damage.isnan(), metrics.slope, -metrics.damage)).float()
+        push = (self.weight + -metrics.damage.where(~metrics.damage.isnan(), metrics.expected)).float()
         self.updates += 1
         self.mean_square.mul_(SMOOTHING).add_(push.square(), alpha=1 - SMOOTHING)
         unbiased = self.mean_square / (1 - SMOOTHING ** int(self.updates))
@@ -280,6 +284,11 @@ class GateLogits(Controller):
         self.gates[heads] = torch.tensor(-self.start).sigmoid()
 
 
+def expected_damage(slope: Tensor, square: Tensor, on: Tensor, *, tokens: int) -> Tensor:
+    """(L, H) nats per token, from mean and mean square of dL/dgate of losses over so many tokens each."""
+    return torch.where(on, tokens * square / 2, 0.0) - slope
+
+
 def _known(metrics: HeadMetrics) -> Tensor:
     return metrics.present & ~metrics.damage.isnan()
 
@@ -334,12 +343,13 @@ class ControllerImportance(Importance):
         order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(self.seed)).tolist()
         n = max(min(3, len(heads)), round(self.share * len(heads)))
         self.measured = sorted(heads[i] for i in order[:n])
-        gradients = gate_gradients(units, sample)
+        gradients, length = gate_gradients(units, sample), sample.batches[0]["input_ids"].shape[1]
         metrics = HeadMetrics(
             entropy=mean_entropy(units, sample),
             gradient=gradients.abs().mean(0),
             age=torch.zeros(units.shape),
             slope=gradients.mean(0),
+            expected=expected_damage(gradients.mean(0), gradients.square().mean(0), alive, tokens=length),
             damage=damage_of(units, sample, self.measured),
         )
         predictor = ANNController(units.shape, controller_lr=0.01, seed=self.seed)

@@ -1,6 +1,7 @@
 """Controllers alone: heads whose worth is given, and a small model whose heads' worth is measured."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def metrics(worth: Tensor, controller: Controller, generator: torch.Generator, *
     slope = torch.where(on, jitter, -2 * worth)
     damage = worth + 0.3 * jitter if measures else torch.full(SHAPE, math.nan).double()
     entropy = torch.linspace(1.6, 3, worth.numel()).view(SHAPE).double()
-    return HeadMetrics(entropy, slope.abs(), torch.full(SHAPE, 100.0) * on, slope, damage)
+    return HeadMetrics(entropy, slope.abs(), torch.full(SHAPE, 100.0) * on, slope, -slope, damage)
 
 
 def updates_until(controller: Controller, head_is_on: bool, worth: Tensor, **given: bool) -> int:
@@ -122,7 +123,7 @@ def test_making_a_controller_draws_nothing():
 
 def seen(entropy: float, gradient: Tensor) -> HeadMetrics:
     nothing = torch.zeros(SHAPE)
-    return HeadMetrics(torch.full(SHAPE, entropy), gradient, nothing, nothing, torch.full(SHAPE, math.nan))
+    return HeadMetrics(torch.full(SHAPE, entropy), gradient, nothing, nothing, nothing, torch.full(SHAPE, math.nan))
 
 
 def test_the_seeds_rule():
@@ -158,7 +159,7 @@ def test_plain_logits_follow_the_loss_if_asked():
     for learns in (False, True):
         controller = GateLogits(SHAPE, learn_from_loss=learns)
         missed = seen(1.0, torch.full(SHAPE, 0.01))
-        missed = HeadMetrics(missed.entropy, missed.gradient, missed.age, torch.full(SHAPE, -0.1), missed.damage)
+        missed = replace(missed, slope=torch.full(SHAPE, -0.1))
         before = controller.logits.clone()
         controller.update(missed)
         assert bool((controller.logits > before).all()) is learns
@@ -168,7 +169,9 @@ def test_features_are_bounded_and_those_of_a_removed_head_are_0():
     entropy = torch.rand(SHAPE)
     entropy[0, 0] = math.nan
     nothing = torch.zeros(SHAPE)
-    found = features_of(HeadMetrics(entropy, torch.rand(SHAPE) * 1e-9, torch.full(SHAPE, 1e9), nothing, nothing))
+    found = features_of(
+        HeadMetrics(entropy, torch.rand(SHAPE) * 1e-9, torch.full(SHAPE, 1e9), nothing, nothing, nothing)
+    )
     assert found.shape == (*SHAPE, FEATURES)
     assert found.abs().max() <= 1
     assert found[0, 0].tolist() == [0.0] * FEATURES
@@ -216,7 +219,8 @@ def test_the_second_output_learns_damage_that_follows_from_the_metrics():
     entropy, gradient = torch.rand(6, 8, generator=generator), torch.rand(6, 8, generator=generator)
     damage = (gradient - 0.5 * entropy).double()
     known = torch.rand(6, 8, generator=generator) < 0.5
-    given = HeadMetrics(entropy, gradient, torch.zeros(6, 8), torch.zeros(6, 8), damage.where(known, math.nan))
+    nothing = torch.zeros(6, 8)
+    given = HeadMetrics(entropy, gradient, nothing, nothing, nothing, damage.where(known, math.nan))
     controller = ANNController((6, 8), controller_lr=0.1)
     controller.learn_damage(given, steps=300)
     with torch.no_grad():
