@@ -22,6 +22,7 @@ from lightning_app.models.heads.importance import (
     GradientNormImportance,
     HardConcreteImportance,
     Importance,
+    LearnedGates,
     LeaveOneOut,
     MagnitudeImportance,
     RandomImportance,
@@ -29,6 +30,7 @@ from lightning_app.models.heads.importance import (
     SavedImportance,
     SeedImportance,
     SubsetImportance,
+    TaylorImportance,
     gate_gradients,
     mean_entropy,
     measured,
@@ -97,6 +99,7 @@ STRATEGIES: list[Importance] = [
     LeaveOneOut(),
     HardConcreteImportance(steps=3),
     SubsetImportance(steps=3),
+    TaylorImportance(),
 ]
 each_strategy = pytest.mark.parametrize(
     "strategy", STRATEGIES, ids=lambda s: f"{s.name}{sorted(vars(s).values(), key=str)}"
@@ -155,7 +158,7 @@ def test_neurons_are_scored_or_refused(model: Backbone, strategy: Importance):
 def test_without_gradients(model: Backbone, units: Units, strategy: Importance):
     """Those that need them say so; the others work."""
     sample = sample_of(model)
-    needs = (GradientImportance, GradientNormImportance, HardConcreteImportance, SubsetImportance, SeedImportance)
+    needs = (GradientImportance, TaylorImportance, GradientNormImportance, LearnedGates, SeedImportance)
     with torch.no_grad():
         if isinstance(strategy, needs):
             with pytest.raises(InputError, match=r"cannot be measured under torch\.no_grad"):
@@ -175,6 +178,7 @@ def test_without_gradients(model: Backbone, units: Units, strategy: Importance):
     "strategy",
     [
         GradientImportance(),
+        TaylorImportance(),
         GradientImportance(moment=2),
         GradientImportance(normalise=True),
         LeaveOneOut(),
@@ -240,6 +244,13 @@ def test_leave_one_out_is_the_loss_of_a_masked_model(model: Backbone, units: Uni
     units.set_mask(torch.ones(units.shape, dtype=torch.bool))
     found = measured(LeaveOneOut(), units, sample, keep=4)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_taylor_is_minus_g_plus_half_h(model: Backbone, units: Units):
+    sample = sample_of(model)
+    gradients, length = gate_gradients(units, sample), sample.batches[0]["input_ids"].shape[1]
+    expected = -gradients.mean(0) + 0.5 * length * (gradients**2).mean(0)
+    torch.testing.assert_close(measured(TaylorImportance(), units, sample, keep=4), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("keep", [1, 3, 8])
