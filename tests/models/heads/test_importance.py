@@ -178,7 +178,6 @@ def test_without_gradients(model: Backbone, units: Units, strategy: Importance):
     "strategy",
     [
         GradientImportance(),
-        TaylorImportance(),
         GradientImportance(moment=2),
         GradientImportance(normalise=True),
         LeaveOneOut(),
