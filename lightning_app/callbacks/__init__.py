@@ -1,7 +1,7 @@
 """Lightning callbacks."""
 
-from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.controller import HeadController
+from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.plasticity import PlasticitySchedule
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
@@ -12,8 +12,8 @@ from lightning_app.callbacks.samples import Samples
 from lightning_app.callbacks.throughput import Throughput
 
 __all__ = [
-    "HeadController",
     "Dashboard",
+    "HeadController",
     "PlasticitySchedule",
     "PredictionWriter",
     "ProgressLine",

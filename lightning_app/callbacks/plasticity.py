@@ -172,7 +172,8 @@ class PlasticitySchedule(L.Callback):
         self._losses: list[float] = []  # of this warmup
         self._scores: dict[str, Tensor] = {}  # of this cycle's analysis, by kind
         self._ce_at_start = math.nan  # of this cycle, on the sample
-        self._baseline: dict[str, Any] = {}
+        self._baseline: dict[str, Any] = {}  # what the model cost at first
+        self._cost: dict[str, Any] = {}  # and when it was measured last
         self._proved: dict[str, float] = {}  # by event, for the end
         self._factors: Tensor | None = None  # of this cycle's fine-tuning, by head
         self._snapshot: dict[str, Any] | None = None
@@ -546,6 +547,7 @@ class PlasticitySchedule(L.Callback):
         else:
             cost["ceiling"] = self._baseline["flops_per_token"] / cost["flops_per_token"]
             cost["measured"] = self._baseline["latency_ms"] / cost["latency_ms"]
+            self._cost = cost
         name = "baseline" if stage == "baseline" else f"{stage}, cycle {self.at.cycle}"
         RunLog.event(trainer, "cost", cycle=self.at.cycle, stage=name, **cost)
         to_tensorboard(trainer, {key: x for key, x in cost.items() if isinstance(x, int | float)})
@@ -598,6 +600,11 @@ class PlasticitySchedule(L.Callback):
             lines.append(f"{kind}: {total:,} -> {total - dead:,} ({dead / total:.1%} dead, surgery: {self.surgery})")
         parameters = sum(p.numel() for p in module.backbone.parameters())
         lines.append(f"parameters: {self._baseline.get('parameters', 0):,} -> {parameters:,}")
+        if self._cost:
+            lines.append(
+                f"a forward: {self._baseline['latency_ms']:.1f} -> {self._cost['latency_ms']:.1f} ms, "
+                f"{self._cost['measured']:.2f} x faster; FLOPs allow {self._cost['ceiling']:.2f} x"
+            )
         lines += [f"proved: {name}: {value:g}" for name, value in self._proved.items()]
         return lines
 
@@ -611,6 +618,7 @@ class PlasticitySchedule(L.Callback):
             "losses": list(self._losses),
             "ce_at_start": self._ce_at_start,
             "baseline": dict(self._baseline),
+            "cost": dict(self._cost),
             "proved": dict(self._proved),
             "factors": self._factors,
             "snapshot": self._snapshot,
@@ -622,6 +630,7 @@ class PlasticitySchedule(L.Callback):
         self.at = Position(phase, cycle, steps)
         self._started, self._losses = state_dict["started"], list(state_dict["losses"])
         self._ce_at_start, self._baseline = state_dict["ce_at_start"], dict(state_dict["baseline"])
+        self._cost = dict(state_dict["cost"])
         self._proved, self._factors = dict(state_dict["proved"]), state_dict["factors"]
         self._snapshot, self._kept = state_dict["snapshot"], state_dict["kept"]
 

@@ -534,7 +534,7 @@ class LanguageModule(L.LightningModule, ABC):
 
 def _head_counts(options: Any) -> dict[str, int]:
     """Numbers and sizes of heads in the options of a module's backbone: matrices need not show them."""
-    found = {}
+    found: dict[str, int] = {}
     while isinstance(options, Mapping):
         found |= {name: n for name, n in options.items() if name in OF_HEADS and isinstance(n, int)}
         options = next((options[name] for name in ("backbone", "init_args", "config") if options.get(name)), None)
