@@ -385,7 +385,7 @@ class PlasticitySchedule(L.Callback):
                     with evaluated(module):
                         gradient = gate_gradients(units, sample).abs().mean(0).where(units.mask, math.nan)
                         entropy = mean_entropy(units, sample).where(units.mask, math.nan)
-            self._scores[kind] = scores
+            self._scores[kind] = scores = trainer.strategy.broadcast(scores)
             if kind == "heads":
                 matrices = {"importance": scores.where(units.mask, math.nan), "gradient": gradient, "entropy": entropy}
                 RunLog.event(
@@ -512,6 +512,7 @@ class PlasticitySchedule(L.Callback):
         self._prove(trainer, checks)
         self._begin_anew(trainer)
         self._look(trainer, module, "before")
+        self._log_cost(trainer, module, "gone back")
 
     def _prove(self, trainer: L.Trainer, checks: dict[str, float | int]) -> None:
         RunLog.event(trainer, "proof", cycle=self.at.cycle, checks=checks)
@@ -532,7 +533,7 @@ class PlasticitySchedule(L.Callback):
         return ce
 
     def _evaluate(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> float:
-        ce = cross_entropy_of(module, self._sample(trainer, module))
+        ce = trainer.strategy.broadcast(cross_entropy_of(module, self._sample(trainer, module)))  # one for all ranks
         sparsity = module.units("heads")[0].sparsity
         RunLog.event(
             trainer, "evaluation", cycle=self.at.cycle, stage=stage, ce=ce, ppl=math.exp(min(ce, 50)), sparsity=sparsity
