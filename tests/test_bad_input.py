@@ -252,3 +252,41 @@ def test_generate(fails: Fails, main: Main, config: Config):
     assert "max_new_tokens is 0" in fails(*command, "--max_new_tokens", "0")
     assert "num_samples is 0" in fails(*command, "--num_samples", "0")
     assert "--prompts" in fails(*command, "--prompts", "x")
+
+
+PLASTICITY = {"training_steps": 1, "warmup_steps": 1, "finetuning_steps": 1, "cycles": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pruning_level": 1.0}, ("level of heads is 1.0", "[0, 1)")),
+        ({"pruning_level": 0.6, "keep_per_layer": 2}, ("level 0.6 takes 1 of 2", "keeps at least 2")),
+        ({"cycles": 9}, ("9 cycles of 1 + 1 steps after 1 take 19 steps", "the run has 6", "trainer.max_steps")),
+        ({"finetuning_steps": 0}, ("finetuning_steps is 0", "at least 1")),
+        ({"warmup": "stable", "warmup_steps": 0}, ("warmup_steps", "may never be stable")),
+        ({"targets": ["neurons"], "neuron_strategy": "EntropyImportance"}, ("cannot score neurons",)),
+        ({"datasets": {"none.txt": 1.0}}, ("none.txt", "not there")),
+        ({"surgery": "cut"}, ("surgery",)),
+    ],
+)
+def test_options_of_plasticity(fit_fails: Fails, options: dict[str, Any], words: tuple[str, ...]):
+    """Refused before any training."""
+    options = {**PLASTICITY, **options}
+    if "neuron_strategy" in options:
+        path = f"lightning_app.models.heads.importance.{options['neuron_strategy']}"
+        options["neuron_strategy"] = {"class_path": path}
+    schedule = {"class_path": "lightning_app.callbacks.PlasticitySchedule", "init_args": options}
+    error = fit_fails({"trainer": {"callbacks": [schedule]}})
+    assert all(word in error for word in words), error
+    assert not any('"phase"' in path.read_text() for path in Path("runs").rglob("log.jsonl"))
+
+
+def test_a_checkpoint_of_other_heads(fails: Fails, main: Main, config: Config, monkeypatch: pytest.MonkeyPatch):
+    """Of which all matrices have the same shapes."""
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 5)
+    main("fit", "--config", config({}))
+    other = config({"model": {"init_args": {"backbone": {"heads": 4}}}})
+    for option in ("--ckpt_path", "--init_from"):
+        error = fails("fit", "--config", other, option, "runs/tiny/version_0/checkpoints/last.ckpt")
+        assert "has heads 2, this one 4" in error

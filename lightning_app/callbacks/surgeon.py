@@ -157,7 +157,7 @@ class Surgeon:
     def _settle(self) -> Checks:
         """After surgery: the wrapper, what was compiled, the optimizer and the ranks."""
         strategy = self.trainer.strategy
-        if self.surgery == "remove" and isinstance(strategy, DDPStrategy):
+        if isinstance(strategy, DDPStrategy):  # masks too: what is revived is a new parameter
             strategy.model = strategy._setup_model(self.module)  # DDP holds on to the parameters that it was made with
         self.module.compile_again()
         checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
