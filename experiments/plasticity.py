@@ -184,16 +184,10 @@ def arms(plan: Plan) -> list[Arm]:
     else:
         grid = [Arm(name, level) for level in (0.3, 0.5) for name in FINETUNED]
         grid += [Arm(DEFAULT, 0.15), Arm(DEFAULT, 0.75)]
-    further = [
-        Arm(DEFAULT, 0.5, cycles=3),
-        Arm(DEFAULT, 0.5, regrow=3),
-        Arm(DEFAULT, 0.5, layer_factor=3.0),
-        Arm(DEFAULT, 0.5, head_factor=3.0),
-        Arm(DEFAULT, neurons=0.3),
-        Arm(DEFAULT, 0.5, neurons=0.3),
-        Arm(DEFAULT, 0.5, neurons=0.5),
-        Arm(DEFAULT, 0.75, neurons=0.3),
-        Arm(DEFAULT, 0.75, neurons=0.5),
+    ideas: list[dict[str, Any]] = [{"cycles": 3}, {"regrow": 3}, {"layer_factor": 3.0}, {"head_factor": 3.0}]
+    further = [Arm(DEFAULT, level, **idea) for level in (0.3, 0.5) for idea in ideas]
+    further += [
+        Arm(DEFAULT, level, neurons=n) for level, n in ((0, 0.3), (0.5, 0.3), (0.5, 0.5), (0.75, 0.3), (0.75, 0.5))
     ]
     return [Arm(UNPRUNED), Arm(OTHER_ORDER), Arm(SMALLER, 0.5), *grid, *further]
 
