@@ -491,6 +491,7 @@ class LanguageModule(L.LightningModule, ABC):
         Raises:
             InputError: anything else in which the two differ.
         """
+        self._take_shape(checkpoint)  # first: what a new regulariser copies has it, too
         own, state = self.state_dict(), checkpoint["state_dict"]
         ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
         kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
@@ -503,11 +504,15 @@ class LanguageModule(L.LightningModule, ABC):
                 regularizer.build(self.model_of_states)
                 rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._check_groups(checkpoint)
+    def _take_shape(self, checkpoint: dict[str, Any]) -> None:
+        """Lose the heads and neurons that the checkpoint's model has lost."""
         for kind, layout in checkpoint.get(LAYOUTS, {}).items():
             for units in self.units(kind):
                 units.set_layout(layout)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_groups(checkpoint)
+        self._take_shape(checkpoint)
         own = self.state_dict()
         for name, tensor in checkpoint["state_dict"].items():
             if name in own and own[name].shape != tensor.shape:
