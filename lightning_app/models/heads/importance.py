@@ -306,6 +306,8 @@ class SubsetImportance(LearnedGates):
         learning: see `LearnedGates`; the temperature falls from 2 to 0.1.
     """
 
+    kinds = ("heads",)  # a draw takes `keep` steps, and remembers them all: too much for thousands of neurons
+
     def start(self, units: Units) -> Tensor:
         return torch.zeros(units.shape)
 
@@ -324,6 +326,8 @@ class SubsetImportance(LearnedGates):
 class SavedImportance(Importance):
     """What another run has found; of a model of another size the map is stretched over depth.
 
+    Units that it had removed before it measured are the least important of all.
+
     Args:
         path: of a file that `save_importance` wrote.
     """
@@ -338,10 +342,14 @@ class SavedImportance(Importance):
             raise InputError(
                 f"{path} holds no importance map ({type(error).__name__}: {error}): give the importance/*.json of a run"
             ) from error
-        self.kinds = (self.kind,)
+        if bool(self.map.isnan().all()):
+            raise InputError(f"{path} has no number in its importance map: give that of another cycle")
+        self.kinds, self.least = (self.kind,), float(self.map[~self.map.isnan()].min())
 
     def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
-        return _of_present(by_relative_depth(self.map, units.shape), units)
+        found = by_relative_depth(self.map, units.shape)
+        found = found.where(~found.isnan(), self.least - 1)
+        return _of_present(found, units)
 
 
 def save_importance(path: Path, importance: Tensor, *, kind: str, strategy: str) -> None:

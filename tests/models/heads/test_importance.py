@@ -361,6 +361,7 @@ def test_saved_and_read_again(model: Backbone, units: Units, tmp_path: Path):
     found = measured(SavedImportance(str(path)), units, sample, keep=4)
     measured_there = ~scores.isnan()
     assert torch.equal(found[measured_there], scores[measured_there])
+    assert found[0, 1] < scores[measured_there].min()  # gone already there: the least important
     with pytest.raises(InputError, match="SavedImportance cannot score neurons"):
         measured(SavedImportance(str(path)), units_of(model, "neurons"), sample, keep=4)
 
