@@ -14,6 +14,8 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.models.heads import Kind, proof
 from lightning_app.models.heads.importance import Sample, gate_gradients
+from lightning_app.models.heads.units import state_like
+from lightning_app.models.memory_search import full_precision
 from lightning_app.models.ranks import gathered, several_ranks, world_size
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
@@ -61,33 +63,33 @@ class Surgeon:
         return self.trainer.optimizers[0]
 
     def compute(self) -> Tensor:
-        """Logits in eval mode and in the weights' own precision."""
-        with torch.no_grad(), evaluated(self.module), torch.autocast(self.module.device.type, enabled=False):
+        """Logits in eval mode and in the weights' own precision: with TF32 a cut may show in the third digit."""
+        with torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
             return self._compute()
 
     def kill(self, kind: Kind, dead: Tensor) -> Checks:
         """(L, N) bool, all of them alive -> what was proved."""
         main, *copies = self.module.units(kind)
         expected, before = main.mask & ~dead, self._parameters()
-        main.keep(dead, self._optimizer)
-        sizes = [(i, u, sum(s.value.numel() for s in main.kept[i, u])) for i, u in dead.nonzero().tolist()]
-        removes = self.surgery == "remove"
+        removes, keep = self.surgery == "remove", self.keep and kind == "heads"  # neurons do not regrow
+        if keep:
+            main.keep(dead, self._optimizer)
+        sizes = [sum(part.parameter.numel() for part in layer.parts) // len(layer.present) for layer in main.layers]
         with proof.nothing_is_lost(main, self._optimizer) if removes else nullcontext():
             main.set_mask(expected)
             checks: Checks = {"dead units whose weights change nothing": proof.dead_say_nothing(main, self.compute)}
             masked = self.compute()
             if removes:
-                main.remove(dead, self._optimizer)
+                main.remove(dead, self._optimizer, keep=keep)
         if removes:
             checks["logits, masked against removed"] = proof.logits_agree(masked, self.compute(), what="removal")
         for copy in copies:
             copy.set_mask(expected)
             if removes:
                 copy.remove(dead, keep=False)
-        if not self.keep or kind == "neurons":  # nothing regrows these
-            main.kept.clear()
         checks[f"dead {kind}"] = proof.counts_agree(main, expected)
-        gone, lost = before - self._parameters(), sum(size for i, u, size in sizes if not main.present[i, u])
+        cut = (dead & ~main.present).sum(1).tolist()
+        gone, lost = before - self._parameters(), sum(n * size for n, size in zip(cut, sizes, strict=True))
         if removes and gone != lost:
             raise proof.SurgeryError(f"{gone:,} parameters went, {lost:,} belong to the units that were removed")
         checks["parameters removed"] = gone
@@ -96,11 +98,16 @@ class Surgeon:
     def revive(
         self, kind: Kind, n: int, how: Literal["undo", "new"], sample: Sample
     ) -> tuple[list[tuple[int, int]], list[float], Checks]:
-        """The n dead units that are missed most, by |dL/dgate| at a gate of 0 -> which, how much, what was proved."""
+        """The n dead units that are missed most, by |dL/dgate| at a gate of 0 -> which, how much, what was proved.
+
+        Of those that were kept: what an earlier run has removed cannot be measured.
+        """
         main, *copies = self.module.units(kind)
         optimizer, alive = self._optimizer, main.mask
-        gone = (main.present & ~alive) | ~main.present
-        absent = ~main.present
+        kept = torch.zeros_like(alive)
+        for place in main.kept:
+            kept[place] = True
+        absent = kept & ~main.present
         before = self.compute()
         for i, unit in absent.nonzero().tolist():
             main.regrow(i, unit, "undo", optimizer)
@@ -108,7 +115,8 @@ class Surgeon:
         main.set_mask(alive)
         with torch.enable_grad(), evaluated(self.module):
             missed = gate_gradients(main, sample, open_masks=True).abs().mean(0)
-        chosen = most_missed(missed, alive, min(n, int(gone.sum())))
+        missed = self.trainer.strategy.broadcast(missed)  # one decision for all ranks
+        chosen = most_missed(missed, alive | ~kept, min(n, int((kept & ~alive).sum())))
         slices = {unit: main.kept[unit] for unit in chosen}
         for i, unit in chosen:
             main.regrow(i, unit, how, optimizer)
@@ -156,21 +164,25 @@ class Surgeon:
 
     def _settle(self) -> Checks:
         """After surgery: the wrapper, what was compiled, the optimizer and the ranks."""
+        checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
+        if several_ranks():  # before DDP is made anew, which gives all ranks the weights of the first
+            checks["ranks with the same weights"] = self._ranks_agree()
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy):  # masks too: what is revived is a new parameter
             strategy.model = strategy._setup_model(self.module)  # DDP holds on to the parameters that it was made with
+            strategy._register_ddp_hooks()
         self.module.compile_again()
-        checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
-        if several_ranks():
-            checks["ranks with the same weights"] = self._ranks_agree()
         return checks
 
     def _ranks_agree(self) -> int:
-        own = torch.stack([p.detach().double().sum() for p in self.module.parameters()])
-        sizes = torch.tensor([float(p.numel()) for p in self.module.parameters()], device=own.device)
-        all_ranks = gathered(torch.cat([own, sizes.double()])[None])
+        """Sizes and sums of all weights, and of what the optimizer knows of them."""
+        numbers = []
+        for p in self.module.parameters():
+            numbers += [x.detach().double().sum() for x in (p, *state_like(self._optimizer, p).values())]
+            numbers.append(torch.full_like(numbers[-1], p.numel()))
+        all_ranks = gathered(torch.stack(numbers)[None])
         if not torch.equal(all_ranks, all_ranks[:1].expand_as(all_ranks)):
-            raise proof.SurgeryError("the ranks have different weights after surgery")
+            raise proof.SurgeryError("the ranks have different weights or optimizer states after surgery")
         return world_size()
 
 
