@@ -136,6 +136,8 @@ class PlasticitySchedule(L.Callback):
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; it must be at least {least}")
+        if layer_lr_factor == 0:
+            raise InputError("layer_lr_factor is 0; it must be above 0")
         if regrow and not keep_removed:
             raise InputError("regrow needs keep_removed: true: what was removed is measured by its old weights")
         self.plan = Plan(
@@ -296,7 +298,8 @@ class PlasticitySchedule(L.Callback):
         if self.at.phase != "done":
             self.at = replace(self.at, steps=self.at.steps + 1)
             if self.at.phase == "warmup" and self.plan.until_stable:
-                self._losses.append(float(gathered(outputs["loss"].detach().reshape(1)).mean()))
+                loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning divides by it
+                self._losses.append(float(gathered(loss.reshape(1)).mean()))
                 del self._losses[:-MOST_LOSSES]
             if self.at.phase in ("warmup", "finetuning") and self.at.steps % self.eval_freq == 0:
                 self._evaluate(trainer, pl_module, self.at.phase)
@@ -378,13 +381,12 @@ class PlasticitySchedule(L.Callback):
             total = math.prod(units.shape)
             keep = total - self._dead_wanted(units)
             samples = self._samples(trainer, module, self.datasets)
-            with torch.enable_grad():
+            with torch.enable_grad(), evaluated(module):  # all of it: token noise and readers are the module's
                 scores = importance_of(self.strategies[kind], units, samples, keep=keep, how=self.combine)
                 gradient = entropy = None
                 if kind == "heads":
-                    with evaluated(module):
-                        gradient = gate_gradients(units, sample).abs().mean(0).where(units.mask, math.nan)
-                        entropy = mean_entropy(units, sample).where(units.mask, math.nan)
+                    gradient = gate_gradients(units, sample).abs().mean(0).where(units.mask, math.nan)
+                    entropy = mean_entropy(units, sample).where(units.mask, math.nan)
             self._scores[kind] = scores = trainer.strategy.broadcast(scores)
             if kind == "heads":
                 matrices = {"importance": scores.where(units.mask, math.nan), "gradient": gradient, "entropy": entropy}
