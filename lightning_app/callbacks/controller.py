@@ -207,10 +207,12 @@ class HeadController(L.Callback):
         if self._done:
             return
         assert isinstance(pl_module, LanguageModule)
-        main = pl_module.units("heads")[0]  # what copies say has no gradient: their masks are enough
-        main.open_gates()
-        main.set_mask(main.present)
-        self._leaves, self._tokens = main.set_gates(self.active.float(), gradient=True), batch["input_ids"].numel()
+        for units in pl_module.units("heads"):  # an averaged copy takes the buffers of the model
+            units.open_gates()
+            units.set_mask(units.present)
+            leaves = units.set_gates(self.active.float(), gradient=not self._leaves)  # of the model, which is the first
+            self._leaves = self._leaves or leaves
+        self._tokens = batch["input_ids"].numel()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._done or any(leaf.grad is None for leaf in self._leaves):
@@ -231,9 +233,9 @@ class HeadController(L.Callback):
     ) -> None:
         assert isinstance(pl_module, LanguageModule)
         if not self._done:  # until the next batch this is a model with masked heads, for whatever looks at it
-            main = pl_module.units("heads")[0]
-            main.set_mask(self.active)
-            main.close_gates()
+            for units in pl_module.units("heads"):
+                units.set_mask(self.active)
+                units.close_gates()
             self._leaves = []
         if trainer.global_step == self._step:
             return  # within an accumulation
