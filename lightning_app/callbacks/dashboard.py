@@ -11,20 +11,21 @@ import lightning as L
 from lightning_app.callbacks.run_log import FILE_NAME, read_log
 from lightning_app.reporting.dashboard import write_dashboard
 
+SHARE = 0.02
 SHOWS = ("plasticity_started", "controller_update")  # events without which there is nothing to draw
 
 
 class Dashboard(L.Callback):
-    """Draws the page of a run with plasticity after validations, at events, and at the end; other runs get none.
+    """Draws the page of a run with plasticity while it goes, and at the end; other runs get none.
 
     Args:
-        every_seconds: at most as often while training goes on.
+        every_seconds: at most as often while training goes on, and so that it takes no more than `SHARE` of the time.
         single_file: plotly's script is part of the page instead of lying beside it.
     """
 
     def __init__(self, every_seconds: float = 10.0, single_file: bool = False):
         self.every_seconds, self.single_file = every_seconds, single_file
-        self._drawn_at = 0.0
+        self._next = 0.0
         self._folder: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -34,15 +35,17 @@ class Dashboard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._drawn_at > self.every_seconds:
+        start = time.monotonic()
+        if start > self._next:
             self.draw()
+            end = time.monotonic()
+            self._next = end + max(self.every_seconds, (end - start) / SHARE)  # a long log takes long to read
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.draw()
 
     def draw(self) -> Path | None:
         """The page, if there is anything to show."""
-        self._drawn_at = time.monotonic()
         if self._folder is None or not (self._folder / FILE_NAME).is_file():
             return None
         records = read_log(self._folder)
