@@ -69,7 +69,8 @@ class AttentionHeads(Units):
             rows: R positions, the same in all layers, whose attention is looked at; None: all.
             normalised: divided by the log of the number of positions that can be seen.
         """
-        T = ids.shape[1]
+        T = min(ids.shape[1], self.backbone.max_length or ids.shape[1])
+        ids = ids[:, : ids.shape[1] // T * T].reshape(-1, T)  # a block of isolated segments is longer than the model
         positions = torch.arange(T)
         if rows is not None and rows < T - 1:  # the first position sees itself alone
             drawn = torch.randperm(T - 1, generator=torch.Generator().manual_seed(seed))[:rows]
