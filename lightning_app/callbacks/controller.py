@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_app.callbacks.evidence import plain, sample_of
 from lightning_app.callbacks.plasticity import PlasticitySchedule
 from lightning_app.callbacks.run_log import RunLog
-from lightning_app.callbacks.surgeon import Surgeon, check_strategy
+from lightning_app.callbacks.surgeon import Surgeon, begin_anew, check_strategy
 from lightning_app.errors import InputError
 from lightning_app.models.controller import (
     ANNController,
@@ -141,11 +141,7 @@ class HeadController(L.Callback):
                 f"HeadController and {type(others[0]).__name__} in one run: both decide which heads are there; "
                 "choose one of them"
             )
-        if self.finally_ == "remove":
-            try:
-                check_strategy("remove", trainer.strategy)
-            except InputError as error:
-                raise InputError(f"finally_: remove: {str(error).replace('surgery: mask', 'finally_: mask')}") from None
+        check_strategy(trainer.strategy)
         if pl_module._compile:
             raise InputError("HeadController changes gates within each step: switch off the module's compile")
         if not data.splits.origin("val"):
@@ -334,6 +330,7 @@ class HeadController(L.Callback):
         checks = surgeon.kill("heads", dead)
         after = sum(p.numel() for p in module.backbone.parameters())
         self._done = True
+        begin_anew(trainer)
         heads = dead.nonzero().tolist()
         assert self.controller is not None
         RunLog.event(

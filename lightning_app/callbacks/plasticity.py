@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from lightning_app.callbacks.learning_rates import HeadRates, described, set_lay
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.callbacks.samples import Samples, continued
 from lightning_app.callbacks.series import to_tensorboard
-from lightning_app.callbacks.surgeon import Surgeon, Surgery, check_strategy, is_sharded
+from lightning_app.callbacks.surgeon import Surgeon, Surgery, begin_anew, check_strategy, worst
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.heads import Kind, Units
@@ -39,7 +39,7 @@ from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.phases import LASTING, Move, Plan, Position, next_move
 from lightning_app.ops.pruning import choose, choose_widths, dead_after
-from lightning_app.ops.stabilization import Verdict, quadratic_rule, slope_rule
+from lightning_app.ops.stabilization import WINDOW, Verdict, quadratic_rule, slope_rule
 from lightning_app.text.datamodule import TextDataModule
 
 MULTIPLE = 32  # widths of feed-forward layers: others lose half of the gain
@@ -65,7 +65,7 @@ class PlasticitySchedule(L.Callback):
         stability_rule: `slope` (the t value of the slope), or `quadratic` (the seed's); see `ops.stabilization`.
         stability_window: losses that the rule looks at; None: the rule's own.
         eval_freq: steps between evaluations on the sample while a cycle lasts.
-        surgery: `remove` cuts out, `mask` multiplies by 0 (the only one under sharded strategies).
+        surgery: `remove` cuts out, `mask` multiplies by 0.
         keep_per_layer: heads that a layer keeps at least; 0 lets a layer be skipped.
         keep_removed: remember what is removed, in the checkpoint too, so that it can be regrown as it was.
         regrow: heads that come back in each cycle, where they are missed most; as many more are pruned.
@@ -192,7 +192,7 @@ class PlasticitySchedule(L.Callback):
         data = trainer.datamodule
         if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextDataModule):
             raise InputError("PlasticitySchedule needs a LanguageModule and a TextDataModule")
-        check_strategy(self.surgery, trainer.strategy)
+        check_strategy(trainer.strategy)
         if not data.splits.origin("val"):
             raise InputError("plasticity decides by a validation text: give data.val or data.split")
         for path in self.datasets or {}:
@@ -208,8 +208,17 @@ class PlasticitySchedule(L.Callback):
                 f"{plan.training_steps} take {plan.most_steps} steps, and the run has {steps}: lower cycles or "
                 "steps, or raise trainer.max_steps"
             )
+        if self.plan.until_stable and self.stability_rule == "slope" and self.plan.warmup_steps < self._window:
+            rank_zero_warn(
+                f"the slope of the loss is tested over {self._window} steps, and warmup_steps is "
+                f"{self.plan.warmup_steps}: it will never be called stable; lower stability_window"
+            )
         if self.layer_lr_factor != 1:
             pl_module.group_by_layer = True
+
+    @property
+    def _window(self) -> int:
+        return WINDOW if self.stability_window is None else self.stability_window
 
     def _check_units(self, units: Units) -> None:
         """The levels, against a model as it was before anything was removed."""
@@ -351,9 +360,8 @@ class PlasticitySchedule(L.Callback):
         return True
 
     def _verdict(self) -> Verdict:
-        given = {} if self.stability_window is None else {"window": self.stability_window}
         if self.stability_rule == "slope":
-            return slope_rule(self._losses, **given)
+            return slope_rule(self._losses, window=self._window)
         return quadratic_rule(self._losses, min_steps=self.stability_window or 20, patience=self.stability_window or 20)
 
     def _log_verdict(self, trainer: L.Trainer, verdict: Verdict) -> None:
@@ -447,7 +455,7 @@ class PlasticitySchedule(L.Callback):
                 **event,
             )
             self._prove(trainer, checks)
-        self._begin_anew(trainer)
+        begin_anew(trainer)
         self._look(trainer, module, "pruned", with_text=True)
 
     def _regrow(self, trainer: L.Trainer, module: LanguageModule) -> None:
@@ -512,7 +520,7 @@ class PlasticitySchedule(L.Callback):
             alive=module.units("heads")[0].mask.int().tolist(),
         )
         self._prove(trainer, checks)
-        self._begin_anew(trainer)
+        begin_anew(trainer)
         self._look(trainer, module, "before")
         self._log_cost(trainer, module, "gone back")
 
@@ -527,7 +535,7 @@ class PlasticitySchedule(L.Callback):
         ce = self._evaluate(trainer, module, stage)
         if stage in ("baseline", "pruned", "recovered"):
             self._log_cost(trainer, module, stage)
-        if with_text and not is_sharded(trainer.strategy):
+        if with_text:
             name = {"baseline": "baseline", "pruned": f"pruned, cycle {self.at.cycle}"}.get(
                 stage, f"fine-tuned, cycle {self.at.cycle}"
             )
@@ -565,20 +573,12 @@ class PlasticitySchedule(L.Callback):
 
     # Others that watch the validation loss
 
-    def _begin_anew(self, trainer: L.Trainer) -> None:
-        """The best checkpoint is to be one of the model as it is now."""
-        for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor:
-                callback.best_model_score, callback.best_k_models = None, {}
-                callback.kth_best_model_path, callback.best_model_path = "", ""
-                callback.kth_value = _worst(callback.mode)
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No early stop before the cycles are done: until then every loss is the best so far."""
         if trainer.state.fn == "fit" and self.at.phase != "done":
             for callback in trainer.callbacks:
                 if isinstance(callback, EarlyStopping):
-                    callback.wait_count, callback.best_score = 0, _worst(callback.mode)
+                    callback.wait_count, callback.best_score = 0, worst(callback.mode)
 
     # The end
 
@@ -636,10 +636,6 @@ class PlasticitySchedule(L.Callback):
         self._cost = dict(state_dict["cost"])
         self._proved, self._factors = dict(state_dict["proved"]), state_dict["factors"]
         self._snapshot, self._kept = state_dict["snapshot"], state_dict["kept"]
-
-
-def _worst(mode: str) -> Tensor:
-    return torch.tensor(math.inf if mode == "min" else -math.inf)
 
 
 def _units_of(mask: Tensor) -> list[tuple[int, int]]:

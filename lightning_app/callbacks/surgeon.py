@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
@@ -25,17 +27,12 @@ Surgery = Literal["remove", "mask"]
 Checks = dict[str, float | int]
 
 
-def is_sharded(strategy: Strategy) -> bool:
-    """Whether no rank has whole parameters."""
-    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or "deepspeed" in type(strategy).__name__.lower()
-
-
-def check_strategy(surgery: Surgery, strategy: Strategy) -> None:
-    """Refuses `remove` where parameters are sharded."""
-    if surgery == "remove" and is_sharded(strategy):
+def check_strategy(strategy: Strategy) -> None:
+    """Refuses one that shards parameters."""
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or "deepspeed" in type(strategy).__name__.lower():
         raise InputError(
-            f"under {type(strategy).__name__} no rank has whole matrices, so nothing can be cut out of them: choose "
-            "surgery: mask, or the strategy ddp"
+            f"under {type(strategy).__name__} no rank has whole matrices: heads can neither be cut out of them nor be "
+            "proved dead; use the strategy ddp"
         )
 
 
@@ -48,13 +45,13 @@ class Surgeon:
         compute: logits of a few texts, by which proofs compare.
 
     Raises:
-        InputError: `remove` under a strategy that shards parameters.
+        InputError: a strategy that shards parameters.
     """
 
     def __init__(
         self, trainer: L.Trainer, module: LanguageModule, *, surgery: Surgery, keep: bool, compute: Callable[[], Tensor]
     ):
-        check_strategy(surgery, trainer.strategy)
+        check_strategy(trainer.strategy)
         self.trainer, self.module, self.surgery, self.keep = trainer, module, surgery, keep
         self._compute = compute
 
@@ -193,3 +190,19 @@ def _on_cpu(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _on_cpu(value) for key, value in state.items()}
     return type(state)(_on_cpu(value) for value in state) if isinstance(state, list | tuple) else state
+
+
+def begin_anew(trainer: L.Trainer) -> None:
+    """After surgery: the best checkpoint is to be one of the model as it is now."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor:
+            if callback.best_model_path:
+                trainer.strategy.remove_checkpoint(callback.best_model_path)
+            callback.best_model_score, callback.best_k_models = None, {}
+            callback.kth_best_model_path, callback.best_model_path = "", ""
+            callback.kth_value = worst(callback.mode)
+
+
+def worst(mode: str) -> Tensor:
+    """A score that every other one beats."""
+    return torch.tensor(math.inf if mode == "min" else -math.inf)

@@ -248,7 +248,8 @@ def test_a_warmup_until_the_loss_is_stable(fit: Fit):
     assert verdict["stable"]
     assert 8 <= verdict["after"] < 30
     assert len(verdict["losses"]) == verdict["window"]
-    fit(article_gpt(), plan(**{**options, "warmup_steps": 3}), max_steps=33, name="short")
+    with pytest.warns(UserWarning, match="warmup_steps is 3: it will never be called stable"):
+        fit(article_gpt(), plan(**{**options, "warmup_steps": 3}), max_steps=33, name="short")
     (verdict,) = events("stabilised", "short")
     assert not verdict["stable"]
     assert verdict["after"] == 3
@@ -630,8 +631,8 @@ def _one_more_alive(mask: Tensor) -> Tensor:
     ("sabotage", "words", "surgeries"),
     [
         (not_read, "the mask is not read", ("remove", "mask")),
-        (wrong_head, "removal: the logits differ|has other numbers|the mask is not read", ("remove",)),
-        (neighbour_cut, "removal: the logits differ|has other numbers", ("remove",)),
+        (wrong_head, "removal: the logits differ|have other numbers|the mask is not read", ("remove",)),
+        (neighbour_cut, "removal: the logits differ|have other numbers", ("remove",)),
         (stale_optimizer, "optimizer", ("remove",)),
         (wrong_moments, "other numbers in exp_avg", ("remove",)),
         (moments_lost, "the optimizer's state was", ("remove",)),

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from lightning_app.callbacks.surgeon import Surgeon, check_strategy, is_sharded
+from lightning_app.callbacks.surgeon import Surgeon, check_strategy
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.heads import Units
@@ -28,15 +28,13 @@ class DeepSpeedStrategy:
     """Has the name of it."""
 
 
-def test_sharded_strategies_allow_masks_alone():
+def test_sharded_strategies_are_refused():
     sharded: list[Any] = [FSDPStrategy(), ModelParallelStrategy(), DeepSpeedStrategy()]
     for strategy in sharded:
-        assert is_sharded(strategy)
-        with pytest.raises(InputError, match=f"under {type(strategy).__name__} no rank has whole.*surgery: mask"):
-            check_strategy("remove", strategy)
-        check_strategy("mask", strategy)
+        with pytest.raises(InputError, match="no rank has whole matrices"):
+            check_strategy(strategy)
     for strategy in (SingleDeviceStrategy(), DDPStrategy()):
-        check_strategy("remove", strategy)
+        check_strategy(strategy)
 
 
 def training(surgery: Any, *, keep: bool = True, regularizers: Any = None) -> tuple[ArticleGPT, Surgeon]:

@@ -79,7 +79,7 @@ def gate_gradients(units: Units, sample: Sample, *, open_masks: bool = False) ->
     found = []
     for batch in sample.batches:
         with units.gates(rows=len(batch["input_ids"]), open_masks=open_masks) as leaves:
-            gradients = torch.autograd.grad(sample.loss(batch).sum(), leaves, allow_unused=True)
+            gradients = torch.autograd.grad(sample.loss(batch).sum(), leaves, materialize_grads=True)
             found.append(units.from_leaves(gradients).expand(len(batch["input_ids"]), *units.shape))
     return torch.cat(found)
 
@@ -133,6 +133,8 @@ class GradientNormImportance(Importance):
     def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
         _need_gradients("the gradient of the weights")
         parameters = [part.parameter for layer in units.layers for part in layer.parts]
+        if not all(parameter.requires_grad for parameter in parameters):
+            raise InputError(f"{self.name} needs the gradients of all weights, and some are frozen: choose another")
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in sample.batches:
             gradients = torch.autograd.grad(sample.loss(batch).mean(), parameters)

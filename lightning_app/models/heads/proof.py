@@ -136,16 +136,16 @@ def _compare(
             f"of {width}"
         )
     old_at, new_at = part.positions(were), part.positions(layer.present)
-    for place, unit in enumerate(were):
-        source = old.index_select(part.dim, old_at[place].to(old.device))
-        where = f"{units.kind[:-1]} {unit} of layer {i}"
-        if unit in layer.present:
-            target = new.index_select(part.dim, new_at[layer.present.index(unit)].to(new.device))
-            if not torch.equal(source, target):
-                raise SurgeryError(f"{where} has other numbers in {name or part.name} than before")
-        elif alive[unit] and (i, unit) in units.kept:
+    places = {unit: place for place, unit in enumerate(were)}
+    source = old.index_select(part.dim, old_at[[places[u] for u in layer.present]].flatten().to(old.device))
+    if not torch.equal(source, new.index_select(part.dim, new_at.flatten().to(new.device))):
+        raise SurgeryError(f"{units.kind} that stay in layer {i} have other numbers in {name or part.name} than before")
+    for unit in places.keys() - set(layer.present):
+        if alive[unit] and (i, unit) in units.kept:
             kept = units.kept[i, unit][number]
-            if not torch.equal(source.cpu(), kept.state[name] if name else kept.value):
+            gone = old.index_select(part.dim, old_at[places[unit]].to(old.device)).cpu()
+            if not torch.equal(gone, kept.state[name] if name else kept.value):
+                where = f"{units.kind[:-1]} {unit} of layer {i}"
                 raise SurgeryError(f"{where} was not kept as it was: {name or part.name} differs")
 
 

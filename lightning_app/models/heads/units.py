@@ -356,12 +356,13 @@ class Units:
         layer, before = self.layers[i], self.layers[i].present
         if present == before:
             return
+        was, now = ({unit: place for place, unit in enumerate(units)} for units in (before, present))
+        staying = [unit for unit in present if unit in was]
         for number, part in enumerate(layer.parts):
             old, new = part.positions(before), part.positions(present)
-            staying = [unit for unit in present if unit in before]
-            source = old[[before.index(unit) for unit in staying]].flatten()
-            target = new[[present.index(unit) for unit in staying]].flatten()
-            joined = {unit: (new[present.index(unit)], slices[number]) for unit, slices in joining.items()}
+            source = old[[was[unit] for unit in staying]].flatten()
+            target = new[[now[unit] for unit in staying]].flatten()
+            joined = {unit: (new[now[unit]], slices[number]) for unit, slices in joining.items()}
 
             def rebuilt(
                 x: Tensor,

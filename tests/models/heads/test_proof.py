@@ -113,13 +113,13 @@ def test_nothing_is_lost(units: Units, optimizer: torch.optim.Optimizer, dead: T
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_a_weight_that_changed(units: Units, optimizer: torch.optim.Optimizer, dead: Tensor, name: str):
     part = next(part for part in units.layers[0].parts if part.name == name)
-    with pytest.raises(SurgeryError, match=f"head 0 of layer 0 has other numbers in {name}"):
+    with pytest.raises(SurgeryError, match=f"that stay in layer 0 have other numbers in {name}"):
         surgery(units, optimizer, dead, lambda: part.parameter.data[..., 0].add_(1e-6))
 
 
 def test_a_moment_that_changed(units: Units, optimizer: torch.optim.Optimizer, dead: Tensor):
     part = units.layers[1].in_out
-    with pytest.raises(SurgeryError, match="head 3 of layer 1 has other numbers in exp_avg_sq"):
+    with pytest.raises(SurgeryError, match="that stay in layer 1 have other numbers in exp_avg_sq"):
         surgery(units, optimizer, dead, lambda: optimizer.state[part.parameter]["exp_avg_sq"][-1].mul_(2))
 
 
