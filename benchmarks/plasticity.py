@@ -83,7 +83,7 @@ def step(options: dict[str, int], rows: int, *, gates: bool = False) -> Run:
 
 
 def analysis(options: dict[str, int], what: str) -> Run:
-    """What the schedule does once in a cycle, at each evaluation, or a controller at each of its updates."""
+    """What the schedule does with each batch of its sample, or a controller at each of its updates."""
     model = seeded_decoder(**options)
     heads = units_of(model, "heads")
 
@@ -91,14 +91,14 @@ def analysis(options: dict[str, int], what: str) -> Run:
         ids = batch["input_ids"]
         return token_nll(model(ids[:, :-1]), ids[:, 1:]).mean(-1)
 
-    batches = [{"input_ids": ids_of(options, BATCH)} for _ in range(SAMPLE)]
-    trimmed = [{"input_ids": batch["input_ids"][:, :-1]} for batch in batches]
-    sample = Sample(batches, loss)
+    batch = {"input_ids": ids_of(options, BATCH)}
+    trimmed = {"input_ids": batch["input_ids"][:, :-1]}
+    sample = Sample([batch], loss)
     do: dict[str, Callable[[], Any]] = {
         "gradients": lambda: gate_gradients(heads, sample),
-        "entropy": lambda: mean_entropy(heads, Sample(trimmed, loss)),
+        "entropy": lambda: mean_entropy(heads, Sample([trimmed], loss)),
         "evaluation": sample.mean_loss,
-        "controller": lambda: heads.entropy(trimmed[0]["input_ids"][:2]),
+        "controller": lambda: heads.entropy(trimmed["input_ids"][:2]),
     }
 
     def run() -> None:
@@ -148,9 +148,9 @@ def cost_rows(options: dict[str, int], rounds: int) -> list[Row]:
     timings = compare([plain, gated, *looks], rounds=rounds, warmup=1)
     rows = []
     for name, times, said, at_most in (
-        ("gradients", 1 / STEPS, "gradients at the gates, once in a cycle", None),
-        ("entropy", 1 / STEPS, "entropy of 16 query rows, once in a cycle", None),
-        ("evaluation", 1 / EVAL_FREQ, f"cross-entropy on the sample, each {EVAL_FREQ} steps", None),
+        ("gradients", SAMPLE / STEPS, "gradients at the gates, once in a cycle", None),
+        ("entropy", SAMPLE / STEPS, "entropy of 16 query rows, once in a cycle", None),
+        ("evaluation", SAMPLE / EVAL_FREQ, f"cross-entropy on the sample, each {EVAL_FREQ} steps", None),
         (
             "controller",
             1 / CONTROLLER_FREQ,
@@ -161,7 +161,7 @@ def cost_rows(options: dict[str, int], rounds: int) -> list[Row]:
         row = share(name, timings, "step", times=times, at_most=at_most)
         rows.append(Row(f"of a training: {said}", row.value, row.spread, row.target, row.met))
     both = [
-        100 * (g + e) / s / STEPS
+        100 * SAMPLE * (g + e) / s / STEPS
         for g, e, s in zip(*(timings.seconds[name] for name in ("gradients", "entropy", "step")), strict=True)
     ]
     both.sort()
@@ -182,7 +182,7 @@ def tables(quick: bool) -> list[Table]:
         "the ratio of the FLOPs (`Backbone.flops_per_token`): removal cannot save more, as embeddings and head stay."
     )
     blocks = (BLOCKS[0],) if quick else BLOCKS
-    rows = cost_rows(options, rounds) + saved_rows(options, blocks, rounds)
+    rows = cost_rows(options, min(rounds, 3)) + saved_rows(options, blocks, rounds)
     return [Table("Plasticity", rows, notes)]
 
 
