@@ -139,10 +139,8 @@ def share(name: str, part: Timings, of: str, *, times: float, at_most: float | N
 
 
 def cost_rows(options: dict[str, int], rounds: int) -> list[Row]:
-    looks = {name: Contestant(name, analysis, {"options": options, "what": name}) for name in ("gradients", "entropy")}
-    looks |= {
-        name: Contestant(name, analysis, {"options": options, "what": name}) for name in ("evaluation", "controller")
-    }
+    names = ("gradients", "entropy", "evaluation", "controller")
+    looks = [Contestant(name, analysis, {"options": options, "what": name}) for name in names]
     plain = Contestant("step", step, {"options": options, "rows": BATCH})
     gated = Contestant("gated", step, {"options": options, "rows": BATCH, "gates": True})
     timings = compare([plain, gated, *looks], rounds=rounds, warmup=1)
