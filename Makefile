@@ -57,7 +57,7 @@ experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=tex
 	$(BIN)/python -m experiments.continual $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
 	$(BIN)/python -m experiments.novelty $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
 
-experiment-plasticity: .venv/user ## is plasticity real? TRAIN=text HELDOUT=text UNSEEN=text, into docs/plasticity.md (about 35 minutes on 2 cores)
+experiment-plasticity: .venv/user ## is plasticity real? TRAIN=text HELDOUT=text UNSEEN=text, into docs/plasticity.md (about 45 minutes on 2 cores)
 	$(BIN)/python -m experiments.plasticity $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(UNSEEN),--unseen $(UNSEEN)) $(ARGS)
 
 clean: ## remove caches and runs, not .venv
