@@ -228,11 +228,8 @@ class HeadController(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, LanguageModule)
-        if not self._done:  # until the next batch this is a model with masked heads, for whatever looks at it
-            for units in pl_module.units("heads"):
-                units.set_mask(self.active)
-                units.close_gates()
-            self._leaves = []
+        if not self._done:
+            self._mask(pl_module)
         if trainer.global_step == self._step:
             return  # within an accumulation
         self._step = trainer.global_step
@@ -243,6 +240,18 @@ class HeadController(L.Callback):
             elif self._step % self.freq == 0:
                 self._update(trainer, pl_module)
         pl_module.log_dict({f"controller/{name}": value for name, value in self._numbers().items()})
+
+    def _mask(self, module: LanguageModule) -> None:
+        """Until the next batch this is a model with masked heads, for whatever looks at it."""
+        for units in module.units("heads"):
+            units.set_mask(self.active)
+            units.close_gates()
+        self._leaves = []
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """For the checkpoint that may be saved now."""
+        if self._leaves and isinstance(pl_module, LanguageModule):
+            self._mask(pl_module)
 
     def _numbers(self) -> dict[str, float]:
         assert self.controller is not None
