@@ -467,7 +467,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         ("parameters", "parameters", cost, costs_now, "{:,.0f}"),
         ("bytes", "bytes", cost, costs_now, "{:,.0f}"),
         ("FLOPs per token", "flops_per_token", cost, costs_now, "{:,.0f}"),
-        ("latency, ms (shortest of some forwards)", "latency_ms", cost, costs_now, "{:.3f}"),
+        ("a forward, ms (CPU time; on a GPU wall time)", "latency_ms", cost, costs_now, "{:.3f}"),
     )
     rows = [
         [

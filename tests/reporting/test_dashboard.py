@@ -196,7 +196,7 @@ def test_baseline_and_now_side_by_side(simulate: Simulate):
     assert rows[2][1:3] == [f"{ces[1]:.4f}", f"{ces[-1]:.4f}"]
     assert rows[4][:3] == ["parameters", f"{costs[0]['parameters']:,}", f"{costs[-1]['parameters']:,}"]
     assert rows[7][:3] == [
-        "latency, ms (shortest of some forwards)",
+        "a forward, ms (CPU time; on a GPU wall time)",
         f"{costs[0]['latency_ms']:.3f}",
         f"{costs[-1]['latency_ms']:.3f}",
     ]
