@@ -16,6 +16,7 @@ from benchmarks.memory import GPT2, SMALL, vectors
 from benchmarks.peers import seeded_decoder
 from lightning_app.models.art import ART
 from lightning_app.models.backbone import HiddenStates
+from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ARTRegularizer, Outputs
 from lightning_app.ops.art import Pooling
 from lightning_app.ops.losses import cross_entropy
@@ -65,8 +66,13 @@ def said(loss: Tensor, states: Tensor) -> tuple[float, float]:
 def step(options: dict[str, int]) -> Run:
     """Forward, loss, backward, clipping and fused AdamW of the model alone."""
     model = seeded_decoder(**options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(options["vocab_size"], (BATCH, BLOCK + 1), generator=torch.Generator().manual_seed(1))
+    return training_step(model, ids)
+
+
+def training_step(model: Decoder, ids: Tensor) -> Run:
+    """(B, T + 1) ids: forward, loss, backward, clipping and fused AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
         loss = cross_entropy(model(ids[:, :-1]), ids[:, 1:])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.art import training_step
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.memory import GPT2, SMALL
 from benchmarks.peers import seeded_decoder
@@ -15,7 +16,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.heads import Kind, units_of
 from lightning_app.models.heads.importance import Sample, gate_gradients, mean_entropy
 from lightning_app.models.rehearsal import evaluated
-from lightning_app.ops.losses import cross_entropy, token_nll
+from lightning_app.ops.losses import token_nll
 from lightning_app.ops.pruning import choose, choose_widths
 
 BATCH, SAMPLE = 8, 8  # sequences of a step, and batches of as many in the sample: the defaults
@@ -69,17 +70,7 @@ def step(options: dict[str, int], rows: int, *, gates: bool = False) -> Run:
     if gates:
         heads.open_gates()
         heads.set_gates(torch.ones(heads.shape), gradient=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def run() -> float:
-        loss = cross_entropy(model(ids[:, :-1]), ids[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss.item()
-
-    return run
+    return training_step(model, ids)
 
 
 def analysis(options: dict[str, int], what: str) -> Run:
