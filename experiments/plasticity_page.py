@@ -164,8 +164,7 @@ def _after(results: Results) -> str:
                 f"{np.mean([results.bits(r['test'], 'test') for r in found]):.4f}",
                 "" if arm == UNPRUNED else _percent(results.against(arm)),
                 "" if arm == UNPRUNED else _percent(results.against(arm, text="unseen")),
-                f"{100 * results.right(arm).mean():.1f}"
-                + ("" if arm == UNPRUNED else f" ({_percent(results.right_against(arm))})"),
+                _cloze(results, arm),
                 f"{results.mean(arm, 'parameters') / results.mean(arm, 'parameters_whole'):.1%}",
                 f"{results.mean(arm, 'flops_whole') / results.mean(arm, 'flops'):.2f}",
                 f"{results.mean(arm, 'speedup'):.2f}",
@@ -190,6 +189,15 @@ def _after(results: Results) -> str:
         "model (other jobs ran beside it). The second line is what another order of the batches changes: noise.\n\n"
         + _table(heads, rows)
     )
+
+
+def _cloze(results: Results, arm: str) -> str:
+    """Per cent of the words guessed, and the change; nothing where the text had no sentence to ask for."""
+    right = results.right(arm)
+    if not len(right):
+        return ""
+    change = "" if arm == UNPRUNED else f" ({_percent(results.right_against(arm))})"
+    return f"{100 * right.mean():.1f}{change}"
 
 
 def _targets(results: Results) -> str:

@@ -427,6 +427,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=[] if way in ("remove", "undone") else pytest.mark.slow) for way in WAYS]
 )
+@pytest.mark.filterwarnings("ignore:the slope of the loss is tested over 20 steps")
 def test_a_resume_in_any_phase_continues_bit_for_bit(fit: Fit, way: str):
     options = WAYS[way]
     every = ModelCheckpoint("all", filename="{step}", every_n_train_steps=1, save_top_k=-1)
