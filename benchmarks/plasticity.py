@@ -17,7 +17,7 @@ from lightning_app.models.heads import Kind, units_of
 from lightning_app.models.heads.importance import Sample, gate_gradients, mean_entropy
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.ops.losses import token_nll
-from lightning_app.ops.pruning import choose, choose_widths
+from lightning_app.ops.pruning import as_mask, choose, choose_widths
 
 BATCH, SAMPLE = 8, 8  # sequences of a step, and batches of as many in the sample: the defaults
 STEPS, EVAL_FREQ, CONTROLLER_FREQ = 500, 25, 10  # of the default schedule; steps of a cycle
@@ -37,10 +37,8 @@ def pruned(options: dict[str, int], levels: dict[Kind, float]) -> Decoder:
         units = units_of(model, kind)
         drawn = torch.rand(units.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         n = round(level * drawn.numel())
-        dead = torch.zeros(units.shape, dtype=torch.bool)
         if kind == "heads":
-            for unit in choose(drawn, units.mask, n):
-                dead[unit] = True
+            dead = as_mask(choose(drawn, units.mask, n), units.shape)
         else:
             dead = choose_widths(drawn, units.mask, n)
         units.remove(dead, keep=False)

@@ -30,6 +30,7 @@ from experiments import plasticity_page, store
 from experiments.cloze import Item, accuracy, items_of
 from experiments.continual import Texts
 from experiments.domains import pieces
+from experiments.plasticity_page import DEFAULT, UNPRUNED
 from experiments.runs import Training, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
 from experiments.texts import articles, halves, prepare
@@ -55,7 +56,7 @@ from lightning_app.models.heads.importance import (
 )
 from lightning_app.ops.importance import spearman
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
-from lightning_app.ops.pruning import choose, choose_widths, dead_after, most_missed
+from lightning_app.ops.pruning import as_mask, choose, choose_widths, dead_after, most_missed
 from lightning_app.text.corpus import read_documents
 from lightning_app.text.token_cache import prepare_tokens
 from lightning_app.text.tokenizer import load_tokenizer
@@ -63,7 +64,7 @@ from lightning_app.text.windows import Batch, TokenWindows
 from lightning_app.training.allocator import tune_allocator
 
 ROOT = Path(__file__).parent.parent
-DEFAULT, UNPRUNED, OTHER_ORDER, SMALLER = "Taylor", "unpruned", "unpruned, other order", "smaller from scratch"
+OTHER_ORDER, SMALLER = "unpruned, other order", "smaller from scratch"
 DRAWS = 5
 LEVELS = (0.15, 0.3, 0.5, 0.75)
 STRATEGIES: dict[str, Importance] = {
@@ -339,10 +340,7 @@ def _loaded(job: Job, evidence: Evidence, **options: Any) -> Run:
 
 def chosen(scores: Tensor, alive: Tensor, n: int) -> Tensor:
     """(L, H) bool: the n that go."""
-    dead = torch.zeros_like(alive)
-    for unit in choose(scores, alive, n):
-        dead[unit] = True
-    return dead
+    return as_mask(choose(scores, alive, n), alive.shape)
 
 
 def score_all(job: Job) -> None:

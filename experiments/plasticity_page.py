@@ -60,10 +60,6 @@ class Results:
 
     # After it
 
-    def nats(self, arm: str, text: str = "test") -> np.ndarray:
-        """(D,) mean over the seeds that have it."""
-        return np.mean([record[text] for record in self.arms[arm]], axis=0)
-
     def against(self, arm: str, base: str = UNPRUNED, text: str = "test") -> Interval:
         """Per cent more bits per byte, over the seeds that both have."""
         seeds = {r["seed"] for r in self.arms[arm]} & {r["seed"] for r in self.arms[base]}

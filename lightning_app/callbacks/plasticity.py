@@ -38,7 +38,7 @@ from lightning_app.models.ranks import gathered
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.phases import LASTING, Move, Plan, Position, next_move
-from lightning_app.ops.pruning import choose, choose_widths, dead_after
+from lightning_app.ops.pruning import as_mask, choose, choose_widths, dead_after
 from lightning_app.ops.stabilization import WINDOW, Verdict, quadratic_rule, slope_rule
 from lightning_app.text.datamodule import TextDataModule
 
@@ -182,6 +182,7 @@ class PlasticitySchedule(L.Callback):
         self._rates: HeadRates | None = None
         self._kept: dict[str, Any] = {}
         self._units: dict[Kind, Units] = {}
+        self._validation: Sample | None = None
 
     # Before training: what cannot work is refused
 
@@ -251,8 +252,10 @@ class PlasticitySchedule(L.Callback):
         return samples_of(module, data, datasets, seed=self.sample_seed, **sizes)
 
     def _sample(self, trainer: L.Trainer, module: LanguageModule) -> Sample:
-        """Of the validation text."""
-        return self._samples(trainer, module, None)[0][1]
+        """Of the validation text; drawn once, as it is looked at every few steps."""
+        if self._validation is None:
+            self._validation = self._samples(trainer, module, None)[0][1]
+        return self._validation
 
     def _surgeon(self, trainer: L.Trainer, module: LanguageModule) -> Surgeon:
         ids = self._sample(trainer, module).batches[0]["input_ids"][:2]
@@ -432,9 +435,7 @@ class PlasticitySchedule(L.Callback):
                 event: dict[str, Any] = {"removed": dead.sum(1).tolist(), "widths": units.mask.sum(1).tolist()}
             else:
                 chosen = choose(scores, alive, n, keep_per_layer=self.keep_per_layer)
-                dead = torch.zeros_like(alive)
-                for unit in chosen:
-                    dead[unit] = True
+                dead = as_mask(chosen, alive.shape)
                 checks = surgeon.kill(kind, dead)
                 rank = {
                     unit: i + 1 for i, unit in enumerate(sorted(_units_of(alive), key=lambda unit: float(scores[unit])))

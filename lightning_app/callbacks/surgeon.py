@@ -21,7 +21,7 @@ from lightning_app.models.memory_search import full_precision
 from lightning_app.models.ranks import gathered, several_ranks, world_size
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
-from lightning_app.ops.pruning import most_missed
+from lightning_app.ops.pruning import as_mask, most_missed
 
 Surgery = Literal["remove", "mask"]
 Checks = dict[str, float | int]
@@ -101,9 +101,7 @@ class Surgeon:
         """
         main, *copies = self.module.units(kind)
         optimizer, alive = self._optimizer, main.mask
-        kept = torch.zeros_like(alive)
-        for place in main.kept:
-            kept[place] = True
+        kept = as_mask(main.kept, alive.shape)
         absent = kept & ~main.present
         before = self.compute()
         for i, unit in absent.nonzero().tolist():

@@ -5,7 +5,7 @@ Shapes: L layers, H heads of each, N neurons of each. `alive` is True for units 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ def dead_after(level: float | Sequence[float], total: int, cycle: int, cycles: i
     if any(not 0 <= share <= 1 for share in levels):
         raise InputError(f"pruning_level is {level}; it must lie between 0 and 1")
     return round(levels[cycle - 1] * total) if cycle else 0
+
+
+def as_mask(units: Iterable[Unit], shape: Sequence[int]) -> Tensor:
+    """(L, H) bool, True at the units."""
+    mask = torch.zeros(*shape, dtype=torch.bool)
+    for unit in units:
+        mask[unit] = True
+    return mask
 
 
 def choose(importance_LH: Tensor, alive_LH: Tensor, n: int, *, keep_per_layer: int = 1) -> list[Unit]:

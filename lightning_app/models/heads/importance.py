@@ -80,7 +80,7 @@ def gate_gradients(units: Units, sample: Sample, *, open_masks: bool = False) ->
     for batch in sample.batches:
         with units.gates(rows=len(batch["input_ids"]), open_masks=open_masks) as leaves:
             gradients = torch.autograd.grad(sample.loss(batch).sum(), leaves, materialize_grads=True)
-            found.append(units.from_leaves(gradients).expand(len(batch["input_ids"]), *units.shape))
+            found.append(units.from_leaves(gradients))
     return torch.cat(found)
 
 
@@ -264,7 +264,7 @@ class LearnedGates(Importance):
                     for leaf, row, layer in zip(leaves, gates, units.layers, strict=True):
                         leaf.copy_(row[layer.present])
                 loss = sample.loss(sample.batches[step % len(sample.batches)]).mean()
-                gradients = units.from_leaves(torch.autograd.grad(loss, leaves, allow_unused=True))
+                gradients = units.from_leaves(torch.autograd.grad(loss, leaves, materialize_grads=True))
                 optimizer.zero_grad()
                 ((gates * gradients.to(gates)).sum() + self.penalty(logits, alive)).backward()
                 optimizer.step()

@@ -40,11 +40,10 @@ class FusedBlocks(Layout):
     out: str = "c_proj"
 
     def match(self, module: nn.Module) -> Layer | None:
-        found = _children(module, self.qkv, self.out)
-        if found is None or _outputs(found[0]) != 3 * _inputs(found[1]):
+        found = _fused(module, self.qkv, self.out)
+        if found is None:
             return None
-        qkv, out = found
-        H, K = _heads(module, out)
+        qkv, out, H, K = found
         return _layer(module, out, H, [(qkv, torch.cat([_rows(H, K) + i * H * K for i in range(3)], dim=1))])
 
 
@@ -57,11 +56,10 @@ class FusedPerHead(Layout):
     out: str = "dense"
 
     def match(self, module: nn.Module) -> Layer | None:
-        found = _children(module, self.qkv, self.out)
-        if found is None or _outputs(found[0]) != 3 * _inputs(found[1]):
+        found = _fused(module, self.qkv, self.out)
+        if found is None:
             return None
-        qkv, out = found
-        H, K = _heads(module, out)
+        qkv, out, H, K = found
         layer = _layer(module, out, H, [(qkv, _rows(H, 3 * K))])
         layer.biased = module
         return layer
@@ -134,6 +132,14 @@ def _children(module: nn.Module, *names: str) -> list[nn.Module] | None:
     matrices = [child for child in found if child is not None and "weight" in child._parameters]
     matrices = [child for child in matrices if child.get_parameter("weight").dim() == 2]
     return matrices if len(matrices) == len(names) else None
+
+
+def _fused(module: nn.Module, qkv: str, out: str) -> tuple[nn.Module, nn.Module, int, int] | None:
+    """Both matrices, H and K, where the first makes three numbers for each that the second reads."""
+    found = _children(module, qkv, out)
+    if found is None or _outputs(found[0]) != 3 * _inputs(found[1]):
+        return None
+    return found[0], found[1], *_heads(module, found[1])
 
 
 def _inputs(matrix: nn.Module) -> int:

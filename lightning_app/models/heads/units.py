@@ -242,13 +242,10 @@ class Units:
             leaves.append(leaf)
         return leaves
 
-    def from_leaves(self, leaves: Iterable[Tensor | None], *, missing: float = 0.0) -> Tensor:
+    def from_leaves(self, leaves: Iterable[Tensor], *, missing: float = 0.0) -> Tensor:
         """(.., P) numbers of each layer -> (.., L, N) float64 on the CPU; `missing` where a unit was removed."""
         rows = []
         for numbers, layer in zip(leaves, self.layers, strict=True):
-            if numbers is None:
-                rows.append(torch.full((layer.n,), missing, dtype=torch.float64))
-                continue
             row = torch.full((*numbers.shape[:-1], layer.n), missing, dtype=torch.float64)
             row[..., layer.present] = numbers.detach().double().cpu()
             rows.append(row)
