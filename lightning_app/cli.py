@@ -1,10 +1,11 @@
-"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,memory,categories,report}`.
+"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,chat,export,serve,compare,...}`.
 
 Importing Lightning takes seconds, so this file looks for cheap mistakes before anything heavy is imported.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import yaml
 from lightning_app.errors import InputError
 from lightning_app.ops.tree import leaves
 
+# Those without a trainer: a module of `inference` each, with a function `command`.
+COMMANDS = ("generate", "chat", "export", "serve", "compare", "memory", "categories", "report")
 LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
 
 
@@ -25,25 +28,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if args is None else args)
     try:
-        if argv[:1] == ["generate"]:
-            from lightning_app.inference.generate import command
-
-            command(argv[1:])
-            return
-        if argv[:1] == ["memory"]:
-            from lightning_app.inference.memory import command as memory_command
-
-            memory_command(argv[1:])
-            return
-        if argv[:1] == ["categories"]:
-            from lightning_app.inference.categories import command as categories_command
-
-            categories_command(argv[1:])
-            return
-        if argv[:1] == ["report"]:
-            from lightning_app.inference.report import command as report_command
-
-            report_command(argv[1:])
+        if argv[:1] and argv[0] in COMMANDS:
+            importlib.import_module(f"lightning_app.inference.{argv[0]}").command(argv[1:])
             return
         check_arguments(argv)
         from lightning_app.harness import run
