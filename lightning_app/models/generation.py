@@ -1,16 +1,20 @@
-"""Autoregressive generation with any backbone."""
+"""Autoregressive generation with any backbone: one text, or a batch that texts join and leave at any time.
+
+Shapes: B rows, T positions, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone
-from lightning_app.ops.sampling import sample
+from lightning_app.models.backbone import Backbone, Cache
+from lightning_app.ops.sampling import penalise_repetition, sample
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,10 @@ class GenerationOptions:
         temperature: divides the logits; 0 is greedy.
         top_k: only among the k most likely tokens; None: all.
         top_p: only among the most likely tokens that together have this probability.
-        seed: of the draws, so that a text can be had again.
+        seed: of the draws, so that a text can be had again; of a batch, row i draws with seed + i.
         use_cache: keep keys and values of the positions seen (same tokens, much faster).
+        min_p: only among the tokens with this share of the likeliest one's probability; 0: all.
+        repetition_penalty: makes tokens that the text has, prompt included, less likely; 1: does not.
     """
 
     max_new_tokens: int = 100
@@ -32,13 +38,18 @@ class GenerationOptions:
     top_p: float = 1.0
     seed: int = 0
     use_cache: bool = True
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         for name, right, rule in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0 (0 is greedy)"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0 (0 is greedy)"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("seed", -(2**63) <= self.seed < 2**63, "a number of 64 bits"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 does nothing)"),
         ):
             if not right:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")
@@ -64,7 +75,134 @@ def _context_start(start: int, length: int, max_length: int | None) -> int:
     return length - max(1, max_length // 2)
 
 
-@torch.inference_mode()
+class Continuation:
+    """A text that a `BatchDecoder` continues.
+
+    Attributes:
+        ids: the prompt and what was added.
+        options: how it is continued.
+        new: tokens added so far.
+    """
+
+    def __init__(self, ids: Sequence[int], options: GenerationOptions, *, max_length: int | None, device: torch.device):
+        self.ids, self.options, self.new = list(ids), options, 0
+        self.generator = torch.Generator(device).manual_seed(options.seed)
+        self._start = max(0, len(self.ids) - max_length) if max_length else 0
+
+    def moves(self, max_length: int | None) -> bool:
+        """Whether the context is full, so that it starts elsewhere from now on."""
+        before, self._start = self._start, _context_start(self._start, len(self.ids), max_length)
+        return self._start != before
+
+    @property
+    def context(self) -> list[int]:
+        """The tokens that the next one is predicted from."""
+        return self.ids[self._start :]
+
+    @property
+    def kind(self) -> GenerationOptions:
+        """The options but for what may differ between rows that are drawn together."""
+        return replace(self.options, seed=0, max_new_tokens=1)
+
+
+class BatchDecoder:
+    """Continues several texts at once, a token of each per step; each gets the tokens that it would get alone.
+
+    Texts may join and leave between steps. Rows are padded on the left. The cache is computed anew when a text joins,
+    when a context is full, and when half of the rows have left: any backbone can do that, and at a prompt's cost.
+
+    Args:
+        backbone: in eval mode for deterministic results; moved and cast by the caller.
+        device: where it is.
+        vocab_size: ids from here on are spare and never sampled; None: all ids are real.
+        use_cache: see `GenerationOptions`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, device: torch.device, vocab_size: int | None = None, use_cache: bool = True
+    ):
+        self.backbone, self.device, self.vocab_size, self.use_cache = backbone, device, vocab_size, use_cache
+        self.texts: list[Continuation] = []
+        self._rows: list[Continuation] = []  # of the cache, those included that have left
+        self._cache: Cache | None = None
+        self._mask: Tensor | None = None  # (B, P), over the P positions in the cache
+        self._width = 0  # P
+
+    def join(self, ids: Sequence[int], options: GenerationOptions) -> Continuation:
+        """Continue the text of `ids`, at least one token, from the next step on."""
+        text = Continuation(ids, options, max_length=self.backbone.max_length, device=self.device)
+        self.texts.append(text)
+        self._cache = None
+        return text
+
+    def leave(self, text: Continuation) -> None:
+        """Continue it no further."""
+        self.texts.remove(text)
+
+    @torch.inference_mode()
+    def step(self) -> list[int]:
+        """Add a token to each of `texts` -> the tokens."""
+        if self._must_start_anew():
+            ids, new_mask = self._start_anew()
+        else:
+            ids = torch.tensor([row.ids[-1:] for row in self._rows], device=self.device)
+            new_mask = torch.ones_like(ids, dtype=torch.bool)
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, new_mask], dim=1)
+        self._width += ids.shape[1]
+        states = self.backbone.hidden(self.backbone.embed(ids), mask=self._mask, cache=self._cache)
+        logits = self.backbone.logits(states.last[:, -1:])[:, -1, : self.vocab_size]
+        return self._draw(logits)
+
+    def _must_start_anew(self) -> bool:
+        limit = self.backbone.max_length
+        moved = [text.moves(limit) for text in self.texts]  # each, whatever the others say
+        full = limit is not None and self._width >= limit
+        return self._cache is None or any(moved) or full or 2 * len(self.texts) <= len(self._rows)
+
+    def _start_anew(self) -> tuple[Tensor, Tensor]:
+        """All contexts as (B, T) ids and mask; the cache is empty, and takes them next."""
+        self._rows = list(self.texts)
+        contexts = [row.context for row in self._rows]
+        width = max(len(context) for context in contexts)
+        ids = torch.tensor([[0] * (width - len(c)) + c for c in contexts], device=self.device)
+        lengths = torch.tensor([len(context) for context in contexts], device=self.device)
+        mask = torch.arange(width, device=self.device) >= width - lengths[:, None]
+        self._cache = self.backbone.new_cache(len(ids)) if self.use_cache else None
+        self._mask = None if all(len(context) == width for context in contexts) else mask[:, :0]
+        self._width = 0
+        return ids, mask
+
+    def _draw(self, logits: Tensor) -> list[int]:
+        """One token for each of `texts` from the (B, V) logits of the rows; rows of one kind at once."""
+        row_of = {id(row): i for i, row in enumerate(self._rows)}
+        kinds: dict[GenerationOptions, list[Continuation]] = {}
+        for text in self.texts:
+            kinds.setdefault(text.kind, []).append(text)
+        for options, texts in kinds.items():
+            some = logits[[row_of[id(text)] for text in texts]]
+            tokens = sample(
+                self._penalised(some, texts, options.repetition_penalty),
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                min_p=options.min_p,
+                generators=[text.generator for text in texts],
+            )
+            for text, token in zip(texts, tokens.tolist(), strict=True):
+                text.ids.append(token)
+                text.new += 1
+        return [text.ids[-1] for text in self.texts]
+
+    def _penalised(self, logits: Tensor, texts: Sequence[Continuation], penalty: float) -> Tensor:
+        if penalty == 1:
+            return logits
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for row, text in zip(seen, texts, strict=True):
+            row[[i for i in set(text.ids) if i < len(row)]] = True
+        return penalise_repetition(logits.float(), seen, penalty)
+
+
 def generate(
     backbone: Backbone,
     ids: Tensor,
@@ -76,10 +214,10 @@ def generate(
     """Yield the next token of each row, (B,), until `max_new_tokens` or until every row has reached `eot`.
 
     Args:
-        backbone: in eval mode for deterministic results; moved and cast by the caller.
+        backbone: see `BatchDecoder`.
         ids: (B, T) prompt, at least one token; only the last `max_length` are seen.
         options: see `GenerationOptions`.
-        vocab_size: ids from here on are spare and never sampled; None: all ids are real.
+        vocab_size: see `BatchDecoder`.
         eot: end-of-text id; a row that has reached it yields it ever after. None: rows never end.
 
     Raises:
@@ -88,25 +226,12 @@ def generate(
     options = options or GenerationOptions()
     if ids.dim() != 2 or ids.shape[1] == 0:
         raise InputError(f"the prompt has shape {tuple(ids.shape)}; it must be (rows, tokens) with at least one token")
-    generator = torch.Generator(ids.device).manual_seed(options.seed)
-    start = max(0, ids.shape[1] - backbone.max_length) if backbone.max_length else 0
-    cache, seen = None, start  # the cache holds the positions from start to seen
-    finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+    decoder = BatchDecoder(backbone, device=ids.device, vocab_size=vocab_size, use_cache=options.use_cache)
+    texts = [decoder.join(row, replace(options, seed=options.seed + i)) for i, row in enumerate(ids.tolist())]
     for _ in range(options.max_new_tokens):
-        context = _context_start(start, ids.shape[1], backbone.max_length)
-        if cache is None or context != start:
-            start = seen = context
-            cache = backbone.new_cache(ids.shape[0]) if options.use_cache else None
-        states = backbone.hidden(backbone.embed(ids[:, seen:]), cache=cache)
-        seen = ids.shape[1]
-        logits = backbone.logits(states.last[:, -1:])[:, -1, :vocab_size]
-        token = sample(
-            logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, generator=generator
-        )
-        if eot is not None:
-            token = torch.where(finished, eot, token)
-            finished |= token == eot
-        yield token
-        if eot is not None and bool(finished.all()):
+        decoder.step()
+        yield torch.tensor([text.ids[-1] for text in texts], device=ids.device)
+        for text in [text for text in decoder.texts if text.ids[-1] == eot]:
+            decoder.leave(text)
+        if not decoder.texts:
             return
-        ids = torch.cat([ids, token[:, None]], dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,13 +22,26 @@ def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 
+def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Keep the tokens with at least min_p of the likeliest one's probability (Nguyen et al. 2024, arXiv:2407.01082)."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide positive scores of `seen` (B, V) tokens by the penalty, multiply negative ones (Keskar et al. 2019, CTRL,
+    arXiv:1909.05858, section 4.1, with the sign taken care of)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def sample(
     logits: Tensor,
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
-    generator: torch.Generator | None = None,
+    min_p: float = 0.0,
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
 ) -> Tensor:
     """Draw one token per row.
 
@@ -35,7 +50,8 @@ def sample(
         temperature: divides the logits; 0 takes the highest score (greedy).
         top_k: only among the k most likely tokens.
         top_p: only among the most likely tokens that together have this probability.
-        generator: source of chance, on the device of the logits.
+        min_p: only among the tokens with this share of the likeliest one's probability.
+        generators: source of chance, on the device of the logits; one per row: a row draws the same in any batch.
 
     Returns: (B,) ids.
     """
@@ -46,4 +62,10 @@ def sample(
         logits = filter_top_k(logits, top_k)
     if top_p < 1:
         logits = filter_top_p(logits, top_p)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    if min_p > 0:
+        logits = filter_min_p(logits, min_p)
+    probabilities = logits.softmax(-1)
+    if isinstance(generators, Sequence):
+        rows = zip(probabilities, generators, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+    return torch.multinomial(probabilities, 1, generator=generators).squeeze(-1)

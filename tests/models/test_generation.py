@@ -8,7 +8,7 @@ import torch
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions, generate, lay_out_for_generation
+from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate, lay_out_for_generation
 
 GREEDY = GenerationOptions(max_new_tokens=5, temperature=0)
 SAMPLED = GenerationOptions(max_new_tokens=5, temperature=1.0, top_k=12, top_p=0.95, seed=7)
@@ -184,6 +184,72 @@ def test_default_options():
     assert tokens.shape == (3, 100)
 
 
+MIXED = (  # length of the prompt, options
+    (1, GenerationOptions(9, temperature=0)),
+    (5, GenerationOptions(3, temperature=1.0, top_k=12, seed=1)),
+    (2 * BLOCK, GenerationOptions(14, temperature=0.7, min_p=0.05, seed=2)),
+    (3, GenerationOptions(20, temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=3)),
+    (3, GenerationOptions(20, temperature=1.0, top_p=0.9, repetition_penalty=1.3, seed=4)),
+)
+
+
+def alone(model, ids, options):
+    return torch.cat(list(generate(model, torch.tensor([ids]), options))).tolist()
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("every", [0, 1, 4])
+def test_texts_that_join_and_leave_get_the_tokens_that_they_get_alone(positions, use_cache, every):
+    """A text joins every `every` steps (0: all at once) and leaves when it has its tokens."""
+    model = decoder(positions=positions)
+    waiting = [(prompt(rows=1, length=length)[0].tolist(), options) for length, options in MIXED]
+    expected = [alone(model, ids, options) for ids, options in waiting]
+    batch, texts, done, steps = BatchDecoder(model, device=torch.device("cpu"), use_cache=use_cache), [], [], 0
+    while waiting or batch.texts:
+        while waiting and (every == 0 or steps % every == 0 or not batch.texts):
+            ids, options = waiting.pop(0)
+            texts.append((batch.join(ids, options), len(ids)))
+            if every:
+                break
+        batch.step()
+        steps += 1
+        for text in [text for text in batch.texts if text.new == text.options.max_new_tokens]:
+            batch.leave(text)
+            done.append(text)
+    assert [text.ids[n:] for text, n in texts] == expected
+    assert len(done) == len(MIXED)
+    assert steps < sum(len(tokens) for tokens in expected)  # together
+
+
+def test_rows_that_have_left_are_dropped_from_the_cache(monkeypatch):
+    model, rows = decoder(), []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda x, **options: rows.append(len(x)) or hidden(x, **options))
+    batch = BatchDecoder(model, device=torch.device("cpu"))
+    texts = [batch.join([1], GREEDY) for _ in range(4)]
+    for text in texts[:3]:
+        batch.step()
+        batch.leave(text)
+    batch.step()
+    assert rows == [4, 4, 2, 1]  # of the four two are left, then one: half
+
+
+def test_a_row_of_a_batch_draws_with_its_own_seed():
+    model = decoder()
+    together = texts(model, prompt(rows=1).expand(3, -1), SAMPLED)
+    single = [texts(model, prompt(rows=1), replace(SAMPLED, seed=SAMPLED.seed + i))[0] for i in range(3)]
+    assert torch.equal(together, torch.stack(single))
+
+
+def test_a_high_penalty_lets_no_token_come_twice():
+    options = GenerationOptions(20, temperature=0.01, repetition_penalty=1e6)
+    new = texts(decoder(), prompt(rows=2), options, vocab_size=29)
+    for row, ids in zip(new.tolist(), prompt(rows=2).tolist(), strict=True):
+        # positive scores fall to 0 and negative ones far below: while there are positive ones none is drawn again
+        assert len(set(row[:8]) - set(ids)) == 8
+
+
 @pytest.mark.parametrize("shape", [(0,), (1, 0), (4,), (1, 2, 3)])
 def test_a_prompt_without_rows_or_tokens_is_refused(shape):
     with pytest.raises(InputError, match=r"the prompt has shape \(.*\); it must be \(rows, tokens\) with at least one"):
@@ -201,6 +267,12 @@ def test_a_prompt_without_rows_or_tokens_is_refused(shape):
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"top_p": float("nan")},
+        {"temperature": float("inf")},
+        {"seed": 2**63},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("nan")},
     ],
 )
 def test_bad_options_are_refused(wrong):

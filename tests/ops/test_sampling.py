@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_app.ops.sampling import filter_top_k, filter_top_p, sample
+from lightning_app.ops.sampling import filter_min_p, filter_top_k, filter_top_p, penalise_repetition, sample
 
 P = torch.tensor([0.15, 0.5, 0.05, 0.3])  # ids by probability: 1, 3, 0, 2
 DRAWS = 20_000  # the standard error of a frequency is at most 0.0035
@@ -11,7 +11,7 @@ DRAWS = 20_000  # the standard error of a frequency is at most 0.0035
 
 def frequencies(p, **options):
     generator = torch.Generator().manual_seed(0)
-    tokens = sample(p.log().expand(DRAWS, -1), generator=generator, **options)
+    tokens = sample(p.log().expand(DRAWS, -1), generators=generator, **options)
     assert tokens.shape == (DRAWS,)
     return tokens.bincount(minlength=len(p)) / DRAWS
 
@@ -37,6 +37,9 @@ def test_temperature_0_is_argmax():
         ({"top_k": 99}, [0.15, 0.5, 0.05, 0.3]),
         ({"top_p": 0.79}, [0, 0.625, 0, 0.375]),
         ({"top_p": 0.81}, [3 / 19, 10 / 19, 0, 6 / 19]),
+        ({"min_p": 0.31}, [0, 0.625, 0, 0.375]),
+        ({"min_p": 0.29}, [3 / 19, 10 / 19, 0, 6 / 19]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
         ({"top_k": 3, "top_p": 0.6}, [0, 0.625, 0, 0.375]),
         ({"temperature": 0.5, "top_p": 0.6}, [0, 1, 0, 0]),  # the temperature comes first: id 1 alone has 0.68
     ],
@@ -78,7 +81,7 @@ def test_rows_are_filtered_apart():
 def test_the_generator_is_the_only_source_of_chance():
     logits = torch.zeros(100, 50)
     state = torch.get_rng_state()
-    first, again, other = (sample(logits, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (sample(logits, generators=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -87,7 +90,7 @@ def test_the_generator_is_the_only_source_of_chance():
 def test_half_precision_is_divided_in_single():
     """Two neighbours in bf16: at temperature 0.01 they are 0.78125 apart, in bf16 they would be 1."""
     logits = torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16).expand(DRAWS, -1)
-    tokens = sample(logits, temperature=0.01, generator=torch.Generator().manual_seed(0))
+    tokens = sample(logits, temperature=0.01, generators=torch.Generator().manual_seed(0))
     assert tokens.double().mean().item() == pytest.approx(0.68595, abs=0.015)  # and not 0.731
 
 
@@ -95,3 +98,26 @@ def test_the_logits_stay_as_they_are():
     logits = P.log()[None].clone()
     sample(logits, temperature=0.5, top_k=2, top_p=0.5)
     assert torch.equal(logits, P.log()[None])
+
+
+def test_min_p_is_measured_after_the_temperature():
+    hot = P.log() / 2
+    assert kept(filter_min_p(P.log(), 0.5)) == [1, 3]
+    assert kept(filter_min_p(hot, 0.5)) == [0, 1, 3]  # sqrt(0.15 / 0.5) = 0.55
+
+
+def test_the_penalty_lowers_scores_of_either_sign():
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert penalise_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+
+
+def test_each_row_draws_from_its_own_generator():
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+
+    def generators(seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = sample(logits, generators=generators([5, 6, 7, 8]))
+    single = [sample(logits[i : i + 1], generators=generators([5 + i])) for i in range(4)]
+    assert torch.equal(together, torch.cat(single))
