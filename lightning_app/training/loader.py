@@ -42,26 +42,35 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 class FlatBatches:
-    """Consecutive groups of `batch_size` indices out of one rank's share of `order` (N,).
+    """Consecutive groups of `batch_size` indices per rank out of `order` (N,).
 
-    Rank r takes every `world_size`-th index. `even` first drops the N % world_size last ones, so that all ranks
-    have as many batches.
+    Each group of `batch_size` x `world_size` indices is cut into contiguous parts, one per rank: the ranks together, in
+    their order, see the batches of one process with as large a batch. What is left at the end is shared as evenly as it
+    can be. `even` first drops the N % world_size last ones, so that all ranks have as many batches.
     """
 
     def __init__(
         self, order: Sequence[int], *, batch_size: int, rank: int, world_size: int, drop_last: bool, even: bool
     ) -> None:
+        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
         end = len(order) - len(order) % world_size if even else len(order)
-        self.indices = order[rank:end:world_size]
-        self.batch_size = batch_size
-        self.drop_last = drop_last
+        self.full, self.rest = divmod(end, batch_size * world_size)
+        if drop_last:
+            self.rest = 0
 
     def __len__(self) -> int:
-        rest = 0 if self.drop_last else self.batch_size - 1
-        return (len(self.indices) + rest) // self.batch_size
+        return self.full + (self._part(self.rank + 1) > self._part(self.rank))
+
+    def _part(self, rank: int) -> int:
+        """Where the rank's part of what is left begins."""
+        return self.rest * rank // self.world_size
 
     def __getitem__(self, t: int) -> list[int]:
-        return list(self.indices[t * self.batch_size : (t + 1) * self.batch_size])
+        first = t * self.batch_size * self.world_size
+        if t < self.full:
+            first += self.rank * self.batch_size
+            return list(self.order[first : first + self.batch_size])
+        return list(self.order[first + self._part(self.rank) : first + self._part(self.rank + 1)])
 
 
 class StreamBatches:

@@ -95,6 +95,14 @@ def test_even_ranks_have_as_many_batches(order, size, drop_last):
     assert len(windows) == len(set(windows)) > size - 12
 
 
+@pytest.mark.parametrize(("order", "size"), [("sequential", 26), ("shuffled", 26), ("streams", 24)])
+def test_ranks_together_see_the_batches_of_one_process_in_its_order(order, size):
+    alone = epochs(ResumableLoader(Windows(size), batch_size=6, order=order), 2)
+    share = {"batch_size": 3, "order": order, "world_size": 2, "even": True}
+    ranks = [epochs(ResumableLoader(Windows(size), rank=rank, **share), 2) for rank in range(2)]
+    assert [[a + b for a, b in zip(*parts, strict=True)] for parts in zip(*ranks, strict=True)] == alone
+
+
 def reference(order: str, workers: int) -> tuple[ResumableLoader, list[list[list[int]]]]:
     options = {"batch_size": 3, "order": order, "seed": 4, "num_workers": workers}
     return ResumableLoader(Windows(11), **options), epochs(ResumableLoader(Windows(11), **options), 3)
