@@ -21,6 +21,8 @@ from lightning_app.text.tokenizer import Tokenizer
 
 SAMPLE = 500  # stored vectors that `check` searches for
 NOISE = 0.1  # of the noisy ones, times the root mean square of a vector
+HALF = "\N{REPLACEMENT CHARACTER}"  # for bytes that are no character
+UNKNOWN = "unknown"  # name of a document that nothing is known of
 SAME = 1e-4  # relative difference of two distances that count as equal
 
 
@@ -43,7 +45,7 @@ def entries_by_document(memories: Iterable[AssociativeMemory]) -> dict[int, int]
 
 def name_of(key: int, names: dict[int, str]) -> str:
     """Its source; `key:...` where only the content is known."""
-    return names.get(key, "unknown" if key == -1 else f"key:{key:x}")
+    return names.get(key, UNKNOWN if key == -1 else f"key:{key:x}")
 
 
 def keys_of(document: str, held: Iterable[int], names: dict[int, str]) -> list[int]:
@@ -83,12 +85,14 @@ class Neighbour:
     """An entry that was found.
 
     Attributes:
+        id: in its memory.
         distance: to the query, in the memory's metric.
         span: the text up to the entry.
         next: the token that followed.
         document, position: where it stood.
     """
 
+    id: int
     distance: float
     span: str
     next: str
@@ -119,24 +123,25 @@ def search(varda: VardaGPT, reader: Reader, tokenizer: Tokenizer, text: str, *, 
     query = queries_of(varda, reader, torch.tensor([ids], device=varda.device))[-1:]
     if not reader.bank.size():
         raise InputError("the memory is empty: nothing can be found; `memory add` or `memory build` fills it")
-    found = [
-        neighbour
-        for memory in reader.bank.memories
-        for neighbour in _neighbours(memory, query, k, tokenizer, varda.documents)
-    ]
+    found: list[Neighbour] = []
+    for memory in reader.bank.memories:
+        nearest_ids, distances = memory.search(query[0], k)
+        found += neighbours(memory, nearest_ids, distances, tokenizer, varda.documents)
     return sorted(found, key=lambda neighbour: neighbour.distance)[:k]
 
 
-def _neighbours(
-    memory: AssociativeMemory, query: Tensor, k: int, tokenizer: Tokenizer, names: dict[int, str]
+def neighbours(
+    memory: AssociativeMemory, ids: Tensor, distances: Tensor, tokenizer: Tokenizer, names: dict[int, str]
 ) -> list[Neighbour]:
-    ids, distances = (result[0] for result in memory.search(query, k))
+    """What is known of entries (K,) at these distances (K,); an id of -1 is none."""
     known = memory.payload(ids)
+    texts = [shown(tokenizer, *pair) for pair in zip(known.spans.tolist(), known.tokens.tolist(), strict=True)]
     return [
         Neighbour(
+            id=int(ids[i]),
             distance=float(distances[i]),
-            span=decoded(tokenizer, known.spans[i].tolist()),
-            next=decoded(tokenizer, [int(known.tokens[i])]),
+            span=texts[i][0],
+            next=texts[i][1],
             document=name_of(int(known.documents[i]), names),
             position=int(known.positions[i]),
         )
@@ -144,9 +149,11 @@ def _neighbours(
     ]
 
 
-def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, without those that are unknown (-1)."""
-    return tokenizer.decode([i for i in ids if i >= 0])
+def shown(tokenizer: Tokenizer, span: Sequence[int], following: int) -> tuple[str, str]:
+    """The texts of a span and of the token behind it (-1: unknown), to which a character belongs that it ends."""
+    decoder = tokenizer.stream_decoder()
+    text = "".join(decoder(i) for i in span if i >= 0).lstrip(HALF)  # it may begin within a character, too
+    return (text, decoder(following) + decoder.flush()) if following >= 0 else (text + decoder.flush(), "")
 
 
 # Check

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.readers.base import Passage, Reading
+from lightning_app.models.readers.base import Passage, Reading, Reads, own_entries
 from lightning_app.models.readers.learned import Deletions, Found, LearnedReader
 from lightning_app.models.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
 
@@ -89,7 +89,8 @@ class AttentionReader(LearnedReader):
         own = F.normalize(decisions.vectors, dim=-1)
         near = (F.normalize(found.vectors, dim=-1) @ queries[..., None])[..., 0]
         scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
-        scores = scale * torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
+        cosines = torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
+        scores = scale * cosines
         stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
         deletions = self._deletions(scores, stored, decisions, found)
         left, left_at_end = self._left(deletions, found, passage)
@@ -107,7 +108,14 @@ class AttentionReader(LearnedReader):
             terms["retrieval"] = (self.retrieval_weight, self._retrieval(scores, stored, found.ids, passage))
         statistics = {"read_gate": gate.mean() if len(gate) else gate.new_zeros(())}
         reading = self._reading(
-            passage, decisions, found, deletions, left=left_at_end, terms=terms, statistics=statistics
+            passage,
+            decisions,
+            found,
+            deletions,
+            left=left_at_end,
+            terms=terms,
+            statistics=statistics,
+            reads=lambda: Reads(_candidates(found.ids), 1 - cosines, mass / total, "cosine"),
         )
         return read, reading
 
@@ -149,3 +157,9 @@ class AttentionReader(LearnedReader):
         )  # (B, S + 1, n)
         where = passage.segments[None, :, None] * n + numbers
         return left.flatten(1).gather(1, where.flatten(1)).view(B, T, k + T), left[:, -1, n - T :]
+
+
+def _candidates(ids: Tensor) -> Tensor:
+    """(B, T, k) ids -> (B, T, C) entries, see `Reads`."""
+    own = own_entries(torch.arange(ids.shape[1], device=ids.device))
+    return torch.cat([ids, own.expand(*ids.shape[:2], -1)], dim=-1)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.memory import AssociativeMemory, Origin
+from lightning_app.models.memory_search import Metric
 from lightning_app.models.readers.bank import Bank, Effects, Scope
 
 SESSION = 0  # document key of what is generated; those of texts lie above
+OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j
 Writes = Literal["always", "evaluation", "never"]
 
 
@@ -103,6 +105,29 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What each position read, of C candidates.
+
+    Attributes:
+        entries: (B, T, C) id of a stored entry; OWN - j: what position j of the own block would store; -1: none.
+        distances: (B, T, C) to it, in the metric.
+        weights: (B, T, C) share of it in all that the position read, where nothing may have a share, too; of readers
+            that change the logits: the probability that it gives to its next token. 0 where it was not read.
+        metric: of the distances.
+    """
+
+    entries: Tensor
+    distances: Tensor
+    weights: Tensor
+    metric: Metric
+
+
+def own_entries(positions: Tensor) -> Tensor:
+    """`Reads.entries` of positions of the own block."""
+    return OWN - positions
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a reader did in a forward.
 
@@ -110,11 +135,13 @@ class Reading:
         terms: weight and value of its loss terms by name, with gradients.
         statistics: scalars to log.
         effects: what is to be written and removed after the step; None: nothing.
+        reads: what each position read, computed when it is asked for; None: nothing.
     """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     effects: Effects | None = None
+    reads: Callable[[], Reads] | None = None
 
 
 class Reader(nn.Module, ABC):
@@ -215,7 +242,8 @@ class Reader(nn.Module, ABC):
 
 
 def merged(readings: list[Reading]) -> Reading:
-    """One reading of several parts of the block by the same reader: terms and statistics averaged, effects joined."""
+    """One reading of several hooks of the same reader: terms and statistics averaged, effects joined; one of them
+    says what was read."""
     effects = [r.effects for r in readings if r.effects is not None]
     return Reading(
         {
@@ -229,4 +257,5 @@ def merged(readings: list[Reading]) -> Reading:
             for name in reading.statistics
         },
         Effects.joined(effects) if effects else None,
+        next((r.reads for r in readings if r.reads is not None), None),
     )

@@ -7,7 +7,7 @@ memory_dim, k results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.models.backbone import HiddenStates
-from lightning_app.models.readers.base import Passage, Reading
+from lightning_app.models.readers.base import Passage, Reading, Reads, own_entries
 from lightning_app.models.readers.learned import Deletions, Found, LearnedReader
 from lightning_app.models.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
 
 BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
+BY_READ = ("entries", "distances", "weights")  # of Reads
 
 
 class ConcatReader(LearnedReader):
@@ -63,10 +64,12 @@ class ConcatReader(LearnedReader):
     ) -> tuple[HiddenStates, Reading]:
         queries = self.queries(embeddings if memory_input is None else memory_input)
         found = self._search(queries, passage)
-        block = _Block(passage, found, self.results)
-        for columns in _columns(passage.segments):
+        block, columns_of = _Block(passage, found, self.results), _columns(passage.segments)
+        read: list[_Nearest] = []
+        for columns in columns_of:
             results, nearest = self._results(queries[:, columns], block, columns)
             states = hidden(self.fc(torch.cat([embeddings[:, columns], results.to(embeddings.dtype)], dim=-1)))
+            read.append(nearest)
             decisions = self.writer(states.last)
             block.add(states, decisions)
             with torch.autocast(embeddings.device.type, enabled=False):
@@ -79,6 +82,7 @@ class ConcatReader(LearnedReader):
             left=block.left[:, -passage.ids.shape[1] :],
             terms={},
             statistics={},
+            reads=lambda: _joined(read, [found.ids[:, columns] for columns in columns_of]),
         )
         return block.states, reading
 
@@ -94,7 +98,7 @@ class ConcatReader(LearnedReader):
             scores = (-self.log_scale.exp() / M * squared.gather(-1, chosen)).masked_fill(~there, -math.inf)
             mass = (scores - scores.amax(-1, keepdim=True).clamp_min(-1e30)).exp() * store.gather(-1, chosen)
             weights = mass / mass.sum(-1, keepdim=True).clamp_min(1e-6)
-            nearest = _Nearest(chosen, there, vectors.at(chosen))
+            nearest = _Nearest(chosen, there, vectors.at(chosen), squared.gather(-1, chosen), weights)
             return (weights[..., None] * nearest.vectors).flatten(-2), nearest
 
     def _deletions(self, decisions: Decisions, nearest: _Nearest) -> Deletions:
@@ -105,11 +109,29 @@ class ConcatReader(LearnedReader):
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The k best candidates of L positions: their numbers and whether there is one (B, L, k), and (B, L, k, M)."""
+    """The k best candidates of L positions: their numbers and whether there is one (B, L, k), (B, L, k, M), squared
+    distances and weights (B, L, k)."""
 
     chosen: Tensor
     there: Tensor
     vectors: Tensor
+    squared: Tensor
+    weights: Tensor
+
+    def reads(self, ids: Tensor) -> Reads:
+        """(B, L, k) ids of what was found."""
+        k = ids.shape[-1]
+        entries = torch.where(
+            self.chosen < k, ids.gather(-1, self.chosen.clamp_max(k - 1)), own_entries(self.chosen - k)
+        )
+        return Reads(entries.where(self.there, -1), self.squared, self.weights, "l2")
+
+
+def _joined(read: Sequence[_Nearest], ids: Sequence[Tensor]) -> Reads:
+    """What all segments read, of each the ids (B, L, k) that were found."""
+    each = [nearest.reads(found) for nearest, found in zip(read, ids, strict=True)]
+    columns = {name: torch.cat([getattr(one, name) for one in each], dim=1) for name in BY_READ}
+    return Reads(**columns, metric="l2")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.memory_search import Metric
 from lightning_app.models.readers.bank import Bank, Scope
-from lightning_app.models.readers.base import Passage, Reader, Reading, Writes
-from lightning_app.ops.nonparametric import interpolated, joined_with_memory, neighbour_distribution
+from lightning_app.models.readers.base import Passage, Reader, Reading, Reads, Writes, own_entries
+from lightning_app.ops.nonparametric import (
+    interpolated,
+    joined_with_memory,
+    neighbour_distribution,
+    neighbour_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -29,22 +34,32 @@ class Neighbours:
     Attributes:
         distances: (B, T, C) float32; inf where an entry must not be read.
         tokens: (B, T, C) the token that followed; -1 there.
+        entries: (B, T, C) see `Reads`.
     """
 
     distances: Tensor
     tokens: Tensor
+    entries: Tensor
 
     @classmethod
-    def of(cls, distances: Tensor, tokens: Tensor, readable: Tensor) -> Neighbours:
-        """Without those that are not `readable` (B, T, C), or whose next token is unknown; tokens broadcast."""
+    def of(cls, distances: Tensor, tokens: Tensor, entries: Tensor, readable: Tensor) -> Neighbours:
+        """Without those that are not `readable` (B, T, C), or whose next token is unknown; tokens and entries
+        broadcast."""
         tokens = tokens.expand_as(distances)
         readable = readable & (tokens >= 0)
-        return cls(distances.masked_fill(~readable, torch.inf), tokens.masked_fill(~readable, -1))
+        return cls(
+            distances.masked_fill(~readable, torch.inf), tokens.masked_fill(~readable, -1), entries.expand_as(distances)
+        )
 
     @classmethod
     def joined(cls, parts: list[Neighbours]) -> Neighbours:
         """Those of several sources."""
-        return cls(torch.cat([p.distances for p in parts], dim=-1), torch.cat([p.tokens for p in parts], dim=-1))
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(cls)))
+
+    @property
+    def found(self) -> Tensor:
+        """(B, T, C) bool."""
+        return self.distances.isfinite()
 
     def statistics(self) -> dict[str, Tensor]:
         """Share of the positions that found an entry, and their mean distance to the nearest."""
@@ -59,7 +74,7 @@ class Neighbours:
 def retrieved(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
     """The entries nearest to each of the states (B, T, D)."""
     ids, distances = bank.search(states.detach(), passage.rows, passage.origin)
-    return Neighbours.of(distances, bank.tokens(ids, passage.rows), ids >= 0)
+    return Neighbours.of(distances, bank.tokens(ids, passage.rows), ids, ids >= 0)
 
 
 def all_stored(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
@@ -76,29 +91,38 @@ def all_stored(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
     def padded(parts: list[Tensor], value: float) -> Tensor:
         return torch.cat([F.pad(part, (0, most - part.shape[-1]), value=value) for part in parts])
 
-    return Neighbours(padded([p.distances for p in each], torch.inf), padded([p.tokens for p in each], -1))
+    return Neighbours(
+        padded([p.distances for p in each], torch.inf),
+        padded([p.tokens for p in each], -1),
+        padded([p.entries for p in each], -1),
+    )
 
 
 def _all_of(
     bank: Bank, row: int, states: Tensor, passage: Passage, rows: slice, *, own_document_only: bool
 ) -> Neighbours:
     memory = bank.of(row)
-    known = memory.payload(memory.ids())
+    ids = memory.ids()
+    known = memory.payload(ids)
     documents, positions = passage.documents[rows, :, None], passage.positions[rows, :, None]  # (b, T, 1)
     own = (known.documents == documents) & (documents != -1)
     readable = ~(own & (known.positions >= positions))
     readable = readable & own if own_document_only else readable
-    return Neighbours.of(-(states @ memory.get_all_embeddings().T), known.tokens, readable)
+    return Neighbours.of(-(states @ memory.get_all_embeddings().T), known.tokens, ids, readable)
 
 
 def earlier_in_block(states: Tensor, passage: Passage, *, own_document_only: bool = False) -> Neighbours:
     """Earlier positions of each position's own block, at a distance of -h.h_i; gradients reach both sides."""
     readable = passage.earlier(by_segment=False, own_document_only=own_document_only)
-    return Neighbours.of(-(states @ states.mT), passage.next_ids[:, None, :], readable)
+    own = own_entries(torch.arange(states.shape[1], device=states.device))
+    return Neighbours.of(-(states @ states.mT), passage.next_ids[:, None, :], own, readable)
 
 
 def other_rows(states: Tensor, passage: Passage) -> Neighbours:
-    """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on."""
+    """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on.
+
+    They are no entries: -1.
+    """
     B, T, D = states.shape
     flat = states.reshape(B * T, D)
     documents, positions = passage.documents[..., None], passage.positions[..., None]  # (B, T, 1)
@@ -106,7 +130,8 @@ def other_rows(states: Tensor, passage: Passage) -> Neighbours:
     later = own & (passage.positions.flatten() >= positions)
     row = torch.arange(B, device=states.device)
     same_row = row[:, None, None] == row.repeat_interleave(T)
-    return Neighbours.of(-(states @ flat.T), passage.next_ids.flatten(), ~later & ~same_row)
+    entries = passage.ids.new_full((B * T,), -1)
+    return Neighbours.of(-(states @ flat.T), passage.next_ids.flatten(), entries, ~later & ~same_row)
 
 
 class DistributionReader(Reader):
@@ -131,6 +156,15 @@ class DistributionReader(Reader):
     def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
         """(B, T, V) logits in float32 -> those with what was found."""
 
+    @abstractmethod
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        """(B, T, C) probability that each entry gave to its next token, of what `changed` returned."""
+
+    @property
+    def metric(self) -> Metric:
+        """Of the distances of `neighbours`."""
+        return "inner_product"
+
     def reads_now(self) -> bool:
         """In the stage that the module is in: one that is interpolated is no part of training."""
         return not self.training
@@ -144,7 +178,12 @@ class DistributionReader(Reader):
             return logits, Reading(effects=effects)
         with torch.autocast(states.device.type, enabled=False):
             found = self.neighbours(states.float(), passage)
-            return self.changed(logits.float(), found), Reading(statistics=found.statistics(), effects=effects)
+            changed = self.changed(logits.float(), found)
+
+        def reads() -> Reads:
+            return Reads(found.entries, found.distances, self.weights(changed, found), self.metric)
+
+        return changed, Reading(statistics=found.statistics(), effects=effects, reads=reads)
 
 
 class KNNReader(DistributionReader):
@@ -178,8 +217,15 @@ class KNNReader(DistributionReader):
     def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
         return retrieved(self.bank, states, passage)
 
+    @property
+    def metric(self) -> Metric:
+        return self.bank.shared.metric
+
     def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
         return _mixed(logits, found, lam=self.lam, temperature=self.temperature)
+
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        return self.lam * neighbour_weights(found.distances, found.found, temperature=self.temperature)
 
 
 class CacheReader(DistributionReader):
@@ -228,6 +274,9 @@ class CacheReader(DistributionReader):
 
     def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
         return _mixed(logits, found, lam=self.lam, temperature=1 / self.theta)
+
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        return self.lam * neighbour_weights(found.distances, found.found, temperature=1 / self.theta)
 
 
 class TrimeReader(DistributionReader):
@@ -297,13 +346,19 @@ class TrimeReader(DistributionReader):
         ids, _ = self.bank.search(states.detach(), passage.rows, passage.origin)
         vectors = self.bank.vectors(ids, passage.rows)  # (B, T, k, D); again a product, for the query's gradient
         products = (vectors @ states[..., None])[..., 0]
-        return Neighbours.of(-products, self.bank.tokens(ids, passage.rows), ids >= 0)
+        return Neighbours.of(-products, self.bank.tokens(ids, passage.rows), ids, ids >= 0)
 
     def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+        return joined_with_memory(logits, self._scores(found), found.tokens)
+
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        return (self._scores(found) - changed.logsumexp(-1, keepdim=True)).exp()
+
+    def _scores(self, found: Neighbours) -> Tensor:
+        """(B, T, C) logits of the entries."""
         scale = math.sqrt(self.bank.shared.memory_dim) * self.log_temperature.exp()
-        readable = found.distances.isfinite()
-        scores = self.log_weight - found.distances.where(readable, 0.0) / scale  # inf / scale would have no gradient
-        return joined_with_memory(logits, scores.masked_fill(~readable, -torch.inf), found.tokens)
+        scores = self.log_weight - found.distances.where(found.found, 0.0) / scale  # inf / scale has no gradient
+        return scores.masked_fill(~found.found, -torch.inf)
 
 
 def _mixed(logits: Tensor, found: Neighbours, *, lam: Tensor, temperature: Tensor) -> Tensor:

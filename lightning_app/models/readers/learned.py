@@ -10,6 +10,7 @@ candidates (what the memory returned to a position, then the positions of its ow
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.readers.bank import Effects
-from lightning_app.models.readers.base import Passage, Reader, Reading
+from lightning_app.models.readers.base import Passage, Reader, Reading, Reads
 from lightning_app.models.readers.writer import (
     Decisions,
     DeletionThreshold,
@@ -166,6 +167,7 @@ class LearnedReader(Reader):
         left: Tensor,
         terms: dict[str, tuple[float, Tensor]],
         statistics: dict[str, Tensor],
+        reads: Callable[[], Reads],
     ) -> Reading:
         """`left`: (B, T) what is left of each own position at the block's end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
@@ -176,7 +178,7 @@ class LearnedReader(Reader):
             DELETE_DISTANCE: self.threshold.of(deletions.distances),
         }
         effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
-        return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects)
+        return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads)
 
     def _effects(
         self, passage: Passage, decisions: Decisions, found: Found, deletions: Deletions, left: Tensor
