@@ -23,3 +23,19 @@ def rank() -> int:
 
 def world_size() -> int:
     return torch.distributed.get_world_size() if several_ranks() else 1
+
+
+def mean_over_ranks(mean: Tensor, n: int | Tensor) -> Tensor:
+    """The mean over all ranks' things, from a scalar mean over the `n` of this one; all ranks call it together.
+
+    Its value is the same on every rank. Its gradient is this rank's part, scaled so that the mean of the ranks'
+    gradients, which is what DDP and FSDP take, is the gradient of the whole, also where ranks have different `n`.
+    """
+    if not several_ranks():
+        return mean
+    n = torch.as_tensor(n, dtype=mean.dtype, device=mean.device)
+    sums = torch.stack([(mean * n).detach(), n])
+    torch.distributed.all_reduce(sums)
+    total, count = sums[0], sums[1].clamp_min(1)
+    own = mean * (n * world_size() / count)
+    return own + (total / count - own).detach()

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lightning_app.errors import InputError
 from lightning_app.models.art import ART, SPAN, check_term
 from lightning_app.models.backbone import Backbone, HiddenStates, rebuilt_by
-from lightning_app.models.ranks import gathered, rank, world_size
+from lightning_app.models.ranks import gathered, mean_over_ranks, rank, world_size
 from lightning_app.models.rehearsal import evaluated, forgotten
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.ops.art import Pooling, Resonance, pool, spans, spread
@@ -124,7 +124,8 @@ class ARTRegularizer(Regularizer):
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         embeddings, ends = self.embeddings(outputs)
         averaged = self._averaged(outputs, embeddings, ends) if self.art.novelty == "drift" and len(self.art) else None
-        terms = {self.name: self.art.loss(embeddings, averaged)}
+        term = self.art.loss(embeddings, averaged)
+        terms = {self.name: mean_over_ranks(term, len(embeddings)) if self.training else term}
         if self.rehearsal and self.training:
             terms[f"{self.name}_rehearsal"] = self.rehearsal * self._forgotten(outputs.ids.device)
         return terms

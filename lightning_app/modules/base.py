@@ -20,6 +20,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
 from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.heads import Kind, Units, units_made, units_of
+from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.modules.measures import LanguageMeasures
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
@@ -193,8 +194,14 @@ class LanguageModule(L.LightningModule, ABC):
         return torch.where(replaced, torch.randint_like(ids, self._real_ids), ids)
 
     def loss_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value of each term by name; `ce` is the cross-entropy in nats per token."""
-        terms = {"ce": (1.0, cross_entropy(outputs.logits, outputs.targets))}
+        """Weight and value of each term by name; `ce` is the cross-entropy in nats per token.
+
+        In training over the tokens of all ranks, who all call this; an evaluation's batches may be of one rank alone.
+        """
+        ce = cross_entropy(outputs.logits, outputs.targets)
+        if self.training:
+            ce = mean_over_ranks(ce, (outputs.targets != IGNORE).sum())
+        terms = {"ce": (1.0, ce)}
         for regularizer in self.regularizers:
             with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
                 further = regularizer.loss(outputs)

@@ -131,10 +131,10 @@ class AttentionReader(LearnedReader):
         match = visible & (torch.cat([tokens, own], dim=-1) == next_ids) & (next_ids >= 0)
         some = match.any(-1)
         if not some.any():
-            return scores.sum() * 0
+            return self._mean(scores.sum() * 0, 0)
         scores, match, visible = scores[some], match[some], visible[some]
         all_mass = scores.masked_fill(~visible, -math.inf).logsumexp(-1)
-        return (all_mass - scores.masked_fill(~match, -math.inf).logsumexp(-1)).mean()
+        return self._mean((all_mass - scores.masked_fill(~match, -math.inf).logsumexp(-1)).mean(), some.sum())
 
     def _deletions(self, scores: Tensor, stored: Tensor, decisions: Decisions, found: Found) -> Deletions:
         """Each position may delete its k best candidates."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.models.ranks import gathered, mean_over_ranks
 from lightning_app.models.readers.bank import Effects
 from lightning_app.models.readers.base import Passage, Reader, Reading, Reads
 from lightning_app.models.readers.writer import (
@@ -146,9 +147,13 @@ class LearnedReader(Reader):
         decided = (decisions.delete > 0) & (nearness > 0.5) & there
         return Deletions(decisions.delete.sigmoid() * nearness * there, decided, chosen, distances[there])
 
+    def _mean(self, mean: Tensor, n: int | Tensor) -> Tensor:
+        """In training that of all ranks, from the mean over the `n` of this one."""
+        return mean_over_ranks(mean, n) if self.training else mean
+
     def _terms(self, decisions: Decisions, passage: Passage) -> dict[str, tuple[float, Tensor]]:
         real = passage.new.float()
-        mean = (decisions.store * real).sum() / real.sum().clamp_min(1)
+        mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
         unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
         mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
         risen = (int(self.steps) - self.store_free_steps) / max(1, self.store_rise_steps)
@@ -171,11 +176,13 @@ class LearnedReader(Reader):
     ) -> Reading:
         """`left`: (B, T) what is left of each own position at the block's end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
+        several = self.training and self.deletion  # one quantile for all ranks; it is not the mean of theirs
+        distances = gathered(deletions.distances) if several else deletions.distances
         statistics = statistics | {
             "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
             "store_rate": _share(decisions.stored, passage.new),
             "delete_rate": _share(deletions.decided.any(-1), passage.new),
-            DELETE_DISTANCE: self.threshold.of(deletions.distances),
+            DELETE_DISTANCE: self.threshold.of(distances),
         }
         effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
         return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads)

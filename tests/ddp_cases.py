@@ -1,0 +1,165 @@
+"""What tests/test_ddp.py trains: each case by one process there, and by the two of `python -m tests.ddp_cases`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_app.callbacks import PlasticitySchedule, RunLog
+from lightning_app.models.decoder import Decoder
+from lightning_app.models.ranks import rank, world_size
+from lightning_app.models.readers import AttentionReader, CacheReader
+from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, VardaGPT
+from lightning_app.text.datamodule import TextDataModule
+from lightning_app.text.sources import Source
+
+STEPS, BATCH, BLOCK = 20, 8, 16
+TEXT = " ".join(f"word{i * i % 17} and {i}" for i in range(200))[:789]  # 50 windows, the last one of 5 tokens
+NOT_FINITE_BATCH, NOT_FINITE_ROW = 4, 5  # a text that is left out
+MARK = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """A module, and what else its training needs."""
+
+    module: Callable[[], LanguageModule]
+    order: str = "windows"
+    accumulate: int = 1
+    callbacks: Callable[[], list[L.Callback]] = field(default=list)
+
+
+class Losses(L.Callback):
+    """The loss of each batch, as this rank has it."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.found.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+
+
+class Marks(L.Callback):
+    """Changes two buffers on the last rank alone: a free slot of a memory, and one that is not a memory's."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank == 1:
+            pl_module.backbone.readers[0].bank.memories[0].strengths[-1] = MARK
+            pl_module.other.fill_(MARK)
+
+
+class GoneWrong(ARTRegularizer):
+    """One text of one batch has no finite embedding."""
+
+    batch = 0
+
+    def learn(self, outputs: Outputs) -> None:
+        rows = len(outputs.ids)
+        row = NOT_FINITE_ROW - rank() * rows
+        if self.batch == NOT_FINITE_BATCH and 0 <= row < rows:
+            outputs.states.last[row, 0] = torch.nan
+        self.batch += 1
+        super().learn(outputs)
+
+
+def decoder(**options: Any) -> Decoder:
+    return Decoder(**{"vocab_size": 257, "block_size": BLOCK, "embedding_dim": 16, "layers": 2, "heads": 4, **options})
+
+
+def article() -> ArticleGPT:
+    return ArticleGPT(decoder(), scheduler=None)
+
+
+def varda(*, streams: bool) -> VardaGPT:
+    learned = AttentionReader(
+        memory_size=2000,
+        num_search_results=3,
+        forgetfulness_factor=0.01,
+        store_free_steps=2,
+        store_rise_steps=3,
+        hard_deletion_after=5,
+        target_rate=0.5,
+        retrieval_weight=0.1,
+    )
+    own = CacheReader(memory_size=50, streams=BATCH, writes="always", forgetfulness_factor=0.1)
+    module = VardaGPT(decoder(), [learned, own] if streams else [learned], segment_length=8, scheduler=None)
+    module.register_buffer("other", torch.zeros(()))
+    return module
+
+
+def art(pooling: str) -> ARTGPT2:
+    options: dict[str, Any] = {"vigilance": 0.9, "capacity": 30, "normalize": "center", "fast_inputs": 3}
+    term = GoneWrong(pooling=pooling, novelty="drift", average_decay=0.5, lambda_art=0.5, merge_at=0.4, **options)
+    return ARTGPT2(decoder(), term, scheduler=None)
+
+
+def schedule(**options: Any) -> list[L.Callback]:
+    phases = {"training_steps": 3, "warmup_steps": 2, "finetuning_steps": 4, "cycles": 2}
+    sample = {"sample_batches": 2, "sample_batch_size": 2}
+    cut = {"pruning_level": 0.5, "targets": ["heads", "neurons"], "regrow": 1, "layer_lr_factor": 3.0}
+    return [RunLog(), PlasticitySchedule(**phases, **sample, **cut, **options)]
+
+
+CASES = {
+    "article": Case(article),
+    "varda": Case(lambda: varda(streams=True), order="streams", callbacks=lambda: [Marks()]),
+    "varda, shuffled": Case(lambda: varda(streams=False)),
+    "art": Case(lambda: art("mean"), accumulate=2),
+    "art, tokens": Case(lambda: art("token")),
+    "plasticity": Case(article, callbacks=lambda: schedule(head_lr_factor=2.0)),
+    "plasticity, masks": Case(article, callbacks=lambda: schedule(surgery="mask", regrow_how="new")),
+}
+
+
+def train(name: str, ranks: int) -> dict[str, Any]:
+    """Losses and weights of a case, trained in the working folder."""
+    case, losses = CASES[name], Losses()
+    torch.manual_seed(0)
+    module = case.module()
+    data = TextDataModule(
+        train=Source("train.txt"),
+        val=Source("val.txt"),
+        block_size=BLOCK,
+        order=case.order,
+        dataloader={"batch_size": BATCH // ranks, "drop_last": case.order == "streams"},
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_steps=STEPS,
+        accumulate_grad_batches=case.accumulate,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        logger=CSVLogger("runs", name=f"{name}, {ranks}", version=0),
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[losses, *case.callbacks()],
+    )
+    trainer.fit(module, datamodule=data)
+    return {"losses": losses.found, "state": module.state_dict()}
+
+
+def write_texts(folder: Path) -> None:
+    (folder / "train.txt").write_text(TEXT)
+    (folder / "val.txt").write_text(TEXT[:200])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = {name: train(name, 2) for name in json.loads(sys.argv[1])}
+    assert world_size() == 2
+    torch.save(found, f"{rank()}.pt")
