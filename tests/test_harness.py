@@ -1,6 +1,7 @@
 """The commands, on a small model: what they write, print and keep."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,12 @@ def test_everything_that_is_promised_is_logged(main: Main, config: Config):
     logged = {name for record in records for name in record}
     training = {"train/loss", "train/ce", "lr", "grad_norm", "tokens_per_s", "model_tflops", "peak_share"}
     assert training | {f"val/{name}" for name in ("loss", "ce", "ppl", "bpb", "acc", "f1")} <= logged
-    assert [r["event"] for r in records if "event" in r] == ["data", "started", "ended", "closed"]
+    events = ["data", "started", "passages", "passages", "ended", "trained", "closed"]
+    assert [r["event"] for r in records if "event" in r] == events
+    bpb = [r["val/bpb"] for r in records if "val/bpb" in r and "event" not in r]
+    passages = [r for r in records if r.get("event") == "passages"]
+    assert [len(r["nats"]) for r in passages] == [32, 32]
+    assert [sum(r["nats"]) / math.log(2) / sum(r["bytes"]) for r in passages] == pytest.approx(bpb, rel=1e-4)
     assert [(split["split"], split["documents"]) for split in records[0]["splits"]] == [("train", 1), ("val", 1)]
     assert [r["step"] for r in records if "val/ce" in r and "event" not in r] == [3, 6]
     best = min((r for r in records if "val/ce" in r and "event" not in r), key=lambda r: r["val/ce"])
@@ -107,7 +113,11 @@ def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
     last = "version_0/checkpoints/last.ckpt"
     assert same(weights(f"runs/whole/{last}"), weights(f"runs/parts/{last}"))
     events = [r["event"] for r in read_log("runs/parts/version_0") if "event" in r]
-    assert events == ["data", "started", "data", "resumed", "ended", "closed"]
+    validated = ["passages"] * 3  # at steps 3, 6 and 9
+    assert events == ["data", "started", *validated[:1], "data", "resumed", *validated[1:], "ended", "trained", "closed"]
+    logged = [[r for r in read_log(f"runs/{name}/version_0") if "train_flops" in r] for name in ("whole", "parts")]
+    totals = [[r["tokens"] for r in records] for records in logged]  # at each step, and at the end
+    assert totals[0] == totals[1] == [*range(64, 64 * 9 + 1, 64), 64 * 9]
     curves = [
         [(r["step"], r["train/ce"]) for r in read_log(f"runs/{name}/version_0") if "train/ce" in r]
         for name in ("whole", "parts")
@@ -250,18 +260,6 @@ def test_an_option_that_a_second_config_drops_is_warned_about(main: Main, config
     Path("sgd.yaml").write_text("model: {init_args: {optimizer: {class_path: torch.optim.SGD}}}\n")
     with pytest.warns(UserWarning, match=r"optimizer\.init_args\.betas was given and has no effect"):
         main("prepare", "--config", name, "--config", "sgd.yaml")
-
-
-def test_without_a_logger_nothing_is_written(main: Main, config: Config):
-    main(
-        "fit",
-        "--config",
-        config({"trainer": {"logger": False, "enable_checkpointing": True}}),
-        "--trainer.max_steps",
-        2,
-    )
-    assert not Path("runs").exists()
-    assert not Path("config.yaml").exists()
 
 
 def test_the_big_preset_has_the_rows_of_its_summary():

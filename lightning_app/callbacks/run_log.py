@@ -14,7 +14,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_app.modules.base import OF_REGULARIZERS
+from lightning_app.modules.base import OF_REGULARIZERS, LanguageModule
+from lightning_app.modules.measures import SUMS
 from lightning_app.text.datamodule import TextDataModule
 
 FILE_NAME = "log.jsonl"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.callbacks.run_log import RunLog
 from lightning_app.modules.base import Batch, LanguageModule
 
 
@@ -41,9 +42,11 @@ def precision_dtype(precision: str) -> torch.dtype:
 
 
 class Throughput(L.Callback):
-    """Logs `tokens_per_s` (all ranks), `model_tflops` (per rank, 1e12 FLOP/s) and `peak_share` when the trainer logs.
+    """Logs `tokens_per_s` (all ranks), `model_tflops` (per rank, 1e12 FLOP/s) and `peak_share` when the trainer logs,
+    and what all ranks together have done since step 0: `tokens` (padding included) and `train_flops`.
 
-    Time spent in validation does not count. FLOPs as in `Backbone.flops_per_token`.
+    Time spent in validation does not count. FLOPs as in `Backbone.flops_per_token`. A run resumed from a checkpoint
+    without these totals logs none: nobody knows them.
 
     Args:
         measure_peak: time a large matmul once at the start (less than a second), for `peak_share`.
@@ -54,8 +57,19 @@ class Throughput(L.Callback):
         self.peak: float | None = None
         self._tokens = self._step = 0
         self._since = self._paused_at = 0.0
+        self.total: dict[str, int] = {}  # tokens and flops of all ranks since step 0
+        self._flops_per_token: int | None = None  # looked up when the trainer logs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": dict(self.total)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total = dict(state_dict["total"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._flops_per_token = None
+        if trainer.global_step == 0:
+            self.total = {"tokens": 0, "train_flops": 0}
         if self.measure_peak:
             self.peak = matmul_rate(pl_module.device, precision_dtype(str(trainer.precision)))
         self._tokens, self._since, self._step = 0, time.perf_counter(), trainer.global_step
@@ -71,15 +85,25 @@ class Throughput(L.Callback):
     ) -> None:
         ids: Tensor = batch["input_ids"]
         self._tokens += ids.numel()
+        if self._flops_per_token is None and isinstance(pl_module, LanguageModule):
+            self._flops_per_token = pl_module.backbone.flops_per_token(ids.shape[1])
+        if self.total:
+            self.total["tokens"] += ids.numel() * trainer.world_size
+            self.total["train_flops"] += ids.numel() * trainer.world_size * (self._flops_per_token or 0)
         done, self._step = trainer.global_step != self._step, trainer.global_step  # not within an accumulation
         due = done and trainer.global_step % max(1, trainer.log_every_n_steps) == 0
         if not due or not isinstance(pl_module, LanguageModule):
             return
         _synchronize(pl_module.device)
         rate = self._tokens / (time.perf_counter() - self._since)
-        flops = rate * pl_module.backbone.flops_per_token(ids.shape[1])
+        self._flops_per_token = pl_module.backbone.flops_per_token(ids.shape[1])  # less after surgery
+        flops = rate * self._flops_per_token
         pl_module.log("tokens_per_s", rate * trainer.world_size, prog_bar=True)
         pl_module.log("model_tflops", flops / 1e12)
         if self.peak is not None:
             pl_module.log("peak_share", flops / self.peak)
+        pl_module.log_dict({name: float(number) for name, number in self.total.items()})
         self._tokens, self._since = 0, time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        RunLog.event(trainer, "trained", **self.total)

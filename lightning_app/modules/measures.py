@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_app.ops.losses import IGNORE, bits_per_byte, macro_f1, token_nll
+from lightning_app.text.token_array import TokenArray
 
 _DOUBLE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
+PASSAGES = 32
+SUMS = ("nats", "tokens", "bytes", "right")  # kept of each passage
+
+
+class Passages:
+    """A text cut into `PASSAGES` consecutive parts of equally many bytes, whatever the tokenizer.
+
+    Their sums say how much of a measure is chance of the text, and runs on one text compare passage by passage.
+
+    Args:
+        tokens: the text.
+        token_bytes: (V,) bytes of text that each id stands for.
+    """
+
+    def __init__(self, tokens: TokenArray, token_bytes: Tensor):
+        reached = token_bytes.cpu().numpy()[tokens.ids[: tokens.n_tokens]].cumsum()
+        limits = reached[-1] * np.arange(1, PASSAGES) / PASSAGES
+        self.ends = torch.from_numpy(np.searchsorted(reached, limits, side="right"))
+        self.offsets = torch.from_numpy(tokens.offsets[:-1])
+
+    def of_targets(self, document_ids: Tensor, positions: Tensor) -> Tensor:
+        """(B, T) documents and positions of input ids, -1 on padding -> (B, T) number of each target's passage."""
+        ends, offsets = self.ends.to(positions.device), self.offsets.to(positions.device)
+        return torch.bucketize(offsets[document_ids.clamp_min(0)] + positions + 1, ends, right=True)
 
 
 class LanguageMeasures(Metric):
@@ -22,6 +48,7 @@ class LanguageMeasures(Metric):
     nll: Tensor
     tokens: Tensor
     n_bytes: Tensor
+    by_passage: Tensor
     true_positives: Tensor
     predicted: Tensor
     actual: Tensor
@@ -35,26 +62,39 @@ class LanguageMeasures(Metric):
         for name in ("true_positives", "predicted", "actual"):
             self.add_state(name, torch.zeros(vocab_size, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, targets: Tensor, token_bytes: Tensor | None = None) -> None:
+        self.add_state("by_passage", torch.zeros(PASSAGES, len(SUMS), dtype=_DOUBLE), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        token_bytes: Tensor | None = None,
+        passages: Tensor | None = None,
+    ) -> None:
         """Add one batch.
 
         Args:
             logits: (B, T, V).
             targets: (B, T), IGNORE where nothing is to be predicted.
             token_bytes: (V,) bytes of text that each id stands for; None: bits per byte stay unknown.
+            passages: (B, T) number of the passage that each target stands in.
         """
         real = targets != IGNORE
         wanted, guessed = targets[real], logits.argmax(-1)[real]
-        self.nll += token_nll(logits, targets).sum(dtype=_DOUBLE)
+        nll = token_nll(logits, targets)
+        self.nll += nll.sum(dtype=_DOUBLE)
         self.tokens += real.sum()
         if token_bytes is not None:
             self.n_bytes += token_bytes[wanted].sum()
+        if token_bytes is not None and passages is not None:
+            sums = (nll[real], torch.ones_like(wanted), token_bytes[wanted], wanted == guessed)
+            self.by_passage.index_add_(0, passages[real], torch.stack([x.to(_DOUBLE) for x in sums], dim=-1))
         self.true_positives += torch.bincount(wanted[wanted == guessed], minlength=self.vocab_size)
         self.predicted += torch.bincount(guessed, minlength=self.vocab_size)
         self.actual += torch.bincount(wanted, minlength=self.vocab_size)
 
     def compute(self) -> dict[str, Tensor]:
-        """`ce`, `ppl`, `acc`, `f1`, and `bpb` where the bytes are known."""
+        """`ce`, `ppl`, `acc`, `f1`; `bpb` where the bytes are known; `passages` (PASSAGES, SUMS) where those are."""
         nll, n, n_bytes = self.nll.cpu().double(), self.tokens.clamp_min(1).cpu(), self.n_bytes.cpu()
         ce = nll / n
         measures = {
@@ -65,4 +105,6 @@ class LanguageMeasures(Metric):
         }
         if n_bytes > 0:
             measures["bpb"] = bits_per_byte(nll, n_bytes)
+        if self.by_passage.any():
+            measures["passages"] = self.by_passage.cpu()
         return measures
