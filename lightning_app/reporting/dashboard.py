@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from lightning_app.reporting import charts
-from lightning_app.reporting.charts import Chart
-from lightning_app.reporting.page import PAGE, SCRIPT, STYLE
+from lightning_app.reporting.parts import (
+    Grid,
+    Part,
+    draw_page,
+    html_table,
+    not_logged,
+    number,
+    percent,
+    plain,
+    sample_card,
+    si,
+    write_page,
+)
 from lightning_app.reporting.plasticity import (
     Record,
     baseline_and_now,
@@ -31,7 +39,6 @@ from lightning_app.reporting.plasticity import (
 )
 
 FILE_NAME = "dashboard.html"
-PLOTLY = "plotly.min.js"
 SAME = 0.01  # a relative rise of the cross-entropy up to which the verdict is a good one
 OPEN_PROMPTS = 2  # further ones are folded
 SIGNS = ('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>', "")
@@ -48,38 +55,8 @@ def write_dashboard(
     Raises:
         OSError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not single_file and not (folder / PLOTLY).is_file():
-        _replace(folder / PLOTLY, _plotly())
-    _replace(folder / name, draw_dashboard(records, title=title, single_file=single_file))
-    return folder / name
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # half a second, only where the script has to be written
-
-    return get_plotlyjs()
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Charts side by side as far as there is room; `why` is HTML below the title of each."""
-
-    charts: Sequence[Chart]
-    why: Sequence[str] = ()
-    wide: bool = False
-
-
-Part = str | Chart | Grid
+    page = draw_dashboard(records, title=title, single_file=single_file)
+    return write_page(page, folder, name=name, single_file=single_file)
 
 
 def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool = False) -> str:
@@ -91,107 +68,7 @@ def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool =
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
     """
     sections = [(id, name, draw(records)) for id, (name, draw) in SECTIONS.items()]
-    drawn = [chart for _, _, parts in sections for chart in _charts(parts) if chart.data]
-    body = "\n".join(
-        f'<section id="{id}" aria-labelledby="{id}-head">\n<h2 id="{id}-head">{name}</h2>\n{_html(parts)}\n</section>'
-        for id, name, parts in sections
-    )
-    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in sections)
-    script = f"<script>{_plotly()}</script>" if single_file else f'<script src="{PLOTLY}"></script>'
-    figures = [{name: x for name, x in asdict(c).items() if name in ("id", "data", "layout", "height")} for c in drawn]
-    embedded = json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return PAGE.format(
-        title=escape(title), style=STYLE, nav=nav, sections=body, charts=embedded, plotly=script, script=SCRIPT
-    )
-
-
-def _charts(parts: Iterable[Part]) -> list[Chart]:
-    both = [[part] if isinstance(part, Chart) else part.charts if isinstance(part, Grid) else [] for part in parts]
-    return [chart for some in both for chart in some]
-
-
-def _html(parts: Iterable[Part]) -> str:
-    return "\n".join(_part(part) for part in parts)
-
-
-def _part(part: Part) -> str:
-    if isinstance(part, Chart):
-        return _figure(part)
-    if isinstance(part, str):
-        return part
-    why = [*part.why, *[""] * len(part.charts)]
-    figures = "".join(_figure(chart, reason) for chart, reason in zip(part.charts, why, strict=False))
-    return f'<div class="grid{" wide" * part.wide}">{figures}</div>'
-
-
-def _figure(chart: Chart, why: str = "") -> str:
-    place = (
-        f'<div class="chart" id="{chart.id}" role="img" aria-label="{escape(chart.label)}" '
-        f'style="min-height:{chart.height}px"></div>'
-        if chart.data
-        else ""
-    )
-    return f"<figure><figcaption>{escape(chart.title)}</figcaption>{why}{_missing(chart.missing)}{place}</figure>"
-
-
-def _missing(names: Sequence[str]) -> str:
-    return f'<p class="missing">not logged: {escape(", ".join(names))}</p>' if names else ""
-
-
-def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = ()) -> str:
-    """Rows of HTML; the first cell of a row names it. Columns of `texts` are aligned to the left."""
-
-    def mark(i: int) -> str:
-        return ' class="text"' if i in texts else ""
-
-    top = "".join(f'<th scope="col"{mark(i)}>{head}</th>' for i, head in enumerate(heads))
-    body = "\n".join(
-        f'<tr><th scope="row"{mark(0)}>{row[0]}</th>'
-        + "".join(f"<td{mark(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-# Numbers
-
-
-def _n(value: Any, spec: str = "{:.4f}") -> str:
-    """A number; a word where there is none."""
-    number = finite(value)
-    return '<span class="missing-cell">not logged</span>' if number is None else spec.format(number)
-
-
-def _percent(value: float | None, *, better: int = 0) -> str:
-    """A relative change; coloured where lower (-1) or higher (1) is better."""
-    if value is None:
-        return _n(None)
-    kind = "" if not better or abs(value) < 5e-4 else "good" if value * better > 0 else "bad"
-    text = f"{100 * value:+.1f}\u00a0%".replace("-", "\u2212")
-    return f'<span class="{kind}">{text}</span>' if kind else text
-
-
-def _si(value: float, unit: str = "") -> str:
-    """1,556,160 is 1.56 M."""
-    for power, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= power:
-            return f"{value / power:.3g} {sign}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
-
-
-def _plain(value: Any) -> str:
-    """A value of the log as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return draw_page(sections, title=title, single_file=single_file)
 
 
 # The summary
@@ -208,8 +85,8 @@ def _summary(records: Sequence[Record]) -> list[Part]:
         ("Heads alive", *_tile(_first(history), _last(history), "{:,.0f}")),
         ("Cross-entropy", *_tile(_get(base, "ce"), _get(now, "ce"), "{:.4f}", better=-1)),
         ("Perplexity", *_tile(_get(base, "ppl"), _get(now, "ppl"), "{:.2f}", better=-1)),
-        ("Parameters", *_tile(_get(cost, "parameters"), _get(costs_now, "parameters"), _si)),
-        ("FLOPs per token", *_tile(_get(cost, "flops_per_token"), _get(costs_now, "flops_per_token"), _si)),
+        ("Parameters", *_tile(_get(cost, "parameters"), _get(costs_now, "parameters"), si)),
+        ("FLOPs per token", *_tile(_get(cost, "flops_per_token"), _get(costs_now, "flops_per_token"), si)),
         ("Latency, ms", *_tile(_get(cost, "latency_ms"), _get(costs_now, "latency_ms"), "{:.3g}", better=-1)),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>" for name, value, more in tiles)
@@ -254,10 +131,10 @@ def _tile(
     """Value and the line below it."""
     form = spec.format if isinstance(spec, str) else spec
     if now is None:
-        return (_n(None), "") if before is None else (form(before), "baseline; later ones not logged")
+        return (number(None), "") if before is None else (form(before), "baseline; later ones not logged")
     if before is None:
         return form(now), "baseline not logged"
-    return f"{form(before)} \u2192 {form(now)}", _percent(change(before, now), better=better)
+    return f"{form(before)} \u2192 {form(now)}", percent(change(before, now), better=better)
 
 
 def _sentence(records: Sequence[Record]) -> str:
@@ -272,10 +149,10 @@ def _sentence(records: Sequence[Record]) -> str:
         what = f"{first} \u2192 {last} heads" if first != last else f"still all {first} heads"
         words.append(f"{what} in {len(done)} pruning cycle{'s' * (len(done) != 1)}")
     if (less := change(_get(cost, "parameters"), _get(costs_now, "parameters"))) is not None:
-        words.append(f"{_percent(less)} parameters")
+        words.append(f"{percent(less)} parameters")
     ce, ce_now = _get(base, "ce"), _get(now, "ce")
     if ce is not None and ce_now is not None:
-        words.append(f"cross-entropy {ce:.4f} \u2192 {ce_now:.4f} nats per token ({_percent(change(ce, ce_now))})")
+        words.append(f"cross-entropy {ce:.4f} \u2192 {ce_now:.4f} nats per token ({percent(change(ce, ce_now))})")
     steps, losses = series(records, "train/ce")
     if not words and steps:
         words.append(f"Training loss {losses[0]:.4f} \u2192 {losses[-1]:.4f} nats per token in {steps[-1]:,} steps")
@@ -324,7 +201,7 @@ def _timeline(records: Sequence[Record]) -> list[Part]:
         [escape(charts.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
         for p in phases(records)
     ]
-    table = _table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
+    table = html_table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
     fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>"
     return [key, charts.timeline(records), fold] if rows else [charts.timeline(records)]
 
@@ -338,7 +215,7 @@ def _why(record: Record) -> str:
     """Why the rule fired, and whatever else the event carries."""
     own = ("time", "event", "step", "epoch", "cycle", "losses", "stable", "reason")
     fields = ", ".join(
-        f"{escape(name)} {_plain(value)}{' steps' * (name == 'after')}"
+        f"{escape(name)} {plain(value)}{' steps' * (name == 'after')}"
         for name, value in record.items()
         if name not in own
     )
@@ -358,20 +235,20 @@ def _analyses(records: Sequence[Record]) -> list[Part]:
     ]
     for name, unit in (("entropy", "nats"), ("gradient", ""), ("importance", "")):
         maps = charts.analysis_maps(records, name)
-        parts += [f"<h3>{name.capitalize()}{unit and ', '}{unit}</h3>", Grid(maps) if maps else _missing([name])]
+        parts += [f"<h3>{name.capitalize()}{unit and ', '}{unit}</h3>", Grid(maps) if maps else not_logged([name])]
     return parts
 
 
 def _gradients(records: Sequence[Record]) -> list[Part]:
     found = events(records, "analysis")
     maps = charts.over_time("gradient", "Gradient at each analysis", found, "gradient")
-    return [Grid(maps, wide=True) if maps else _missing(["gradient"])]
+    return [Grid(maps, wide=True) if maps else not_logged(["gradient"])]
 
 
 def _finetuning(records: Sequence[Record]) -> list[Part]:
     found = charts.finetunings(records)
     if not found:
-        return [_missing(["phase_transition to finetuning"])]
+        return [not_logged(["phase_transition to finetuning"])]
     return [
         '<p class="note">Lines: the run\u2019s own losses. Diamonds: the evaluations, on their seeded sample.</p>',
         Grid(found, wide=True),
@@ -386,50 +263,50 @@ def _chosen(records: Sequence[Record]) -> list[Part]:
             f"{one.step:,}",
             f"{one.head[0]}",
             f"{one.head[1]}",
-            _n(one.score, "{:.5g}"),
-            escape(one.reason) or _n(None),
+            number(one.score, "{:.5g}"),
+            escape(one.reason) or number(None),
             escape(one.fate),
         ]
         for one in heads
     ]
     names = ["cycle", "step", "layer", "head", "score", "why it was chosen", "came back?"]
-    table = _table("Pruned heads", names, rows, texts=(5, 6)) if rows else _missing(["pruning_event (heads)"])
+    table = html_table("Pruned heads", names, rows, texts=(5, 6)) if rows else not_logged(["pruning_event (heads)"])
     neurons = [r for r in events(records, "pruning_event") if r.get("target") == "neurons"]
     rows = [
         [
-            _plain(r.get("cycle")),
+            plain(r.get("cycle")),
             f"{step_of(r):,}",
             _per_layer(r.get("removed")),
             _per_layer(r.get("widths")),
-            escape(str(r.get("reason") or "")) or _n(None),
+            escape(str(r.get("reason") or "")) or number(None),
         ]
         for r in neurons
     ]
     names = ["cycle", "step", "removed by layer", "left by layer", "why"]
-    return [table, _table("Pruned neurons", names, rows, texts=(2, 3, 4)) if rows else ""]
+    return [table, html_table("Pruned neurons", names, rows, texts=(2, 3, 4)) if rows else ""]
 
 
 def _per_layer(counts: Sequence[int] | None) -> str:
-    return ", ".join(f"{count:,}" for count in counts) if counts else _n(None)
+    return ", ".join(f"{count:,}" for count in counts) if counts else number(None)
 
 
 def _alive(records: Sequence[Record]) -> list[Part]:
     found = charts.heads_alive(records)
     back = [
         [
-            _plain(r.get("cycle")),
+            plain(r.get("cycle")),
             f"{step_of(r):,}",
             ", ".join(f"{layer}.{head}" for layer, head in charts.heads_of(r)),
-            ", ".join(_n(score, "{:.5g}") for score in r.get("scores") or []) or _n(None),
-            _plain(r.get("how") or ""),
-            escape(str(r.get("reason") or "")) or _n(None),
+            ", ".join(number(score, "{:.5g}") for score in r.get("scores") or []) or number(None),
+            plain(r.get("how") or ""),
+            escape(str(r.get("reason") or "")) or number(None),
         ]
         for r in events(records, "regrowth_event")
     ]
     names = ("cycle", "step", "heads", "scores", "how", "why")
     return [
-        Grid(found, SIGNS, wide=True) if found else _missing(["plasticity_started", "plasticity/active_heads"]),
-        _table("Regrown heads (layer.head)", names, back, texts=(2, 4, 5)) if back else "",
+        Grid(found, SIGNS, wide=True) if found else not_logged(["plasticity_started", "plasticity/active_heads"]),
+        html_table("Regrown heads (layer.head)", names, back, texts=(2, 4, 5)) if back else "",
     ]
 
 
@@ -441,19 +318,19 @@ def _impact(records: Sequence[Record]) -> list[Part]:
     rows = [
         [
             f"{one.cycle}" + (" (rolled back)" if one.rolled_back else ""),
-            _n(one.before),
-            _n(one.pruned),
-            "\u2013" if one.regrown is None else _n(one.regrown),
-            _percent(one.impact, better=-1),
-            _n(one.recovered),
-            _percent(one.left, better=-1),
-            _percent(change(ce, one.recovered), better=-1),
+            number(one.before),
+            number(one.pruned),
+            "\u2013" if one.regrown is None else number(one.regrown),
+            percent(one.impact, better=-1),
+            number(one.recovered),
+            percent(one.left, better=-1),
+            percent(change(ce, one.recovered), better=-1),
         ]
         for one in cycles(records)
     ]
     names = ("cycle", "before", "pruned", "regrown", "impact", "fine-tuned", "left after it", "against the baseline")
-    table = _table("Cross-entropy of each cycle, nats per token", names, rows)
-    return [charts.impact(records), table if rows else "", "" if ce else _missing(["evaluation of stage baseline"])]
+    table = html_table("Cross-entropy of each cycle, nats per token", names, rows)
+    return [charts.impact(records), table if rows else "", "" if ce else not_logged(["evaluation of stage baseline"])]
 
 
 def _against(records: Sequence[Record]) -> list[Part]:
@@ -472,32 +349,32 @@ def _against(records: Sequence[Record]) -> list[Part]:
     rows = [
         [
             name,
-            _n(_get(one, key), spec),
-            _n(_get(two, key), spec),
-            _percent(change(_get(one, key), _get(two, key)), better=-1),
+            number(_get(one, key), spec),
+            number(_get(two, key), spec),
+            percent(change(_get(one, key), _get(two, key)), better=-1),
         ]
         for name, key, one, two, spec in pairs
     ]
     stages = [f"evaluated {charts.stage_of(now)}"] if now else []
     stages += [f"measured {escape(str(costs_now.get('stage')))}"] if costs_now else []
     caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
-    parts: list[Part] = [_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
+    parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
     found = events(records, "cost")
     if not found:
-        return [*parts, _missing(["cost"])]
+        return [*parts, not_logged(["cost"])]
     rows = [
         [
             escape(str(r.get("stage"))),
-            *(_n(r.get(name), "{:,.0f}") for name in ("parameters", "bytes", "flops_per_token")),
-            _n(r.get("latency_ms"), "{:.3f}"),
-            " to ".join(_n(x, "{:.3f}") for x in r.get("latency_spread") or [None]),
-            "\u2013" if r.get("stage") == "baseline" else _n(r.get("measured"), "{:.3f}"),
-            "\u2013" if r.get("stage") == "baseline" else _n(r.get("ceiling"), "{:.3f}"),
+            *(number(r.get(name), "{:,.0f}") for name in ("parameters", "bytes", "flops_per_token")),
+            number(r.get("latency_ms"), "{:.3f}"),
+            " to ".join(number(x, "{:.3f}") for x in r.get("latency_spread") or [None]),
+            "\u2013" if r.get("stage") == "baseline" else number(r.get("measured"), "{:.3f}"),
+            "\u2013" if r.get("stage") == "baseline" else number(r.get("ceiling"), "{:.3f}"),
         ]
         for r in found
     ]
     names = ("stage", "parameters", "bytes", "FLOPs per token", "latency, ms", "spread, ms", "speed-up", "ceiling")
-    table = _table("What each stage costs", names, rows, texts=(0,))
+    table = html_table("What each stage costs", names, rows, texts=(0,))
     note = (
         '<p class="note">Speed-up: latency of the baseline over that of the stage, as measured. '
         "Ceiling: the one that the FLOPs allow.</p>"
@@ -513,7 +390,7 @@ def _samples(records: Sequence[Record]) -> list[Part]:
             by_prompt.setdefault(str(one.get("prompt")), []).append((str(r.get("stage")), str(one.get("text"))))
     parts: list[Part] = []
     for i, (prompt, texts) in enumerate(by_prompt.items()):
-        cards = "".join(_sample(stage, prompt, text) for stage, text in texts)
+        cards = "".join(sample_card(stage, prompt, text) for stage, text in texts)
         opened = " open" if i < OPEN_PROMPTS else ""
         head = escape(prompt) or "(no prompt)"
         parts.append(
@@ -522,45 +399,43 @@ def _samples(records: Sequence[Record]) -> list[Part]:
     return parts or [_absent(records, "text_samples")]
 
 
-def _sample(stage: str, prompt: str, text: str) -> str:
-    """One text of one stage; the prompt that it begins with is set apart."""
-    begin = prompt if text.startswith(prompt) else ""
-    shown = f"<strong>{escape(begin)}</strong>{escape(text[len(begin) :])}" if begin else escape(text)
-    return f'<article><h4>{escape(stage)}</h4><p dir="auto">{shown}</p></article>'
-
-
 def _rates(records: Sequence[Record]) -> list[Part]:
     rows = [
-        [f"{step_of(r):,}", escape(str(g.get("name"))), _n(g.get("lr"), "{:.3g}"), _n(g.get("factor"), "{:.4g}")]
+        [
+            f"{step_of(r):,}",
+            escape(str(g.get("name"))),
+            number(g.get("lr"), "{:.3g}"),
+            number(g.get("factor"), "{:.4g}"),
+        ]
         for r in events(records, "learning_rates")
         for g in r.get("groups") or []
     ]
-    table = _table(
+    table = html_table(
         "Learning rate of each group where it was set", ("step", "group", "rate", "factor"), rows, texts=(1,)
     )
     fold = f"<details open><summary>{len(rows)} rates of groups as a table</summary>{table}</details>" if rows else ""
     found = charts.rates(records)
-    return [*found, fold] if found else [_missing(["lr", "learning_rates"])]
+    return [*found, fold] if found else [not_logged(["lr", "learning_rates"])]
 
 
 def _controller(records: Sequence[Record]) -> list[Part]:
     found = charts.controller(records)
-    return [Grid(found, wide=True) if found else _missing(["controller_update", "controller/mean_gate"])]
+    return [Grid(found, wide=True) if found else not_logged(["controller_update", "controller/mean_gate"])]
 
 
 def _proofs(records: Sequence[Record]) -> list[Part]:
     rows = [
-        [_plain(r.get("cycle")), f"{step_of(r):,}", escape(str(name)), _check(value)]
+        [plain(r.get("cycle")), f"{step_of(r):,}", escape(str(name)), _check(value)]
         for r in events(records, "proof")
         for name, value in (r.get("checks") or {}).items()
     ]
-    proofs = _table("What was proved after each change", ("cycle", "step", "check", "result"), rows, texts=(2,))
+    proofs = html_table("What was proved after each change", ("cycle", "step", "check", "result"), rows, texts=(2,))
     undone = [
         [
-            _plain(r.get("cycle")),
+            plain(r.get("cycle")),
             f"{step_of(r):,}",
-            _n(r.get("ce")),
-            _n(r.get("limit")),
+            number(r.get("ce")),
+            number(r.get("limit")),
             escape(str(r.get("reason") or "")),
         ]
         for r in events(records, "rollback")
@@ -568,31 +443,31 @@ def _proofs(records: Sequence[Record]) -> list[Part]:
     names = ("cycle", "step", "cross-entropy", "limit", "why")
     none = '<p class="note">No rollback in this log.</p>'
     return [
-        proofs if rows else _missing(["proof"]),
-        _table("Rollbacks", names, undone, texts=(4,)) if undone else none,
+        proofs if rows else not_logged(["proof"]),
+        html_table("Rollbacks", names, undone, texts=(4,)) if undone else none,
     ]
 
 
 def _check(value: Any) -> str:
     if isinstance(value, bool):
         return '<span class="good">\u2713 holds</span>' if value else '<span class="bad">\u2717 does not hold</span>'
-    return _plain(value)
+    return plain(value)
 
 
 def _run(records: Sequence[Record]) -> list[Part]:
     rows = [
-        [escape(r["event"]), f"{step_of(r):,}", escape(name), _plain(value)]
+        [escape(r["event"]), f"{step_of(r):,}", escape(name), plain(value)]
         for r in events(records, "plasticity_started", "started", "resumed", "data", "ended", "failed", "closed")
         for name, value in r.items()
         if name not in ("event", "time", "step", "epoch")
     ]
     names = ("event", "step", "field", "value")
-    fold = _table("Settings and outcome", names, rows, texts=(0, 2, 3)) if rows else _missing(["started"])
+    fold = html_table("Settings and outcome", names, rows, texts=(0, 2, 3)) if rows else not_logged(["started"])
     return [f'<p class="note">{len(records):,} records, {last_step(records):,} optimizer steps.</p>', fold]
 
 
 def _absent(records: Sequence[Record], event: str) -> str:
-    return "" if events(records, event) else _missing([event])
+    return "" if events(records, event) else not_logged([event])
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Record]], list[Part]]]] = {

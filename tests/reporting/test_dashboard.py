@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lightning_app.reporting import dashboard
-from lightning_app.reporting.dashboard import PLOTLY, SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reporting.parts import PLOTLY
 
 Log = list[dict[str, Any]]
 Simulate = Callable[..., Log]

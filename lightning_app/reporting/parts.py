@@ -1,0 +1,196 @@
+"""What pages are put together from: charts, tables, numbers in words, and the page itself as one file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lightning_app.reporting.charts import Chart
+from lightning_app.reporting.page import PAGE, SCRIPT, STYLE
+from lightning_app.reporting.plasticity import finite
+
+PLOTLY = "plotly.min.js"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Charts side by side as far as there is room; `why` is HTML below the title of each."""
+
+    charts: Sequence[Chart]
+    why: Sequence[str] = ()
+    wide: bool = False
+
+
+Part = str | Chart | Grid
+
+
+Section = tuple[str, str, Sequence[Part]]  # its id, its heading, and what it holds
+
+
+# The file
+
+
+def write_page(page: str, folder: Path, *, name: str, single_file: bool) -> Path:
+    """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
+
+    A reader sees the old page or the new one, never a part.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not single_file and not (folder / PLOTLY).is_file():
+        _replace(folder / PLOTLY, _plotly())
+    _replace(folder / name, page)
+    return folder / name
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # half a second, only where the script has to be written
+
+    return get_plotlyjs()
+
+
+def draw_page(sections: Sequence[Section], *, title: str, single_file: bool, style: str = "", script: str = "") -> str:
+    """The page of these sections.
+
+    Args:
+        single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
+        style: more of it, in CSS.
+        script: more of it, which runs behind the page's own.
+    """
+    drawn = [chart for _, _, parts in sections for chart in _charts(parts) if chart.data]
+    body = "\n".join(
+        f'<section id="{id}" aria-labelledby="{id}-head">\n<h2 id="{id}-head">{name}</h2>\n{_html(parts)}\n</section>'
+        for id, name, parts in sections
+    )
+    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in sections)
+    plotly = f"<script>{_plotly()}</script>" if single_file else f'<script src="{PLOTLY}"></script>'
+    return PAGE.format(
+        title=escape(title),
+        style=STYLE + style,
+        nav=nav,
+        sections=body,
+        charts=_embedded(drawn),
+        plotly=plotly,
+        script=SCRIPT + script,
+    )
+
+
+def _embedded(drawn: Sequence[Chart]) -> str:
+    """The charts as JSON that cannot end the script element that it stands in."""
+    figures = [{name: x for name, x in asdict(c).items() if name in ("id", "data", "layout", "height")} for c in drawn]
+    return json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+# What a section holds
+
+
+def _charts(parts: Iterable[Part]) -> list[Chart]:
+    both = [[part] if isinstance(part, Chart) else part.charts if isinstance(part, Grid) else [] for part in parts]
+    return [chart for some in both for chart in some]
+
+
+def _html(parts: Iterable[Part]) -> str:
+    return "\n".join(_part(part) for part in parts)
+
+
+def _part(part: Part) -> str:
+    if isinstance(part, Chart):
+        return _figure(part)
+    if isinstance(part, str):
+        return part
+    why = [*part.why, *[""] * len(part.charts)]
+    figures = "".join(_figure(chart, reason) for chart, reason in zip(part.charts, why, strict=False))
+    return f'<div class="grid{" wide" * part.wide}">{figures}</div>'
+
+
+def _figure(chart: Chart, why: str = "") -> str:
+    place = (
+        f'<div class="chart" id="{chart.id}" role="img" aria-label="{escape(chart.label)}" '
+        f'style="min-height:{chart.height}px"></div>'
+        if chart.data
+        else ""
+    )
+    return f"<figure><figcaption>{escape(chart.title)}</figcaption>{why}{not_logged(chart.missing)}{place}</figure>"
+
+
+def not_logged(names: Sequence[str]) -> str:
+    return f'<p class="missing">not logged: {escape(", ".join(names))}</p>' if names else ""
+
+
+def html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = ()) -> str:
+    """Rows of HTML; the first cell of a row names it. Columns of `texts` are aligned to the left."""
+
+    def mark(i: int) -> str:
+        return ' class="text"' if i in texts else ""
+
+    top = "".join(f'<th scope="col"{mark(i)}>{head}</th>' for i, head in enumerate(heads))
+    body = "\n".join(
+        f'<tr><th scope="row"{mark(0)}>{row[0]}</th>'
+        + "".join(f"<td{mark(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+# Numbers
+
+
+def number(value: Any, spec: str = "{:.4f}") -> str:
+    """A number; a word where there is none."""
+    number = finite(value)
+    return '<span class="missing-cell">not logged</span>' if number is None else spec.format(number)
+
+
+def percent(value: float | None, *, better: int = 0) -> str:
+    """A relative change; coloured where lower (-1) or higher (1) is better."""
+    if value is None:
+        return number(None)
+    kind = "" if not better or abs(value) < 5e-4 else "good" if value * better > 0 else "bad"
+    text = f"{100 * value:+.1f}\u00a0%".replace("-", "\u2212")
+    return f'<span class="{kind}">{text}</span>' if kind else text
+
+
+def si(value: float, unit: str = "") -> str:
+    """1,556,160 is 1.56 M."""
+    for power, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{value / power:.3g} {sign}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def plain(value: Any) -> str:
+    """A value of the log as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def sample_card(stage: str, prompt: str, text: str) -> str:
+    """One text of one stage; the prompt that it begins with is set apart."""
+    begin = prompt if text.startswith(prompt) else ""
+    shown = f"<strong>{escape(begin)}</strong>{escape(text[len(begin) :])}" if begin else escape(text)
+    return f'<article><h4>{escape(stage)}</h4><p dir="auto">{shown}</p></article>'
