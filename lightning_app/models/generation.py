@@ -6,7 +6,7 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -210,7 +210,7 @@ def generate(
     *,
     vocab_size: int | None = None,
     eot: int | None = None,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the next token of each row, (B,), until `max_new_tokens` or until every row has reached `eot`.
 
     Args:

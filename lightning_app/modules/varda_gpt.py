@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -209,7 +209,7 @@ class VardaGPT(LanguageModule):
 
     def generate(
         self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
-    ) -> Iterator[Tensor]:
+    ) -> Generator[Tensor, None, None]:
         """See `models.generation.generate`. What is old goes to the memory: in the open session or one of its own."""
         if any(reader.bank.in_evaluation for reader in self.backbone.readers):
             yield from self._generate(ids, options, eot=eot)
@@ -217,7 +217,13 @@ class VardaGPT(LanguageModule):
         with self.session():
             yield from self._generate(ids, options, eot=eot)
 
-    def _generate(self, ids: Tensor, options: GenerationOptions | None, *, eot: int | None) -> Iterator[Tensor]:
+    @property
+    def writes_while_generating(self) -> bool:
+        return any(reader.writes != "never" for reader in self.backbone.readers)
+
+    def _generate(
+        self, ids: Tensor, options: GenerationOptions | None, *, eot: int | None
+    ) -> Generator[Tensor, None, None]:
         written, chunk = 0, self._chunk()
         tokens = generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
         while True:

@@ -1,0 +1,202 @@
+"""The routes of a server that speaks OpenAI's HTTP interface, and has a page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from lightning_app.errors import InputError
+from lightning_app.inference.embeddings import embed
+from lightning_app.inference.explain import explain
+from lightning_app.inference.server.completions import BROKEN, Answer, BrokenError
+from lightning_app.inference.server.engine import QueueFullError
+from lightning_app.inference.server.guard import Guard
+from lightning_app.inference.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ExplainRequest,
+    error,
+)
+from lightning_app.inference.server.service import RefusedError, Service
+
+PAGE = Path(__file__).parent.parent / "page.html"
+T = TypeVar("T")
+
+
+def create_app(service: Service, *, api_key: str | None = None, hosts: Sequence[str] = ()) -> FastAPI:
+    """The server's routes.
+
+    Args:
+        api_key: see `Guard`, as is `hosts`.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.engine.close)
+
+    app = FastAPI(title="lightning_app", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(Guard, api_key=api_key, max_body=service.limits.max_body, hosts=hosts)
+    _add_errors(app)
+    _add_looks(app, service)
+    _add_texts(app, service)
+    return app
+
+
+def _add_looks(app: FastAPI, service: Service) -> None:
+    """What tells of the server."""
+    page = PAGE.read_text(encoding="utf-8")
+    headers = {
+        "Content-Security-Policy": content_security_policy(page),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> HTMLResponse:
+        return HTMLResponse(page, headers=headers)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        alive = service.engine.alive
+        body = {"status": "ok" if alive else "the engine has stopped", "requests": service.engine.load}
+        return JSONResponse(body, status_code=200 if alive else 503)
+
+    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "lightning_app"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return model
+
+
+def _add_texts(app: FastAPI, service: Service) -> None:
+    """What the model does."""
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(request: CompletionRequest, http: Request) -> Response:
+        return await _respond(service.completion(request), service, http)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: ChatRequest, http: Request) -> Response:
+        return await _respond(service.chat(request), service, http)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(request: EmbeddingRequest) -> dict[str, Any]:
+        service.check_model(request.model)
+        texts = service.all_ids(request.input, "input")
+        vectors = await _called(service, lambda: [embed(service.module, ids).numpy() for ids in texts])
+        packed = request.encoding_format == "base64"
+        each = [base64.b64encode(v.astype("<f4").tobytes()).decode() if packed else v.tolist() for v in vectors]
+        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(each)]
+        count = sum(len(ids) for ids in texts)
+        said = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "data": data, "model": service.name, "usage": said}
+
+    @app.post("/explain")
+    async def explained(request: ExplainRequest) -> dict[str, Any]:
+        service.ids(request.text, "text")
+        return await _called(service, lambda: explain(service.module, service.tokenizer, request.text))
+
+
+async def _called(service: Service, work: Callable[[], T]) -> T:
+    """The result of work in the engine's thread."""
+    try:
+        return await asyncio.wrap_future(service.engine.call(work))
+    except (RuntimeError, LookupError) as failure:
+        raise BrokenError(BROKEN) from failure
+
+
+async def _respond(answer: Answer, service: Service, http: Request) -> Response:
+    if answer.request.stream:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(answer.events(service.engine), media_type="text/event-stream", headers=headers)
+    return JSONResponse(await _unless_gone(answer.whole(service.engine), http))
+
+
+async def _unless_gone(work: Coroutine[Any, Any, T], http: Request) -> T:
+    """What `work` gives; it is cancelled if the client goes away meanwhile."""
+
+    async def gone() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    asked, left = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({asked, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise RefusedError(499, "the client has gone")
+        return asked.result()
+    finally:
+        for task in (asked, left):
+            task.cancel()
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error has OpenAI's form, without a path or a traceback."""
+
+    def answered(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(body, status_code=status, headers=headers)
+
+    async def refused(_request: Request, failure: RefusedError) -> Response:
+        return answered(failure.status, failure.body)
+
+    async def mistaken(_request: Request, failure: InputError) -> Response:
+        return answered(400, error(str(failure)))
+
+    async def full(_request: Request, failure: QueueFullError) -> Response:
+        body = error(str(failure), type="rate_limit_error", code="too_many_requests")
+        return answered(429, body, {"Retry-After": "1"})
+
+    async def malformed(_request: Request, failure: RequestValidationError) -> Response:
+        first = failure.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return answered(400, error(f"{where or 'the body'}: {first['msg']}", param=where or None))
+
+    async def unknown(_request: Request, failure: HTTPException) -> Response:
+        return answered(failure.status_code, error(str(failure.detail)), dict(failure.headers or {}))
+
+    async def broken(_request: Request, _failure: Exception) -> Response:
+        return answered(500, error(BROKEN, type="server_error"))
+
+    handlers: dict[type[Exception], Any] = {
+        RefusedError: refused,
+        InputError: mistaken,
+        QueueFullError: full,
+        RequestValidationError: malformed,
+        HTTPException: unknown,
+        BrokenError: broken,
+        Exception: broken,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def content_security_policy(page: str) -> str:
+    """Only the page's own script and style may run, and it may talk to this server alone."""
+
+    def hashes(tag: str) -> str:
+        texts = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, flags=re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
