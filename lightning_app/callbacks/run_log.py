@@ -99,9 +99,18 @@ class RunLog(L.Callback):
         own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
         parameters = sum(p.numel() for p in own)
         data = trainer.datamodule
-        counts = [asdict(c) for c in data.counts(("train", "val"))] if isinstance(data, TextDataModule) else []
-        self.event(trainer, "data", splits=counts)
-        self.event(trainer, event, parameters=parameters, world_size=trainer.world_size, precision=trainer.precision)
+        self.event(trainer, "data", splits=_splits(data) if isinstance(data, TextDataModule) else [])
+        fields = {"parameters": parameters, "world_size": trainer.world_size, "precision": trainer.precision}
+        if isinstance(pl_module, LanguageModule) and isinstance(data, TextDataModule):
+            fields["flops_per_token"] = pl_module.backbone.flops_per_token(data.block_size)
+        self.event(trainer, event, model=type(pl_module).__name__, **fields)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What each passage of the text adds to the measures, so that intervals can be drawn from the log."""
+        sums = pl_module.by_passage if isinstance(pl_module, LanguageModule) else None
+        if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            columns = zip(SUMS, sums.T.tolist(), strict=True)
+            self.event(trainer, "passages", **{name: [round(x, 3) for x in column] for name, column in columns})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.event(trainer, "ended")
@@ -110,16 +119,24 @@ class RunLog(L.Callback):
         self.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
 
 
+def _splits(data: TextDataModule) -> list[dict[str, Any]]:
+    """Counts, and a digest of the text: the same text has the same one, whatever the tokenizer."""
+    counts = data.counts(("train", "val"))
+    return [asdict(c) | {"text": data.tokens(c.split).manifest.content_sha256[:16]} for c in counts]
+
+
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """All records of a run in order. What a run logged after the checkpoint from which it was resumed never counts.
 
-    A line that a crash cut short is left out.
+    A line that a crash cut short, or that is no JSON object, is left out.
     """
     records: list[dict[str, Any]] = []
     for line in (Path(folder) / FILE_NAME).read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
+            continue
+        if not isinstance(record, dict):  # damaged, though it can be read
             continue
         if record.get("event") == "resumed":
             kept = ("started", "data")

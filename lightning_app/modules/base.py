@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
-from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
+from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.heads import Kind, Units, units_made, units_of
-from lightning_app.modules.measures import LanguageMeasures
+from lightning_app.models.ranks import mean_over_ranks
+from lightning_app.modules.measures import LanguageMeasures, Passages
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
@@ -157,6 +158,8 @@ class LanguageModule(L.LightningModule, ABC):
         self.group_by_layer = False  # see `_groups`
         self._real_ids = backbone.vocab_size
         self._token_bytes: Tensor | None = None
+        self._passages: Passages | None = None
+        self.by_passage: Tensor | None = None  # what the last evaluation found of each passage of its text
         self.grad_norm: Tensor | None = None
 
     @property
@@ -193,8 +196,14 @@ class LanguageModule(L.LightningModule, ABC):
         return torch.where(replaced, torch.randint_like(ids, self._real_ids), ids)
 
     def loss_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value of each term by name; `ce` is the cross-entropy in nats per token."""
-        terms = {"ce": (1.0, cross_entropy(outputs.logits, outputs.targets))}
+        """Weight and value of each term by name; `ce` is the cross-entropy in nats per token.
+
+        In training over the tokens of all ranks, who all call this; an evaluation's batches may be of one rank alone.
+        """
+        ce = cross_entropy(outputs.logits, outputs.targets)
+        if self.training:
+            ce = mean_over_ranks(ce, (outputs.targets != IGNORE).sum())
+        terms = {"ce": (1.0, ce)}
         for regularizer in self.regularizers:
             with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
                 further = regularizer.loss(outputs)
@@ -211,18 +220,9 @@ class LanguageModule(L.LightningModule, ABC):
 
     def generate(
         self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
-    ) -> Generator[Tensor, None, None]:
+    ) -> Iterator[Tensor]:
         """See `models.generation.generate`; ids that the tokenizer does not have are never drawn."""
         return generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
-
-    @property
-    def writes_while_generating(self) -> bool:
-        """Whether a text changes what the same session reads later, so that texts cannot share a batch."""
-        return False
-
-    def batch_decoder(self) -> BatchDecoder:
-        """What continues several texts at once."""
-        return BatchDecoder(self.backbone, device=self.device, vocab_size=self._real_ids)
 
     # One step for all stages
 
@@ -236,7 +236,7 @@ class LanguageModule(L.LightningModule, ABC):
             self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()}, prog_bar=len(terms) > 1)
             self.look_back(outputs, stage)
             return loss
-        self.measures.update(outputs.logits, outputs.targets, self._token_bytes)
+        self.measures.update(outputs.logits, outputs.targets, self._token_bytes, self._passages_of(batch))
         n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
         further = {f"{stage}/{name}": term for name, (_, term) in terms.items() if name != "ce"}
         self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
@@ -287,6 +287,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def _log_measures(self, stage: str) -> dict[str, Tensor]:
         measures = self.measures.compute()
+        self.by_passage = measures.pop("passages", None)
         self.log_dict({f"{stage}/{name}": x.to(self.device).float() for name, x in measures.items()}, sync_dist=True)
         self.measures.reset()
         return measures
@@ -348,6 +349,7 @@ class LanguageModule(L.LightningModule, ABC):
         if isinstance(data, TextDataModule):
             self._check_sizes(data)
             self.use_tokenizer(data.tokenizer)
+            self._use_passages(data, "test" if stage == "test" else "val")
             if stage == "fit":
                 self._warn_if_it_can_only_memorise(data)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
@@ -365,6 +367,17 @@ class LanguageModule(L.LightningModule, ABC):
         token_bytes = torch.zeros(self.backbone.vocab_size, dtype=torch.int64)
         token_bytes[: self._real_ids] = torch.from_numpy(tokenizer.token_bytes()).long()
         self._token_bytes = token_bytes.to(self.device)
+
+    def _use_passages(self, data: TextDataModule, split: str) -> None:
+        self._passages = None
+        if data.splits.origin(split) and self._token_bytes is not None:
+            self._passages = Passages(data.tokens(split), self._token_bytes)
+
+    def _passages_of(self, batch: Batch) -> Tensor | None:
+        """(B, T), for each target."""
+        if self._passages is None:
+            return None
+        return self._passages.of_targets(batch["document_ids"], batch["positions"])
 
     def _check_sizes(self, data: TextDataModule) -> None:
         if data.vocab_size != self.backbone.vocab_size:
