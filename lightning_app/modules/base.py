@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
-from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.heads import Kind, Units, units_made, units_of
+from lightning_app.models.lora import named_as
 from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.modules.measures import LanguageMeasures, Passages
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
@@ -220,9 +221,18 @@ class LanguageModule(L.LightningModule, ABC):
 
     def generate(
         self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
-    ) -> Iterator[Tensor]:
+    ) -> Generator[Tensor, None, None]:
         """See `models.generation.generate`; ids that the tokenizer does not have are never drawn."""
         return generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
+
+    @property
+    def writes_while_generating(self) -> bool:
+        """Whether a text changes what the same session reads later, so that texts cannot share a batch."""
+        return False
+
+    def batch_decoder(self) -> BatchDecoder:
+        """What continues several texts at once."""
+        return BatchDecoder(self.backbone, device=self.device, vocab_size=self._real_ids)
 
     # One step for all stages
 
@@ -514,7 +524,8 @@ class LanguageModule(L.LightningModule, ABC):
             InputError: anything else in which the two differ.
         """
         self._take_shape(checkpoint)  # first: what a new regulariser copies has it, too
-        own, state = self.state_dict(), checkpoint["state_dict"]
+        own = self.state_dict()
+        state = named_as(own, checkpoint["state_dict"])
         ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
         kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
         new = {name: tensor for name, tensor in own.items() if _regularizer_of(name) not in theirs}
