@@ -118,3 +118,24 @@ def fails(main: Run, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return error
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fit of the small config, for what comes after training; read only."""
+    from lightning_app.cli import main as command
+
+    folder = tmp_path_factory.mktemp("tiny")
+    text = "the model learns what the teacher shows. nobody asks what it forgets, and why. "
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("train.txt").write_text(text * 20)
+        Path("val.txt").write_text(text * 3)
+        command(["fit", "--config", write_config({})])
+    return folder / "runs/tiny/version_0"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_run: Path) -> Path:
+    """The best checkpoint of `tiny_run`."""
+    return tiny_run / "checkpoints/best.ckpt"
