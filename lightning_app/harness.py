@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -23,7 +23,7 @@ from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
-from lightning_app.callbacks.run_log import RunLog
+from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
 from lightning_app.cli import LINKED, given_options, without_effect
 from lightning_app.errors import InputError
@@ -33,6 +33,7 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.loggers import next_version, placed, tensorboard
 
 THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
@@ -53,19 +54,14 @@ class Trainer(L.Trainer):
         print(datamodule.summary())
 
 
-class FolderOfARun(TensorBoardLogger):
-    """Says where a run lies to what evaluates it, and adds nothing to the curves of its training."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """RunLog keeps them."""
-
-
 class SaveConfig(SaveConfigCallback):
     """Saves the resolved config of a fit, and of nothing else, into the run's folder."""
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if stage == "fit" and folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder / self.config_filename), skip_none=False, overwrite=True)
 
 
 class Harness(LightningCLI):
@@ -84,7 +80,7 @@ class Harness(LightningCLI):
             },
             seed_everything_default=0,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},  # the first logger's; ours is the run's
             parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
             auto_configure_optimizers=False,  # it would build the optimizer before the model is set up
             args=list(args),
@@ -158,27 +154,39 @@ class Harness(LightningCLI):
             raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self._options.trainer.logger in (None, True) and self.subcommand != "prepare":
-            kwargs["logger"] = self._logger()
+        folder = self._folder()
+        kwargs["logger"] = self._loggers(folder) if self.subcommand == "fit" else False  # an evaluation adds no curves
         if not self._options.trainer.plugins:
             kwargs["plugins"] = [AtomicCheckpointIO()]
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
         last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
-        trainer.callbacks = [RandomState(), ExactResume(), *trainer.callbacks, *last]
+        trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), *trainer.callbacks, *last]
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")
         return trainer
 
-    def _logger(self) -> TensorBoardLogger:
-        """A new version, or the folder of the run that the checkpoint belongs to."""
+    def _folder(self) -> Path:
+        """Of a new version, or of the run that the checkpoint belongs to."""
         options = self._options
-        version = None
+        runs = Path(options.runs_dir) / options.name
         if options.get("ckpt_path"):
-            run, runs = Path(options.ckpt_path).resolve().parent.parent, Path(options.runs_dir) / options.name
+            run = Path(options.ckpt_path).resolve().parent.parent
             if run.parent == runs.resolve() and re.fullmatch(r"version_\d+", run.name):
-                version = run.name
-        logger = TensorBoardLogger if self.subcommand == "fit" else FolderOfARun
-        return logger(options.runs_dir, name=options.name, version=version, default_hp_metric=False)
+                return runs / run.name
+        return runs / next_version(runs)
+
+    def _loggers(self, folder: Path) -> list[Logger]:
+        """Those that were configured, TensorBoard if none were; RunLog adds log.jsonl."""
+        given = self._options.trainer.logger
+        if given in (None, True, False):
+            return [] if given is False else [tensorboard(folder)]
+        made = self._get(self.config_init, "trainer").logger
+        given, made = (x if isinstance(x, list) else [x] for x in (given, made))
+        options = [{**spec.get("init_args", {}), **spec.get("dict_kwargs", {})} for spec in given]
+        return placed(made, options, folder)
 
     def after_instantiate_classes(self) -> None:
         """Take the tokenizer that a checkpoint was trained with, and for `--init_from` its weights."""
@@ -209,7 +217,6 @@ class Harness(LightningCLI):
 def default_callbacks() -> list[L.Callback]:
     """What every run has, whatever its YAML adds, besides those that `instantiate_trainer` puts first and last."""
     return [
-        RunLog(),
         Throughput(),
         ProgressLine(),
         PredictionWriter(),

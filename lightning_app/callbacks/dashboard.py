@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_app.callbacks.run_log import FILE_NAME, read_log
+from lightning_app.callbacks.run_log import FILE_NAME, read_log, run_folder
 from lightning_app.reporting.dashboard import write_dashboard
 
 SHARE = 0.02
@@ -29,8 +29,8 @@ class Dashboard(L.Callback):
         self._folder: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = trainer.log_dir if stage == "fit" and trainer.loggers else None  # a collective: on all ranks
-        self._folder = Path(folder) if folder and trainer.is_global_zero and not trainer.fast_dev_run else None
+        folder = run_folder(trainer) if stage == "fit" else None
+        self._folder = folder if trainer.is_global_zero else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

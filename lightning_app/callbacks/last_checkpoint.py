@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_app.callbacks.run_log import run_folder
 from lightning_app.errors import InputError
 from lightning_app.modules.base import NOT_FINITE
 
@@ -32,8 +33,8 @@ class LastCheckpoint(Checkpoint):
         self._due = self._stops = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = trainer.log_dir if stage == "fit" and trainer.loggers else None
-        self.path = Path(folder) / "checkpoints" / "last.ckpt" if folder else None
+        folder = run_folder(trainer) if stage == "fit" else None
+        self.path = folder / "checkpoints" / "last.ckpt" if folder else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step, self._whole, self._due, self._stops = trainer.global_step, True, False, False
@@ -62,7 +63,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer, *, again: bool = False) -> None:
         self._due = False
-        if self.path is None or trainer.fast_dev_run or (trainer.global_step == self._saved_at and not again):
+        if self.path is None or (trainer.global_step == self._saved_at and not again):
             return
         finite = all(bool(parameter.isfinite().all()) for parameter in trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from lightning_app.callbacks.evidence import check_path, cost_of, cross_entropy_of, importance_of, plain, samples_of
 from lightning_app.callbacks.learning_rates import HeadRates, described, set_layer_factors
-from lightning_app.callbacks.run_log import RunLog
+from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.samples import Samples, continued
-from lightning_app.callbacks.series import to_tensorboard
+from lightning_app.callbacks.series import log_maps, log_numbers
 from lightning_app.callbacks.surgeon import Surgeon, Surgery, begin_anew, check_strategy, worst
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
@@ -409,13 +408,13 @@ class PlasticitySchedule(L.Callback):
                     alive=units.mask.int().tolist(),
                     **{name: plain(matrix) for name, matrix in matrices.items()},
                 )
-                to_tensorboard(trainer, maps=matrices)
+                log_maps(trainer, {f"plasticity/{name}": matrix for name, matrix in matrices.items()})
             self._save(trainer, scores, kind)
 
     def _save(self, trainer: L.Trainer, scores: Tensor, kind: Kind) -> None:
-        folder = trainer.loggers[0].log_dir if trainer.loggers and trainer.is_global_zero else None
-        if folder and self.save_importance and not trainer.fast_dev_run:
-            path = Path(folder) / "importance" / f"{kind}_cycle_{self.at.cycle}.json"
+        folder = run_folder(trainer)
+        if folder and self.save_importance and trainer.is_global_zero:
+            path = folder / "importance" / f"{kind}_cycle_{self.at.cycle}.json"
             save_importance(path, scores, kind=kind, strategy=self.strategies[kind].name)
 
     def _dead_wanted(self, units: Units) -> int:
@@ -549,7 +548,7 @@ class PlasticitySchedule(L.Callback):
         RunLog.event(
             trainer, "evaluation", cycle=self.at.cycle, stage=stage, ce=ce, ppl=math.exp(min(ce, 50)), sparsity=sparsity
         )
-        to_tensorboard(trainer, {"sample_ce": ce, "sample_ppl": math.exp(min(ce, 50))})
+        log_numbers(trainer, {"plasticity/sample_ce": ce, "plasticity/sample_ppl": math.exp(min(ce, 50))})
         return ce
 
     def _log_cost(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
@@ -562,7 +561,7 @@ class PlasticitySchedule(L.Callback):
             self._cost = cost
         name = "baseline" if stage == "baseline" else f"{stage}, cycle {self.at.cycle}"
         RunLog.event(trainer, "cost", cycle=self.at.cycle, stage=name, **cost)
-        to_tensorboard(trainer, {key: x for key, x in cost.items() if isinstance(x, int | float)})
+        log_numbers(trainer, {f"plasticity/{key}": x for key, x in cost.items() if isinstance(x, int | float)})
 
     def _log_text(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
         data, own = trainer.datamodule, [c for c in trainer.callbacks if isinstance(c, Samples)]

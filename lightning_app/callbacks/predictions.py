@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_app.callbacks.run_log import run_folder
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes the rows of `predict_step` as they come: the sequences in data order.
@@ -25,7 +27,7 @@ class PredictionWriter(BasePredictionWriter):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "predict":
             rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-            self.path = Path(trainer.log_dir or ".") / f"predictions{rank}.jsonl"
+            self.path = (run_folder(trainer) or Path()) / f"predictions{rank}.jsonl"
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
 

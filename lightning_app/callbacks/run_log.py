@@ -56,6 +56,11 @@ class JSONLinesLogger(Logger):
     def version(self) -> str:
         return self.path.parent.name
 
+    @property
+    def save_dir(self) -> str:
+        """What `trainer.log_dir` is where there is no other logger."""
+        return str(self.path.parent)
+
     @rank_zero_only
     def write(self, record: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,16 +79,24 @@ class JSONLinesLogger(Logger):
 
 
 class RunLog(L.Callback):
-    """Adds `log.jsonl` to the run's folder, beside whatever loggers there are; without a logger it writes nothing.
+    """Adds `log.jsonl` to the run's folder, beside whatever loggers there are.
 
-    Other callbacks call `RunLog.event(trainer, name, **fields)`.
+    Other callbacks call `RunLog.event(trainer, name, **fields)`, and ask `run_folder(trainer)` where to write, so it
+    stands before them.
+
+    Args:
+        folder: the run's. None: the first logger's; without a logger nothing is written then.
     """
 
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = trainer.log_dir  # on all ranks: the trainer broadcasts it
+        own = trainer.strategy.broadcast(str(self.folder)) if self.folder else None
+        folder = own or (trainer.log_dir if trainer.loggers else None)  # which the trainer broadcasts
         event = None if stage == "fit" else str(trainer.state.fn.value)
         has_one = any(isinstance(logger, JSONLinesLogger) for logger in trainer.loggers)
-        if folder and trainer.loggers and not has_one and not trainer.fast_dev_run:
+        if folder and not has_one and not trainer.fast_dev_run:
             trainer.loggers = [*trainer.loggers, JSONLinesLogger(Path(folder) / FILE_NAME, event)]
 
     @staticmethod
@@ -123,6 +136,16 @@ def _splits(data: TextDataModule) -> list[dict[str, Any]]:
     """Counts, and a digest of the text: the same text has the same one, whatever the tokenizer."""
     counts = data.counts(("train", "val"))
     return [asdict(c) | {"text": data.tokens(c.split).manifest.content_sha256[:16]} for c in counts]
+
+
+def run_folder(trainer: L.Trainer) -> Path | None:
+    """Where all of a run lies; None where nothing is kept. To be asked on all ranks, in `setup` or later."""
+    if trainer.fast_dev_run:
+        return None
+    for logger in trainer.loggers:
+        if isinstance(logger, JSONLinesLogger):
+            return logger.path.parent
+    return Path(str(trainer.log_dir)) if trainer.loggers else None  # a collective
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:

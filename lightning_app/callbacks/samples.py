@@ -6,9 +6,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from lightning_app.callbacks.run_log import run_folder
+from lightning_app.callbacks.series import log_texts
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
@@ -16,7 +17,7 @@ from lightning_app.text.datamodule import TextDataModule
 
 
 class Samples(L.Callback):
-    """Continues each prompt after a validation: `samples/step_N.txt` in the run's folder, and TensorBoard's text page.
+    """Continues each prompt after a validation: `samples/step_N.txt` in the run's folder, and the loggers' pages.
 
     Draws with a generator of its own, so that training goes on as if nothing had been sampled. Rank 0 alone writes;
     under sharded strategies, where no rank has the whole model, nothing is sampled.
@@ -46,6 +47,10 @@ class Samples(L.Callback):
         self.prompts, self.every = prompts, every_n_validations
         self.options = GenerationOptions(max_new_tokens, temperature, top_k, seed=seed)
         self._validations = 0
+        self._folder: Path | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._folder = run_folder(trainer)
 
     def state_dict(self) -> dict[str, int]:
         return {"validations": self._validations}
@@ -58,20 +63,16 @@ class Samples(L.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or sharded or not trainer.is_global_zero:
             return
         self._validations += 1
-        folder = trainer.loggers[0].log_dir if trainer.loggers else None  # not trainer.log_dir: that is a collective
         data = trainer.datamodule
-        if self._validations % self.every or not folder or trainer.fast_dev_run:
+        if self._validations % self.every or self._folder is None:
             return
         if not isinstance(data, TextDataModule) or not isinstance(pl_module, LanguageModule):
             return
         texts = [prompt + continued(prompt, pl_module, data, self.options) for prompt in self.prompts]
-        path = Path(folder) / "samples" / f"step_{trainer.global_step:06d}.txt"
+        path = self._folder / "samples" / f"step_{trainer.global_step:06d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for prompt, text in zip(self.prompts, texts, strict=True):
-                    logger.experiment.add_text(prompt, text, trainer.global_step)
+        log_texts(trainer, self.prompts, texts)
 
 
 def continued(prompt: str, module: LanguageModule, data: TextDataModule, options: GenerationOptions) -> str:

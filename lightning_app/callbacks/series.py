@@ -1,29 +1,54 @@
-"""What plasticity measures between the steps that the trainer logs, in TensorBoard."""
+"""What callbacks hand to the loggers themselves, between the steps that the trainer logs: numbers, pictures, texts.
+
+Numbers go to every logger; pictures and texts to TensorBoard and Weights & Biases, which can show them. `log.jsonl` has
+its own events.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from lightning_app.callbacks.run_log import JSONLinesLogger
 from lightning_app.ops.importance import min_max
 
 PIXELS = 16  # of a head's square
 
 
-def to_tensorboard(
-    trainer: L.Trainer, numbers: Mapping[str, float] | None = None, *, maps: Mapping[str, Tensor | None] | None = None
-) -> None:
-    """Scalars, and (L, H) maps as pictures from the least (black) to the most, at the step reached; rank 0 alone."""
-    for logger in trainer.loggers if trainer.is_global_zero else []:
-        if not isinstance(logger, TensorBoardLogger):
-            continue
-        for name, number in (numbers or {}).items():
-            logger.experiment.add_scalar(f"plasticity/{name}", number, trainer.global_step)
-        for name, matrix in (maps or {}).items():
-            if matrix is not None:
-                grey = min_max(matrix).nan_to_num(0.0)
-                picture = grey.repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)[None]
-                logger.experiment.add_image(f"plasticity/{name}", picture.float(), trainer.global_step)
+def log_numbers(trainer: L.Trainer, numbers: Mapping[str, float]) -> None:
+    """Scalars by tag, at the step reached; rank 0 alone."""
+    for logger in _others(trainer):
+        logger.log_metrics(dict(numbers), trainer.global_step)
+
+
+def log_maps(trainer: L.Trainer, maps: Mapping[str, Tensor | None]) -> None:
+    """(L, H) maps by tag as pictures, from the least (black) to the most; rank 0 alone."""
+    for tag, matrix in maps.items():
+        for logger in _others(trainer) if matrix is not None else []:
+            assert matrix is not None
+            grey = min_max(matrix).nan_to_num(0.0).float()
+            picture = grey.repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)[None]
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(tag, picture, trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(tag, [picture], step=trainer.global_step)
+
+
+def log_texts(trainer: L.Trainer, prompts: Sequence[str], texts: Sequence[str]) -> None:
+    """What was written after each prompt, prompt included; rank 0 alone."""
+    for logger in _others(trainer):
+        if isinstance(logger, TensorBoardLogger):
+            for prompt, text in zip(prompts, texts, strict=True):
+                logger.experiment.add_text(prompt, text, trainer.global_step)
+        elif isinstance(logger, WandbLogger):
+            rows = [list(row) for row in zip(prompts, texts, strict=True)]
+            logger.log_text("samples", ["prompt", "text"], rows, step=trainer.global_step)
+
+
+def _others(trainer: L.Trainer) -> list[Logger]:
+    """All but log.jsonl; none on other ranks."""
+    own = trainer.loggers if trainer.is_global_zero else []
+    return [logger for logger in own if not isinstance(logger, JSONLinesLogger)]

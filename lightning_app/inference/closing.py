@@ -11,9 +11,9 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from lightning_app.callbacks.run_log import RunLog, read_log
+from lightning_app.callbacks.run_log import JSONLinesLogger, RunLog, read_log, run_folder
 from lightning_app.callbacks.samples import Samples
 from lightning_app.inference.categories import networks_of, write_page
 from lightning_app.inference.generate import continue_text
@@ -27,9 +27,15 @@ from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.loggers import CSV
 
 CATEGORIES = "categories.html"
 PAGES = {"categories": CATEGORIES, "dashboard": DASHBOARD}
+OF_LOGGERS = {
+    "TensorBoard": "events.out.tfevents*",
+    "CSV": f"{CSV}/version_*/metrics.csv",
+    "Weights & Biases": "wandb/*run-*",
+}
 SAMPLES = 3
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
 COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
@@ -50,10 +56,9 @@ class Sampled:
 
 def close_run(trainer: L.Trainer) -> None:
     """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close."""
-    data, folder = trainer.datamodule, trainer.loggers[0].log_dir if trainer.loggers else None
-    if not folder or trainer.fast_dev_run or not isinstance(data, TextDataModule):
+    data, path = trainer.datamodule, run_folder(trainer)
+    if path is None or not isinstance(data, TextDataModule):
         return
-    path = Path(folder)
     records = read_log(path)
     best = best_validation(records)
     draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
@@ -159,14 +164,14 @@ def _rows(
     ]
     if (path / "samples").is_dir():
         rows.append(("samples", str(path / "samples")))
-    events = sorted(path.glob("events.out.tfevents*"))
-    return [*rows, ("TensorBoard", str(events[-1]) if events else "no events")]
+    found = {name: sorted(path.glob(pattern)) for name, pattern in OF_LOGGERS.items()}
+    return [*rows, *((name, str(files[-1])) for name, files in found.items() if files)]
 
 
 def _record(
     trainer: L.Trainer, path: Path, best: dict[str, Any] | None, sampled: Sampled | None, compressor: float | None
 ) -> None:
-    """Into the log as an event, and into TensorBoard's table of hyperparameters."""
+    """Into the log as an event, and into the loggers' tables of hyperparameters."""
     measures = {name: value for name, value in (best or {}).items() if name.startswith("val/")}
     verbatim = sampled.verbatim if sampled else None
     RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
@@ -176,6 +181,18 @@ def _record(
         given = [(key, value) for key, value in options if value is not None]
         flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(flat, {f"best/{name}": value for name, value in measures.items()})
-                logger.finalize("success")  # the fit has closed it before
+            if not isinstance(logger, JSONLinesLogger):
+                best_values = {f"best/{name}": value for name, value in measures.items()}
+                _tell(logger, flat, best_values, step=trainer.global_step)
+
+
+def _tell(logger: Logger, options: dict[str, Any], measures: dict[str, float], *, step: int) -> None:
+    """The options of a run and what it reached, and an end: the fit has closed the logger before."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(options, measures)
+    else:
+        logger.log_hyperparams(options)
+        logger.log_metrics(measures, step)
+    logger.finalize("success")
+    if isinstance(logger, WandbLogger):  # else the next run of this process would write into this one
+        logger.experiment.finish()

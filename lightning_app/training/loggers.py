@@ -1,0 +1,54 @@
+"""Lightning's loggers, placed in the run's folder: one that was given no place of its own lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+UNNAMED = "lightning_logs"  # what Lightning calls a logger that was given no name
+CSV = "csv"
+
+
+def placed(loggers: Sequence[Logger], options: Sequence[Mapping[str, Any]], folder: Path) -> list[Logger]:
+    """Loggers as they were configured; those of Lightning's that have no place of their own are made anew.
+
+    Args:
+        loggers: none of them has written anything yet.
+        options: the arguments that each was made with.
+        folder: of the run, RUNS_DIR/NAME/version_N.
+    """
+    return [_placed(logger, given, folder) for logger, given in zip(loggers, options, strict=True)]
+
+
+def tensorboard(folder: Path, **options: Any) -> TensorBoardLogger:
+    """Writes its events into the folder itself."""
+    place = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
+    return TensorBoardLogger(**{"default_hp_metric": False, **options, **place})
+
+
+def _placed(logger: Logger, options: Mapping[str, Any], folder: Path) -> Logger:
+    if type(logger) is TensorBoardLogger and options.get("name") == UNNAMED:
+        return tensorboard(folder, **options)
+    if type(logger) is CSVLogger and options.get("name") == UNNAMED:
+        # a version of its own for each start: a CSVLogger that goes on in a folder deletes what lies there
+        return CSVLogger(**{**options, "save_dir": folder, "name": CSV})
+    if type(logger) is WandbLogger and options.get("save_dir") == ".":
+        _make(folder)  # where there is no such folder wandb takes the system's temporary one
+        name = options.get("name") or f"{folder.parent.name}/{folder.name}"
+        return WandbLogger(**{**options, "save_dir": folder, "name": name})
+    return logger
+
+
+@rank_zero_only
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def next_version(runs: Path) -> str:
+    """ "version_N" with the first N above all that are there."""
+    taken = [path.name.removeprefix("version_") for path in runs.glob("version_*") if path.is_dir()]
+    return f"version_{max((int(number) + 1 for number in taken if number.isdecimal()), default=0)}"

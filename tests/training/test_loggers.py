@@ -1,0 +1,156 @@
+"""Each logger, through the command line: what a run leaves is in its folder, whoever logs."""
+
+import csv
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_app.callbacks.run_log import read_log
+from lightning_app.inference import closing
+from lightning_app.training.loggers import next_version
+
+ROOT = Path(__file__).parent.parent.parent
+RUN = Path("runs/tiny/version_0")
+SAMPLES = {"class_path": "lightning_app.callbacks.Samples", "init_args": {"prompts": ["the"], "max_new_tokens": 3}}
+PLASTICITY = {
+    "class_path": "lightning_app.callbacks.PlasticitySchedule",
+    "init_args": {
+        "cycles": 1,
+        "pruning_level": 0.5,
+        "training_steps": 2,
+        "warmup_steps": 1,
+        "finetuning_steps": 2,
+        "sample_batches": 1,
+        "sample_batch_size": 2,
+    },
+}
+ART = {"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"vigilance": 0.9}}
+PLAIN: dict[str, Any] = {"trainer": {"callbacks": [SAMPLES]}}
+WITH_ALL = {"trainer": {"callbacks": [SAMPLES, PLASTICITY]}, "model": {"init_args": {"regularizers": [ART]}}}
+KEPT = {"config.yaml", "log.jsonl", "loss.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/best.txt"}
+
+Main = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 10)
+
+
+def files(run: Path) -> set[str]:
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def records(stored: Path) -> bytes:
+    """Of a file in blocks of 32 KiB (LevelDB's log), the first of which begins as each record does, with 7 bytes."""
+    content, block = stored.read_bytes(), 2**15
+    return b"".join(content[start + 7 : start + block] for start in range(0, len(content), block))
+
+
+def written(stored: Path, last: bytes) -> bytes:
+    """wandb's own process may write the last block of 32 KiB after `finish` has returned."""
+    end = time.monotonic() + 20
+    while last not in records(stored) and time.monotonic() < end:
+        time.sleep(0.1)
+    return records(stored)
+
+
+def overlay(name: str) -> tuple[str, Path]:
+    return "--config", ROOT / "configs" / "overlays" / f"{name}.yaml"
+
+
+def test_without_a_logger_a_run_has_its_folder_all_the_same(
+    main: Main, config: Callable[..., str], capsys: pytest.CaptureFixture[str]
+):
+    name = config(PLAIN)
+    for _ in range(2):
+        main("fit", "--config", name, "--trainer.logger", "false")
+    assert sorted(path.name for path in Path("runs/tiny").iterdir()) == ["version_0", "version_1"]
+    for run in Path("runs/tiny").iterdir():
+        assert files(run) >= KEPT
+        assert not any("tfevents" in file for file in files(run))
+        assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"] is False
+    assert "bits per byte" in capsys.readouterr().out
+    assert {path.name for path in Path().iterdir()} >= {"runs", "tiny.yaml"}
+    assert not Path("config.yaml").exists()
+    assert not Path("checkpoints").exists()
+    main("fit", "--config", name, "--trainer.logger", "false", "--trainer.max_steps", 9, "--ckpt_path", "last")
+    assert [r["step"] for r in read_log("runs/tiny/version_1") if "val/ce" in r and "event" not in r] == [3, 6, 9]
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode")
+def test_a_table_beside_tensorboard_with_plasticity_and_art(main: Main, config: Callable[..., str]):
+    name = config(WITH_ALL)
+    main("fit", "--config", name, *overlay("csv_logger"))
+    assert files(RUN) >= {*KEPT, "csv/version_0/metrics.csv", "dashboard.html"}
+    assert any("tfevents" in file for file in files(RUN))
+    table = rows(RUN / "csv/version_0/metrics.csv")
+    logged = {r["step"]: r["train/ce"] for r in read_log(RUN) if "train/ce" in r}
+    found = {int(row["step"]) + 1: float(row["train/ce"]) for row in table if row["train/ce"]}
+    assert found == pytest.approx(logged)
+    assert len(found) == 6
+    assert any(row["plasticity/sample_ce"] for row in table)
+    assert any(row["best/val/ce"] for row in table)
+    main("fit", "--config", name, *overlay("csv_logger"), "--trainer.max_steps", 8, "--ckpt_path", "last")
+    assert rows(RUN / "csv/version_0/metrics.csv") == table  # Lightning's would be deleted
+    again = rows(RUN / "csv/version_1/metrics.csv")
+    assert [int(row["step"]) + 1 for row in again if row["train/ce"]] == [7, 8]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_without_a_network(
+    main: Main, config: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for variable in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_SERVICE"):
+        monkeypatch.delenv(variable, raising=False)
+    name = config(WITH_ALL)
+    for i in range(2):
+        main("fit", "--config", name, *overlay("wandb"))
+        run = Path(f"runs/tiny/version_{i}")
+        assert files(run) >= KEPT
+        (folder,) = (run / "wandb").glob("offline-run-*")
+        (stored,) = folder.glob("run-*.wandb")
+        content = written(stored, b"best/val/ce")
+        for key in (b"train/ce", b"best/val/ce", b"plasticity/sample_ce", b"samples", b"trainer.max_steps"):
+            assert key in content, key
+        media = {path.suffix for path in (folder / "files" / "media").rglob("*") if path.is_file()}
+        assert media == {".png", ".json"}  # maps of the heads, and the table of samples
+    assert "Weights & Biases" in capsys.readouterr().out
+    assert not Path("wandb").exists()
+
+
+def test_a_logger_with_a_name_keeps_its_place_and_evaluations_go_to_the_log_alone(
+    main: Main, config: Callable[..., str]
+):
+    logger = [{"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere", "name": "mine"}}]
+    name = config({"trainer": {"logger": logger}})
+    main("fit", "--config", name)
+    table = Path("elsewhere/mine/version_0/metrics.csv")
+    before = table.read_bytes()
+    main("validate", "--config", name, "--ckpt_path", "best")
+    assert files(RUN) >= KEPT - {"samples/step_000003.txt"}
+    assert table.read_bytes() == before
+    assert [path.name for path in Path("elsewhere/mine").iterdir()] == ["version_0"]
+    assert read_log(RUN)[-1]["event"] == "validate"
+
+
+def test_the_next_version_is_above_all_that_are_there(tmp_path: Path):
+    assert next_version(tmp_path) == "version_0"
+    for name in ("version_2", "version_10", "version_old", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "version_12").write_text("a file")
+    assert next_version(tmp_path) == "version_11"
+    assert os.listdir(tmp_path)
