@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 
 WIDTH, BLOCK, LAYERS, HEADS = 16, 24, 2, 4
-SOURCE = "the model learns what the teacher shows"  # what memories hold
 SPAN = 6  # bytes of text that go with each entry
 READERS: dict[str, Callable[..., Reader]] = {
     "attention": AttentionReader,
@@ -60,9 +60,9 @@ def fill(module: VardaGPT, source: str) -> None:
 
 @pytest.fixture
 def reading() -> Callable[..., Made]:
-    """`reading("knn", segment_length=8, source="...", span_length=0)`: a model with this reader of a filled memory."""
+    """`reading("knn", "a text", segment_length=8)`: a model with this reader of a memory that holds the text."""
 
-    def make(name: str, *, source: str = SOURCE, segment_length: int | None = None, **options: Any) -> Made:
+    def make(name: str, source: str, *, segment_length: int | None = None, **options: Any) -> Made:
         options = {"memory_size": 50, "num_search_results": 3, "span_length": SPAN, **options}
         torch.manual_seed(1)
         module = VardaGPT(decoder(), [READERS[name](**options)], segment_length, isolate_segments=segment_length == 8)
@@ -74,7 +74,7 @@ def reading() -> Callable[..., Made]:
 
 @pytest.fixture
 def sorting() -> Callable[..., Made]:
-    """`sorting("a text", vigilance=0.9)`: a model whose only category is that of the text; without one there is none."""
+    """`sorting("a text", vigilance=0.9)`: a model whose only category is that of the text, if there is one."""
 
     def make(text: str = "", **options: Any) -> Made:
         regularizer = ARTRegularizer(**{"vigilance": 0.5, "novelty": "margin", **options})
@@ -91,7 +91,7 @@ def sorting() -> Callable[..., Made]:
 
 @pytest.fixture
 def pruned() -> Made:
-    """Heads 0 and 3 of layer 0 were removed, head 1 of layer 1 is masked; a quarter of layer 1's neurons was removed."""
+    """Heads 0 and 3 of layer 0 were removed, head 1 of layer 1 is masked; a quarter of its neurons was removed."""
     module = ArticleGPT(decoder())
     heads, neurons = module.units("heads")[0], module.units("neurons")[0]
     heads.remove(torch.tensor([[True, False, False, True], [False] * HEADS]))
@@ -105,3 +105,14 @@ def pruned() -> Made:
 @pytest.fixture
 def plain() -> Made:
     return ready(ArticleGPT(decoder()))
+
+
+@pytest.fixture(scope="session")
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Code that comes with a directory is copied to a temporary folder, not to the user's cache."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
