@@ -14,6 +14,7 @@ from typing import Any
 from lightning_app.errors import InputError
 
 DATASET = "hf:"
+_MANY_NEWLINES = re.compile(r"\n{4,}")
 _DATASET_NAME = re.compile(r"[\w-]+(/[\w-]+)?(:.*)?")
 
 
@@ -187,13 +188,13 @@ def _read_dataset(spec: str, *, text_field: str) -> Iterator[Document]:
 
 def unify_newlines(text: str) -> str:
     """Windows' and old Macs' line ends -> "\\n"."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def clean(text: str) -> str:
     """Unify line ends, strip spaces at line ends, and let at most two empty lines follow each other."""
-    stripped = re.sub(r"[^\S\n]+$", "", unify_newlines(text), flags=re.MULTILINE)
-    return re.sub(r"\n{4,}", "\n\n\n", stripped)
+    stripped = "\n".join(line.rstrip() for line in unify_newlines(text).split("\n"))  # a regex tries every space
+    return _MANY_NEWLINES.sub("\n\n\n", stripped) if "\n\n\n\n" in stripped else stripped
 
 
 def split_documents(

@@ -51,6 +51,7 @@ class TextDataModule(L.LightningDataModule):
         respect_documents: windows do not cross a document's end.
         split: fractions of train's documents for val and test, where these are not given.
         cache_dir: where token caches are written.
+        num_proc: processes that tokenise; the tokens do not depend on their number.
         clean: unify line ends, spaces at line ends and runs of empty lines. Not in prompt/target pairs.
         seed: of order, shift and split; null takes the run's seed (seed_everything), else 0.
 
@@ -74,6 +75,7 @@ class TextDataModule(L.LightningDataModule):
         respect_documents: bool = False,
         split: Split | None = None,
         cache_dir: str = ".cache/tokens",
+        num_proc: int = 1,
         clean: bool = True,
         seed: int | None = None,
     ) -> None:
@@ -90,6 +92,7 @@ class TextDataModule(L.LightningDataModule):
         self.shift = shift
         self.respect_documents = respect_documents
         self.cache_dir = cache_dir
+        self.num_proc = num_proc
         self._seed = seed
         self._tokenizer: Tokenizer | None = None
         self._adopted = False
@@ -102,6 +105,7 @@ class TextDataModule(L.LightningDataModule):
         for name, value, least in [
             ("block_size", self.block_size, 2),
             ("pad_vocab_to", self.pad_vocab_to, 1),
+            ("num_proc", self.num_proc, 1),
             ("seed", self._seed, 0),
         ]:
             check_least(name, value, least)
@@ -189,9 +193,8 @@ class TextDataModule(L.LightningDataModule):
     def tokens(self, name: str) -> TokenArray:
         """The token array of a split that there is. Raises as `setup` does."""
         if name not in self._tokens:
-            self._tokens[name] = prepare_tokens(
-                self.splits.documents(name, seed=self.seed), self.tokenizer, self.cache_dir
-            )
+            documents = self.splits.documents(name, seed=self.seed)
+            self._tokens[name] = prepare_tokens(documents, self.tokenizer, self.cache_dir, num_proc=self.num_proc)
         return self._tokens[name]
 
     def _training_texts(self) -> Iterator[str]:

@@ -1,21 +1,33 @@
-"""Tokens of a corpus in a memory-mapped array, and the check that its files are as they were written."""
+"""Tokens of a corpus in memory-mapped files (shards), and the check that these are as they were written."""
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1  # of the files below; another number means other cache folders
-TOKENS, OFFSETS, PROMPTS, MANIFEST = "tokens.bin", "offsets.npy", "prompts.npy", "manifest.json"
+from lightning_app.text.shards import Shards, shard_name
+
+FORMAT = 2  # of the files below; another number means other cache folders
+OFFSETS, PROMPTS, NAMES, MANIFEST = "offsets.npy", "prompts.npy", "names.jsonl", "manifest.json"
 FULL_CHECK = 100 * 2**20  # bytes up to which a file is hashed whole when it is opened
 EDGE = 2**20  # bytes hashed at either end of a larger one
 
 
 class DamagedCacheError(Exception):
-    """A cache folder is not as it was written."""
+    """A cache folder is not as it was written.
+
+    Attributes:
+        shards: numbers of the damaged shards, where all else is whole; else empty.
+    """
+
+    def __init__(self, message: str, shards: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.shards = shards
 
 
 @dataclass(frozen=True)
@@ -33,25 +45,31 @@ class Manifest:
     n_bytes: int
     n_characters: int
     n_words: int
-    names: list[str]
+    shard_size: int  # tokens in each shard but the last
     files: dict[str, tuple[int, str]]  # name -> bytes, digest
+
+    @property
+    def n_shards(self) -> int:
+        return max(1, -(-self.n_tokens // self.shard_size))
 
 
 class TokenArray:
     """The tokens of all documents one behind the other, each document with the end-of-text id at its end.
 
-    Pickled by its folder, so that a worker process maps the file instead of receiving a copy.
+    Pickled by its folder, so that a worker process maps the files instead of receiving a copy.
 
     Attributes:
-        ids: (n_tokens,) uint16 or uint32, memory-mapped, read-only.
+        ids: (n_tokens,) uint16 or uint32, memory-mapped, read-only; several shards are read as if they were one.
         offsets: (n_documents + 1,) int64; document d is `ids[offsets[d] : offsets[d + 1]]`.
         prompt_lengths: (n_documents,) int64 tokens of each document's prompt; None where there are no prompts.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = _read_manifest(folder)
-        self.ids: np.ndarray = np.memmap(folder / TOKENS, dtype=self.manifest.dtype, mode="r")
+        self.manifest = read_manifest(folder)
+        dtype, numbers = self.manifest.dtype, range(self.manifest.n_shards)
+        shards = [np.memmap(folder / shard_name(number), dtype=dtype, mode="r") for number in numbers]
+        self.ids: np.ndarray | Shards = shards[0] if len(shards) == 1 else Shards(shards, self.manifest.shard_size)
         self.offsets: np.ndarray = np.load(folder / OFFSETS)
         prompts = folder / PROMPTS
         self.prompt_lengths: np.ndarray | None = np.load(prompts) if prompts.name in self.manifest.files else None
@@ -64,9 +82,10 @@ class TokenArray:
     def eot(self) -> int:
         return self.manifest.eot
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
-        return self.manifest.names
+        """Where each document came from; read when first asked for."""
+        return [json.loads(line) for line in (self.folder / NAMES).read_bytes().splitlines()]
 
     @property
     def n_documents(self) -> int:
@@ -109,7 +128,8 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256(first + file.read()).hexdigest()
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Raises OSError, ValueError or TypeError where it cannot be read."""
     return Manifest(**json.loads((folder / MANIFEST).read_bytes()))
 
 
@@ -123,9 +143,19 @@ def open_tokens(folder: Path) -> TokenArray:
     if not folder.exists():
         raise FileNotFoundError(folder)
     try:
-        for name, (size, digest) in _read_manifest(folder).files.items():
-            if (folder / name).stat().st_size != size or file_digest(folder / name) != digest:
-                raise DamagedCacheError(f"{name} has changed")
+        manifest = read_manifest(folder)
+        damaged = [name for name, found in manifest.files.items() if not is_whole(folder / name, *found)]
+        if damaged:
+            numbers = {shard_name(number): number for number in range(manifest.n_shards)}
+            shards = [numbers[name] for name in damaged if name in numbers]
+            raise DamagedCacheError(
+                f"{', '.join(damaged)} changed", shards=shards if len(shards) == len(damaged) else ()
+            )
         return TokenArray(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DamagedCacheError(str(error)) from error
+
+
+def is_whole(path: Path, size: int, digest: str) -> bool:
+    """Whether a file is as it was written."""
+    return path.is_file() and path.stat().st_size == size and file_digest(path) == digest

@@ -5,46 +5,62 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document
+from lightning_app.text.encoding import JOB, Encoded, encode_documents, token_dtype
 from lightning_app.text.files import locked, sync, writing_into
+from lightning_app.text.shards import SHARD_BYTES, ShardWriter, shard_name
 from lightning_app.text.token_array import (
     FORMAT,
     MANIFEST,
+    NAMES,
     OFFSETS,
     PROMPTS,
-    TOKENS,
     DamagedCacheError,
     Manifest,
     TokenArray,
     file_digest,
+    is_whole,
     open_tokens,
+    read_manifest,
 )
-from lightning_app.text.tokenizer import Tokenizer, pieces
+from lightning_app.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 
 def prepare_tokens(
-    documents: Iterable[Document], tokenizer: Tokenizer, cache_dir: Path | str, *, max_documents: int | None = None
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    cache_dir: Path | str,
+    *,
+    max_documents: int | None = None,
+    num_proc: int = 1,
+    shard_bytes: int = SHARD_BYTES,
 ) -> TokenArray:
     """Encode documents into `cache_dir/<hash of text and tokenizer>/`, or find them there.
 
     Whole or not at all: written under a temporary name and renamed, under a lock, so that of several processes one
-    writes and the others wait. A folder found damaged is written anew, with a warning.
+    writes and the others wait. A folder found damaged is written anew, with a warning; its damaged shards alone where
+    all else is whole.
 
     Args:
         documents: iterated over twice (a one-way iterator is read into memory): for their hash, and to encode.
         tokenizer: encodes prompt and text of each document, one by one.
         cache_dir: is made if missing.
         max_documents: takes the first ones only.
+        num_proc: processes that encode, at most; what they write does not depend on their number.
+        shard_bytes: of a file with tokens, at most. A cache that is found may have other ones.
 
     Raises:
         InputError: no documents, some with a prompt and some without, or a folder that cannot be written or is full.
@@ -56,52 +72,35 @@ def prepare_tokens(
     try:
         return open_tokens(folder)
     except (DamagedCacheError, FileNotFoundError):
+        num_proc = max(1, min(num_proc, -(-content.n_bytes // JOB)))  # starting a process takes longer than a job
+        shard_size = max(1, shard_bytes // token_dtype(tokenizer).itemsize)
+        work = _Work(documents, max_documents, content, tokenizer, num_proc, shard_size)
         with locked(folder):
-            return _open_or_write(folder, islice(documents, max_documents), content, tokenizer)
-
-
-def _open_or_write(
-    folder: Path, documents: Iterable[Document], content: "_Content", tokenizer: Tokenizer
-) -> TokenArray:
-    try:
-        return open_tokens(folder)  # another process wrote it while this one waited for the lock
-    except FileNotFoundError:
-        pass
-    except DamagedCacheError as damage:
-        log.warning("the token cache %s is damaged (%s); writing it anew", folder, damage)
-    needed = (content.n_bytes + content.n_documents) * _dtype(tokenizer).itemsize  # a token is a byte or more
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of killed processes: the lock is ours
-        shutil.rmtree(leftover)
-    with writing_into(folder.parent, needed=needed):
-        _write(folder, documents, content, tokenizer)
-    return open_tokens(folder)
+            return _open_or_write(folder, work)
 
 
 class _Content:
     """Hash and counts of documents, from one pass."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
-        self.names: list[str] = []
-        self.n_bytes = self.n_characters = self.n_words = self.n_prompts = 0
-        digest = hashlib.sha256()
+        self.n_documents = self.n_bytes = self.n_prompts = 0
+        digest, names = hashlib.sha256(), hashlib.sha256()
         for document in documents:
-            self.names.append(document.name)
+            names.update(document.name.encode("utf-8", "surrogateescape") + b"\0")
+            self.n_documents += 1
             self.n_prompts += document.prompt is not None
             for part in (document.prompt, document.text):
                 digest.update(b"-" if part is None else self._count(part))
-        self.n_documents = len(self.names)
-        self.sha256 = digest.hexdigest()
+        self.sha256, self._names = digest.hexdigest(), names.hexdigest()
         self._check()
 
     def key(self, tokenizer: Tokenizer) -> str:
         """The folder's name. The documents' names are part of it: they are kept for messages."""
-        return hashlib.sha256(repr((FORMAT, self.sha256, self.names, tokenizer.fingerprint)).encode()).hexdigest()[:20]
+        return hashlib.sha256(repr((FORMAT, self.sha256, self._names, tokenizer.fingerprint)).encode()).hexdigest()[:20]
 
     def _count(self, text: str) -> bytes:
         data = text.encode()
         self.n_bytes += len(data)
-        self.n_characters += len(text)
-        self.n_words += len(text.split())
         return len(data).to_bytes(8, "little") + data
 
     def _check(self) -> None:
@@ -114,59 +113,150 @@ class _Content:
             )
 
 
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+@dataclass(frozen=True)
+class _Work:
+    """What to encode, and how."""
+
+    documents: Iterable[Document]
+    max_documents: int | None
+    content: _Content
+    tokenizer: Tokenizer
+    num_proc: int
+    shard_size: int  # tokens
+
+    def read(self, start: int = 0, end: int | None = None) -> Iterator[Document]:
+        """Documents `start` up to `end`, from the source."""
+        return islice(self.documents, start, self.max_documents if end is None else end)
+
+    def encode(self, documents: Iterable[Document]) -> Iterator[Encoded]:
+        return encode_documents(documents, self.tokenizer, num_proc=self.num_proc)
 
 
-def _write(folder: Path, documents: Iterable[Document], content: _Content, tokenizer: Tokenizer) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+def _open_or_write(folder: Path, work: _Work) -> TokenArray:
     try:
-        lengths, prompts = _write_tokens(temporary / TOKENS, documents, tokenizer)
-        np.save(temporary / OFFSETS, np.cumsum([0, *lengths], dtype=np.int64))
-        if content.n_prompts:
-            np.save(temporary / PROMPTS, np.array(prompts, dtype=np.int64))
-        _write_manifest(temporary, content, tokenizer, n_tokens=sum(lengths))
+        return open_tokens(folder)  # another process wrote it while this one waited for the lock
+    except FileNotFoundError:
+        damaged: Sequence[int] = ()
+    except DamagedCacheError as damage:
+        damaged = damage.shards
+        what = f"{len(damaged)} of its shards" if damaged else "it"
+        log.warning("the token cache %s is damaged (%s); writing %s anew", folder, damage, what)
+    # a token is a byte or more
+    needed = (work.content.n_bytes + work.content.n_documents) * token_dtype(work.tokenizer).itemsize
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of killed processes: the lock is ours
+        shutil.rmtree(leftover)
+    with writing_into(folder.parent, needed=needed):
+        if not (damaged and _mend(folder, work, damaged)):
+            _write(folder, work)
+    return open_tokens(folder)
+
+
+def _write(folder: Path, work: _Work) -> None:
+    with _temporary(folder) as temporary:
+        counted = _write_tokens(temporary, work)
+        _write_manifest(temporary, work, counted)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one; who has mapped it keeps what was mapped
         temporary.rename(folder)
         sync(folder.parent)
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A new folder beside this one, gone afterwards."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_tokens(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Tokens of each document, and of its prompt."""
-    lengths, prompts, dtype = [], [], _dtype(tokenizer)
-    with path.open("wb") as file:
-        for document in documents:
-            start = file.tell()
-            for piece in pieces(document.prompt or ""):
-                file.write(np.array(tokenizer.encode(piece), dtype=dtype).tobytes())
-            prompts.append((file.tell() - start) // dtype.itemsize)
-            for piece in pieces(document.text):
-                file.write(np.array(tokenizer.encode(piece), dtype=dtype).tobytes())
-            file.write(np.array([tokenizer.eot], dtype=dtype).tobytes())
-            lengths.append((file.tell() - start) // dtype.itemsize)
-    return lengths, prompts
+class _Counts:
+    """Sums over the jobs; what is known of each document takes 16 bytes."""
+
+    def __init__(self) -> None:
+        self.n_characters = self.n_words = 0
+        self.offsets, self.prompts = array("q", [0]), array("q")
+        self._end = self._prompt = 0
+
+    def add(self, encoded: Encoded) -> None:
+        self.n_characters += encoded.n_characters
+        self.n_words += encoded.n_words
+        for is_prompt, is_last, n_ids in encoded.parts:
+            self._end += n_ids
+            self._prompt += n_ids if is_prompt else 0
+            if is_last:
+                self.offsets.append(self._end)
+                self.prompts.append(self._prompt)
+                self._prompt = 0
 
 
-def _write_manifest(folder: Path, content: _Content, tokenizer: Tokenizer, *, n_tokens: int) -> None:
+def _write_tokens(folder: Path, work: _Work) -> _Counts:
+    """Shards, offsets, prompts and names."""
+    counted = _Counts()
+    with ShardWriter(folder, work.shard_size) as shards, (folder / NAMES).open("w") as names:
+        for encoded in work.encode(_noting(work.read(), names)):
+            shards.write(encoded.ids)
+            counted.add(encoded)
+    np.save(folder / OFFSETS, np.array(counted.offsets, dtype=np.int64))
+    if work.content.n_prompts:
+        np.save(folder / PROMPTS, np.array(counted.prompts, dtype=np.int64))
+    return counted
+
+
+def _noting(documents: Iterable[Document], names: TextIO) -> Iterator[Document]:
+    for document in documents:
+        names.write(json.dumps(document.name) + "\n")
+        yield document
+
+
+def _write_manifest(folder: Path, work: _Work, counted: _Counts) -> None:
     paths = sorted(folder.iterdir())
     for path in paths:
         sync(path)
+    content, tokenizer = work.content, work.tokenizer
     manifest = Manifest(
         format=FORMAT,
         content_sha256=content.sha256,
         tokenizer=tokenizer.name,
         tokenizer_fingerprint=tokenizer.fingerprint,
         eot=tokenizer.eot,
-        dtype=_dtype(tokenizer).name,
+        dtype=token_dtype(tokenizer).name,
         n_documents=content.n_documents,
-        n_tokens=n_tokens,
+        n_tokens=counted.offsets[-1],
         n_bytes=content.n_bytes,
-        n_characters=content.n_characters,
-        n_words=content.n_words,
-        names=content.names,
+        n_characters=counted.n_characters,
+        n_words=counted.n_words,
+        shard_size=work.shard_size,
         files={path.name: (path.stat().st_size, file_digest(path)) for path in paths},
     )
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     sync(folder / MANIFEST)
+
+
+def _mend(folder: Path, work: _Work, damaged: Sequence[int]) -> bool:
+    """Write these shards anew, from their documents alone; False where they do not come out as they were."""
+    manifest, offsets = read_manifest(folder), np.load(folder / OFFSETS)
+    with _temporary(folder) as temporary:
+        for number in damaged:
+            start = number * manifest.shard_size
+            end = min(start + manifest.shard_size, manifest.n_tokens)
+            first, behind = np.searchsorted(offsets, start, "right") - 1, np.searchsorted(offsets, end)
+            with ShardWriter(temporary, manifest.shard_size, first=number) as shard:
+                encoded = work.encode(work.read(int(first), int(behind)))
+                _write_range(shard, encoded, skip=start - int(offsets[first]), count=end - start)
+            path = temporary / shard_name(number)
+            if not is_whole(path, *manifest.files[path.name]):
+                return False
+            sync(path)
+            path.replace(folder / path.name)
+    sync(folder)
+    return True
+
+
+def _write_range(shard: ShardWriter, encoded: Iterable[Encoded], *, skip: int, count: int) -> None:
+    for part in encoded:
+        ids = part.ids[skip : skip + count]
+        skip, count = max(0, skip - len(part.ids)), count - len(ids)
+        shard.write(ids)
+        if not count:
+            break

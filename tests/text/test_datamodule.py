@@ -180,6 +180,16 @@ def test_prepare_data_retrains_on_a_changed_text_but_evaluation_does_not(make, f
     assert (folder / "t.tiktoken").read_bytes() != first
 
 
+def test_num_proc_reaches_the_tokeniser(make, monkeypatch):
+    from lightning_app.text import datamodule
+
+    asked = []
+    prepare = datamodule.prepare_tokens
+    monkeypatch.setattr(datamodule, "prepare_tokens", lambda *a, **o: asked.append(o) or prepare(*a, **o))
+    make(num_proc=3).prepare_data()
+    assert asked == [{"num_proc": 3}]
+
+
 def test_prepare_data_reads_changed_files(make, folder):
     data = make()
     before = len(data.dataset("train"))
@@ -208,6 +218,7 @@ def test_the_checkpoint_holds_the_tokenizer_and_refuses_another(make, folder, tm
         ({"block_size": 1}, r"data\.block_size is 1; it must be at least 2"),
         ({"pad_vocab_to": 0}, r"data\.pad_vocab_to is 0"),
         ({"seed": -1}, r"data\.seed is -1"),
+        ({"num_proc": 0}, r"data\.num_proc is 0; it must be at least 1"),
         ({"order": "random"}, r"data\.order is 'random'; choose one of windows, streams"),
         ({"train": {"path": "x", "max_samples": 0}}, r"data\.train\.max_samples is 0"),
         ({"train": None, "split": {}}, r"data\.train, which is null"),

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from lightning_app.errors import InputError
-from lightning_app.text import token_array, token_cache
+from lightning_app.text import encoding, token_array, token_cache
 from lightning_app.text.corpus import Document
 from lightning_app.text.token_cache import prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
@@ -90,7 +91,7 @@ def test_a_damaged_cache_is_written_anew_with_a_warning(tmp_path, tokenizer, cap
     monkeypatch.setattr(token_array, "FULL_CHECK", check)
     monkeypatch.setattr(token_array, "EDGE", 4)
     folder = prepare_tokens(DOCUMENTS, tokenizer, tmp_path).folder
-    tokens, manifest = folder / "tokens.bin", folder / "manifest.json"
+    tokens, manifest = folder / "tokens-00000.bin", folder / "manifest.json"
     match damage:
         case "shorter":
             tokens.write_bytes(tokens.read_bytes()[:-2])
@@ -146,10 +147,103 @@ def test_nothing_and_mixtures_are_refused(tmp_path, tokenizer):
 
 def test_a_long_document_is_encoded_as_if_whole(tmp_path, tokenizer, monkeypatch):
     text = "line of text\n" * 100
-    monkeypatch.setattr(token_cache.pieces, "__kwdefaults__", {"size": 50})
-    assert len(token_cache.pieces(text)) > 20
+    monkeypatch.setattr(encoding.pieces, "__kwdefaults__", {"size": 50})
+    assert len(encoding.pieces(text)) > 20
     tokens = prepare_tokens([Document(text)], tokenizer, tmp_path)
     assert tokens.ids.tolist() == [*text.encode(), 256]
+
+
+LENGTHS = [0, 3, 0, 11, 1, 7, 30, 2]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Document]:
+    rng = random.Random(0)
+    return [Document("".join(rng.choices("abcdefgh ", k=n)), name=f"text {i}") for i, n in enumerate(LENGTHS)]
+
+
+def whole(texts) -> np.ndarray:
+    return np.array([i for text in texts for i in (*text.text.encode(), 256)], dtype=np.uint16)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 61, 62, 63])  # 62 tokens: also one shard, and shards that just fit
+def test_shards_read_as_one_array(tmp_path, tokenizer, texts, size):
+    tokens = prepare_tokens(texts, tokenizer, tmp_path, shard_bytes=2 * size)
+    expected = whole(texts)
+    files = sorted(tokens.folder.glob("tokens-*.bin"))
+    assert [file.stat().st_size for file in files] == [2 * min(size, 62 - start) for start in range(0, 62, size)]
+    assert sum(len(np.fromfile(file, np.uint16)) for file in files) == tokens.n_tokens == len(tokens.ids) == 62
+    assert tokens.ids.dtype == np.uint16
+    for start in range(63):
+        for end in range(start, 65):
+            np.testing.assert_array_equal(tokens.ids[start:end], expected[start:end])
+    rng = np.random.default_rng(0)
+    for shape in ((0,), (1,), (50,), (4, 9), (2, 3, 5)):
+        positions = rng.integers(62, size=shape)
+        np.testing.assert_array_equal(tokens.ids[positions], expected[positions], strict=True)
+    assert tokens.names == [text.name for text in texts]
+    np.testing.assert_array_equal(np.diff(tokens.offsets), [n + 1 for n in LENGTHS])
+    assert len({*tokens.keys_of(np.arange(8)).tolist()}) == 7  # the two empty texts have the same one
+
+
+def test_positions_outside_of_the_shards_are_refused(tmp_path, tokenizer, texts):
+    ids = prepare_tokens(texts, tokenizer, tmp_path, shard_bytes=20).ids
+    for outside in (-1, 62):
+        with pytest.raises(IndexError, match=rf"positions 3 to {outside} of 62|positions {outside} to 3 of 62"):
+            ids[np.array([3, outside])]
+
+
+@pytest.mark.parametrize("damaged", [[1], [0, 3], [6], range(7)])
+@pytest.mark.parametrize("kind", ["changed", "shorter", "gone"])
+def test_damaged_shards_alone_are_written_anew(tmp_path, tokenizer, texts, caplog, damaged, kind):
+    caplog.set_level(logging.WARNING)
+    folder = prepare_tokens(texts, tokenizer, tmp_path, shard_bytes=20).folder
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    names = [f"tokens-{number:05d}.bin" for number in damaged]
+    for name in names:
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if kind != "gone":
+            (folder / name).write_bytes(b"x" * len(data) if kind == "changed" else data[:-2])
+    tokens = prepare_tokens(texts, tokenizer, tmp_path, shard_bytes=20)
+    np.testing.assert_array_equal(tokens.ids[:], whole(texts))
+    assert {name for name, number in before.items() if (folder / name).stat().st_ino != number} <= set(names)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+    (record,) = caplog.records
+    assert f"({', '.join(names)} changed); writing {len(names)} of its shards anew" in record.message
+
+
+def test_all_is_written_anew_where_more_than_shards_is_damaged(tmp_path, tokenizer, texts, caplog):
+    caplog.set_level(logging.WARNING)
+    folder = prepare_tokens(texts, tokenizer, tmp_path, shard_bytes=20).folder
+    (folder / "tokens-00001.bin").unlink()
+    (folder / "names.jsonl").write_text("")
+    tokens = prepare_tokens(texts, tokenizer, tmp_path)  # with another size of shards
+    np.testing.assert_array_equal(tokens.ids[:], whole(texts))
+    assert len(list(folder.glob("tokens-*.bin"))) == 1
+    assert "writing it anew" in caplog.text
+
+
+def test_documents_are_read_one_by_one(tmp_path, tokenizer, monkeypatch):
+    """Never the whole corpus: at most the documents of the jobs in flight are alive."""
+    monkeypatch.setattr(encoding, "JOB", 1_000)
+    alive, most = 0, 0
+
+    class Text(str):
+        def __init__(self, *_: object) -> None:
+            nonlocal alive, most
+            alive, most = alive + 1, max(most, alive + 1)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    class Corpus:
+        def __iter__(self):
+            return (Document(Text("x" * 100), name=str(i)) for i in range(500))
+
+    assert prepare_tokens(Corpus(), tokenizer, tmp_path).n_tokens == 500 * 101
+    assert 2 <= most <= 30
 
 
 WRITER = """
