@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.modules.base import OF_REGULARIZERS, LanguageModule
 from lightning_app.modules.measures import SUMS
+from lightning_app.reporting.log import FILE_NAME
+from lightning_app.reporting.log import read_log as read_log  # beside what writes it
 from lightning_app.text.datamodule import TextDataModule
-
-FILE_NAME = "log.jsonl"
 
 
 def _plain(value: float) -> float | int | None:
@@ -146,23 +146,3 @@ def run_folder(trainer: L.Trainer) -> Path | None:
         if isinstance(logger, JSONLinesLogger):
             return logger.path.parent
     return Path(str(trainer.log_dir)) if trainer.loggers else None  # a collective
-
-
-def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """All records of a run in order. What a run logged after the checkpoint from which it was resumed never counts.
-
-    A line that a crash cut short, or that is no JSON object, is left out.
-    """
-    records: list[dict[str, Any]] = []
-    for line in (Path(folder) / FILE_NAME).read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(record, dict):  # damaged, though it can be read
-            continue
-        if record.get("event") == "resumed":
-            kept = ("started", "data")
-            records = [r for r in records if (r.get("step") or 0) <= record["step"] or r.get("event") in kept]
-        records.append(record)
-    return records

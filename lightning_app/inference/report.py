@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning_app.callbacks.run_log import FILE_NAME as LOG
-from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
 from lightning_app.reporting.dashboard import FILE_NAME, write_dashboard
+from lightning_app.reporting.log import FILE_NAME as LOG
+from lightning_app.reporting.log import read_log
 from lightning_app.text.files import writing_into
 
 NEEDED = 2**24  # bytes of free disk: the page with plotly's script
@@ -20,6 +21,23 @@ def report(folder: Path, *, output: Path | None = None, single_file: bool = Fals
 
     Raises:
         InputError: there is no such folder, no log in it or nothing in the log; or the page cannot be written.
+    """
+    records = records_of(folder)
+    page = output or folder / FILE_NAME
+    if page.is_dir():
+        raise InputError(f"output is {page}, a folder: give the name of the page in it, such as {page / FILE_NAME}")
+    where = folder.resolve()
+    with writing_into(page.parent, needed=NEEDED):
+        return write_dashboard(
+            records, page.parent, title=f"{where.parent.name}/{where.name}", single_file=single_file, name=page.name
+        )
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The log of the run in `folder`.
+
+    Raises:
+        InputError: there is no such folder, no log in it or nothing in the log.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give that of a run, such as runs/article_gpt/version_0")
@@ -39,14 +57,7 @@ def report(folder: Path, *, output: Path | None = None, single_file: bool = Fals
         raise InputError(
             f"{folder / LOG} holds no record yet: wait for the first step, or give the folder of another run"
         )
-    page = output or folder / FILE_NAME
-    if page.is_dir():
-        raise InputError(f"output is {page}, a folder: give the name of the page in it, such as {page / FILE_NAME}")
-    where = folder.resolve()
-    with writing_into(page.parent, needed=NEEDED):
-        return write_dashboard(
-            records, page.parent, title=f"{where.parent.name}/{where.name}", single_file=single_file, name=page.name
-        )
+    return records
 
 
 def command(argv: Sequence[str]) -> None:

@@ -1,0 +1,170 @@
+"""`python main.py compare RUN_DIR...`: one page and one table over several runs, from their folders; no checkpoint is
+read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_app.errors import InputError
+from lightning_app.inference.report import NEEDED, records_of
+from lightning_app.reporting.compare import FILE_NAME, write_comparison
+from lightning_app.reporting.compare_charts import missing_on
+from lightning_app.reporting.compare_tables import format_comparison
+from lightning_app.reporting.log import FILE_NAME as LOG
+from lightning_app.reporting.runs import AXES, Run
+from lightning_app.text.files import writing_into
+
+BETWEEN = "\n\n---\n\n"  # two texts in a file of samples
+LARGEST = 2**20  # bytes of a file of samples that are read
+
+
+def compare(
+    folders: Sequence[Path],
+    *,
+    output: Path = Path(FILE_NAME),
+    single_file: bool = False,
+    axis: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> tuple[Path, str]:
+    """Write the page and return where it is, and the table.
+
+    Args:
+        folders: of runs, or of what holds runs: all below it, in the order of their numbers.
+        output: the page.
+        single_file: plotly's script is part of the page, not beside it.
+        axis: of the curves at first: "steps", "tokens" or "time"; None: steps.
+        labels: one for each run.
+
+    Raises:
+        InputError: a folder without runs or one that is given twice, a log that cannot be read, labels that do not
+            fit, an axis that no log has, or a page that cannot be written.
+    """
+    runs = read_runs(folders, labels)
+    _check_axis(runs, axis)
+    if output.is_dir():
+        raise InputError(f"output is {output}, a folder: give the name of the page in it, such as {output / FILE_NAME}")
+    with writing_into(output.parent, needed=NEEDED):
+        page = write_comparison(runs, output.parent, axis=axis or AXES[0], single_file=single_file, name=output.name)
+    return page, format_comparison(runs)
+
+
+def _check_axis(runs: Sequence[Run], axis: str | None) -> None:
+    gone = {one: missing_on(runs, one) for one in AXES}
+    if axis is not None and len(gone[axis]) == len(runs):
+        have = [one for one in AXES if len(gone[one]) < len(runs)]
+        instead = f"choose one of {', '.join(have)}" if have else "they hold no numbers at all"
+        raise InputError(f"axis is {axis}, but no log of these runs has it: {instead}")
+
+
+def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> list[Run]:
+    """The runs that the folders are or hold. Raises as `compare` does."""
+    found = [folder for given in folders for folder in _runs_in(given)]
+    _check_once(found)
+    names = _named(found) if labels is None else _checked(labels, found)
+    return [_read(folder, name) for folder, name in zip(found, names, strict=True)]
+
+
+def _runs_in(given: Path) -> list[Path]:
+    """The folder itself where it has a log; else those below it whose log says something."""
+    if (given / LOG).is_file() or not given.is_dir():
+        return [given]
+    below = sorted((path.parent for path in given.rglob(LOG) if path.stat().st_size), key=_natural)
+    if not below:
+        raise InputError(f"{given} has no {LOG}, and no folder below it has one: give the folder of a run, or of runs")
+    return below
+
+
+def _natural(path: Path) -> list[Any]:
+    """version_2 before version_10."""
+    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)] for name in path.parts]
+
+
+def _check_once(folders: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (first := seen.setdefault(folder.resolve(), folder)) is not folder:
+            raise InputError(f"{folder} is given twice ({first} is the same folder): leave one of them out")
+
+
+def _named(folders: Sequence[Path]) -> list[str]:
+    """The shortest of the run's name, name and version, and its path, by which all can be told apart."""
+    whole = [folder.resolve() for folder in folders]
+    names = [path.parent.name if re.fullmatch(r"version_\d+", path.name) else path.name for path in whole]
+    for found in (names, [f"{path.parent.name}/{path.name}" for path in whole]):
+        if len(set(found)) == len(found):
+            return found
+    return [str(folder) for folder in folders]
+
+
+def _checked(labels: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    if len(labels) != len(folders):
+        lie = ", ".join(map(str, folders))
+        raise InputError(f"there are {len(labels)} labels for {len(folders)} runs ({lie}): give one for each")
+    if len({label.strip() for label in labels} - {""}) != len(labels):
+        raise InputError(f"labels are {', '.join(map(repr, labels))}: give each run one of its own")
+    return list(labels)
+
+
+def _read(folder: Path, label: str) -> Run:
+    samples, source = _samples(folder / "samples")
+    return Run(
+        label,
+        str(folder),
+        records=records_of(folder),
+        config=_config(folder / "config.yaml"),
+        samples=samples,
+        samples_from=source,
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no readable YAML: {error}; a run without it can be compared, so move it") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _samples(folder: Path) -> tuple[list[str], str]:
+    """Texts of the best checkpoint, else the last ones that were drawn in training, and what they are called."""
+    files = [folder / "best.txt", *sorted(folder.glob("step_*.txt"), reverse=True)]
+    for path in files:
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                text = file.read(LARGEST)
+            return [one.strip("\n") for one in text.split(BETWEEN) if one.strip()], path.stem.replace("_", " ")
+    return [], ""
+
+
+def command(argv: Sequence[str]) -> None:
+    """Parse the arguments, draw the page, print the table and where the page is."""
+    args = _parser().parse_args(argv)
+    page, table = compare(
+        [Path(folder) for folder in args.run_dir],
+        output=Path(args.output),
+        single_file=args.single_file,
+        axis=args.axis,
+        labels=args.labels,
+    )
+    print(f"{table}\n\npage: {page}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py compare", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", nargs="+", help="the folder of a run, or one that holds runs: all of them then"
+    )
+    parser.add_argument("--output", default=FILE_NAME, help=f"where the page is written; {FILE_NAME} without it")
+    parser.add_argument(
+        "--single_file", action="store_true", help="plotly's script (5 MB) is part of the page, not beside it"
+    )
+    parser.add_argument("--axis", choices=AXES, help="of the curves at first; the page has a switch")
+    parser.add_argument("--labels", nargs="+", help="what each run is called")
+    return parser

@@ -1,0 +1,242 @@
+"""Several runs on one page and in one table, from their logs, options and samples alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lightning_app.reporting.compare_charts import (
+    Curves,
+    colour,
+    curves,
+    dash,
+    embedded,
+    missing_on,
+    reached,
+)
+from lightning_app.reporting.compare_tables import ABSENT_WORD, Table, costs, legend, results
+from lightning_app.reporting.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
+from lightning_app.reporting.runs import ABSENT, AXES, Run, differing
+from lightning_app.reporting.sides import Side, cautions, sides_of
+
+FILE_NAME = "compare.html"
+LONGEST = 4_000  # characters of a sample that are shown
+OPEN_PROMPTS = 3  # further ones are folded
+
+
+def write_comparison(
+    runs: Sequence[Run], folder: Path, *, axis: str = "steps", single_file: bool = False, name: str = FILE_NAME
+) -> Path:
+    """Write the page into `folder`; see `draw_comparison`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    return write_page(
+        draw_comparison(runs, axis=axis, single_file=single_file), folder, name=name, single_file=single_file
+    )
+
+
+def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bool = False) -> str:
+    """The page.
+
+    Args:
+        runs: at least one.
+        axis: that of the curves at first: one of `AXES` that a run's log has.
+        single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
+    """
+    sides = sides_of(runs)
+    main, others = curves(runs, axis)
+    sections: list[Section] = [
+        ("results", "Results", _results(runs, sides)),
+        ("curves", "Curves", _curves(runs, main, others, axis)),
+        ("costs", "Cost", _costs(sides)),
+        ("samples", "Samples", _samples(runs)),
+        ("options", "Options that differ", _options(runs)),
+        ("runs", "Runs", _runs(runs)),
+    ]
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
+    data = f"\nconst compared = {embedded([*main, *others], runs)};\n"
+    return draw_page(sections, title=title, single_file=single_file, style=STYLE, script=data + SCRIPT)
+
+
+# The page
+
+
+def _html(table: Table, caption: str) -> str:
+    heads, rows = table
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    return html_table(caption, [escape(head) for head in heads], cells, texts=(0,))
+
+
+def _cell(text: str) -> str:
+    """An interval stands below its value."""
+    if text in (ABSENT_WORD, "one run: none"):
+        return f'<span class="missing-cell">{text}</span>'
+    value, bracket, ends = text.partition(" [")
+    return f"{escape(value)} <small>[{escape(ends)}</small>" if bracket else escape(text)
+
+
+def _results(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
+    warnings = "".join(f'<p class="caution">{escape(caution)}</p>' for caution in cautions(runs))
+    note = f'<p class="note">{escape(legend(sides))}</p>'
+    chart = reached(sides)
+    return [warnings, _html(results(sides), "At the best validation of each run"), note, chart if chart.data else ""]
+
+
+def _curves(runs: Sequence[Run], main: Sequence[Curves], others: Sequence[Curves], axis: str) -> list[Part]:
+    if not main and not others:
+        return ['<p class="missing">no numbers were logged at steps</p>']
+    gone = {one: missing_on(runs, one) for one in AXES}
+    said = [
+        f'<p class="missing">not on the axis of {one}: {escape(", ".join(names))} (not in their logs)</p>'
+        for one, names in gone.items()
+        if names
+    ]
+    axes = [one for one in AXES if len(gone[one]) < len(runs)]
+    parts: list[Part] = [_switches(runs, axes, axis), *said, Grid([one.chart for one in main], wide=True)]
+    if others:
+        parts += [
+            "<details><summary>other series</summary>",
+            Grid([one.chart for one in others], wide=True),
+            "</details>",
+        ]
+    return parts
+
+
+def _switches(runs: Sequence[Run], axes: Sequence[str], axis: str) -> str:
+    """The axis, and which runs are shown."""
+    radios = "".join(
+        f'<label><input type="radio" name="axis" value="{one}"{" checked" * (one == axis)}> {one}</label>'
+        for one in axes
+    )
+    boxes = "".join(
+        f'<label style="--of:var(--{colour(i)[1:]});--dash:{_border(i)}">'
+        f'<input type="checkbox" name="run" value="{i}" checked> <i></i> <bdi>{escape(run.label)}</bdi></label>'
+        for i, run in enumerate(runs)
+    )
+    return (
+        f'<div class="switches"><fieldset><legend>axis</legend>{radios}</fieldset>'
+        f"<fieldset><legend>runs</legend>{boxes}</fieldset></div>"
+    )
+
+
+def _border(number: int) -> str:
+    return {"dash": "dashed", "dot": "dotted", "dashdot": "double"}.get(dash(number), "solid")
+
+
+def _costs(sides: Sequence[Side]) -> list[Part]:
+    note = (
+        '<p class="note">FLOPs: 6 for each weight of a matrix and 12 for each width and position of attention, per '
+        "token of training. Tokens: of all processes, padding included. Tokens/s: the median. "
+        "Time: validation included.</p>"
+    )
+    return [_html(costs(sides), "What it took"), note]
+
+
+def _samples(runs: Sequence[Run]) -> list[Part]:
+    """One fold per prompt, with a card of each run."""
+    by_prompt: dict[str, list[tuple[Run, str]]] = {}
+    for run in runs:
+        for text in run.samples:
+            prompt = next((p for p in run.prompts if text.startswith(p)), "")
+            by_prompt.setdefault(prompt, []).append((run, text))
+    parts: list[Part] = [
+        _fold(prompt, found, opened=i < OPEN_PROMPTS) for i, (prompt, found) in enumerate(by_prompt.items())
+    ]
+    without = [run.label for run in runs if not run.samples]
+    if without:
+        parts.append(f'<p class="missing">no samples in the folder of {escape(", ".join(without))}</p>')
+    return parts
+
+
+def _fold(prompt: str, found: Sequence[tuple[Run, str]], *, opened: bool) -> str:
+    cards = "".join(sample_card(f"{run.label}, {run.samples_from}", prompt, text[:LONGEST]) for run, text in found)
+    head = escape(prompt) or "(no prompt)"
+    begin = f"<details{' open' * opened}><summary>Prompt: <bdi>{head}</bdi></summary>"
+    return f'{begin}<div class="samples">{cards}</div></details>'
+
+
+def _options(runs: Sequence[Run]) -> list[Part]:
+    known = [run for run in runs if run.config]
+    without = [run.label for run in runs if not run.config]
+    parts: list[Part] = []
+    if without:
+        parts.append(f'<p class="missing">no config.yaml in the folder of {escape(", ".join(without))}</p>')
+    if len(known) < 2:
+        return [*parts, '<p class="note">Options differ between two runs or more.</p>']
+    found = differing(known)
+    total = len({key for run in known for key in run.options})
+    rows = [[escape(key), *(_option(value) for value in values)] for key, values in found.items()]
+    parts.append(f'<p class="note">{len(found)} of {total} options differ. \u2013: the run has no such option.</p>')
+    texts = tuple(range(len(known) + 1))
+    heads = ["option", *(escape(run.label) for run in known)]
+    return [*parts, html_table("Options that differ", heads, rows, texts=texts) if rows else ""]
+
+
+def _option(value: Any) -> str:
+    if value is ABSENT:
+        return str(ABSENT)
+    if isinstance(value, str | float):
+        return plain(value)
+    return escape(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _runs(runs: Sequence[Run]) -> list[Part]:
+    rows = [[escape(r.label), escape(r.folder), escape(r.state), *_text(r)] for r in runs]
+    heads = ["run", "folder", "state", "validation text"]
+    return [html_table("Where they lie", heads, rows, texts=(0, 1, 2, 3))]
+
+
+def _text(run: Run) -> list[str]:
+    text = run.text
+    if text is None:
+        return [f'<span class="missing-cell">{ABSENT_WORD}</span>']
+    counts = ", ".join(
+        f"{text[name]:,} {name}" for name in ("documents", "bytes", "tokens") if isinstance(text.get(name), int)
+    )
+    return [escape(f"{counts}{', digest ' + str(text['text']) if text.get('text') else ''}")]
+
+
+STYLE = """
+:root {
+  --run-a: light-dark(#1f5fb8, #7fb2f8); --run-b: light-dark(#c1440e, #f59560); --run-c: light-dark(#1b7a43, #6fd196);
+  --run-d: light-dark(#7b45c0, #c3a0f7); --run-e: light-dark(#a86d00, #f0c04a); --run-f: light-dark(#0f8a8a, #5ad3d3);
+  --run-g: light-dark(#b3267a, #f58ac8); --run-h: light-dark(#59646e, #aab4be);
+}
+.caution { border-left: 4px solid var(--warn); padding: 0.4rem 0.8rem; background: var(--mark); }
+.caution::before { content: "\\26A0  "; color: var(--warn); }
+td small { display: block; color: var(--soft); white-space: nowrap; }
+.switches { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; margin-bottom: 0.5rem; }
+fieldset {
+  border: 1px solid var(--line); border-radius: 0.6rem; padding: 0.2rem 0.8rem 0.4rem; margin: 0; min-width: 0;
+  display: flex; flex-wrap: wrap; gap: 0.1rem 1.1rem;
+}
+legend { color: var(--soft); font-size: 0.85rem; padding: 0 0.3rem; }
+fieldset label { display: flex; align-items: center; gap: 0.35rem; min-height: 2rem; overflow-wrap: anywhere; }
+fieldset i { width: 1.4rem; border-top: 3px var(--dash) var(--of); flex: none; }
+"""
+
+SCRIPT = """\
+function ofCharts(change) {
+  for (const id of Object.keys(compared.axes)) {
+    const chart = charts.get(id);
+    change(chart, compared.axes[id]);
+    if (chart.drawn) draw(chart.element);
+  }
+}
+for (const input of document.querySelectorAll('input[name="axis"]')) input.addEventListener("change", () => {
+  ofCharts((chart, axes) => {
+    chart.data.forEach((trace, i) => { trace.x = axes[input.value][i]; });
+    chart.layout.xaxis.title.text = compared.titles[input.value];
+  });
+});
+for (const input of document.querySelectorAll('input[name="run"]')) input.addEventListener("change", () => {
+  ofCharts((chart) => {
+    for (const trace of chart.data) if (trace.meta === Number(input.value)) trace.visible = input.checked;
+  });
+});
+"""

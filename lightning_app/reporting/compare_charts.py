@@ -1,0 +1,139 @@
+"""Curves of several runs on an axis that a reader of the page chooses: steps, tokens or time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_app.reporting.charts import Chart, Trace, dots, label, lines
+from lightning_app.reporting.runs import AXES, Run
+from lightning_app.reporting.sides import BASE, Side
+
+COLOURS = 8  # of runs; later ones have them again, with another dash
+DASHES = ("solid", "dash", "dot", "dashdot")
+POINTS = 1_000  # of a curve; of more, one in so many is drawn, and the last
+MAIN = {  # series that are shown at once
+    "val/bpb": "Validation, bits per byte",
+    "val/ce": "Validation, nats per token",
+    "train/ce": "Training, nats per token",
+    "val/acc": "Validation, accuracy",
+    "tokens_per_s": "Tokens per second",
+    "lr": "Learning rate",
+}
+HIDDEN = ("tokens", "train_flops", "val/loss", "val/ppl")  # an axis, a total, and what others show
+UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A chart on the first axis, and where its traces' points lie on each.
+
+    Attributes:
+        axes: x of each trace by axis; empty for a run that is not on it.
+    """
+
+    chart: Chart
+    axes: Mapping[str, list[list[float]]]
+
+
+def colour(number: int) -> str:
+    """Of the run of this number, counted from 0."""
+    return f"@run-{'abcdefgh'[number % COLOURS]}"
+
+
+def dash(number: int) -> str:
+    return DASHES[number // COLOURS % len(DASHES)]
+
+
+def missing_on(runs: Sequence[Run], axis: str) -> list[str]:
+    """Labels of the runs that cannot be drawn on an axis."""
+    return [run.label for run in runs if not any(run.series(name, axis) for name in run.numbers)]
+
+
+def unit_of_time(runs: Sequence[Run]) -> tuple[float, str]:
+    """Seconds in the unit, and its name."""
+    longest = max((run.seconds or 0.0 for run in runs), default=0.0)
+    return next((seconds, name) for least, seconds, name in UNITS if longest >= least)
+
+
+def titles(runs: Sequence[Run]) -> dict[str, str]:
+    return {"steps": "optimizer steps", "tokens": "tokens", "time": f"{unit_of_time(runs)[1]} of the run"}
+
+
+def curves(runs: Sequence[Run], axis: str) -> tuple[list[Curves], list[Curves]]:
+    """Those that are shown at once, and the others."""
+    names = dict.fromkeys(name for run in runs for name in run.numbers if name not in HIDDEN)
+    main = [name for name in MAIN if name in names]
+    drawn = {
+        name: _curves(runs, name, axis, id=f"curve-{i}") for i, name in enumerate([*main, *sorted(names - MAIN.keys())])
+    }
+    found = {name: one for name, one in drawn.items() if one.chart.data}
+    return [found[n] for n in main if n in found], [one for n, one in found.items() if n not in MAIN]
+
+
+def _curves(runs: Sequence[Run], name: str, axis: str, *, id: str) -> Curves:
+    scale, _ = unit_of_time(runs)
+    data: list[Trace] = []
+    axes: dict[str, list[list[float]]] = {one: [] for one in AXES}
+    for number, run in enumerate(runs):
+        if y := run.values(name):
+            kept = _thinned(len(y))
+            data.append(_line(number, run, [y[i] for i in kept], validation=name.startswith("val/")))
+            for one in AXES:
+                x = run.series(name, one) or []
+                x = [value / scale for value in x] if one == "time" else x
+                axes[one].append([round(x[i], 6) for i in kept] if x else [])
+    for trace, x in zip(data, axes[axis], strict=True):
+        trace["x"] = x
+    without = [run.label for run in runs if not run.values(name)]
+    title = MAIN.get(name, name)
+    words = f"{title}, of {', '.join(run.label for run in runs if run.values(name))}."
+    layout = {"xaxis": {"title": {"text": titles(runs)[axis]}}, "showlegend": False}
+    return Curves(Chart(id, title, words, data, layout, 280, without), axes)
+
+
+def _thinned(n: int) -> list[int]:
+    every = -(-n // POINTS) or 1
+    return list(range(n))[::-1][::every][::-1]  # the last one always stays
+
+
+def _line(number: int, run: Run, y: Sequence[float], *, validation: bool) -> Trace:
+    style: dict[str, Any] = (
+        {"mode": "lines+markers", "marker": {"size": 4, "color": colour(number)}} if validation else {}
+    )
+    return lines(label(run.label), [], y, colour(number), line={"dash": dash(number)}, meta=number, **style)
+
+
+def embedded(found: Sequence[Curves], runs: Sequence[Run]) -> str:
+    """What the page's script needs to change the axis, as JSON that cannot end its element."""
+    axes = {one.chart.id: one.axes for one in found}
+    return json.dumps({"titles": titles(runs), "axes": axes}, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def reached(sides: Sequence[Side]) -> Chart:
+    """Bits per byte of each side with its interval, the first one on top."""
+    found = [(i, side.label, one) for i, side in enumerate(sides) if (one := side.estimate(BASE))]
+    data = [_dot(i, name, one.value, one.low, one.high) for i, name, one in found]
+    names = [label(_short(name)) for _, name, _ in found]
+    layout = {
+        "xaxis": {"title": {"text": "bits per byte"}},
+        "yaxis": {"tickvals": [i for i, _, _ in found], "ticktext": names, "autorange": "reversed", "zeroline": False},
+        "showlegend": False,
+        "hovermode": "closest",
+    }
+    words = "; ".join(f"{name}: {one.value:.4f}" for _, name, one in found)
+    return Chart("reached", "Bits per byte, with 95 % intervals", f"{words}.", data, layout, 90 + 34 * len(found))
+
+
+def _dot(number: int, name: str, value: float, low: float | None, high: float | None) -> Trace:
+    trace = dots(label(name), [value], [number], "@ink", marker={"size": 9})
+    if low is not None and high is not None:
+        trace["error_x"] = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
+        trace["error_x"] |= {"thickness": 1.5, "color": "@soft"}
+    return trace
+
+
+def _short(name: str, at_most: int = 28) -> str:
+    return name if len(name) <= at_most else f"\u2026{name[1 - at_most :]}"

@@ -1,0 +1,108 @@
+"""The tables of several runs: what each reached, and what it cost; plain text, for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_app.reporting.intervals import Estimate
+from lightning_app.reporting.parts import si
+from lightning_app.reporting.runs import Run
+from lightning_app.reporting.sides import Side, against, cautions, sides_of
+from lightning_app.reporting.table import format_columns
+
+ABSENT_WORD = "not in this log"
+Table = tuple[list[str], list[list[str]]]  # heads, and rows
+MEASURED = (  # name, what it is called, digits
+    ("val/bpb", "bits per byte", 4),
+    ("val/ce", "nats per token", 4),
+    ("val/ppl", "perplexity", 2),
+    ("val/acc", "accuracy", 4),
+)
+
+
+def results(sides: Sequence[Side]) -> Table:
+    """What each side reached, and how much worse (+) or better it is than the first."""
+    several = len(sides) > 1
+    heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "best at step", "interval over"]
+    rows = []
+    for side in sides:
+        cells = [_interval(side.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
+        change = "\u2013" if side is sides[0] else _interval(against(side, sides[0]), "{:+.1f}", unit=" %")
+        steps = ", ".join(f"{run.best['step']:,}" if run.best else ABSENT_WORD for run in side.runs)
+        rows.append([side.label, *cells, *[change] * several, steps, side.chance])
+    return heads, rows
+
+
+def costs(sides: Sequence[Side]) -> Table:
+    """Sizes, and what training took; means over the runs of a side."""
+    heads = ["run", "parameters", "FLOPs per token", "tokens", "training FLOPs", "tokens/s", "time", "steps"]
+    rows = []
+    for side in sides:
+        numbers = [
+            _before_and_after(side, "parameters"),
+            _before_and_after(side, "flops_per_token"),
+            _si(side.mean([run.total("tokens") for run in side.runs])),
+            _si(side.mean([run.total("train_flops") for run in side.runs])),
+            _number(side.mean([run.tokens_per_s for run in side.runs]), "{:,.0f}"),
+            _duration(side.mean([run.seconds for run in side.runs])),
+        ]
+        rows.append([side.label, *numbers, ", ".join(f"{run.steps:,}" for run in side.runs)])
+    return heads, rows
+
+
+def _before_and_after(side: Side, name: str) -> str:
+    """ "1.56 M", or "1.56 M -> 1.16 M" where a run was pruned."""
+    pairs = [getattr(run, name) for run in side.runs]
+    first, last = (side.mean([pair[i] for pair in pairs]) for i in (0, 1))
+    if first is None or last is None:
+        return _si(first)
+    return si(first) if abs(last / first - 1) < 5e-3 else f"{si(first)} \u2192 {si(last)}"
+
+
+def _interval(one: Estimate | None, spec: str, unit: str = "") -> str:
+    if one is None:
+        return ABSENT_WORD
+    value = spec.format(one.value).replace("-", "\u2212")
+    if one.low is None or one.high is None:
+        return value + unit
+    low, high = (spec.format(end).replace("-", "\u2212") for end in (one.low, one.high))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return ABSENT_WORD if value is None else spec.format(value)
+
+
+def _si(value: float | None) -> str:
+    return ABSENT_WORD if value is None else si(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ABSENT_WORD
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def format_comparison(runs: Sequence[Run]) -> str:
+    """For the terminal."""
+    sides = sides_of(runs)
+    said = [f"! {caution}" for caution in cautions(runs)]
+    parts = [
+        *said,
+        *format_columns(*results(sides), left=(0,)),
+        "",
+        *format_columns(*costs(sides), left=(0,)),
+    ]
+    return "\n".join([*parts, "", legend(sides)])
+
+
+def legend(sides: Sequence[Side]) -> str:
+    """How the first table is to be read."""
+    said = (
+        "[low, high]: 95 % intervals. Over seeds: Student's t of the mean. Over passages: a bootstrap over parts of "
+        "the validation text, so the chance of the text and not that of training."
+    )
+    if len(sides) == 1:
+        return said
+    return f"{said} Change: of bits per byte against {sides[0].label}; lower is better."

@@ -1,0 +1,160 @@
+"""What is compared: single runs, or runs that differ in nothing but their seed as one.
+
+Whether their numbers compare at all is said in `cautions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_app.reporting.intervals import MEASURES, Estimate, change, over_passages, over_seeds, scored
+from lightning_app.reporting.runs import PLACES, SEEDS, Run, differing
+
+EVALUATION = (  # options by which a measure of the same text differs
+    "data.block_size",
+    "data.val.stride",
+    "data.val.max_samples",
+    "data.order",
+    "data.respect_documents",
+    "trainer.limit_val_batches",
+)
+BASE = "val/bpb"  # in which runs are compared
+
+
+@dataclass(frozen=True)
+class Side:
+    """One line of the table.
+
+    Attributes:
+        label: of the run, or of the group.
+        runs: with other seeds each where there are several.
+    """
+
+    label: str
+    runs: Sequence[Run]
+
+    def estimate(self, name: str) -> Estimate | None:
+        """A measure at the best validation: over seeds where there are several, else over passages of the text."""
+        values = [value for run in self.runs if (value := run.measure(name)) is not None]
+        if not values:
+            return None
+        if len(values) > 1:
+            return over_seeds(values)
+        sums = self.passages
+        if name not in MEASURES or sums is None:
+            return Estimate(values[0])
+        found = over_passages(sums, name)
+        return Estimate(values[0], found.low, found.high)
+
+    @property
+    def passages(self) -> np.ndarray | None:
+        """(P, S) sums of the passages, mean over the runs; None where one has none."""
+        found = [sums for run in self.runs if (sums := run.passages) is not None]
+        if len(found) < len(self.runs) or len({sums.shape for sums in found}) != 1:
+            return None
+        mean: np.ndarray = np.mean(found, axis=0)
+        return mean
+
+    @property
+    def chance(self) -> str:
+        """What its intervals are over."""
+        if len(self.runs) > 1:
+            return f"{len(self.runs)} seeds"
+        found = self.estimate(BASE) or self.estimate("val/ce")
+        if found is None or found.low is None:
+            return "one run: none"
+        return f"{len(scored(self.passages))} passages" if self.passages is not None else "one run: none"
+
+    def mean(self, values: Sequence[float | None]) -> float | None:
+        """Of one number per run, where all have it."""
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def sides_of(runs: Sequence[Run]) -> list[Side]:
+    """Runs in their order; those that differ in their seed alone together, where the first of them stands.
+
+    A seed that was run twice is no further draw, so such runs stay apart.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        ours = [g for g in groups if _alike(g[0], run) and run.seed not in [one.seed for one in g]]
+        if ours and run.best:
+            ours[0].append(run)
+        else:
+            groups.append([run])
+    return [Side(_label(group), group) for group in groups]
+
+
+def _alike(one: Run, other: Run) -> bool:
+    ignored = (*SEEDS, *PLACES)
+    same = all(key in ignored for key in differing([one, other]))
+    return bool(one.config) and bool(other.config) and one.best is not None and same
+
+
+def _label(group: Sequence[Run]) -> str:
+    first = group[0].label
+    return first if len(group) == 1 else f"{first} and {len(group) - 1} more seed{'s' * (len(group) > 2)}"
+
+
+def against(side: Side, base: Side) -> Estimate | None:
+    """Per cent more bits per byte than the base; with an interval where both have passages of the same text."""
+    mine, theirs = side.estimate(BASE), base.estimate(BASE)
+    if mine is None or theirs is None or same_text(side.runs[0], base.runs[0]) is False:
+        return None
+    value = 100 * (mine.value / theirs.value - 1)
+    a, b = side.passages, base.passages
+    if a is None or b is None or a.shape != b.shape or not same_text(side.runs[0], base.runs[0]):
+        return Estimate(value)
+    found = change(a, b, BASE)
+    return Estimate(value, found.low, found.high)
+
+
+def same_text(one: Run, other: Run) -> bool | None:
+    """Whether two runs validated on the same text; None where a log does not say."""
+    a, b = one.text, other.text
+    if a is None or b is None:
+        return None
+    if a.get("text") and b.get("text"):
+        return bool(a["text"] == b["text"])
+    return all(a.get(name) == b.get(name) for name in ("documents", "words", "bytes"))
+
+
+def same_tokens(one: Run, other: Run) -> bool | None:
+    """Whether nats per token of two runs on the same text compare; None where a log does not say."""
+    a, b = one.text, other.text
+    return None if a is None or b is None else bool(a.get("tokens") == b.get("tokens"))
+
+
+def cautions(runs: Sequence[Run]) -> list[str]:
+    """What a reader has to know before comparing numbers; plain text."""
+    first, said = runs[0], []
+    if other := [run.label for run in runs if same_text(first, run) is False]:
+        said.append(
+            f"The validation text is not the same: {', '.join(other)} validated on another one than {first.label}. "
+            "Measures on different texts do not compare, and no change is given for them."
+        )
+    elif [run for run in runs if same_tokens(first, run) is False]:
+        said.append(
+            "The tokenizers differ, so nats per token, perplexity and accuracy do not compare: a token is not the same "
+            "amount of text. Compare bits per byte."
+        )
+    if len(runs) > 1 and (unknown := [run.label for run in runs if run.text is None]):
+        said.append(
+            f"Not in the log of {', '.join(unknown)}: which text it validated on. Whether it is the same is unknown."
+        )
+    options = differing([run for run in runs if run.config])
+    if found := [
+        f"{key} ({', '.join(map(str, dict.fromkeys(map(str, options[key]))))})" for key in EVALUATION if key in options
+    ]:
+        said.append(
+            f"The text is evaluated in different ways: {'; '.join(found)}. A token has more or less text before it."
+        )
+    if going := [f"{run.label} ({run.state}, step {run.steps:,})" for run in runs if run.state != "ended"]:
+        said.append(f"Not ended: {', '.join(going)}. Its numbers are those so far.")
+    if without := [run.label for run in runs if run.best is None]:
+        said.append(f"No validation in the log of {', '.join(without)}.")
+    return said
