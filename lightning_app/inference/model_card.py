@@ -1,0 +1,225 @@
+"""README.md of an exported directory: what the model is, what it was trained on, what it reached, how to use it.
+
+Written from the checkpoint, and from the run's config and log where these still lie beside it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+import lightning_app
+from lightning_app.callbacks.run_log import FILE_NAME as LOG
+from lightning_app.callbacks.run_log import read_log
+from lightning_app.models.memory import AssociativeMemory
+from lightning_app.modules.base import LanguageModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+UNKNOWN = "unknown"
+MEASURES = {  # of a record in the log: name in the card, and unit
+    "val/ce": ("cross-entropy", "nats per token"),
+    "val/ppl": ("perplexity", "per token"),
+    "val/bpb": ("bits per byte", ""),
+    "val/acc": ("accuracy", "of the next token"),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a checkpoint.
+
+    Attributes:
+        checkpoint: its path.
+        module: class of the module, without its package.
+        step: optimizer steps done.
+        tokenizer: its name and number of ids.
+        metrics: by name in the log, at that step.
+        config: of the run; empty where it is not beside the checkpoint.
+        texts: documents, words, bytes and tokens of each split, from the log.
+        commit: of the code that exported.
+        memory: entries that it holds, and the documents that they are from.
+    """
+
+    checkpoint: Path
+    module: str
+    step: int | None
+    tokenizer: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    commit: str = UNKNOWN
+    memory: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: dict[str, Any], path: Path, module: LanguageModule) -> Facts:
+        """From a checkpoint that was read from `path`, and the folder of its run."""
+        run, step = path.absolute().parent.parent, checkpoint.get("global_step")
+        records = read_log(run) if (run / LOG).is_file() else []
+        metrics = _metrics(records, step) or _monitored(checkpoint)
+        data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
+        name = next((state["tokenizer"]["name"] for state in _states_with_tokenizer(checkpoint)), UNKNOWN)
+        tokenizer = f"`{name}`"
+        return cls(path, type(module).__name__, step, tokenizer, metrics, _config(run), data, commit(), _memory(module))
+
+
+def _states_with_tokenizer(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    return [value for value in checkpoint.values() if isinstance(value, dict) and "tokenizer" in value]
+
+
+def _metrics(records: list[dict[str, Any]], step: int | None) -> dict[str, float]:
+    """Of the validation at the checkpoint's step."""
+    at_step = [r for r in records if r.get("step") == step and "event" not in r and "val/ce" in r]
+    return {name: at_step[-1][name] for name in MEASURES if at_step and at_step[-1].get(name) is not None}
+
+
+def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """What the callback that wrote the checkpoint watched."""
+    states = [state for name, state in checkpoint.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
+    watched = {state.get("monitor"): state.get("current_score") for state in states}
+    return {name: float(score) for name, score in watched.items() if name in MEASURES and score is not None}
+
+
+def _config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
+def _memory(module: nn.Module) -> str:
+    memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
+    if not memories:
+        return ""
+    documents = len({int(key) for m in memories for key in m.documents[: m.size()].unique()} - {-1})
+    return f"{sum(m.size() for m in memories):,} entries from {documents} documents"
+
+
+def commit() -> str:
+    """Of this code, with a mark where files were changed; unknown without git or its folder."""
+    folder = Path(str(lightning_app.__file__)).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", ".")
+        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN
+
+
+def model_card(facts: Facts, *, name: str, model: PreTrainedModel, difference: float) -> str:
+    """The text of README.md."""
+    front = yaml.safe_dump(_front_matter(facts, name, model), sort_keys=False, allow_unicode=True)
+    sections = [f"# {name}", _what(facts, model), _how(facts, model), _data(facts), _metrics_table(facts)]
+    sections += [_training(facts, difference)]
+    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _own_code(model: PreTrainedModel) -> bool:
+    return model.config.model_type == "lightning_app"
+
+
+def _front_matter(facts: Facts, name: str, model: PreTrainedModel) -> dict[str, Any]:
+    tags = ["lightning_app", facts.module, *(["custom_code"] if _own_code(model) else [])]
+    front: dict[str, Any] = {
+        "license": UNKNOWN,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": tags,
+    }
+    if facts.metrics:
+        values = [{"type": k, "name": MEASURES[k][0], "value": v} for k, v in facts.metrics.items()]
+        dataset = {"name": _path_of(facts, "val"), "type": "text"}
+        task = {"type": "text-generation"}
+        front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": values}]}]
+    return front
+
+
+def _what(facts: Facts, model: PreTrainedModel) -> str:
+    config = model.config
+    sizes = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "architecture": config.model_type + (" (its code lies in this directory)" if _own_code(model) else ""),
+        "trained as": f"`{facts.module}` of lightning_app",
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "ids": f"{config.vocab_size:,}",
+        "positions": config.max_position_embeddings,
+        "tokenizer": facts.tokenizer,
+    }
+    if facts.memory:
+        sizes["memory"] = f"{facts.memory}; it is read, and nothing is written to it"
+    return "A language model.\n\n" + _table(("", ""), sizes.items())
+
+
+def _how(facts: Facts, model: PreTrainedModel) -> str:
+    trust = ", trust_remote_code=True" if _own_code(model) else ""
+    needs = ["torch", "transformers", *(["faiss-cpu", "numpy"] if facts.memory else [])]
+    return f"""## Use
+
+Needs {", ".join(f"`{package}`" for package in needs)}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained("."{trust})
+ids = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))
+```"""
+
+
+def _data(facts: Facts) -> str:
+    rows = [
+        (split["split"], _path_of(facts, split["split"]), *(f"{split[n]:,}" for n in ("documents", "bytes", "tokens")))
+        for split in facts.texts
+    ]
+    if not rows:
+        known = ", ".join(f"{split}: {_path_of(facts, split)}" for split in ("train", "val"))
+        return f"## Data\n\nHow much text it was is unknown. From the run's config: {known}."
+    return "## Data\n\n" + _table(("split", "source", "documents", "bytes", "tokens"), rows)
+
+
+def _path_of(facts: Facts, split: str) -> str:
+    options = (facts.config.get("data") or {}).get(split)
+    source = options.get("path") if isinstance(options, Mapping) else options
+    return str(source) if source else UNKNOWN
+
+
+def _metrics_table(facts: Facts) -> str:
+    if not facts.metrics:
+        return "## Metrics\n\nUnknown: neither the checkpoint nor a log beside it has any."
+    rows = [(MEASURES[name][0], f"{value:.4f}", MEASURES[name][1]) for name, value in facts.metrics.items()]
+    of = f"On the validation text, at step {facts.step}, as training measured them."
+    return f"## Metrics\n\n{of}\n\n" + _table(("metric", "value", "unit"), rows)
+
+
+def _training(facts: Facts, difference: float) -> str:
+    run = facts.checkpoint.parent.parent
+    trained = f"python main.py fit --config {run / 'config.yaml'}" if facts.config else f"# {UNKNOWN}: no config beside"
+    return f"""## Training and export
+
+- optimizer steps: {UNKNOWN if facts.step is None else facts.step}
+- seed: {facts.config.get("seed_everything", UNKNOWN)}
+- commit of the code that exported: {facts.commit}; the one that trained: {UNKNOWN}
+- logits of this directory and of the checkpoint, both in fp32, differ by at most {difference:.2g}
+
+```bash
+{trained}
+python main.py export --ckpt_path {facts.checkpoint} --output DIR
+```"""
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
+    return "\n".join(lines)
