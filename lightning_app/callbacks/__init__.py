@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from lightning_app.callbacks.averaging import AveragedWeights
 from lightning_app.callbacks.controller import HeadController
 from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.plasticity import PlasticitySchedule
@@ -12,6 +13,7 @@ from lightning_app.callbacks.samples import Samples
 from lightning_app.callbacks.throughput import Throughput
 
 __all__ = [
+    "AveragedWeights",
     "Dashboard",
     "HeadController",
     "PlasticitySchedule",

@@ -27,9 +27,14 @@ Surgery = Literal["remove", "mask"]
 Checks = dict[str, float | int]
 
 
+def shards(strategy: Strategy) -> bool:
+    """Whether no rank has whole parameters."""
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or "deepspeed" in type(strategy).__name__.lower()
+
+
 def check_strategy(strategy: Strategy) -> None:
     """Refuses one that shards parameters."""
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or "deepspeed" in type(strategy).__name__.lower():
+    if shards(strategy):
         raise InputError(
             f"under {type(strategy).__name__} no rank has whole matrices: heads can neither be cut out of them nor be "
             "proved dead; use the strategy ddp"

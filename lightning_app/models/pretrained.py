@@ -10,7 +10,7 @@ import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
+from lightning_app.models.lora import LoRA, add_adapters
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a model is made
     from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
@@ -56,6 +57,7 @@ class PretrainedLM(Backbone):
         vocab_size: V; linked to `data.vocab_size`. None: the model's.
         block_size: positions needed; linked to `data.block_size`. A fresh model gets as many. None: the model's.
         resize_vocab: give a pretrained model `vocab_size` ids. Those it had stay, new ones start near their mean.
+        lora: train adapters alone, see `LoRA`; the rest is frozen.
         gradient_checkpointing: recompute the blocks in the backward: less memory, about a third more time.
         dtype: of the weights.
 
@@ -78,6 +80,7 @@ class PretrainedLM(Backbone):
         vocab_size: int | None = None,
         block_size: int | None = None,
         resize_vocab: bool = False,
+        lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ):
@@ -103,6 +106,9 @@ class PretrainedLM(Backbone):
         self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
         self._check_sizes(vocab_size, block_size, pretrained or architecture or text.model_type)
         self._check_against_the_family()
+        self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # a checkpoint has plain types
+        if self.lora is not None:
+            add_adapters(self.model, self.lora, family=text.model_type)
         if gradient_checkpointing:
             _checkpoint_activations(self.model)
         self.model.train()  # `from_pretrained` leaves dropout off, and Lightning keeps what it finds
@@ -128,6 +134,7 @@ class PretrainedLM(Backbone):
         saved = json.loads(self.model.config.to_json_string(use_diff=False))
         return {
             "config": {key: value for key, value in saved.items() if key not in OF_THE_FILE},
+            "lora": None if self.lora is None else asdict(self.lora),
             "gradient_checkpointing": self._gradient_checkpointing,
             "dtype": self._dtype,
         }
@@ -205,10 +212,11 @@ class PretrainedLM(Backbone):
         return PretrainedCache(DynamicCache(config=self.model.config))
 
     def flops_per_token(self, length: int) -> int:
-        """See `Backbone`; GPT-2's matrices are no nn.Linear. Of a mixture all experts count, used or not."""
+        """See `Backbone`; GPT-2's matrices are no nn.Linear. Of a mixture all experts count, used or not. A frozen
+        matrix has no gradient of its own: 4 instead of 6."""
         layers = [module for module in self.modules() if not isinstance(module, nn.Embedding)]
-        matrices = sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.dim() >= 2)
-        return 6 * matrices + 12 * self.attention_width * length
+        matrices = [p for layer in layers for p in layer.parameters(recurse=False) if p.dim() >= 2]
+        return sum((6 if p.requires_grad else 4) * p.numel() for p in matrices) + 12 * self.attention_width * length
 
     # Checks
 

@@ -361,6 +361,7 @@ class LanguageModule(L.LightningModule, ABC):
             self.use_tokenizer(data.tokenizer)
             self._use_passages(data, "test" if stage == "test" else "val")
             if stage == "fit":
+                self._say_what_is_frozen()
                 self._warn_if_it_can_only_memorise(data)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
@@ -405,6 +406,12 @@ class LanguageModule(L.LightningModule, ABC):
     def longest_block(self) -> int | None:
         """The most tokens that a sample may have; None where there is no limit."""
         return self.backbone.max_length
+
+    def _say_what_is_frozen(self) -> None:
+        own = [p for name, p in self.named_parameters() if not name.startswith(OF_REGULARIZERS)]
+        trained, total = sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)
+        if trained < total:
+            rank_zero_info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
         parameters, text = sum(p.numel() for p in self.parameters() if p.requires_grad), data.tokens("train")

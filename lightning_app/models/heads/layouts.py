@@ -19,6 +19,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import CausalSelfAttention
 from lightning_app.models.heads.units import Layer, Part
+from lightning_app.models.lora import adapters_of
 
 # Names of numbers that families compute with, and that follow the number of heads.
 COUNTS = ("heads", "num_heads", "n_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads", "split_size")
@@ -129,8 +130,8 @@ def find_layers(backbone: Backbone, layouts: Sequence[Layout]) -> list[tuple[nn.
 def _children(module: nn.Module, *names: str) -> list[nn.Module] | None:
     """Children of these names, if all are there and have a weight matrix."""
     found = [module._modules.get(name) for name in names]
-    matrices = [child for child in found if child is not None and "weight" in child._parameters]
-    matrices = [child for child in matrices if child.get_parameter("weight").dim() == 2]
+    matrices = [child for child in found if child is not None and "weight" in _base(child)._parameters]
+    matrices = [child for child in matrices if _base(child).get_parameter("weight").dim() == 2]
     return matrices if len(matrices) == len(names) else None
 
 
@@ -142,17 +143,23 @@ def _fused(module: nn.Module, qkv: str, out: str) -> tuple[nn.Module, nn.Module,
     return found[0], found[1], *_heads(module, found[1])
 
 
+def _base(matrix: nn.Module) -> nn.Module:
+    """The projection itself, where it has adapters."""
+    found = adapters_of(matrix)
+    return matrix if found is None else found[0]
+
+
 def _inputs(matrix: nn.Module) -> int:
-    return matrix.get_parameter("weight").shape[_in_dim(matrix)]
+    return _base(matrix).get_parameter("weight").shape[_in_dim(matrix)]
 
 
 def _outputs(matrix: nn.Module) -> int:
-    return matrix.get_parameter("weight").shape[1 - _in_dim(matrix)]
+    return _base(matrix).get_parameter("weight").shape[1 - _in_dim(matrix)]
 
 
 def _in_dim(matrix: nn.Module) -> int:
     """nn.Linear has (outputs, inputs); Hugging Face's Conv1D has (inputs, outputs)."""
-    return 1 if isinstance(matrix, nn.Linear) else 0
+    return 1 if isinstance(_base(matrix), nn.Linear) else 0
 
 
 def _heads(module: nn.Module, out: nn.Module) -> tuple[int, int]:
@@ -174,13 +181,19 @@ def _rows(n: int, each: int) -> Tensor:
 def _layer(
     module: nn.Module, out: nn.Module, n: int, into: Sequence[tuple[nn.Module, Tensor]], *, counted: bool = True
 ) -> Layer:
-    """Parts of the matrices (with their biases) that make the units' numbers, and of the one that reads them."""
+    """Parts of the matrices (with their biases and adapters) that make the units' numbers, and of the one that reads
+    them."""
     parts = []
     for matrix, index in into:
-        parts.append(Part(matrix, "weight", 1 - _in_dim(matrix), index))
-        if matrix._parameters.get("bias") is not None:
-            parts.append(Part(matrix, "bias", 0, index))
-    parts.append(Part(out, "weight", _in_dim(out), _rows(n, _inputs(out) // n)))
+        parts.append(Part(_base(matrix), "weight", 1 - _in_dim(matrix), index))
+        if _base(matrix)._parameters.get("bias") is not None:
+            parts.append(Part(_base(matrix), "bias", 0, index))
+        if adapters := adapters_of(matrix):
+            parts.append(Part(adapters[2], "weight", 0, index))  # the rows of B
+    index = _rows(n, _inputs(out) // n)
+    parts.append(Part(_base(out), "weight", _in_dim(out), index, reads=True))
+    if adapters := adapters_of(out):
+        parts.append(Part(adapters[1], "weight", 1, index, reads=True))  # the columns of A
     counts = []
     if counted:
         numbers = {name: vars(module)[name] for name in COUNTS if name in vars(module)}

@@ -34,12 +34,14 @@ class Part:
         name: weight or bias.
         dim: the dimension.
         index: (N, k) the k positions of each unit, in the whole parameter.
+        reads: whether it reads what units say, and does not make it.
     """
 
     module: nn.Module
     name: str
     dim: int
     index: Tensor
+    reads: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -58,7 +60,8 @@ class Layer:
     """The units of one layer.
 
     Attributes:
-        out: the projection that reads what the units say; unit u's numbers are u k to u k + k - 1 of its input.
+        out: the projection that reads what the units say; unit u's numbers are u k to u k + k - 1 of its input. With
+            adapters it is what holds them.
         parts: all parameters in which units have rows or columns.
         counts: (module, attribute, how much of it is one unit's) of numbers that follow.
         n: N.
@@ -79,7 +82,7 @@ class Layer:
     @property
     def in_out(self) -> Part:
         """Where units stand in the output projection's weight."""
-        return next(part for part in self.parts if part.module is self.out)
+        return next(part for part in self.parts if part.reads)
 
     @property
     def gated(self) -> bool:
@@ -342,7 +345,7 @@ class Units:
             shape = list(parameter.shape)
             shape[part.dim] = part.index.shape[1]
             fresh = torch.zeros(shape, dtype=parameter.dtype)
-            if part.module is not layer.out and parameter.dim() > 1:
+            if not part.reads and parameter.dim() > 1:
                 spread = float(parameter.float().std()) if parameter.numel() > 1 else 0.02
                 fresh.normal_(std=spread, generator=generator)
             slices.append(Slice(fresh, {}))
@@ -433,6 +436,16 @@ class Units:
             self._move(i, list(present), joining, optimizer)
             mask[i, layout["masked"][i]] = False
         self.set_mask(mask)
+
+    def follow(self, others: Units) -> None:
+        """Take the layout and the gates of the same units of another model, of which this one is a copy that has gone
+        its own way. What is alive there and dead here gets the weights that it has there."""
+        for i, unit in (others.mask & ~self.mask).nonzero().tolist():
+            self.regrow(i, unit, others.slice_of(i, unit))
+        if self.layout() != others.layout():
+            self.set_layout(others.layout())
+        if self._gates_on != others._gates_on:
+            (self.open_gates if others._gates_on else self.close_gates)()
 
     def kept_state(self) -> list[dict[str, Any]]:
         """`kept` in plain types and tensors."""
