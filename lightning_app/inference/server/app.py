@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.inference.embeddings import embed
@@ -101,9 +103,10 @@ def _add_texts(app: FastAPI, service: Service) -> None:
     async def embeddings(request: EmbeddingRequest) -> dict[str, Any]:
         service.check_model(request.model)
         texts = service.all_ids(request.input, "input")
-        vectors = await _called(service, lambda: [embed(service.module, ids).numpy() for ids in texts])
+        # one call each: other clients' tokens come in between
+        vectors = [await _called(service, partial(embed, service.module, ids)) for ids in texts]
         packed = request.encoding_format == "base64"
-        each = [base64.b64encode(v.astype("<f4").tobytes()).decode() if packed else v.tolist() for v in vectors]
+        each = [_packed(vector) if packed else vector.tolist() for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(each)]
         count = sum(len(ids) for ids in texts)
         said = {"prompt_tokens": count, "total_tokens": count}
@@ -113,6 +116,11 @@ def _add_texts(app: FastAPI, service: Service) -> None:
     async def explained(request: ExplainRequest) -> dict[str, Any]:
         service.ids(request.text, "text")
         return await _called(service, lambda: explain(service.module, service.tokenizer, request.text))
+
+
+def _packed(vector: Tensor) -> str:
+    """Little-endian fp32 in base64, which clients ask for as it is shorter."""
+    return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
 
 
 async def _called(service: Service, work: Callable[[], T]) -> T:
@@ -165,9 +173,11 @@ def _add_errors(app: FastAPI) -> None:
         return answered(429, body, {"Retry-After": "1"})
 
     async def malformed(_request: Request, failure: RequestValidationError) -> Response:
-        first = failure.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return answered(400, error(f"{where or 'the body'}: {first['msg']}", param=where or None))
+        # of a field that may be of several types: what is wrong with a value of the right type says more
+        first = min(failure.errors(), key=lambda e: e["type"].endswith("_type"))
+        names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
+        param = names[0] if names else None
+        return answered(400, error(f"{param or 'the body'}: {first['msg']}", param=param))
 
     async def unknown(_request: Request, failure: HTTPException) -> Response:
         return answered(failure.status_code, error(str(failure.detail)), dict(failure.headers or {}))

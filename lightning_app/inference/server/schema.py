@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from lightning_app.inference.chat_template import Message
 from lightning_app.models.generation import GenerationOptions
 
-MOST_CHOICES = 16  # prompts x n of one request
-Ids: TypeAlias = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Texts: TypeAlias = str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
+MOST_CHOICES, MOST_STOPS = 16, 16
+Some = Field(min_length=1)
+Ids: TypeAlias = Annotated[list[int], Some]
+Texts: TypeAlias = str | Ids | Annotated[list[str], Some] | Annotated[list[Ids], Some]
 Zero: TypeAlias = Literal[0] | None  # a feature that is not offered may be named, as long as it is off
 
 
@@ -41,7 +42,7 @@ class Sampling(Strict):
     repetition_penalty: float = 1.0
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     seed: int | None = None
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: Annotated[str, Some] | Annotated[list[Annotated[str, Some]], Field(max_length=MOST_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     presence_penalty: Zero = None
@@ -105,7 +106,7 @@ class TextPart(Strict):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Some]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Literal[False] | None = None

@@ -78,8 +78,9 @@ class Service:
     def ids(self, text: str | Sequence[int], param: str) -> list[int]:
         """Of one prompt, at least one token."""
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
-        if wrong := [i for i in ids if i >= self.tokenizer.vocab_size]:
-            raise RefusedError(400, f"{wrong[0]} is no token: ids lie below {self.tokenizer.vocab_size}", param=param)
+        if wrong := [i for i in ids if not 0 <= i < self.tokenizer.vocab_size]:
+            message = f"{wrong[0]} is no token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
+            raise RefusedError(400, message, param=param)
         if len(ids) > (most := self.limits.max_prompt_tokens):
             message = f"the prompt has {len(ids):,} tokens, and may have {most:,}"
             raise RefusedError(400, message, param=param, code="context_length_exceeded")
@@ -90,6 +91,11 @@ class Service:
         several = isinstance(texts, list) and not isinstance(texts[0], int)
         each = texts if several else [texts]
         return [self.ids(text, param) for text in each]  # type: ignore[arg-type]
+
+    def check_count(self, texts: int, param: str) -> None:
+        """Refuse a request for more texts than may be under way: it would have to wait for ever."""
+        if texts > (most := self.limits.max_requests):
+            raise RefusedError(400, f"{texts} texts are asked for, and {most} may be at once", param=param)
 
     def completion(self, request: CompletionRequest) -> Answer:
         prompts = self.all_ids(request.prompt, "prompt")
@@ -115,6 +121,7 @@ class Service:
         if most > self.limits.max_new_tokens:
             message = f"max_tokens is {most:,}, and may be {self.limits.max_new_tokens:,}"
             raise RefusedError(400, message, param="max_tokens")
+        self.check_count(len(prompts) * request.n, "n")
         answer = Answer(kind, request, prompts, request.options(most), stop=stop, before=before)
         self.engine.submit(*answer.jobs)
         return answer
