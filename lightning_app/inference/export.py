@@ -20,7 +20,14 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.inference.export_code import AUTO_MAP, code_files
 from lightning_app.inference.export_hub import check_name, push
-from lightning_app.inference.export_models import fill_removed, fold_masks, own_model, plain_model, removed_units
+from lightning_app.inference.export_models import (
+    fill_removed,
+    fold_masks,
+    merge_adapters,
+    own_model,
+    plain_model,
+    removed_units,
+)
 from lightning_app.inference.export_onnx import check_onnx, write_onnx
 from lightning_app.inference.export_tokenizer import write_tokenizer
 from lightning_app.inference.loading import module_of
@@ -91,6 +98,7 @@ def export(
 def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
     if dense and not removed_units(backbone):
         raise InputError("--dense brings removed heads and neurons back as zeros, but none is removed: leave it out")
+    backbone = merge_adapters(backbone)
     fold_masks(backbone)
     if dense:
         fill_removed(backbone)

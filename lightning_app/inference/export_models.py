@@ -14,13 +14,23 @@ from lightning_app.models.backbone import Backbone, rebuilt_by
 from lightning_app.models.decoder import Block, Decoder
 from lightning_app.models.heads import Units, units_made
 from lightning_app.models.heads.attention_heads import innermost
+from lightning_app.models.lora import merged
+from lightning_app.models.memory_lm import MemoryLM
 from lightning_app.models.pretrained import PretrainedLM
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
 
 
-# Heads and neurons
+# Adapters, heads and neurons
+
+
+def merge_adapters(backbone: Backbone) -> Backbone:
+    """The model with its adapters, where there are any, within its matrices."""
+    if isinstance(backbone, MemoryLM):
+        backbone.backbone = merge_adapters(backbone.backbone)
+        return backbone
+    return merged(backbone) if isinstance(backbone, PretrainedLM) and backbone.lora is not None else backbone
 
 
 def fold_masks(backbone: Backbone) -> None:
@@ -132,7 +142,8 @@ def llama_config(decoder: Decoder) -> Any:
 
 
 def _sizes(options: dict[str, Any]) -> dict[str, Any]:
-    return {"vocab_size": options["vocab_size"], "tie_word_embeddings": options["tie_weights"]}
+    sizes = {"vocab_size": options["vocab_size"], "tie_word_embeddings": options["tie_weights"]}
+    return sizes | {"bos_token_id": None, "eos_token_id": None}  # the families' own lie outside of a small vocabulary
 
 
 def _blocks(decoder: Decoder) -> list[Block]:

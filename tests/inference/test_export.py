@@ -156,6 +156,17 @@ def test_a_pretrained_family_is_written_as_it_is(exported, tmp_path):
     assert difference(done.folder, tmp_path / "some.ckpt") == 0
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_adapters_become_part_of_the_matrices(exported, tmp_path, removed):
+    pytest.importorskip("peft")
+    backbone = PretrainedLM(**{**family("gpt2").config(), "lora": {"r": 2, "target_modules": ["c_attn", "c_proj"]}})
+    module = CausalLM(pruned(noisy(backbone)) if removed else noisy(backbone))
+    done = exported(module)
+    assert done.model_type == ("lightning_app" if removed else "gpt2")
+    assert difference(done.folder, tmp_path / "some.ckpt") < 1e-5
+    assert not [name for name, _ in loaded(done.folder).named_parameters() if "lora" in name]
+
+
 def test_masked_heads_need_no_code(exported, tmp_path):
     module = ArticleGPT(decoder())
     for kind in ("heads", "neurons"):
