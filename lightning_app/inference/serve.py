@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import os
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,12 +63,13 @@ def command(argv: Sequence[str]) -> None:
         )
     limits = Limits(args.max_prompt_tokens, args.max_new_tokens, args.max_body, args.max_requests, args.batch_size)
     template = ChatTemplate(args.chat_template, stop=args.chat_stop)
+    listener = _listen(args.host, args.port)
     path, module, tokenizer = arguments.load(args)
     name = args.name or _name(path)
     engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
     service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template)
     hosts = LOOPBACK if is_loopback(args.host) and api_key is None else ()
-    _serve(create_app(service, api_key=api_key, hosts=hosts), host=args.host, port=args.port, name=name)
+    _serve(create_app(service, api_key=api_key, hosts=hosts), listener, name=name)
 
 
 def _name(checkpoint: Path) -> str:
@@ -76,10 +78,23 @@ def _name(checkpoint: Path) -> str:
     return folders[0] if checkpoint.parent.name == "checkpoints" else checkpoint.stem
 
 
-def _serve(app: FastAPI, *, host: str, port: int, name: str) -> None:
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", lifespan="on"))
+def _serve(app: FastAPI, listener: socket.socket, *, name: str) -> None:
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     # uvicorn raises the signal anew once it has stopped: that shall not make a clean end look like a crash
     signal.signal(signal.SIGTERM, lambda *_: None)
-    print(f"{name} on http://{host}:{port} (the page, and /v1 for clients of OpenAI's interface); Ctrl-C stops")
+    host, port = listener.getsockname()[:2]
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"{name} on {where} (the page, and /v1 for clients of OpenAI's interface); Ctrl-C stops", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before a model is read, so that a port that is taken is said at once."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"port is {port}; it must lie between 0 (any that is free) and {2**16 - 1}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port} ({error}): choose another --port or --host") from None
