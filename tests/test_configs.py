@@ -34,12 +34,13 @@ CHANGED = {  # what each overlay changes
     "ddp": "article_gpt",
     "debug": "article_gpt",
     "fsdp": "article_gpt_162m",
+    "model_parallel": "article_gpt",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",
 }
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
-IN_OTHER_TESTS = {"ddp", "fsdp"}  # two processes: tests/test_ddp.py; several GPUs: not here
+IN_OTHER_TESTS = {"ddp", "fsdp", "model_parallel"}  # several processes: tests/test_ddp.py; several GPUs: not here
 
 Main = Callable[..., None]
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_app.callbacks.run_log import run_folder
 from lightning_app.errors import InputError
 from lightning_app.modules.base import NOT_FINITE
+from lightning_app.modules.sharding import local
 
 
 class LastCheckpoint(Checkpoint):
@@ -65,7 +66,7 @@ class LastCheckpoint(Checkpoint):
         self._due = False
         if self.path is None or (trainer.global_step == self._saved_at and not again):
             return
-        finite = all(bool(parameter.isfinite().all()) for parameter in trainer.lightning_module.parameters())
+        finite = all(bool(local(parameter).isfinite().all()) for parameter in trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise InputError(f"the weights are not finite after step {trainer.global_step}: {NOT_FINITE}")
         self._saved_at = trainer.global_step

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Backbone(nn.Module, ABC):
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matrices + 12 * self.attention_width * length
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its layers in their order, each called as a module: what is sharded one by one. None: it is one piece."""
+        return ()
+
     def attention_visible(self) -> AbstractContextManager[None]:
         """For as long as this lasts, attention modules return their probabilities too, at whatever cost."""
         return nullcontext()
@@ -115,5 +121,6 @@ def rebuilt_by(part: Any) -> dict[str, Any]:
 
 
 def class_path(obj: object) -> str:
-    """Where the class of an object is imported from."""
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+    """Where the class of an object is imported from; sharding puts a class of its own before it."""
+    cls = next(c for c in type(obj).__mro__ if not issubclass(c, FSDPModule))
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -221,6 +221,10 @@ class Decoder(Backbone):
     def _blocks(self) -> Sequence[Block]:
         return cast(Sequence[Block], self.transformer["h"])
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self._blocks
+
     def config(self) -> dict[str, Any]:
         return dict(self._config)
 

@@ -82,6 +82,10 @@ class MemoryLM(Backbone):
     def attention_width(self) -> int:  # type: ignore[override]
         return self.backbone.attention_width
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.backbone.blocks
+
     def attention_visible(self) -> AbstractContextManager[None]:
         return self.backbone.attention_visible()
 

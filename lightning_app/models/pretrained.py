@@ -130,6 +130,10 @@ class PretrainedLM(Backbone):
         layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
         return next(m for m in self._base.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return cast(Sequence[nn.Module], self._blocks)
+
     def config(self) -> dict[str, Any]:
         saved = json.loads(self.model.config.to_json_string(use_diff=False))
         return {

@@ -23,6 +23,7 @@ from lightning_app.models.heads import Kind, Units, units_made, units_of
 from lightning_app.models.lora import named_as
 from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.modules.measures import LanguageMeasures, Passages
+from lightning_app.modules.sharding import shard, whole
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
@@ -366,6 +367,9 @@ class LanguageModule(L.LightningModule, ABC):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 
+    def configure_model(self) -> None:
+        shard(self)
+
     def compile_again(self) -> None:
         """After surgery: gates are hooks, and what was compiled does not look for new ones."""
         if self._compile:
@@ -491,9 +495,9 @@ class LanguageModule(L.LightningModule, ABC):
         elif isinstance(self.trainer.strategy, FSDPStrategy):  # no rank has all gradients: FSDP's own way
             self.grad_norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)
         elif gradient_clip_val:
-            self.grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            self.grad_norm = whole(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
         elif (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
-            self.grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.grad_norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
 
     # Checkpoints
 
@@ -551,6 +555,8 @@ class LanguageModule(L.LightningModule, ABC):
                 units.set_layout(layout)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "state_dict" not in checkpoint:  # a sharded strategy has loaded the tensors itself
+            return
         self._check_groups(checkpoint)
         self._take_shape(checkpoint)
         own = self.state_dict()

@@ -25,6 +25,7 @@ from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
 from lightning_app.text.windows import PairSamples, TokenDataset, TokenWindows
 from lightning_app.training.loader import Order as LoaderOrder
 from lightning_app.training.loader import ResumableLoader
+from lightning_app.training.strategies import shards_parameters
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class TextDataModule(L.LightningDataModule):
             pin_memory=options.pin_memory,
             rank=self.trainer.global_rank if self.trainer is not None else 0,
             world_size=self.trainer.world_size if self.trainer is not None else 1,
-            even=training,
+            even=training or (self.trainer is not None and shards_parameters(self.trainer.strategy)),
         )
 
     def texts(self, name: str) -> Iterator[str]:

@@ -119,7 +119,7 @@ def test_ranks_share_the_windows(make, folder):
     seen = []
     for rank in range(2):
         data = make(val={"path": str(folder / "val.txt")}, dataloader={"batch_size": 1})
-        data.trainer = type("Attached", (), {"global_rank": rank, "world_size": 2})()
+        data.trainer = type("Attached", (), {"global_rank": rank, "world_size": 2, "strategy": None})()
         seen.append([bytes(batch["input_ids"][0].tolist()) for batch in data.val_dataloader()])
     assert seen == [[b"abcdefgh"], [b"ijklmnop"]]
 

@@ -1,0 +1,64 @@
+"""FSDP2: each rank holds a share of all parameters, gradients and optimizer states.
+
+Lightning's `ModelParallelStrategy` makes the mesh of devices and writes the checkpoints; what is sharded is said here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from lightning_app.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning_app.modules.base import LanguageModule
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+def shard(module: LanguageModule) -> None:
+    """Where `ModelParallelStrategy` has given the module a mesh, shard each block of the backbone, and all else as one piece; else do nothing.
+
+    A block's parameters are gathered when it runs; those of the piece (embeddings, norms, readers) for a whole step.
+
+    Raises:
+        InputError: tensor parallelism, or a module that keeps copies of its model.
+    """
+    if module.device_mesh is None or isinstance(module, FSDPModule):
+        return
+    _check(module, module.device_mesh)
+    mesh = module.device_mesh["data_parallel"]
+    for block in module.backbone.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    for step in STEPS:
+        register_fsdp_forward_method(module, step)
+
+
+def _check(module: LanguageModule, mesh: DeviceMesh) -> None:
+    sizes = [mesh[name].size() for name in ("data_parallel", "tensor_parallel")]
+    if sizes[1] > 1:
+        raise InputError(
+            f"data_parallel_size is {sizes[0]} and tensor_parallel_size {sizes[1]}: only parameters are sharded, no "
+            f"matrix product is split; set trainer.strategy.init_args.data_parallel_size: {sizes[0] * sizes[1]} and "
+            "tensor_parallel_size: 1"
+        )
+    if any(regularizer.copies() for regularizer in module.regularizers):
+        raise InputError(
+            "ModelParallelStrategy does not shard the averaged copy of the model that novelty: drift and rehearsal "
+            "keep: use the strategy ddp, or novelty: margin without rehearsal"
+        )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all ranks, which all call this; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
