@@ -86,7 +86,7 @@ def export(
     model = _model(backbone, dense=dense)
     with _new_folder(output, needed=_bytes_of(model)) as folder:
         known = write_tokenizer(tokenizer, folder, max_length=backbone.max_length)
-        _write_model(model, folder, eot=tokenizer.eot, known=known)
+        _write_model(model, folder, eot=tokenizer.eot, known=known, longest=backbone.max_length)
         difference = _difference(folder, ids, expected)
         onnx_difference = write_onnx(model, folder) if onnx else None
         done = Exported(output, model.config.model_type, difference, onnx_difference)
@@ -146,18 +146,23 @@ def _difference(folder: Path, ids: Tensor, expected: Tensor) -> float:
 # What is written
 
 
-def _write_model(model: PreTrainedModel, folder: Path, *, eot: int, known: set[int]) -> None:
+def _write_model(model: PreTrainedModel, folder: Path, *, eot: int, known: set[int], longest: int | None) -> None:
     """Weights, both configs, and our own code where the library has none. Ids that are not `known` are never drawn."""
     from transformers import GenerationConfig
 
+    own = model.config.model_type == "lightning_app"
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot)
-    spare = sorted(set(range(model.config.vocab_size)) - known)
     for name, value in special.items():
         setattr(model.config, name, value)
     model.generation_config = GenerationConfig(
-        **special, do_sample=True, temperature=0.8, top_k=50, suppress_tokens=spare or None
+        **special,
+        do_sample=True,
+        temperature=0.8,
+        top_k=50,
+        suppress_tokens=sorted(set(range(model.config.vocab_size)) - known) or None,
+        max_length=None if own else longest,  # our own code goes on with the newer half, families fail beyond it
     )
-    if model.config.model_type == "lightning_app":
+    if own:
         model.config.auto_map = AUTO_MAP
         for name, text in code_files(model.config.backbone).items():
             (folder / name).write_text(text, encoding="utf-8")
