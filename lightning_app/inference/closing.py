@@ -47,11 +47,12 @@ class Sampled:
 
     Attributes:
         continuations: prompt and continuation.
-        verbatim: share of the 8-word runs in 2,000 sampled tokens that stand verbatim in the training text.
+        verbatim: share of the 8-word runs in 2,000 sampled tokens that stand verbatim in the training text; None
+            where that was streamed.
     """
 
     continuations: list[str]
-    verbatim: float
+    verbatim: float | None
 
 
 def close_run(trainer: L.Trainer) -> None:
@@ -103,7 +104,7 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
     folder.mkdir(exist_ok=True)
     (folder / "best.txt").write_text("\n\n---\n\n".join(continuations) + "\n", encoding="utf-8")
     sampled = _sample_tokens(module, tokenizer)
-    return Sampled(continuations, verbatim_share(sampled, data.texts("train")))
+    return Sampled(continuations, None if data.streamed("train") else verbatim_share(sampled, data.texts("train")))
 
 
 def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
@@ -118,6 +119,8 @@ def _compressor(data: TextDataModule) -> float | None:
 
     None where that would not compare (no validation, pairs, a part of the text), or there is too much of it.
     """
+    if data.streamed("train"):
+        return None
     sources = [data.splits.source(name) for name in ("train", "val") if data.splits.origin(name)]
     texts = [data.tokens("train"), data.tokens("val")] if len(sources) == 2 else []
     whole = bool(texts) and all(source.max_samples is None for source in sources)
@@ -151,9 +154,10 @@ def _rows(
     rates = series(records, "tokens_per_s")[1]
     unknown = "not measured: fewer steps than log_every_n_steps"
     rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else unknown))
-    if sampled is not None:
+    if sampled is not None and sampled.verbatim is not None:
         runs = f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens"
         rows.append(("verbatim", f"{runs} stand in the training text"))
+    if sampled is not None:
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
     rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
     rows += [

@@ -418,6 +418,8 @@ class LanguageModule(L.LightningModule, ABC):
             rank_zero_info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
 
     def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
+        if data.streamed("train"):
+            return
         parameters, text = sum(p.numel() for p in self.parameters() if p.requires_grad), data.tokens("train")
         tokens = min(text.n_tokens, len(data.dataset("train")) * data.block_size)  # max_samples may leave some out
         if parameters > PARAMETERS_PER_TOKEN * tokens:

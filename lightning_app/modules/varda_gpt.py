@@ -269,6 +269,7 @@ class VardaGPT(LanguageModule):
             self._first_row = self.trainer.global_rank * data.dataloader.batch_size
             if stage == "fit":
                 self._warn_if_nothing_learns_to_store(data.block_size)
+            if stage == "fit" and not data.streamed("train"):
                 text = data.tokens("train")
                 keys = text.keys_of(np.arange(text.n_documents)).tolist()
                 self.documents |= dict(zip(keys, text.names, strict=True))

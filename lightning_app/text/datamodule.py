@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 
 from lightning_app.errors import InputError
+from lightning_app.text.corpus import Document
 from lightning_app.text.counts import Counts, table
 from lightning_app.text.sources import (
     SPLITS,
@@ -20,14 +22,18 @@ from lightning_app.text.sources import (
     check_dataloader,
     check_least,
 )
+from lightning_app.text.stream import Reader, TokenStream
 from lightning_app.text.token_cache import TokenArray, prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
 from lightning_app.text.windows import PairSamples, TokenDataset, TokenWindows
 from lightning_app.training.loader import Order as LoaderOrder
 from lightning_app.training.loader import ResumableLoader
 from lightning_app.training.strategies import shards_parameters
+from lightning_app.training.stream_loader import StreamLoader
 
 log = logging.getLogger(__name__)
+
+STREAMED_FOR_TOKENIZER = 10_000  # documents of a stream that a tokenizer is trained on
 
 Order = Literal["windows", "streams"]
 # What each of the Trainer's functions reads. A fit may do without val; whoever asks for its loader may not.
@@ -101,6 +107,8 @@ class TextDataModule(L.LightningDataModule):
         self._datasets: dict[str, TokenDataset] = {}
         check_dataloader(self.dataloader)
         self._check()
+        if self.streamed("train") and shift:
+            raise InputError("data.shift is true, but a streamed text is never cut the same way twice; leave it out")
 
     def _check(self) -> None:
         for name, value, least in [
@@ -151,7 +159,14 @@ class TextDataModule(L.LightningDataModule):
         for name in names:
             self._tokens.pop(name, None)
             self._datasets.pop(name, None)
-            self.tokens(name)
+            if self.streamed(name):
+                next(Reader(self.splits.source(name), 0, 1))  # a mistake is named now, not by a worker
+            else:
+                self.tokens(name)
+
+    def streamed(self, name: str) -> bool:
+        """Whether a split is read while it is trained on: then there is no `tokens`, `dataset` or `texts` of it."""
+        return self.splits.streamed(name)
 
     def _used(self) -> tuple[str, ...]:
         function = self.trainer.state.fn if self.trainer is not None else None
@@ -168,7 +183,17 @@ class TextDataModule(L.LightningDataModule):
         else:
             names = [name for name in USED[stage] if self.splits.origin(name) or not (stage == "fit" and name == "val")]
         for name in names:
-            self.dataset(name)
+            if self.streamed(name):
+                self._check_length()
+            else:
+                self.dataset(name)
+
+    def _check_length(self) -> None:
+        if self.trainer is not None and self.trainer.max_steps < 1:
+            raise InputError(
+                "data.train is streamed, so nobody knows how long an epoch is: set trainer.max_steps "
+                f"(now {self.trainer.max_steps}) to the number of optimizer steps to train for"
+            )
 
     def dataset(self, name: str) -> TokenDataset:
         """The samples of "train", "val", "test" or "predict". Raises as `setup` does."""
@@ -192,19 +217,28 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def tokens(self, name: str) -> TokenArray:
-        """The token array of a split that there is. Raises as `setup` does."""
+        """The token array of a split that there is. Raises as `setup` does, and for a text that is streamed."""
+        if self.streamed(name):
+            raise InputError(f"data.{name} is streamed, so its tokens are never there as a whole; set streaming: false")
         if name not in self._tokens:
             documents = self.splits.documents(name, seed=self.seed)
             self._tokens[name] = prepare_tokens(documents, self.tokenizer, self.cache_dir, num_proc=self.num_proc)
         return self._tokens[name]
 
     def _training_texts(self) -> Iterator[str]:
-        for document in self.splits.documents("train", seed=self.seed):
+        documents: Iterable[Document] = self.splits.documents("train", seed=self.seed)
+        if self.streamed("train"):
+            documents = self._first_streamed(STREAMED_FOR_TOKENIZER)
+        for document in documents:
             yield from pieces(document.prompt or "")
             yield from pieces(document.text)
 
-    def train_dataloader(self) -> ResumableLoader:
-        return self._loader("train")
+    def _first_streamed(self, n: int) -> Iterator[Document]:
+        reader = Reader(self.splits.source("train"), 0, 1, clean=self.splits.clean, repeat=False)
+        return (document for _, document in islice(reader, n))
+
+    def train_dataloader(self) -> ResumableLoader | StreamLoader:
+        return self._streaming_loader() if self.streamed("train") else self._loader("train")
 
     def val_dataloader(self) -> ResumableLoader:
         return self._loader("val")
@@ -216,8 +250,31 @@ class TextDataModule(L.LightningDataModule):
         return self._loader("predict")
 
     def batches_per_epoch(self, name: str = "train") -> int:
-        """Batches of a split on this rank; the Trainer's own loaders are not touched."""
-        return len(self._loader(name))
+        """Batches of a split on this rank; of a stream as many as the run takes. Leaves the Trainer's loaders alone."""
+        return len(self._streaming_loader() if self.streamed(name) else self._loader(name))
+
+    def _streaming_loader(self) -> StreamLoader:
+        trainer, options = self.trainer, self.dataloader
+        stream = TokenStream(
+            self.splits.source("train"),
+            self.tokenizer,
+            self.block_size,
+            options.batch_size,
+            order=self.order,
+            shuffle=options.shuffle,
+            seed=self.seed,
+            respect_documents=self.respect_documents,
+            clean=self.splits.clean,
+        )
+        return StreamLoader(
+            stream,
+            length=None if trainer is None else trainer.max_steps * trainer.accumulate_grad_batches,
+            num_workers=options.num_workers,
+            prefetch_factor=options.prefetch_factor,
+            pin_memory=options.pin_memory,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
 
     def _loader(self, name: str) -> ResumableLoader:
         training, options = name == "train", self.dataloader
@@ -243,8 +300,9 @@ class TextDataModule(L.LightningDataModule):
             yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())
 
     def counts(self, names: Sequence[str] = SPLITS) -> list[Counts]:
-        """One row per split that there is. Call `prepare_data` first if a tokenizer has to be trained."""
-        return [self._count(name) for name in names if self.splits.origin(name) == name]
+        """One row per split that there is and that is not streamed. Call `prepare_data` first if a tokenizer has to be
+        trained."""
+        return [self._count(name) for name in names if self.splits.origin(name) == name and not self.streamed(name)]
 
     def _count(self, name: str) -> Counts:
         tokens, dataset = self.tokens(name), self.dataset(name)
@@ -261,7 +319,8 @@ class TextDataModule(L.LightningDataModule):
     def summary(self) -> str:
         """`counts` as a table, headed by the tokenizer."""
         head = f"tokenizer {self.tokenizer_name}: {self.vocab_size:,} ids; block_size {self.block_size:,}"
-        return f"{head}\n{table(self.counts())}"
+        streamed = f"\ntrain is streamed from {self.splits.source('train').path}" if self.streamed("train") else ""
+        return f"{head}{streamed}\n{table(self.counts())}"
 
     def state_dict(self) -> dict[str, Any]:
         """The tokenizer, so that a checkpoint is all that generating text needs."""

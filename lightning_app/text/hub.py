@@ -1,6 +1,8 @@
-"""Rows of a Hugging Face dataset, from the hub or from local files."""
+"""Rows of a Hugging Face dataset, from the hub or from local files, as a whole or streamed."""
 
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from lightning_app.errors import InputError
@@ -14,14 +16,66 @@ def load_rows(spec: str) -> Iterable[Mapping[str, Any]]:
     Raises:
         InputError: `datasets` finds or reaches no such dataset.
     """
+    return _load(spec, streaming=False)
+
+
+class StreamedRows:
+    """The rows of one of `shares` disjoint parts, read while they are needed.
+
+    Raises:
+        InputError: as `load_rows` does.
+    """
+
+    def __init__(self, spec: str, share: int, shares: int) -> None:
+        from datasets.distributed import split_dataset_by_node
+
+        self.spec = spec
+        self._rows = split_dataset_by_node(_load(spec, streaming=True), share, shares)
+
+    def place(self) -> dict[str, Any]:
+        """Behind the last row, in plain types."""
+        return self._rows.state_dict()
+
+    def read(self, place: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """The rows behind a place.
+
+        By batches of one, because iterating over rows would be split a second time in torch's worker processes.
+
+        Raises:
+            InputError: the network fails, or a file is damaged.
+        """
+        if place is not None:
+            self._rows.load_state_dict(place)
+        try:
+            for batch in self._rows.iter(batch_size=1):
+                yield {name: values[0] for name, values in batch.items()}
+        except _reading_errors() as error:
+            raise InputError(
+                f"the stream {self.spec!r} broke off ({type(error).__name__}: {_first_line(error)}); check the network "
+                "(or the files) and go on from the last checkpoint with --ckpt_path last"
+            ) from error
+
+
+def _reading_errors() -> tuple[type[Exception], ...]:
+    """What reading rows may raise; which HTTP client `datasets` reads with depends on its version."""
+    import datasets
+
+    errors = [OSError, ValueError, datasets.exceptions.DatasetsError]
+    for module, name in (("httpx", "HTTPError"), ("aiohttp", "ClientError")):
+        with suppress(ImportError):
+            errors.append(getattr(importlib.import_module(module), name))
+    return tuple(errors)
+
+
+def _load(spec: str, *, streaming: bool) -> Any:
     import datasets
 
     name, _, rest = spec.partition(":")
     config, _, split = rest.partition(":")
     try:
         if name in BUILDERS and rest:
-            return datasets.load_dataset(name, data_files=rest, split="train")
-        return datasets.load_dataset(name, config or None, split=split or "train")
+            return datasets.load_dataset(name, data_files=rest, split="train", streaming=streaming)
+        return datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot load the dataset {spec!r} ({type(error).__name__}: {_first_line(error)}); if it is a local file, "

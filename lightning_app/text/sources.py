@@ -20,12 +20,16 @@ class Source:
         max_samples: keep the first windows or pairs only.
         stride: tokens between the starts of two windows; block_size if null. Smaller: a sliding window.
         text_field: the field of a JSON line, or the column of a dataset, that holds the text.
+        streaming: read a dataset while it is trained on, instead of writing its tokens to disk first. For train.
+        shuffle_buffer: windows that are shuffled together while streaming.
     """
 
     path: str
     max_samples: int | None = None
     stride: int | None = None
     text_field: str = "text"
+    streaming: bool = False
+    shuffle_buffer: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,12 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         for document in read_documents(self.path, text_field=self.text_field):
-            cleanable = self.clean and document.prompt is None
-            yield Document(clean(document.text), name=document.name) if cleanable else document
+            yield cleaned(document) if self.clean else document
+
+
+def cleaned(document: Document) -> Document:
+    """See `clean`; a pair stays as it is."""
+    return Document(clean(document.text), name=document.name) if document.prompt is None else document
 
 
 class Splits:
@@ -127,6 +135,9 @@ class Splits:
         for name, source in sources.items():
             check_least(f"{name}.max_samples", source.max_samples, 1)
             check_least(f"{name}.stride", source.stride, 1)
+            check_least(f"{name}.shuffle_buffer", source.shuffle_buffer, 1)
+            if source.streaming:
+                self._check_streaming(name, source)
         if split is not None:
             self._check(split)
 
@@ -139,6 +150,25 @@ class Splits:
                     f"data.split.{name} is {fraction} and data.{name}.path is {self.sources[name].path!r}; "
                     "set the fraction to 0, or leave out the path"
                 )
+
+    def _check_streaming(self, name: str, source: Source) -> None:
+        if name != "train":
+            raise InputError(
+                f"data.{name}.streaming is true, but only the training text can be streamed, because every evaluation "
+                "reads the same text; leave it out, and give a text that fits the disk"
+            )
+        if self.split is not None:
+            raise InputError("data.split deals out all documents, so data.train.streaming must be false; give data.val")
+        for option, value in (("max_samples", source.max_samples), ("stride", source.stride)):
+            if value is not None:
+                raise InputError(
+                    f"data.train.{option} is {value}, which a streamed text does not know; leave it out "
+                    "(trainer.max_steps ends the run)"
+                )
+
+    def streamed(self, name: str) -> bool:
+        """Whether the documents of a split are read while it is trained on."""
+        return name in self.sources and self.sources[name].streaming
 
     def origin(self, name: str) -> str | None:
         """The split whose documents `name` reads: itself, a stand-in for predict, or None where there are none."""

@@ -113,9 +113,14 @@ class TokenArray:
         """A number above 0 per document (any shape), int64: the same tokens have the same one, in whatever file."""
         for document in np.unique(documents[self._keys[documents] == 0]):
             start, end = self.offsets[document], self.offsets[document + 1]
-            digest = hashlib.blake2b(self.ids[start:end].astype(np.uint32).tobytes(), digest_size=8).digest()
-            self._keys[document] = max(1, int.from_bytes(digest, "little") >> 1)
+            self._keys[document] = document_key(self.ids[start:end])
         return self._keys[documents]
+
+
+def document_key(ids: np.ndarray) -> int:
+    """A number above 0, below 2**63, that follows from a document's tokens (n,) alone."""
+    digest = hashlib.blake2b(ids.astype(np.uint32).tobytes(), digest_size=8).digest()
+    return max(1, int.from_bytes(digest, "little") >> 1)
 
 
 def file_digest(path: Path) -> str:

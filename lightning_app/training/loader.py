@@ -225,8 +225,14 @@ class ResumableLoader:
         """Let the next iterator continue behind `state_dict["batches"]`; behind the last is the next epoch.
 
         Raises:
-            InputError: the epoch has fewer batches, so this is not the data or batch size that was saved.
+            InputError: the epoch has fewer batches, so this is not the data or batch size that was saved; or the
+                text was streamed.
         """
+        if "epoch" not in state_dict:
+            raise InputError(
+                "the checkpoint was written while data.train was streamed: set data.train.streaming to true, or start "
+                "with its weights alone (--init_from)"
+            )
         epoch, batches = int(state_dict["epoch"]), int(state_dict["batches"])
         saved, own = (state_dict.get("of", len(self)), state_dict.get("seed", self.seed)), (len(self), self.seed)
         if saved != own or batches > len(self):
