@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lightning_app.callbacks.throughput import Throughput
 from lightning_app.cli import LINKED, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.inference.closing import close_run
+from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
@@ -191,6 +192,8 @@ class Harness(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Take the tokenizer that a checkpoint was trained with, and for `--init_from` its weights."""
         path = self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
+        if not path and self.subcommand == "fit":
+            self._warn_of_random_weights()
         if not path or not Path(path).is_file():  # a sharded checkpoint is a folder
             return
         checkpoint = read_checkpoint(path, mmap=True)
@@ -201,6 +204,14 @@ class Harness(LightningCLI):
             self.model.start_from(checkpoint)
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
+
+    def _warn_of_random_weights(self) -> None:
+        backbones = [module for module in self.model.modules() if isinstance(module, PretrainedLM)]
+        if any(backbone.lora is not None and backbone.is_fresh for backbone in backbones):
+            rank_zero_warn(
+                "lora trains adapters beside random weights, which stay as they are: give `pretrained`, or start from "
+                "a whole model's checkpoint (--init_from)"
+            )
 
     def before_fit(self) -> None:
         if self._options.ckpt_path:
@@ -226,14 +237,14 @@ def default_callbacks() -> list[L.Callback]:
     ]
 
 
-def run(argv: Sequence[str]) -> None:
-    """Parse and carry out one command."""
+def run(argv: Sequence[str], *, harness: Callable[[Sequence[str]], object] = Harness) -> None:
+    """Parse and carry out one command; `harness` may be a subclass that adds to it."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda line: "litlogger" not in line.getMessage()
     )
     for message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message)
     try:
-        Harness(argv)
+        harness(argv)
     except MisconfigurationException as error:  # Lightning's word for a mistake in the Trainer's options
         raise InputError(str(error)) from error
