@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lightning_app.reporting.compare_charts import (
 from lightning_app.reporting.compare_tables import ABSENT_WORD, Table, costs, legend, results
 from lightning_app.reporting.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
 from lightning_app.reporting.runs import ABSENT, AXES, Run, differing
-from lightning_app.reporting.sides import Side, cautions, sides_of
+from lightning_app.reporting.sides import BASE, Side, cautions, sides_of
 
 FILE_NAME = "compare.html"
 LONGEST = 4_000  # characters of a sample that are shown
@@ -53,7 +53,7 @@ def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bo
     sections: list[Section] = [
         ("results", "Results", _results(runs, sides)),
         ("curves", "Curves", _curves(runs, main, others, axis)),
-        ("costs", "Cost", _costs(sides)),
+        ("costs", "Cost", _costs(runs, sides)),
         ("samples", "Samples", _samples(runs)),
         ("options", "Options that differ", _options(runs)),
         ("runs", "Runs", _runs(runs)),
@@ -66,10 +66,25 @@ def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bo
 # The page
 
 
-def _html(table: Table, caption: str) -> str:
+def _html(table: Table, caption: str, runs: Sequence[Run], sides: Sequence[Side]) -> str:
     heads, rows = table
-    cells = [[_cell(cell) for cell in row] for row in rows]
+    cells = [[_name(side, runs), *map(_cell, row[1:])] for side, row in zip(sides, rows, strict=True)]
     return html_table(caption, [escape(head) for head in heads], cells, texts=(0,))
+
+
+def _name(side: Side, runs: Sequence[Run]) -> str:
+    """With the colours of its runs' curves."""
+    return f"{''.join(_swatch(runs.index(run)) for run in side.runs)} {_breakable(side.label)}"
+
+
+def _swatch(number: int) -> str:
+    border = {"dash": "dashed", "dot": "dotted", "dashdot": "double"}.get(dash(number), "solid")
+    return f'<i class="swatch" style="--of:var(--{colour(number)[1:]});--dash:{border}"></i>'
+
+
+def _breakable(text: str) -> str:
+    """Lines may break behind what separates the parts of a path or an option."""
+    return escape(text).replace("/", "/<wbr>").replace(".", ".<wbr>")
 
 
 def _cell(text: str) -> str:
@@ -83,19 +98,25 @@ def _cell(text: str) -> str:
 def _results(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
     warnings = "".join(f'<p class="caution">{escape(caution)}</p>' for caution in cautions(runs))
     note = f'<p class="note">{escape(legend(sides))}</p>'
-    chart = reached(sides)
-    return [warnings, _html(results(sides), "At the best validation of each run"), note, chart if chart.data else ""]
+    chart = reached(sides, runs)
+    table = _html(results(sides), "At the best validation of each run", runs, sides)
+    return [_lead(sides), warnings, table, note, chart if chart.data else ""]
+
+
+def _lead(sides: Sequence[Side]) -> str:
+    found = [(one.value, side.label) for side in sides if (one := side.estimate(BASE))]
+    if len(found) < 2:
+        return ""
+    value, best = min(found)
+    return f'<p class="lead">Lowest bits per byte: <strong>{escape(best)}</strong>, {value:.4f}.</p>'
 
 
 def _curves(runs: Sequence[Run], main: Sequence[Curves], others: Sequence[Curves], axis: str) -> list[Part]:
     if not main and not others:
         return ['<p class="missing">no numbers were logged at steps</p>']
     gone = {one: missing_on(runs, one) for one in AXES}
-    said = [
-        f'<p class="missing">not on the axis of {one}: {escape(", ".join(names))} (not in their logs)</p>'
-        for one, names in gone.items()
-        if names
-    ]
+    whose = {one: "all runs" if len(names) == len(runs) else ", ".join(names) for one, names in gone.items() if names}
+    said = [f'<p class="missing">{one} {ABSENT_WORD}: {escape(names)}</p>' for one, names in whose.items()]
     axes = [one for one in AXES if len(gone[one]) < len(runs)]
     parts: list[Part] = [_switches(runs, axes, axis), *said, Grid([one.chart for one in main], wide=True)]
     if others:
@@ -114,8 +135,8 @@ def _switches(runs: Sequence[Run], axes: Sequence[str], axis: str) -> str:
         for one in axes
     )
     boxes = "".join(
-        f'<label style="--of:var(--{colour(i)[1:]});--dash:{_border(i)}">'
-        f'<input type="checkbox" name="run" value="{i}" checked> <i></i> <bdi>{escape(run.label)}</bdi></label>'
+        f'<label><input type="checkbox" name="run" value="{i}" checked> {_swatch(i)} '
+        f"<bdi>{escape(run.label)}</bdi></label>"
         for i, run in enumerate(runs)
     )
     return (
@@ -124,17 +145,13 @@ def _switches(runs: Sequence[Run], axes: Sequence[str], axis: str) -> str:
     )
 
 
-def _border(number: int) -> str:
-    return {"dash": "dashed", "dot": "dotted", "dashdot": "double"}.get(dash(number), "solid")
-
-
-def _costs(sides: Sequence[Side]) -> list[Part]:
+def _costs(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
     note = (
         '<p class="note">FLOPs: 6 for each weight of a matrix and 12 for each width and position of attention, per '
         "token of training. Tokens: of all processes, padding included. Tokens/s: the median. "
         "Time: validation included.</p>"
     )
-    return [_html(costs(sides), "What it took"), note]
+    return [_html(costs(sides), "What it took", runs, sides), note]
 
 
 def _samples(runs: Sequence[Run]) -> list[Part]:
@@ -169,15 +186,32 @@ def _options(runs: Sequence[Run]) -> list[Part]:
     if len(known) < 2:
         return [*parts, '<p class="note">Options differ between two runs or more.</p>']
     found = differing(known)
+    of_all = {key: values for key, values in found.items() if ABSENT not in values}
+    of_some = {key: values for key, values in found.items() if ABSENT in values}
     total = len({key for run in known for key in run.options})
-    rows = [[escape(key), *(_option(value) for value in values)] for key, values in found.items()]
-    parts.append(f'<p class="note">{len(found)} of {total} options differ. \u2013: the run has no such option.</p>')
-    texts = tuple(range(len(known) + 1))
-    heads = ["option", *(escape(run.label) for run in known)]
-    return [*parts, html_table("Options that differ", heads, rows, texts=texts) if rows else ""]
+    parts.append(f'<p class="note">{len(of_all)} of {total} options differ.</p>')
+    if of_all:
+        parts.append(_values("Options that all have", of_all, known))
+    if of_some:
+        parts.append(
+            f"<details><summary>{len(of_some)} options that not all have: those of other classes</summary>"
+            f"{_values('Options that some have', of_some, known)}</details>"
+        )
+    return parts
 
 
-def _option(value: Any) -> str:
+def _values(caption: str, found: Mapping[str, Sequence[Any]], runs: Sequence[Run]) -> str:
+    rows = [
+        [_breakable(key.replace(".init_args", "")), *(_option(key, value) for value in values)]
+        for key, values in found.items()
+    ]
+    heads = ["option", *(_breakable(run.label) for run in runs)]
+    return html_table(caption, heads, rows, texts=tuple(range(len(runs) + 1)))
+
+
+def _option(key: str, value: Any) -> str:
+    if key.endswith("class_path") and isinstance(value, str):
+        return f'<span title="{escape(value)}">{escape(value.rpartition(".")[2])}</span>'
     if value is ABSENT:
         return str(ABSENT)
     if isinstance(value, str | float):
@@ -186,7 +220,7 @@ def _option(value: Any) -> str:
 
 
 def _runs(runs: Sequence[Run]) -> list[Part]:
-    rows = [[escape(r.label), escape(r.folder), escape(r.state), *_text(r)] for r in runs]
+    rows = [[_breakable(r.label), _breakable(r.folder), escape(r.state), *_text(r)] for r in runs]
     heads = ["run", "folder", "state", "validation text"]
     return [html_table("Where they lie", heads, rows, texts=(0, 1, 2, 3))]
 
@@ -217,7 +251,11 @@ fieldset {
 }
 legend { color: var(--soft); font-size: 0.85rem; padding: 0 0.3rem; }
 fieldset label { display: flex; align-items: center; gap: 0.35rem; min-height: 2rem; overflow-wrap: anywhere; }
-fieldset i { width: 1.4rem; border-top: 3px var(--dash) var(--of); flex: none; }
+.swatch { display: inline-block; width: 1.2rem; border-top: 3px var(--dash) var(--of); flex: none; }
+.swatch { vertical-align: middle; margin-right: 0.25rem; }
+.text { overflow-wrap: break-word; }
+tbody th.text { min-width: 11rem; }
+@media (max-width: 30rem) { tbody th.text { min-width: 8.5rem; } }
 """
 
 SCRIPT = """\

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_app.reporting.charts import Chart, Trace, dots, label, lines
+from lightning_app.reporting.intervals import Estimate
 from lightning_app.reporting.runs import AXES, Run
 from lightning_app.reporting.sides import BASE, Side
 
@@ -112,10 +113,10 @@ def embedded(found: Sequence[Curves], runs: Sequence[Run]) -> str:
     return json.dumps({"titles": titles(runs), "axes": axes}, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def reached(sides: Sequence[Side]) -> Chart:
+def reached(sides: Sequence[Side], runs: Sequence[Run]) -> Chart:
     """Bits per byte of each side with its interval, the first one on top."""
     found = [(i, side.label, one) for i, side in enumerate(sides) if (one := side.estimate(BASE))]
-    data = [_dot(i, name, one.value, one.low, one.high) for i, name, one in found]
+    data = [_dot(i, name, one, colour(runs.index(sides[i].runs[0]))) for i, name, one in found]
     names = [label(_short(name)) for _, name, _ in found]
     layout = {
         "xaxis": {"title": {"text": "bits per byte"}},
@@ -124,14 +125,16 @@ def reached(sides: Sequence[Side]) -> Chart:
         "hovermode": "closest",
     }
     words = "; ".join(f"{name}: {one.value:.4f}" for _, name, one in found)
-    return Chart("reached", "Bits per byte, with 95 % intervals", f"{words}.", data, layout, 90 + 34 * len(found))
+    title = f"Bits per byte{', with 95 % intervals' if any(one.low for _, _, one in found) else ''}"
+    return Chart("reached", title, f"{words}.", data, layout, 90 + 34 * len(found))
 
 
-def _dot(number: int, name: str, value: float, low: float | None, high: float | None) -> Trace:
-    trace = dots(label(name), [value], [number], "@ink", marker={"size": 9})
-    if low is not None and high is not None:
-        trace["error_x"] = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
-        trace["error_x"] |= {"thickness": 1.5, "color": "@soft"}
+def _dot(number: int, name: str, one: Estimate, colour: str) -> Trace:
+    trace = dots(label(name), [one.value], [number], colour, marker={"size": 10})
+    if one.low is not None and one.high is not None:
+        above, below = [one.high - one.value], [one.value - one.low]
+        trace["error_x"] = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+        trace["error_x"] |= {"thickness": 1.5, "color": colour}
     return trace
 
 
