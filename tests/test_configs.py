@@ -31,16 +31,22 @@ CHANGED = {  # what each overlay changes
     "art": "article_gpt",
     "art_varda": "varda_gpt_offline",
     "controller": "article_gpt",
+    "csv_logger": "article_gpt",
     "ddp": "article_gpt",
     "debug": "article_gpt",
     "fsdp": "article_gpt_162m",
     "model_parallel": "article_gpt",
+    "gradient_checkpointing": "article_gpt",
+    "lora": "gpt2_offline",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",
+    "wandb": "article_gpt",
+    "weight_averaging": "article_gpt",
 }
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
-IN_OTHER_TESTS = {"ddp", "fsdp", "model_parallel"}  # several processes: tests/test_ddp.py; several GPUs: not here
+# Two processes: tests/test_ddp.py; several GPUs: not here; wandb's own process: tests/training/test_loggers.py
+IN_OTHER_TESTS = {"ddp", "fsdp", "model_parallel", "wandb"}
 
 Main = Callable[..., None]
 
@@ -92,6 +98,7 @@ def two_steps(folder: Path) -> list[object]:
 )
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
 @pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly", "ignore:the controller decides from")
+@pytest.mark.filterwarnings("ignore:lora trains adapters beside random weights")
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.chdir(ROOT)

@@ -64,6 +64,8 @@ class PretrainedLM(Backbone):
     Attributes:
         width: D of `embed` and `hidden`; a single layer's state has the config's hidden_size (OPT-350m's differ).
         max_length: None for families without a limit, such as BLOOM.
+        lora: its adapters, if any.
+        is_fresh: its weights began at random.
 
     Raises:
         InputError: no such model, an unknown option, sizes that do not fit, or a family that cannot be split into
@@ -96,7 +98,11 @@ class PretrainedLM(Backbone):
             self.model = _fresh(made, torch_dtype)
         if resize_vocab and vocab_size is not None and vocab_size != self._head.weight.shape[0]:
             self.model.resize_token_embeddings(vocab_size)
-        self._dtype, self._gradient_checkpointing = dtype, gradient_checkpointing
+        self.is_fresh, self._dtype, self._gradient_checkpointing = (
+            architecture is not None,
+            dtype,
+            gradient_checkpointing,
+        )
         text = self.model.config.get_text_config(decoder=True)
         self.vocab_size, self.width = self._head.weight.shape[0], self._embedding.weight.shape[1]
         self.max_length, self.attention_width = _longest(text), _attention_width(text)

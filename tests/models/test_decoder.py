@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder, FeedForward, rotary_tables, rotate
+from lightning_app.models.heads import units_of
 from lightning_app.ops.losses import cross_entropy
 
 V, BLOCK = 31, 12
@@ -527,3 +528,62 @@ def test_logits_are_no_probabilities():
     logits = decoder()(tokens())
     assert logits.min() < 0
     assert (logits.exp().sum(-1) - 1).abs().min() > 0.5
+
+
+# ---- gradient checkpointing
+
+
+def trained_once(*, checkpointing, **changes):
+    """Loss, gradients, and the bytes that the forward keeps for the backward; dropout on, the same seed."""
+    model = decoder(dropout=0.3, gradient_checkpointing=checkpointing, **changes).train()
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    torch.manual_seed(5)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = model.states(tokens(), layers=[0])
+        loss = model.logits(states.last).square().mean() + states.layers[0].square().mean()
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}, sum(kept.values())
+
+
+@pytest.mark.parametrize("changes", [{}, LLAMA, {"attention_kernel": "sdpa"}], ids=["gpt2", "llama", "sdpa"])
+def test_gradient_checkpointing_changes_memory_alone(changes):
+    plain, recomputed = (trained_once(checkpointing=on, layers=4, **changes) for on in (False, True))
+    assert recomputed[0] == plain[0]
+    assert len(plain[1]) > 10
+    for name, gradient in plain[1].items():
+        assert torch.equal(recomputed[1][name], gradient), name
+    assert recomputed[2] < plain[2] / 3
+
+
+def test_gradient_checkpointing_is_for_training_alone(monkeypatch):
+    model = decoder(gradient_checkpointing=True).train()
+    calls = []
+    spy = staticmethod(lambda block, x, **others: calls.append(1) or block(x, **others))
+    monkeypatch.setattr(Decoder, "_recomputed", spy)
+    model.hidden(model.embed(tokens()), cache=model.new_cache(3))
+    model.eval()(tokens())
+    assert calls == []
+    same(model.train()(tokens()), decoder().train()(tokens()), atol=0)
+    assert len(calls) == 2
+    assert model.config()["gradient_checkpointing"] is True
+
+
+@pytest.mark.parametrize("removes", [False, True])
+def test_gates_have_the_same_gradients_with_gradient_checkpointing(removes):
+    """Of what is alive: a head is masked, or cut out."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = decoder(gradient_checkpointing=checkpointing).train()
+        heads, dead = units_of(model, "heads"), torch.tensor([[False, True, False], [False, False, False]])
+        heads.remove(dead) if removes else heads.set_mask(~dead)
+        with heads.gates() as leaves:
+            model(tokens()).square().mean().backward()
+        gradients.append(heads.from_leaves([leaf.grad for leaf in leaves]))
+    assert gradients[0].shape == (2, 3)
+    assert gradients[0].abs().sum() > 0
+    assert torch.equal(*gradients)

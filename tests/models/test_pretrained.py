@@ -413,3 +413,24 @@ def test_flops_per_token_equal_those_counted(family, length):
     with FlopCounterMode(display=False) as counter:
         model(ids)
     assert 3 * counter.get_total_flops() == model.flops_per_token(length) * ids.numel()
+
+
+def test_gradient_checkpointing_with_dropout_is_exact_and_saves_memory():
+    found = []
+    for checkpointing in (False, True):
+        model, kept = fresh(gradient_checkpointing=checkpointing).train(), {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            states = model.hidden(model.embed(tokens()), layers=[0])
+            loss = model.logits(states.last).square().mean() + states.layers[0].square().mean()
+        loss.backward()
+        found.append((loss.item(), {name: p.grad for name, p in model.named_parameters()}, sum(kept.values())))
+    assert model.model.config.resid_pdrop > 0
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[1][1][name], gradient) for name, gradient in found[0][1].items())
+    assert found[1][2] < found[0][2] / 2
