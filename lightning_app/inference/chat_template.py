@@ -43,7 +43,7 @@ class ChatTemplate:
     """
 
     def __init__(self, path: str | Path | None = None, *, stop: Sequence[str] | None = None):
-        self._name = str(path) if path else "the plain template"
+        self._name = Path(path).name if path else "the plain template"  # clients of a server read it: no folder
         default = () if path else PLAIN_STOP
         self.stop = tuple(default if stop is None else stop)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
