@@ -13,8 +13,8 @@ from lightning_app.reporting.table import format_columns
 ABSENT_WORD = "not in this log"
 Table = tuple[list[str], list[list[str]]]  # heads, and rows
 MEASURED = (  # name, what it is called, digits
-    ("val/bpb", "bits per byte", 4),
-    ("val/ce", "nats per token", 4),
+    ("val/bpb", "bits/byte", 4),
+    ("val/ce", "nats/token", 4),
     ("val/ppl", "perplexity", 2),
     ("val/acc", "accuracy", 4),
 )
@@ -105,4 +105,4 @@ def legend(sides: Sequence[Side]) -> str:
     )
     if len(sides) == 1:
         return said
-    return f"{said} Change: of bits per byte against {sides[0].label}; lower is better."
+    return f"{said} Change: of bits per byte against {sides[0].label}, over passages; lower is better."

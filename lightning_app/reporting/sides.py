@@ -96,8 +96,12 @@ def _alike(one: Run, other: Run) -> bool:
 
 
 def _label(group: Sequence[Run]) -> str:
-    first = group[0].label
-    return first if len(group) == 1 else f"{first} and {len(group) - 1} more seed{'s' * (len(group) > 2)}"
+    first, name = group[0].label, group[0].label.partition("/")[0]
+    if len(group) == 1:
+        return first
+    if all(run.label.partition("/")[0] == name for run in group):
+        return f"{name}, {len(group)} seeds"
+    return f"{first} and {len(group) - 1} more seed{'s' * (len(group) > 2)}"
 
 
 def against(side: Side, base: Side) -> Estimate | None:

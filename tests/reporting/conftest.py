@@ -1,14 +1,16 @@
-"""A run with neural plasticity, simulated: three cycles over 4 layers of 3 heads."""
+"""A run with neural plasticity, simulated: three cycles over 4 layers of 3 heads; and a browser without a network."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+CHROMIUM = Path("/usr/bin/chromium")
 LAYERS, HEADS = 4, 3
 Log = list[dict[str, Any]]
 
@@ -17,6 +19,42 @@ Log = list[dict[str, Any]]
 def simulate() -> Callable[..., Log]:
     """`simulate(regrowth=True, rollback=True)` is the log of such a run."""
     return simulated
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no browser at {CHROMIUM}")
+    with playwright.sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`visit(file, width=400)` opens it without a network; afterwards nothing may have gone wrong in it."""
+    complaints: list[str] = []
+    asked: list[str] = []
+    contexts = []
+
+    def run(file: Path, *, width: int = 1200, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    yield run
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert asked
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 class _Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,7 @@ import pytest
 
 from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
-CHROMIUM = Path("/usr/bin/chromium")
 Log = list[dict[str, Any]]
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -34,31 +23,6 @@ def full(simulate: Callable[..., Log], tmp_path: Path) -> Path:
 def plain(simulate: Callable[..., Log], tmp_path: Path) -> Path:
     """A page with two charts, which is drawn sooner."""
     return write_dashboard([r for r in simulate() if "event" not in r], tmp_path, title="runs/one")
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`visit(file, width=400)` opens it without a network; afterwards nothing may have gone wrong in it."""
-    complaints: list[str] = []
-    asked: list[str] = []
-    contexts = []
-
-    def run(file: Path, *, width: int = 1200, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(file.as_uri())
-        return page
-
-    yield run
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert asked
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
 def test_on_a_phone_every_chart_is_drawn_in_dark_colours_and_nothing_overflows(full: Path, visit: Callable[..., Any]):

@@ -1,0 +1,249 @@
+"""Several runs on one page: their numbers, intervals and warnings, and the page in a browser."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_app.reporting.compare import draw_comparison, write_comparison
+from lightning_app.reporting.compare_tables import costs, format_comparison, results
+from lightning_app.reporting.intervals import change, over_passages, over_seeds
+from lightning_app.reporting.runs import ABSENT, Run, differing
+from lightning_app.reporting.sides import against, cautions, same_text, sides_of
+
+PASSAGES = 32
+BYTES = 100.0  # of each
+PAYLOAD = """</script><script>alert(1)</script><img src=x onerror="alert(1)">"""
+
+
+def log(
+    level: float = 2.0,
+    *,
+    text: str = "same",
+    tokens: int = 1_000,
+    old: bool = False,
+    steps: tuple[int, ...] = (10, 20, 30),
+    every: float = 5.0,
+) -> list[dict[str, Any]]:
+    """A run that falls to `level` nats per byte; an older one logged neither tokens nor passages."""
+    draw = np.random.default_rng(0)
+    split = {"split": "val", "documents": 2, "words": 9, "bytes": 3_200, "tokens": tokens, "text": text}
+    records: list[dict[str, Any]] = [
+        {"time": 100.0, "event": "data", "step": 0, "splits": [split]},
+        {"time": 100.0, "event": "started", "step": 0, "parameters": 1_500_000, "world_size": 1},
+    ]
+    for i, step in enumerate(steps):
+        now, nats = (
+            100.0 + every * (i + 1),
+            (level + 0.5 * (len(steps) - 1 - i)) * BYTES * draw.uniform(0.8, 1.2, PASSAGES),
+        )
+        records.append(
+            {"time": now, "step": step, "train/ce": 3.0 - i / 10, "tokens_per_s": 500.0, "model_tflops": 0.005}
+        )
+        if not old:
+            records[-1] |= {"tokens": 64.0 * step, "train_flops": 640e6 * step}
+        ce = nats.sum() / tokens
+        measures = {"val/ce": ce, "val/ppl": math.exp(ce), "val/bpb": nats.sum() / math.log(2) / BYTES / PASSAGES}
+        records.append({"time": now, "step": step, **measures, "val/acc": 0.25})
+        sums = {"nats": nats.tolist(), "tokens": [tokens / PASSAGES] * PASSAGES, "bytes": [BYTES] * PASSAGES}
+        sums["right"] = [tokens / PASSAGES / 4] * PASSAGES
+        records += [] if old else [{"time": now, "event": "passages", "step": step, **sums}]
+    return [*records, {"time": 100.0 + every * len(steps) + 1, "event": "ended", "step": steps[-1]}]
+
+
+def run(label: str, records: list[dict[str, Any]] | None = None, **options: Any) -> Run:
+    callbacks = [{"class_path": "x.Samples", "init_args": {"prompts": ["A head", "A"]}}]
+    config = {"seed_everything": 1, "name": label, "trainer": {"callbacks": callbacks}, "data": {"val": {"stride": 64}}}
+    samples = ("A head that learns", "A & B")
+    return Run(
+        label, f"runs/{label}/version_0", log() if records is None else records, config | options, samples, "best"
+    )
+
+
+# Numbers
+
+
+def test_the_interval_over_passages_is_that_of_a_normal_mean():
+    nats = np.random.default_rng(1).normal(100, 10, size=400)
+    sums = np.stack([nats, np.full(400, 50.0), np.full(400, 200.0), np.full(400, 10.0)], axis=-1)
+    found = over_passages(sums, "val/ce")
+    half = 1.96 * nats.std() / 20 / 50
+    assert found.value == pytest.approx(nats.mean() / 50)
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), rel=2e-3)
+    assert over_passages(sums[:7], "val/ce").low is None  # too few to say anything
+    assert over_passages(np.pad(sums[:8], ((0, 9), (0, 0))), "val/bpb").low is not None  # passages without a token
+
+
+def test_a_paired_change_is_surer_than_the_measures_themselves():
+    base = np.stack([np.random.default_rng(2).uniform(50, 150, 32), *np.full((3, 32), 10.0)], axis=-1)
+    more = base * [1.02, 1, 1, 1]
+    found = change(more, base)
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert over_passages(base, "val/bpb").high > 1.05 * over_passages(base, "val/bpb").value
+
+
+def test_the_interval_over_seeds_is_students():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-4
+    )
+    assert over_seeds([1.0]).low is None
+
+
+def test_time_stops_between_a_crash_and_its_resume():
+    records = [
+        {"time": 10.0, "event": "started", "step": 0},
+        {"time": 14.0, "step": 1, "train/ce": 1.0},
+        {"time": 900.0, "event": "data", "step": 1},
+        {"time": 901.0, "event": "resumed", "step": 1},
+        {"time": 903.0, "step": 2, "train/ce": 1.0},
+        {"time": 950.0, "event": "closed", "step": 2},
+    ]
+    found = run("a", records)
+    assert (found.clock, found.seconds) == ([0, 4, 4, 4, 6, 53], 6)
+    assert found.series("train/ce", "time") == [4, 6]
+    assert found.series("train/ce", "tokens") is None
+
+
+def test_tokens_of_a_validation_are_those_of_its_step():
+    assert run("a").series("val/ce", "tokens") == [640, 1280, 1920]
+
+
+def test_costs_are_the_logs():
+    pruned = [*log(), {"event": "cost", "step": 30, "stage": "after cycle 1", "parameters": 900_000}]
+    heads, rows = costs(sides_of([run("a"), run("b", pruned), run("c", log(old=True))]))
+    assert heads[1:] == ["parameters", "FLOPs per token", "tokens", "training FLOPs", "tokens/s", "time", "steps"]
+    assert rows[0][1:] == ["1.5 M", "10 M", "1.92 k", "19.2 G", "500", "0:00:16", "30"]
+    assert rows[1][1] == "1.5 M → 900 k"
+    assert rows[2][2:5] == ["10 M", "not in this log", "not in this log"]
+
+
+# Sides
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_side():
+    runs = [
+        run("a", log(2.0)),
+        run("b", log(2.2), seed_everything=2),
+        run("c", log(9.0), seed_everything=2, data={"x": 1}),
+    ]
+    sides = sides_of(runs)
+    assert [[one.label for one in side.runs] for side in sides] == [["a", "b"], ["c"]]
+    found = sides[0].estimate("val/bpb")
+    values = [one.measure("val/bpb") for one in runs[:2]]
+    assert found is not None
+    assert found.value == pytest.approx(sum(values) / 2)
+    assert found.low < min(values) < max(values) < found.high
+    assert (sides[0].chance, sides[1].chance) == ("2 seeds", "32 passages")
+
+
+def test_the_same_seed_twice_and_options_that_are_not_known_are_no_further_draws():
+    without = Run("c", "c", log())
+    assert len(sides_of([run("a"), run("b"), without, Run("d", "d", log())])) == 4
+
+
+def test_an_older_log_has_no_interval_and_none_is_made_up():
+    side, newer = sides_of([run("a", log(old=True)), run("b", data={})])
+    assert side.chance == "one run: none"
+    assert [side.estimate(name).low for name in ("val/bpb", "val/ce", "val/acc")] == [None] * 3
+    assert against(newer, side).low is None
+    assert results([side, newer])[1][0][1].count("[") == 0
+
+
+def test_measures_on_other_texts_and_tokens_do_not_compare():
+    a, b, c = run("a"), run("b", log(text="other"), data={}), run("c", log(tokens=800), data={})
+    assert (same_text(a, b), same_text(a, c), same_text(a, Run("d", "d", []))) == (False, True, None)
+    assert any("validation text is not the same: b validated on another" in said for said in cautions([a, b]))
+    assert any("Compare bits per byte" in said for said in cautions([a, c]))
+    assert against(*reversed(sides_of([a, b]))) is None
+    assert against(*reversed(sides_of([a, c]))) is not None
+    assert cautions([a]) == []
+
+
+def test_what_a_reader_has_to_know_is_said():
+    other = run("b", log()[:-1], data={"val": {"stride": 128}})
+    said = " ".join(cautions([run("a"), other, Run("c", "c", [{"event": "failed", "step": 4, "error": "X"}])]))
+    for words in (
+        "data.val.stride (64, 128)",
+        "b (not ended, step 30)",
+        "c (failed: X, step 4)",
+        "No validation in the log of c",
+    ):
+        assert words in said
+
+
+def test_options_of_parts_are_compared_by_the_name_of_their_class():
+    stop = {"class_path": "a.b.EarlyStopping", "init_args": {"patience": 3}}
+    one, two = run("a"), run("b", trainer={"callbacks": [stop], "max_steps": 5})
+    found = differing([one, two])
+    assert found["trainer.callbacks[EarlyStopping].init_args.patience"] == [ABSENT, 3]
+    assert found["name"] == ["a", "b"]
+    assert "data.val.stride" not in found
+
+
+# The page and the terminal
+
+
+def test_the_terminal_has_both_tables():
+    lines = format_comparison(
+        [run("a", log(text="x")), run("b", log(2.1), data={"val": {"stride": 64}, "x": 1})]
+    ).splitlines()
+    assert lines[0].startswith("! The validation text is not the same")
+    assert re.match(r"run +bits/byte +nats/token", lines[1])
+    assert [line.split()[0] for line in lines if re.match(r"[ab] ", line)] == ["a", "b", "a", "b"]
+
+
+def test_one_run_is_a_page_of_one():
+    page = draw_comparison([run("a")])
+    assert "<h1>a</h1>" in page
+    assert "Change: of bits per byte" not in page
+
+
+def test_the_page_obeys_nothing_that_it_shows():
+    bad = Run(PAYLOAD, PAYLOAD, log(), {"name": PAYLOAD, PAYLOAD: 1}, [PAYLOAD], PAYLOAD)
+    page = draw_comparison([bad, run("b", [*log(), {"step": 40, PAYLOAD: 1.0}])])
+    assert PAYLOAD not in page
+    assert "<img" not in page
+    assert page.count("<script") == 3  # the charts' JSON, plotly, the page's own
+
+
+@pytest.fixture
+def page(tmp_path: Path, visit: Callable[..., Any]) -> Callable[..., Any]:
+    runs = [run("a"), run("b", log(2.1, every=9), data={}), run("c", log(1.9, old=True), trainer={"max_steps": 4})]
+    file = write_comparison(runs, tmp_path, axis="steps")
+    return lambda **more: visit(file, **more)
+
+
+def test_the_switch_moves_all_curves_to_another_axis(page: Callable[..., Any]):
+    opened = page(width=400, scheme="dark")
+    opened.evaluate("drawAll(); document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    drawn = "document.getElementById('curve-0')"
+    points = f"{drawn}._fullData.map((t) => [...t.x])"
+    assert opened.evaluate(points) == [[10, 20, 30]] * 3
+    opened.locator('input[value="tokens"]').check()
+    assert opened.evaluate(f"{drawn}.data.map((t) => [...t.x])") == [[640, 1280, 1920]] * 2 + [[]]
+    assert opened.evaluate(f"{drawn}.layout.xaxis.title.text") == "tokens"
+    opened.locator('input[value="time"]').focus()
+    opened.keyboard.press("Space")
+    assert opened.evaluate(points) == [[5, 10, 15], [9, 18, 27], [5, 10, 15]]
+    assert opened.evaluate(f"{drawn}.layout.xaxis.title.text") == "seconds of the run"
+    opened.locator('input[name="run"][value="1"]').uncheck()
+    assert opened.evaluate(f"{drawn}.data.map((t) => t.visible ?? true)") == [True, False, True]
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_samples_stand_side_by_side_under_their_prompts(page: Callable[..., Any]):
+    opened = page()
+    prompts = opened.locator("#samples details summary").all_inner_texts()
+    assert prompts == ["Prompt: A head", "Prompt: A", "Prompt: (no prompt)"]  # c's config names no prompts
+    cards = opened.locator("#samples details").first.locator("article")
+    assert cards.count() == 2
+    assert cards.first.inner_text().split("\n")[-1] == "A head that learns"
+    tops = {round(cards.nth(i).bounding_box()["y"]) for i in range(2)}
+    assert len(tops) == 1
