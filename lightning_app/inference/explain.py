@@ -5,7 +5,8 @@ All of it is of one forward, which changes nothing. Shapes: T tokens looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -50,16 +51,25 @@ def explain(
     ids = _context(module, tokenizer, text)
     seen = SeenText(ids, _pieces(tokenizer, ids), tokenizer)
     length = -(-len(ids) // _segment(module)) * _segment(module)
-    with evaluated(module):
+    with evaluated(module), _without_sessions(module):
         outputs = module.outputs(_batch(ids, length=length, device=module.device))
-    found: dict[str, Any] = {"tokens": seen.tokens, "surprise": _surprise(outputs, len(ids))}
-    if isinstance(module, VardaGPT) and isinstance(outputs, MemoryOutputs) and outputs.found.readings:
-        found["memory"] = reads_of(module, outputs.found, seen, positions=positions, entries=entries)
+        found: dict[str, Any] = {"tokens": seen.tokens, "surprise": _surprise(outputs, len(ids))}
+        if isinstance(module, VardaGPT) and isinstance(outputs, MemoryOutputs) and outputs.found.readings:
+            found["memory"] = reads_of(module, outputs.found, seen, positions=positions, entries=entries)
     if arts := [one for one in module.regularizers if isinstance(one, ARTRegularizer)]:
         found["categories"] = [_category(art, outputs, tokenizer) for art in arts]
     if units_made(module.backbone):
         found["heads"] = _heads(module)
     return found
+
+
+@contextmanager
+def _without_sessions(module: LanguageModule) -> Iterator[None]:
+    """What a text that is being generated has stored is nobody else's business."""
+    with ExitStack() as stack:
+        for reader in module.backbone.readers if isinstance(module.backbone, MemoryLM) else ():
+            stack.enter_context(reader.bank.outside_evaluation())
+        yield
 
 
 # The text

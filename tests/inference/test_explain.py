@@ -201,6 +201,21 @@ def test_later_segments_read_what_earlier_ones_would_store(
             assert entry["next_token"] == TEXT[entry["position"] + 1]
 
 
+@pytest.mark.parametrize("name", ["attention", "cache"])
+def test_what_somebody_else_is_generating_is_not_read(name: str, reading: Callable[..., Made]):
+    module, tokenizer = reading(name, SOURCE)
+    assert isinstance(module, VardaGPT)
+    before, bank = explain(module, tokenizer, TEXT), module.backbone.readers[0].bank
+    tokens = module.generate(ids_of("a secret of somebody else"))
+    for _ in range(5):
+        next(tokens)
+    size = bank.size()
+    assert size > before["memory"][0]["entries"]
+    assert explain(module, tokenizer, TEXT) == before
+    assert bank.size() == size  # the session goes on
+    tokens.close()
+
+
 def test_a_cache_reads_its_own_text_and_the_nearest_of_the_memory(reading: Callable[..., Made]):
     reads = reader_of(explain(*reading("cache", "so it"), TEXT, entries=ALL))["reads"]
     assert [sum(entry["id"] is None for entry in read["entries"]) for read in reads] == list(range(len(TEXT)))

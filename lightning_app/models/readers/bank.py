@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Literal, cast
 
@@ -85,6 +86,15 @@ class Bank(nn.Module):
     @property
     def in_evaluation(self) -> bool:
         return bool(self._copies)
+
+    @contextmanager
+    def outside_evaluation(self) -> Iterator[None]:
+        """For as long as this lasts, reads and writes go to the memory itself, whatever the copy holds by now."""
+        copies, self._copies = self._copies, []
+        try:
+            yield
+        finally:
+            self._copies = copies
 
     @property
     def shared(self) -> AssociativeMemory:
