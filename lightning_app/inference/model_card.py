@@ -154,7 +154,7 @@ def _what(facts: Facts, model: PreTrainedModel) -> str:
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "ids": f"{config.vocab_size:,}",
-        "positions": config.max_position_embeddings,
+        "positions": getattr(config, "max_position_embeddings", None) or "no limit",
         "tokenizer": facts.tokenizer,
     }
     if facts.memory:

@@ -150,9 +150,10 @@ def test_a_decoder_becomes_a_family_of_the_library(exported, tmp_path, options, 
     assert done.difference < 1e-5
 
 
-def test_a_pretrained_family_is_written_as_it_is(exported, tmp_path):
-    done = exported(CausalLM(family("gpt2")))
-    assert (done.model_type, code_in(done.folder)) == ("gpt2", [])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pretrained_family_is_written_as_it_is(exported, tmp_path, name):
+    done = exported(CausalLM(family(name)))
+    assert (done.model_type, code_in(done.folder)) == (name, [])
     assert difference(done.folder, tmp_path / "some.ckpt") == 0
 
 
