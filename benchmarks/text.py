@@ -1,10 +1,13 @@
-"""Tokenising against HF `tokenizers` and bare tiktoken, and fetching windows against torch's default DataLoader."""
+"""Tokenising against HF `tokenizers` and bare tiktoken, in one process and two, and fetching windows against torch's
+default DataLoader, from one file and several."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main
+from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from lightning_app.text.bpe import new_trainee
 from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Dataloader, Source
+from lightning_app.text.sources import Corpus, Dataloader, Source
+from lightning_app.text.token_cache import prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
-from lightning_app.text.windows import Batch, TokenDataset
+from lightning_app.text.windows import Batch, TokenDataset, TokenWindows
+from lightning_app.training.loader import ResumableLoader
 
 ARTICLES = Path(__file__).parent.parent / "data" / "articles"
 VOCABULARY = 1_024
@@ -105,6 +110,59 @@ def tokenising(folder: str, *, quick: bool) -> list[Row]:
     ]
 
 
+# Preparing a corpus in several processes. A run is a process of its own, from the start of the work to the end of it:
+# files -> documents, cleaned -> hash -> tokens -> files. It prints its seconds and the hashes of the files.
+
+PREPARE = """
+import sys, time
+from lightning_app.text.sources import Corpus
+from lightning_app.text.token_cache import prepare_tokens
+from lightning_app.text.tokenizer import load_tokenizer
+texts, tokenizer, cache, num_proc = sys.argv[1:]
+tokenizer = load_tokenizer(tokenizer)
+start = time.perf_counter()
+tokens = prepare_tokens(Corpus(texts, clean=True), tokenizer, cache, num_proc=int(num_proc))
+print(time.perf_counter() - start, sorted(tokens.manifest.files.items()))
+"""
+
+
+def start_preparing(folder: str, *, num_proc: int) -> subprocess.Popen[str]:
+    cache = tempfile.mkdtemp(dir=folder)
+    command = [sys.executable, "-c", PREPARE, f"{folder}/texts", f"{folder}/articles.tiktoken", cache, str(num_proc)]
+    root = Path(__file__).parent.parent
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def prepared(folder: str, *, num_proc: int, runs: int = 1) -> tuple[float, set[str]]:
+    """Wall seconds of `runs` at once (of the last one to end), and what they wrote."""
+    outputs = [
+        process.communicate()[0] for process in [start_preparing(folder, num_proc=num_proc) for _ in range(runs)]
+    ]
+    found = [output.split(" ", 1) for output in outputs]
+    return max(float(seconds) for seconds, _ in found), {files for _, files in found}
+
+
+def processes(folder: str, *, quick: bool) -> list[Row]:
+    size, rounds = (MB // 10, 1) if quick else (10 * MB, 5)
+    (Path(folder) / "texts").mkdir()
+    for i in range(2 if quick else 4):
+        (Path(folder) / "texts" / f"{i}.txt").write_text(long_text(size), encoding="utf-8")
+    trained(folder)
+    ratios, limits, written = [], [], set()
+    for _ in range(rounds):
+        one, files_of_one = prepared(folder, num_proc=1)
+        two, files_of_two = prepared(folder, num_proc=2)
+        both, _ = prepared(folder, num_proc=1, runs=2)
+        ratios.append(one / two)
+        limits.append(2 * one / both)
+        written |= files_of_one | files_of_two
+    assert len(written) == 1, "the number of processes changed what was written"
+    return [
+        ratio_row("preparing 40 MB: 2 processes / 1, wall time", ratios, at_least=1.7),
+        ratio_row("the machine's limit: two runs of 1 process at once / one after the other", limits),
+    ]
+
+
 # Fetching. A run is one epoch and returns the number of batches and the hash of what is in them.
 
 
@@ -161,10 +219,39 @@ def check_same_batches(folder: str, size: int) -> None:
         AssertionError: the two loaders differ.
     """
     data = data_module(folder, size)
-    theirs = DataLoader(ItemByItem(data.dataset("train")), batch_size=BATCH)  # type: ignore[arg-type]
+    theirs: DataLoader = DataLoader(ItemByItem(data.dataset("train")), batch_size=BATCH)  # type: ignore[arg-type]
     for ours, other in zip(data.train_dataloader(), theirs, strict=True):
         assert ours.keys() == other.keys()
         assert all(ours[name].equal(other[name]) for name in ours), "the loaders give different batches"
+
+
+def sharded_loader(folder: str, size: int, shards: int) -> Run:
+    """The same text in files of 2 bytes per token, in an order that goes back and forth between them."""
+    data = data_module(folder, size)
+    tokens = prepare_tokens(
+        Corpus(data.splits.source("train").path),
+        data.tokenizer,
+        f"{folder}/{shards}",
+        shard_bytes=2 * -(-data.tokens("train").n_tokens // shards),
+    )
+    assert len(list(tokens.folder.glob("tokens-*.bin"))) == shards
+    windows = TokenWindows(tokens, BLOCK)
+
+    def run() -> tuple[int, int]:
+        return epoch(ResumableLoader(windows, batch_size=BATCH, order="shuffled"))  # the same order in each run
+
+    return run
+
+
+def fetching_shards(folder: str, size: int, *, quick: bool) -> Row:
+    sides = {"ours": 8, "one file": 1}
+    contestants = [
+        Contestant(name, sharded_loader, {"folder": folder, "size": size, "shards": shards})
+        for name, shards in sides.items()
+    ]
+    timings = compare(contestants, rounds=1 if quick else 7, warmup=1)
+    check_same("batches", timings)
+    return timings.row("fetching: from 8 shards / from one file", "ours", "one file")
 
 
 def fetching(folder: str, *, quick: bool) -> list[Row]:
@@ -178,6 +265,7 @@ def fetching(folder: str, *, quick: bool) -> list[Row]:
     return [
         timings.row("fetching: our loader / torch's default DataLoader", "ours", "default", at_least=5),
         Row("fetching: time per batch", f"{1e6 * timings.median('ours') / batches:,.0f} us"),
+        fetching_shards(folder, size, quick=quick),
     ]
 
 
@@ -186,12 +274,17 @@ TOKENISING = f"""10 MB of our articles with their words in another order, cut in
 text, which we do not need."""
 FETCHING = f"""An epoch of {BATCH} x {BLOCK} byte tokens per batch, 2 MB, in order and without workers. Theirs is
 `DataLoader(windows, batch_size={BATCH})`: one `__getitem__` of the same windows per sample, then the default collation.
-All batches are equal."""
+All batches are equal. A shuffled batch of the last row has windows of all 8 files; a corpus of less than 512 MB of
+tokens has one file."""
+PROCESSES = f"""4 files of 10 MB, made as above, read, cleaned, hashed, tokenised ({VOCABULARY:,} ids) and written, in
+`data.num_proc` processes, their start included. What they write is equal. Wall time: the second row says how much more
+two processes that share nothing get done at the same time than one after the other."""
 
 
 def tables(quick: bool = False) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as folder:
         yield Table("Tokenising", tokenising(folder, quick=quick), TOKENISING)
+        yield Table("Preparing a corpus in several processes", processes(folder, quick=quick), PROCESSES)
         yield Table("Fetching windows", fetching(folder, quick=quick), FETCHING)
 
 

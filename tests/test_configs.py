@@ -41,6 +41,7 @@ CHANGED = {  # what each overlay changes
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",
+    "streaming": "article_gpt",
     "wandb": "article_gpt",
     "weight_averaging": "article_gpt",
 }

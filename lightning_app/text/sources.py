@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from lightning_app.errors import InputError
-from lightning_app.text.corpus import Document, clean, read_documents, split_documents
+from lightning_app.text.corpus import Document, clean, is_dataset, read_documents, split_documents
 
 SPLITS = ("train", "val", "test", "predict")
 T = TypeVar("T")
@@ -156,6 +156,12 @@ class Splits:
             raise InputError(
                 f"data.{name}.streaming is true, but only the training text can be streamed, because every evaluation "
                 "reads the same text; leave it out, and give a text that fits the disk"
+            )
+        if not is_dataset(source.path):
+            raise InputError(
+                f"data.train.streaming is true, but {source.path!r} is no Hugging Face dataset; give hf:name, or "
+                "local files as hf:json:FILES, hf:parquet:FILES or hf:text:FILES (a document per line); other texts "
+                "are tokenised once and then read from disk, with streaming: false"
             )
         if self.split is not None:
             raise InputError("data.split deals out all documents, so data.train.streaming must be false; give data.val")

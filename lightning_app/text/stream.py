@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lightning_app.errors import InputError
-from lightning_app.text.corpus import DATASET, Document, document_of, is_dataset
+from lightning_app.text.corpus import DATASET, Document, document_of
 from lightning_app.text.sources import Source, cleaned
 from lightning_app.text.token_array import document_key
 from lightning_app.text.tokenizer import Tokenizer, pieces
@@ -132,9 +132,6 @@ class TokenStream:
         seed: of the shuffling, which draws from a generator of its own.
         respect_documents: a window ends with its document, and is padded.
         clean: see `TextDataModule`.
-
-    Raises:
-        InputError: the source is no dataset.
     """
 
     source: Source
@@ -146,14 +143,6 @@ class TokenStream:
     seed: int = 0
     respect_documents: bool = False
     clean: bool = True
-
-    def __post_init__(self) -> None:
-        if not is_dataset(self.source.path):
-            raise InputError(
-                f"data.train.streaming is true, but {self.source.path!r} is no Hugging Face dataset; give hf:name, or "
-                "local files as hf:json:FILES, hf:parquet:FILES or hf:text:FILES (a document per line); other texts "
-                "are tokenised once and then read from disk, with streaming: false"
-            )
 
     def options(self) -> dict[str, Any]:
         """What decides what the batches are."""
