@@ -1,8 +1,9 @@
-"""The training step on a GPU, with and without torch.compile, against HF GPT-2. Only where there is CUDA."""
+"""The training step on a GPU, with and without torch.compile, against HF GPT-2: `python -m benchmarks.cuda`."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -14,9 +15,11 @@ from benchmarks.train_step import TINY, Shape, batches
 from lightning_app.callbacks.throughput import matmul_rate
 from lightning_app.ops.losses import cross_entropy
 
-GPT2 = Shape("GPT-2 124M", 50_257, layers=12, heads=12, embedding_dim=768, block_size=1024, batch_size=8)
+GPT2 = Shape("GPT-2 124M", 50_257, layers=12, heads=12, embedding_dim=768, block_size=1024, batch_size=16)
 SIDES = {"ours": ("ours", False), "ours, compiled": ("ours", True), "hf": ("hf", False), "hf, compiled": ("hf", True)}
+TARGETS = {"ours, compiled": 40.0}  # % of the matmul limit
 LIMIT_SIZE = 8192
+NO_GPU = "benchmarks.cuda needs a CUDA GPU, and torch finds none here: nothing was measured"
 TOLERANCE = 0.05  # nats, after a few steps in bf16
 
 
@@ -27,13 +30,17 @@ def training(side: str, shape: Shape, compiled: bool, steps: int, device: str) -
         model = huggingface_gpt2(model, dropout=0.0)
     model.train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-    forward = torch.compile(model) if compiled else model
     data = batches(shape)
+
+    def loss_of(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return model(ids, labels=ids).loss if side == "hf" else cross_entropy(model(ids), targets)
+
+    forward = torch.compile(loss_of) if compiled else loss_of
 
     def step() -> torch.Tensor:
         ids, targets = (tensor.to(device) for tensor in next(data))
         with torch.autocast(device, torch.bfloat16):
-            loss = forward(ids, labels=ids).loss if side == "hf" else cross_entropy(forward(ids), targets)
+            loss = forward(ids, targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -78,21 +85,26 @@ def rows(shape: Shape, *, device: str, quick: bool) -> list[Row]:
         seconds = [s for s, _ in results[name]][measured]
         shares = [100 * shape.flops() / s / rate for s, rate in zip(seconds, rates[measured], strict=True)]
         found.append(Row(f"{name}: tokens/s", f"{shape.tokens / statistics.median(seconds):,.0f}"))
-        found.append(ratio_row(f"{name}: share of the matmul limit", shares, unit=" %"))
+        at_least = None if quick else TARGETS.get(name)
+        found.append(ratio_row(f"{name}: share of the matmul limit", shares, at_least=at_least, unit=" %"))
     return found
 
 
-NOTES = """GPT-2 124M, block 1,024, batch 8, bf16 autocast, fused AdamW, dropout 0, the same weights and batches; wall
+NOTES = """GPT-2 124M, block 1,024, batch 16, bf16 autocast, fused AdamW, dropout 0, the same weights and batches; wall
 time. The share counts the FLOPs of the model's matmuls, attention's causal half included, against a plain 8,192-cubed
 matmul in bf16 on the same GPU."""
 
 
 def tables(quick: bool = False) -> list[Table]:
+    """None without a GPU."""
     if not torch.cuda.is_available():
+        print(NO_GPU, file=sys.stderr)
         return []
     shape = TINY if quick else GPT2
     return [Table(f"Training step on {torch.cuda.get_device_name()}", rows(shape, device="cuda", quick=quick), NOTES)]
 
 
 if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        sys.exit(f"error: {NO_GPU}")
     main(tables)

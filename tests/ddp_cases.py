@@ -12,12 +12,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_app.callbacks import PlasticitySchedule, RunLog
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.ranks import rank, world_size
 from lightning_app.models.readers import AttentionReader, CacheReader
 from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, VardaGPT
+from lightning_app.modules.sharding import whole
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
 
@@ -97,9 +99,9 @@ def varda(*, streams: bool) -> VardaGPT:
     return module
 
 
-def art(pooling: str) -> ARTGPT2:
+def art(pooling: str, novelty: str) -> ARTGPT2:
     options: dict[str, Any] = {"vigilance": 0.9, "capacity": 30, "normalize": "center", "fast_inputs": 3}
-    term = GoneWrong(pooling=pooling, novelty="drift", average_decay=0.5, lambda_art=0.5, merge_at=0.4, **options)
+    term = GoneWrong(pooling=pooling, novelty=novelty, average_decay=0.5, lambda_art=0.5, merge_at=0.4, **options)
     return ARTGPT2(decoder(), term, scheduler=None)
 
 
@@ -114,15 +116,15 @@ CASES = {
     "article": Case(article),
     "varda": Case(lambda: varda(streams=True), order="streams", callbacks=lambda: [Marks()]),
     "varda, shuffled": Case(lambda: varda(streams=False)),
-    "art": Case(lambda: art("mean"), accumulate=2),
-    "art, tokens": Case(lambda: art("token")),
+    "art": Case(lambda: art("mean", "drift"), accumulate=2),
+    "art, tokens": Case(lambda: art("token", "margin")),
     "plasticity": Case(article, callbacks=lambda: schedule(head_lr_factor=2.0)),
     "plasticity, masks": Case(article, callbacks=lambda: schedule(surgery="mask", regrow_how="new")),
 }
 
 
-def train(name: str, ranks: int) -> dict[str, Any]:
-    """Losses and weights of a case, trained in the working folder."""
+def train(name: str, ranks: int, *, sharded: bool = False) -> dict[str, Any]:
+    """Losses and weights of a case, trained in the working folder; sharded ones leave the checkpoint `NAME.ckpt`."""
     case, losses = CASES[name], Losses()
     torch.manual_seed(0)
     module = case.module()
@@ -136,7 +138,7 @@ def train(name: str, ranks: int) -> dict[str, Any]:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy="ddp" if ranks > 1 else "auto",
+        strategy=sharding(ranks) if sharded else "ddp" if ranks > 1 else "auto",
         max_steps=STEPS,
         accumulate_grad_batches=case.accumulate,
         limit_val_batches=0,
@@ -150,7 +152,13 @@ def train(name: str, ranks: int) -> dict[str, Any]:
         callbacks=[losses, *case.callbacks()],
     )
     trainer.fit(module, datamodule=data)
-    return {"losses": losses.found, "state": module.state_dict()}
+    if sharded:
+        trainer.save_checkpoint(f"{name}.ckpt")
+    return {"losses": losses.found, "state": {key: whole(x) for key, x in module.state_dict().items()}}
+
+
+def sharding(ranks: int) -> ModelParallelStrategy:
+    return ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
 def write_texts(folder: Path) -> None:
@@ -160,6 +168,6 @@ def write_texts(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = {name: train(name, 2) for name in json.loads(sys.argv[1])}
+    found = {name: train(name, 2, sharded="sharded" in sys.argv) for name in json.loads(sys.argv[1])}
     assert world_size() == 2
     torch.save(found, f"{rank()}.pt")

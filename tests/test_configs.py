@@ -34,8 +34,10 @@ CHANGED = {  # what each overlay changes
     "csv_logger": "article_gpt",
     "ddp": "article_gpt",
     "debug": "article_gpt",
+    "deepspeed": "article_gpt_162m",
     "fsdp": "article_gpt_162m",
     "model_parallel": "article_gpt",
+    "multi_node": "article_gpt_162m",
     "gradient_checkpointing": "article_gpt",
     "lora": "gpt2_offline",
     "plasticity": "article_gpt",
@@ -47,7 +49,8 @@ CHANGED = {  # what each overlay changes
 }
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
 # Two processes: tests/test_ddp.py; several GPUs: not here; wandb's own process: tests/training/test_loggers.py
-IN_OTHER_TESTS = {"ddp", "fsdp", "model_parallel", "wandb"}
+# Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
+IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}
 
 Main = Callable[..., None]
 

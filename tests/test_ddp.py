@@ -34,10 +34,10 @@ def run(*words: object, folder: Path | None = None) -> str:
     return done.stderr
 
 
-def trained(names: list[str], folder: Path) -> dict[str, Any]:
+def trained(names: list[str], folder: Path, *words: str) -> dict[str, Any]:
     """What one process (`alone`), both ranks (`ranks`) and their stderr (`said`) gave."""
     write_texts(folder)
-    said = run("-m", "tests.ddp_cases", json.dumps(names), folder=folder)
+    said = run("-m", "tests.ddp_cases", json.dumps(names), *words, folder=folder)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     before = Path.cwd()
     os.chdir(folder)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -494,6 +494,8 @@ class LanguageModule(L.LightningModule, ABC):
         if gradient_clip_algorithm == "value":
             self.grad_norm = None
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its own step
+            self.grad_norm = None
         elif isinstance(self.trainer.strategy, FSDPStrategy):  # no rank has all gradients: FSDP's own way
             self.grad_norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)
         elif gradient_clip_val:

@@ -21,12 +21,12 @@ STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 def shard(module: LanguageModule) -> None:
-    """Where `ModelParallelStrategy` has given the module a mesh, shard each block of the backbone, and all else as one piece; else do nothing.
+    """Where `ModelParallelStrategy` has given a mesh, shard each block of the backbone, and all else as one piece.
 
     A block's parameters are gathered when it runs; those of the piece (embeddings, norms, readers) for a whole step.
 
     Raises:
-        InputError: tensor parallelism, or a module that keeps copies of its model.
+        InputError: tensor parallelism, scalar parameters, or a regulariser that keeps a copy of the model.
     """
     if module.device_mesh is None or isinstance(module, FSDPModule):
         return
@@ -46,6 +46,11 @@ def _check(module: LanguageModule, mesh: DeviceMesh) -> None:
             f"data_parallel_size is {sizes[0]} and tensor_parallel_size {sizes[1]}: only parameters are sharded, no "
             f"matrix product is split; set trainer.strategy.init_args.data_parallel_size: {sizes[0] * sizes[1]} and "
             "tensor_parallel_size: 1"
+        )
+    if scalars := [name for name, parameter in module.named_parameters() if parameter.dim() == 0]:
+        raise InputError(
+            f"{scalars[0]} is a single number, which FSDP2 cannot cut into shards: use the strategy ddp, or a reader "
+            "that learns none (CacheReader, KNNReader)"
         )
     if any(regularizer.copies() for regularizer in module.regularizers):
         raise InputError(
