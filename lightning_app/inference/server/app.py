@@ -114,7 +114,6 @@ def _add_texts(app: FastAPI, service: Service) -> None:
 
     @app.post("/explain")
     async def explained(request: ExplainRequest) -> dict[str, Any]:
-        service.ids(request.text, "text")
         return await _called(service, lambda: explain(service.module, service.tokenizer, request.text))
 
 
