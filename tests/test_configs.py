@@ -45,7 +45,7 @@ CHANGED = {  # what each overlay changes
     "plasticity_quick": "article_gpt",
     "streaming": "article_gpt",
     "wandb": "article_gpt",
-    "weight_averaging": "article_gpt",
+    "weight_averaging": "gpt2_offline",
 }
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
 # Two processes: tests/test_ddp.py; several GPUs: not here; wandb's own process: tests/training/test_loggers.py

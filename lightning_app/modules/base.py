@@ -73,6 +73,18 @@ class Outputs:
         return replace(self, states=states, logits=self.logits.new_empty(0))
 
 
+@dataclass(frozen=True)
+class Optimisation:
+    """How a module makes its optimizer and scheduler. A copy of the module shares it: what the command line hands over
+    holds all of the command line, and under DDP the processes that it has started, which cannot be copied."""
+
+    optimizer: OptimizerCallable
+    scheduler: LRSchedulerCallable | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimisation:
+        return self
+
+
 class Regularizer(nn.Module, ABC):
     """Further loss terms on the outputs of any LanguageModule, with a state of their own in buffers.
 
@@ -152,7 +164,7 @@ class LanguageModule(L.LightningModule, ABC):
             regularizer.build(self.model_of_states)
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
-        self._make_optimizer, self._make_scheduler, self._compile = optimizer, scheduler, compile
+        self._optimisation, self._compile = Optimisation(optimizer, scheduler), compile
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
@@ -440,10 +452,10 @@ class LanguageModule(L.LightningModule, ABC):
         trained = [
             (name.replace("_fsdp_wrapped_module.", ""), p) for name, p in self.named_parameters() if p.requires_grad
         ]
-        optimizer = self._make_optimizer(self._groups(trained))
-        if self._make_scheduler is None:
+        optimizer = self._optimisation.optimizer(self._groups(trained))
+        if self._optimisation.scheduler is None:
             return optimizer
-        scheduler = self._make_scheduler(optimizer)
+        scheduler = self._optimisation.scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.optimizer_steps()
             if steps < scheduler.warmup_steps:

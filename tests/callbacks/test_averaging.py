@@ -1,6 +1,8 @@
 """AveragedWeights: the average by the formula, in checkpoints and validations, beside everything else."""
 
 import copy
+import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,3 +181,10 @@ def test_a_strategy_that_shards_is_refused():
     trainer: Any = SimpleNamespace(strategy=FSDPStrategy())
     with pytest.raises(InputError, match="ddp"):
         AveragedWeights().setup(trainer, L.LightningModule(), "fit")
+
+
+def test_a_copy_of_a_module_shares_what_makes_its_optimizer():
+    """What the command line hands over may hold what cannot be copied: under DDP the other processes."""
+    held = functools.partial(torch.optim.SGD, lr=threading.Lock())
+    twin = copy.deepcopy(ArticleGPT(backbone=decoder(), optimizer=held))
+    assert twin._optimisation.optimizer is held
