@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 TRIALS = "trials.log"
+LOCK = "sweep.lock"  # not trials.log.lock: that is Optuna's, for each line
 VALIDATIONS = 5  # of a trial, evenly spread, where --max_steps is given
 METRICS = ("val/ce", "val/bpb", "val/loss")
 
@@ -119,7 +120,7 @@ def search(sweep: Sweep, *, trials: int) -> Study:
     check_known(sweep.space, (key for key, _ in leaves(resolved(sweep))))
     sweep.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(sweep.folder / f"{TRIALS}.lock", timeout=0):
+        with FileLock(sweep.folder / LOCK, timeout=0):
             study = _study(sweep, optuna)
             _again_what_was_cut(study, optuna)
             left = trials - sum(trial.state.is_finished() and _counts(trial) for trial in study.trials)

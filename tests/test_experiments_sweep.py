@@ -111,7 +111,9 @@ def test_trials_are_ordinary_runs_and_a_second_call_goes_on(
         for p in sorted(Path("runs/sweep").glob("*/*/config.yaml"))
     ]
     assert len(set(rates)) == 2  # a sweep that goes on does not draw again what it drew
-    assert f"train with it: python main.py fit --config tiny.yaml --{LR}=" in out
+    command = out.rpartition("train with it: ")[2].splitlines()[0]
+    assert command.startswith("python main.py fit --config tiny.yaml --model.")
+    assert f" --{LR}=" in command
     main(*out.rpartition("compare: python main.py ")[2].split())
     assert "trial_1" in Path("runs/sweep/compare.html").read_text()
     with pytest.raises(SystemExit):
