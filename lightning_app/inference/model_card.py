@@ -5,7 +5,6 @@ Written from the checkpoint, and from the run's config and log where these still
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import nn
 
-import lightning_app
 from lightning_app.callbacks.run_log import FILE_NAME as LOG
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.models.memory import AssociativeMemory
-from lightning_app.modules.base import LanguageModule
+from lightning_app.modules.base import COMMIT, LanguageModule
+from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-UNKNOWN = "unknown"
 MEASURES = {  # of a record in the log: name in the card, and unit
     "val/ce": ("cross-entropy", "nats per token"),
     "val/ppl": ("perplexity", "per token"),
@@ -44,7 +42,7 @@ class Facts:
         metrics: by name in the log, at that step.
         config: of the run; empty where it is not beside the checkpoint.
         texts: documents, words, bytes and tokens of each split, from the log.
-        commit: of the code that exported.
+        commits: of the code that trained, and of that which exports.
         memory: entries that it holds, and the documents that they are from.
     """
 
@@ -55,7 +53,7 @@ class Facts:
     metrics: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     texts: list[dict[str, Any]] = field(default_factory=list)
-    commit: str = UNKNOWN
+    commits: tuple[str, str] = (UNKNOWN, UNKNOWN)
     memory: str = ""
 
     @classmethod
@@ -67,7 +65,8 @@ class Facts:
         data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
         name = next((state["tokenizer"]["name"] for state in _states_with_tokenizer(checkpoint)), UNKNOWN)
         tokenizer = f"`{name}`"
-        return cls(path, type(module).__name__, step, tokenizer, metrics, _config(run), data, commit(), _memory(module))
+        commits = (checkpoint.get(COMMIT, UNKNOWN), commit())
+        return cls(path, type(module).__name__, step, tokenizer, metrics, _config(run), data, commits, _memory(module))
 
 
 def _states_with_tokenizer(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
@@ -99,22 +98,6 @@ def _memory(module: nn.Module) -> str:
         return ""
     documents = len({int(key) for m in memories for key in m.documents[: m.size()].unique()} - {-1})
     return f"{sum(m.size() for m in memories):,} entries from {documents} documents"
-
-
-def commit() -> str:
-    """Of this code, with a mark where files were changed; unknown without git or its folder."""
-    folder = Path(str(lightning_app.__file__)).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", ".")
-        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return UNKNOWN
 
 
 def model_card(facts: Facts, *, name: str, model: PreTrainedModel, difference: float) -> str:
@@ -211,7 +194,8 @@ def _training(facts: Facts, difference: float) -> str:
 
 - optimizer steps: {UNKNOWN if facts.step is None else facts.step}
 - seed: {facts.config.get("seed_everything", UNKNOWN)}
-- commit of the code that exported: {facts.commit}; the one that trained: {UNKNOWN}
+- commit of the code that trained: {facts.commits[0]}
+- commit of the code that exported: {facts.commits[1]}
 - logits of this directory and of the checkpoint, both in fp32, differ by at most {difference:.2g}
 
 ```bash

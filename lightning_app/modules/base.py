@@ -27,6 +27,7 @@ from lightning_app.modules.sharding import shard, whole
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.commit import commit
 from lightning_app.training.schedulers import WarmupCosine
 
 Batch = dict[str, Tensor]
@@ -35,6 +36,7 @@ NOT_FINITE = (
     "the checkpoints on disk are from before"
 )
 LAYOUTS = "units"  # in a checkpoint: which heads and neurons are left
+COMMIT = "commit"  # in a checkpoint: of the code that trained
 OF_REGULARIZERS = "regularizers."  # in the names of their tensors
 # What options of models call their heads.
 OF_HEADS = ("heads", "head_size", "n_head", "num_heads", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -528,6 +530,7 @@ class LanguageModule(L.LightningModule, ABC):
             "_class_path": class_path(self),
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
+        checkpoint[COMMIT] = commit()
         layouts = {kind: units.layout() for kind, units in units_made(self.backbone).items()}
         if layouts:
             checkpoint[LAYOUTS] = layouts

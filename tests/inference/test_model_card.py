@@ -10,8 +10,8 @@ import pytest
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightning_app.inference import model_card as card
-from lightning_app.inference.model_card import Facts, commit, model_card
+from lightning_app.inference.model_card import Facts, model_card
+from lightning_app.training.commit import commit
 
 LOG = [
     {
@@ -77,8 +77,7 @@ def test_without_a_log_the_callback_knows_one_number(tmp_path: Path, plain: Any)
     assert Facts.of({"callbacks": states}, tmp_path / "x" / "y.ckpt", plain[0]).metrics == {"val/ce": 4.5}
 
 
-def test_a_commit_is_known_where_git_and_its_folder_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card.lightning_app, "__file__", str(tmp_path / "__init__.py"))
-    assert commit() == "unknown"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit() == "unknown"
+def test_both_commits_are_said(tmp_path: Path, plain: Any) -> None:
+    facts = Facts.of({"commit": "c0ffee"}, tmp_path / "x" / "y.ckpt", plain[0])
+    assert facts.commits == ("c0ffee", commit())
+    assert Facts.of({}, tmp_path / "x" / "y.ckpt", plain[0]).commits[0] == "unknown"
