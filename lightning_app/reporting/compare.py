@@ -254,8 +254,7 @@ fieldset label { display: flex; align-items: center; gap: 0.35rem; min-height: 2
 .swatch { display: inline-block; width: 1.2rem; border-top: 3px var(--dash) var(--of); flex: none; }
 .swatch { vertical-align: middle; margin-right: 0.25rem; }
 .text { overflow-wrap: break-word; }
-tbody th.text { min-width: 11rem; }
-@media (max-width: 30rem) { tbody th.text { min-width: 8.5rem; } }
+tbody th.text { min-width: 8.5rem; }
 """
 
 SCRIPT = """\

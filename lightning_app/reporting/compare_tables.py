@@ -23,7 +23,7 @@ MEASURED = (  # name, what it is called, digits
 def results(sides: Sequence[Side]) -> Table:
     """What each side reached, and how much worse (+) or better it is than the first."""
     several = len(sides) > 1
-    heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "at step", "interval over"]
+    heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "at step", "over"]
     rows = []
     for side in sides:
         cells = [_interval(side.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
