@@ -114,7 +114,17 @@ def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
     assert same(weights(f"runs/whole/{last}"), weights(f"runs/parts/{last}"))
     events = [r["event"] for r in read_log("runs/parts/version_0") if "event" in r]
     validated = ["passages"] * 3  # at steps 3, 6 and 9
-    assert events == ["data", "started", *validated[:1], "data", "resumed", *validated[1:], "ended", "trained", "closed"]
+    assert events == [
+        "data",
+        "started",
+        *validated[:1],
+        "data",
+        "resumed",
+        *validated[1:],
+        "ended",
+        "trained",
+        "closed",
+    ]
     logged = [[r for r in read_log(f"runs/{name}/version_0") if "train_flops" in r] for name in ("whole", "parts")]
     totals = [[r["tokens"] for r in records] for records in logged]  # at each step, and at the end
     assert totals[0] == totals[1] == [*range(64, 64 * 9 + 1, 64), 64 * 9]
