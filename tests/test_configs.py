@@ -102,7 +102,9 @@ def two_steps(folder: Path) -> list[object]:
 )
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
 @pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly", "ignore:the controller decides from")
-@pytest.mark.filterwarnings("ignore:lora trains adapters beside random weights", "ignore:The number of training batches")
+@pytest.mark.filterwarnings(
+    "ignore:lora trains adapters beside random weights", "ignore:The number of training batches"
+)
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.chdir(ROOT)

@@ -126,12 +126,12 @@ def test_names_of_datasets_are_parsed(monkeypatch):
     for path in ("wikitext", "org/name", "hf:org/name-1.5", "hf:wikitext:raw:test", "wikitext:raw", "hf:w::train[:9]"):
         assert texts(path) == ["one", "two"]
     assert asked == [
-        (("wikitext", None), {"split": "train"}),
-        (("org/name", None), {"split": "train"}),
-        (("org/name-1.5", None), {"split": "train"}),
-        (("wikitext", "raw"), {"split": "test"}),
-        (("wikitext", "raw"), {"split": "train"}),
-        (("w", None), {"split": "train[:9]"}),
+        (("wikitext", None), {"split": "train", "streaming": False}),
+        (("org/name", None), {"split": "train", "streaming": False}),
+        (("org/name-1.5", None), {"split": "train", "streaming": False}),
+        (("wikitext", "raw"), {"split": "test", "streaming": False}),
+        (("wikitext", "raw"), {"split": "train", "streaming": False}),
+        (("w", None), {"split": "train[:9]", "streaming": False}),
     ]
     assert next(read_documents("hf:w")).name == "hf:w[1]"
 
