@@ -54,12 +54,15 @@ class AveragedWeights(EMAWeightAveraging):
         return cast(LanguageModule, self._average_model.module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and shards(trainer.strategy):
+        if stage != "fit":
+            return
+        if shards(trainer.strategy):
             raise InputError(
                 f"under {type(trainer.strategy).__name__} no rank has whole weights to average: use the strategy ddp, "
                 "or leave out AveragedWeights"
             )
-        super().setup(trainer, pl_module, stage)
+        # Lightning's own would shard a module that can be, and warn that it does not
+        self._average_model = AveragedModel(pl_module, device=pl_module.device, use_buffers=False, **self._kwargs)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         cast(AveragedModel, self._average_model).to(pl_module.device)  # it was made before the module was moved
