@@ -65,7 +65,8 @@ def check_equal(name: str, found: dict[str, Any]) -> tuple[State, State, State]:
     alone, one, two = found["alone"][name], *(rank[name] for rank in found["ranks"])
     assert len(alone["losses"]) >= STEPS
     assert one["losses"] == two["losses"]  # each says that of all ranks
-    assert alone["losses"] == pytest.approx(one["losses"], rel=0, abs=1e-6)
+    # fp32 numbers of this size lie 4.8e-7 apart, and where tensors happen to lie in memory decides the last bits
+    assert alone["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert alone["losses"][0] - alone["losses"][-1] > 0.3
     torch.testing.assert_close(one["state"], alone["state"], rtol=0, atol=1e-5)
     return alone["state"], one["state"], two["state"]
