@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ CONFIG: dict[str, Any] = {
 }
 
 Run = Callable[..., None]
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -139,3 +140,15 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(tiny_run: Path) -> Path:
     """The best checkpoint of `tiny_run`."""
     return tiny_run / "checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no browser at {CHROMIUM}")
+    with playwright.sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,19 +20,9 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}")
 Made = tuple[LanguageModule, Tokenizer]
 SOURCE = "the model learns what the teacher shows"
 ATTACK = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

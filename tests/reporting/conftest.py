@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
 LAYERS, HEADS = 4, 3
 Log = list[dict[str, Any]]
 
@@ -19,17 +18,6 @@ Log = list[dict[str, Any]]
 def simulate() -> Callable[..., Log]:
     """`simulate(regrowth=True, rollback=True)` is the log of such a run."""
     return simulated
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
