@@ -59,14 +59,17 @@ def add_adapters(model: nn.Module, lora: LoRA, *, family: str) -> None:
     """Give a Hugging Face model adapters, in place, and freeze the rest of it.
 
     Raises:
-        InputError: names that the model does not have; a family without a default; peft is not installed.
+        InputError: names that the model does not have; a head that is tied to the embedding; a family without a
+            default; peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise InputError("lora needs the package peft: pip install peft") from error
     targets = _targets(model, lora, family)
-    transposed = any(_holds_columns(m) for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in targets)
+    meant = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in targets]
+    _check_tied(model, meant)
+    transposed = any(_holds_columns(module) for module in meant)
     options = LoraConfig(
         r=lora.r,
         lora_alpha=cast(int, lora.alpha),  # peft computes with any number
@@ -92,6 +95,17 @@ def _targets(model: nn.Module, lora: LoRA, family: str) -> list[str]:
             f"{', '.join(sorted(there))}"
         )
     return list(targets)
+
+
+def _check_tied(model: nn.Module, projections: Iterable[nn.Module]) -> None:
+    """Adapters of a matrix that is the embedding, too, could not be merged into it."""
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    for projection in projections:
+        if any(projection.get_parameter("weight") is weight for weight in embeddings):
+            raise InputError(
+                "lora.target_modules names the head, whose matrix is the embedding's, too: leave it out (lora.train "
+                "trains the matrix itself: [wte.weight] of GPT-2), or untie them (tie_word_embeddings: false)"
+            )
 
 
 def _is_projection(module: nn.Module) -> bool:

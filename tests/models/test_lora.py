@@ -137,6 +137,12 @@ def test_units_are_masked_cut_out_and_merged_with_adapters(family: str, kind: An
     close(model(tokens()), masked)  # new ones say nothing yet
 
 
+@torch.no_grad()
+def test_heads_are_merged_where_they_are_untied_and_trained_where_they_are_tied():
+    for model in (with_adapters("llama", target_modules=["lm_head"]), with_adapters(train=["wte.weight"])):
+        close(merged(model)(tokens()), model(tokens()))
+
+
 def test_a_frozen_matrix_costs_a_third_less():
     model = with_adapters(target_modules=["c_attn"])
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -171,6 +177,7 @@ def test_weights_of_a_plain_model_find_their_places():
         ({"dropout": 1.0}, "lora.dropout is 1"),
         ({"target_modules": []}, "target_modules is empty"),
         ({"target_modules": ["c_attn", "q_proj"]}, "names q_proj.*it has c_attn, c_fc, c_proj"),
+        ({"target_modules": ["c_attn", "lm_head"]}, "names the head, whose matrix is the embedding's"),
         ({"train": ["ln_g.weight"]}, "ln_g.weight"),
     ],
 )
