@@ -17,6 +17,9 @@ from lightning_app.models.backbone import Backbone, Cache
 from lightning_app.ops.sampling import penalise_repetition, sample
 
 
+WHOLE = ("max_new_tokens", "top_k", "seed")
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """How a text is continued.
@@ -49,7 +52,8 @@ class GenerationOptions:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("seed", -(2**63) <= self.seed < 2**63, "a number of 64 bits"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 (1 does nothing)"),
+            ("repetition_penalty", 1e-6 <= self.repetition_penalty <= 1e6, "in [1e-6, 1e6] (1 does nothing)"),
+            *((name, not isinstance(getattr(self, name), float), "a whole number") for name in WHOLE),
         ):
             if not right:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")

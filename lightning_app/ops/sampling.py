@@ -19,6 +19,7 @@ def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities >= top_p  # the mass before a token already reaches top_p
+    outside[..., 0] = False  # a top_p that fp32 rounds to 0 keeps the likeliest
     return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 
@@ -57,7 +58,9 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    # the largest becomes 0, which no temperature turns into an infinity: one row's would fail the whole batch
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
     if top_k is not None:
         logits = filter_top_k(logits, top_k)
     if top_p < 1:

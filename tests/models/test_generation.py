@@ -272,6 +272,11 @@ def test_a_prompt_without_rows_or_tokens_is_refused(shape):
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-38},
+        {"repetition_penalty": 2e6},
+        {"max_new_tokens": 2.5},
+        {"top_k": 3.0},
+        {"seed": 0.5},
         {"repetition_penalty": float("nan")},
     ],
 )

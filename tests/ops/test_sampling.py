@@ -121,3 +121,11 @@ def test_each_row_draws_from_its_own_generator():
     together = sample(logits, generators=generators([5, 6, 7, 8]))
     single = [sample(logits[i : i + 1], generators=generators([5 + i])) for i in range(4)]
     assert torch.equal(together, torch.cat(single))
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1e-38}, {"temperature": 1e-46}, {"top_p": 1e-46}, {"top_p": 1e-300}]
+)
+def test_the_smallest_options_take_the_likeliest(options):
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 100
+    assert torch.equal(sample(logits, **options), logits.argmax(-1))
