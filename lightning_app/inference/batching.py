@@ -30,8 +30,8 @@ class Decoder(Protocol):
 
 
 class OneByOne:
-    """For a model that writes to its memory while it generates: a text at a time, each from the stored memory on, so
-    that no text reads what another has left."""
+    """For a model that writes to its memory while it generates, or has one for each row: a text at a time, each from
+    the stored memory on, so that no text reads what another has left."""
 
     def __init__(self, module: LanguageModule):
         self.module = module
@@ -83,9 +83,9 @@ class Batcher:
     """
 
     def __init__(self, module: LanguageModule, tokenizer: Tokenizer, *, batch_size: int):
-        one_by_one = module.writes_while_generating
-        self.batch_size = 1 if one_by_one else batch_size
-        self._decoder: Decoder = OneByOne(module) if one_by_one else module.batch_decoder()
+        shared = module.texts_share_batches
+        self.batch_size = batch_size if shared else 1
+        self._decoder: Decoder = module.batch_decoder() if shared else OneByOne(module)
         self._tokenizer = tokenizer
         self.waiting: deque[Job] = deque()
         self.running: list[tuple[Job, Continuation]] = []

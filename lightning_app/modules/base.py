@@ -241,9 +241,9 @@ class LanguageModule(L.LightningModule, ABC):
         return generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
 
     @property
-    def writes_while_generating(self) -> bool:
-        """Whether a text changes what the same session reads later, so that texts cannot share a batch."""
-        return False
+    def texts_share_batches(self) -> bool:
+        """Whether a text in a batch gets the tokens that it gets alone."""
+        return True
 
     def batch_decoder(self) -> BatchDecoder:
         """What continues several texts at once."""
@@ -374,7 +374,7 @@ class LanguageModule(L.LightningModule, ABC):
         if isinstance(data, TextDataModule):
             self._check_sizes(data)
             self.use_tokenizer(data.tokenizer)
-            self._use_passages(data, "test" if stage == "test" else "val")
+            self._passages = self._passages_in(data) if stage == "fit" else None  # an evaluation logs none
             if stage == "fit":
                 self._say_what_is_frozen()
                 self._warn_if_it_can_only_memorise(data)
@@ -397,10 +397,9 @@ class LanguageModule(L.LightningModule, ABC):
         token_bytes[: self._real_ids] = torch.from_numpy(tokenizer.token_bytes()).long()
         self._token_bytes = token_bytes.to(self.device)
 
-    def _use_passages(self, data: TextDataModule, split: str) -> None:
-        self._passages = None
-        if data.splits.origin(split) and self._token_bytes is not None:
-            self._passages = Passages(data.tokens(split), self._token_bytes)
+    def _passages_in(self, data: TextDataModule) -> Passages | None:
+        assert self._token_bytes is not None
+        return Passages(data.tokens("val"), self._token_bytes) if data.splits.origin("val") else None
 
     def _passages_of(self, batch: Batch) -> Tensor | None:
         """(B, T), for each target."""

@@ -218,8 +218,9 @@ class VardaGPT(LanguageModule):
             yield from self._generate(ids, options, eot=eot)
 
     @property
-    def writes_while_generating(self) -> bool:
-        return any(reader.writes != "never" for reader in self.backbone.readers)
+    def texts_share_batches(self) -> bool:
+        """Not where a session writes, nor where each row has a memory of its own."""
+        return all(reader.writes == "never" and reader.scope == "shared" for reader in self.backbone.readers)
 
     def _generate(
         self, ids: Tensor, options: GenerationOptions | None, *, eot: int | None

@@ -1,10 +1,12 @@
 """Who runs, who waits, and when those who wait join."""
 
 import pytest
+import torch
 
 from lightning_app.inference.batching import JOIN_EVERY, Batcher, Job
 from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
+from tests.inference.conftest import READERS
 
 
 def job(tokens: int, said: list | None = None) -> Job:
@@ -59,6 +61,28 @@ def test_a_cancelled_job_leaves_its_place(batcher):
     batcher.cancel(jobs[2])  # twice is once
     assert step(batcher) == [2]
     assert not batcher.waiting
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "segment_length"),
+    [*((name, "shared", None) for name in READERS), ("attention", "shared", 8), ("knn", "stream", None)],
+)
+def test_a_text_of_a_batch_reads_what_it_reads_alone(reading, name, scope, segment_length):
+    source, options = "the model learns what it reads", {"writes": "never", "scope": scope, "streams": 4}
+    module, tokenizer = reading(name, source, segment_length=segment_length, **options)
+    for parameter in module.backbone.readers.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # what was read shows
+    jobs = [
+        Job(list(source[i : 9 * i + 4].encode()), GenerationOptions(12 + i, temperature=0.7, seed=i)) for i in range(3)
+    ]
+    expected = [torch.cat(list(module.generate(torch.tensor([j.ids]), j.options))).tolist() for j in jobs]
+    batcher, found = Batcher(module, tokenizer, batch_size=3), {}
+    batcher.waiting.extend(jobs)
+    while batcher.busy:
+        batcher.admit()
+        found |= {id(j): text for j, text in batcher.running}
+        batcher.step()
+    assert [found[id(j)].ids[len(j.ids) :] for j in jobs] == expected
 
 
 def test_a_model_that_writes_takes_one_after_the_other(reading):

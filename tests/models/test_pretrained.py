@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.ops.losses import cross_entropy
 
@@ -207,6 +207,26 @@ def test_generation_with_a_cache_and_beyond_max_length(family):
     assert torch.equal(*found)
     assert found[0].shape == (2 * BLOCK, 2)
     assert len(found[0].unique()) > 5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama", "mistral"])
+def test_a_text_in_a_batch_is_that_alone(family):
+    """Texts of several lengths join one by one and outgrow the context: padding on the left changes none of them."""
+    model, prompts = fresh(family), [tokens(1, length)[0].tolist() for length in (1, BLOCK + 3, 5, 9)]
+    options = [GenerationOptions(BLOCK + i, temperature=0.7, seed=i) for i in range(len(prompts))]
+    expected = [
+        torch.cat(list(generate(model, torch.tensor([ids]), o))).tolist()
+        for ids, o in zip(prompts, options, strict=True)
+    ]
+    batch, texts = BatchDecoder(model, device=torch.device("cpu")), []
+    while len(texts) < len(prompts) or batch.texts:
+        if len(texts) < len(prompts):
+            texts.append(batch.join(prompts[len(texts)], options[len(texts)]))
+        batch.step()
+        for text in [text for text in batch.texts if text.new == text.options.max_new_tokens]:
+            batch.leave(text)
+    assert [text.ids[len(ids) :] for text, ids in zip(texts, prompts, strict=True)] == expected
+    assert len({token for text in expected for token in text}) > 5
 
 
 def test_too_many_positions_are_refused():

@@ -394,7 +394,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(
 
 def test_a_model_that_writes_while_it_generates_forgets_each_client(reading, serve):
     module, tokenizer = reading("attention", "the model learns what it reads")
-    assert module.writes_while_generating
+    assert not module.texts_share_batches
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     server = serve(module, tokenizer)
     answers = []
