@@ -17,3 +17,10 @@ def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, 
         for one, two in zip(written[0], rows, strict=True):
             assert one.keys() == {"document", "tokens", "bytes", "ce", "bpb"} == two.keys()
             assert all(abs(one[name] - two[name]) < 1e-4 for name in one)
+
+
+def test_the_validation_text_is_not_asked_for(main: Callable, config: Callable):
+    main("fit", "--config", config({}))
+    data = {"val": {"path": "gone.txt"}, "predict": {"path": "train.txt"}}
+    main("predict", "--config", config({"data": data}), "--ckpt_path", "last")
+    assert len(Path("runs/tiny/version_0/predictions.jsonl").read_text().splitlines()) > 5
