@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
 
 .venv/user: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
