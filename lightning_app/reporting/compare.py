@@ -20,7 +20,7 @@ from lightning_app.reporting.compare_charts import (
 from lightning_app.reporting.compare_tables import ABSENT_WORD, Table, costs, legend, results
 from lightning_app.reporting.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
 from lightning_app.reporting.runs import ABSENT, AXES, Run, differing
-from lightning_app.reporting.sides import BASE, Side, cautions, sides_of
+from lightning_app.reporting.sides import BASE, NO_CHANCE, Side, cautions, sides_of
 
 FILE_NAME = "compare.html"
 LONGEST = 4_000  # characters of a sample that are shown
@@ -89,7 +89,7 @@ def _breakable(text: str) -> str:
 
 def _cell(text: str) -> str:
     """An interval stands below its value."""
-    if text in (ABSENT_WORD, "one run: none"):
+    if text in (ABSENT_WORD, NO_CHANCE):
         return f'<span class="missing-cell">{text}</span>'
     value, bracket, ends = text.partition(" [")
     return f"{escape(value)} <small>[{escape(ends)}</small>" if bracket else escape(text)

@@ -23,7 +23,7 @@ MEASURED = (  # name, what it is called, digits
 def results(sides: Sequence[Side]) -> Table:
     """What each side reached, and how much worse (+) or better it is than the first."""
     several = len(sides) > 1
-    heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "at step", "over"]
+    heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "at step", "intervals over"]
     rows = []
     for side in sides:
         cells = [_interval(side.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
@@ -101,7 +101,8 @@ def legend(sides: Sequence[Side]) -> str:
     """How the first table is to be read."""
     said = (
         "[low, high]: 95 % intervals. Over seeds: Student's t of the mean. Over passages: a bootstrap over parts of "
-        "the validation text, so the chance of the text and not that of training."
+        "the validation text, so the chance of the text and not that of training. Over nothing: one run without "
+        "passages."
     )
     if len(sides) == 1:
         return said

@@ -22,6 +22,7 @@ EVALUATION = (  # options by which a measure of the same text differs
     "trainer.limit_val_batches",
 )
 BASE = "val/bpb"  # in which runs are compared
+NO_CHANCE = "nothing"  # what a single run without passages has intervals over
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Side:
             return f"{len(self.runs)} seeds"
         found = self.estimate(BASE) or self.estimate("val/ce")
         if found is None or found.low is None:
-            return "one run: none"
-        return f"{len(scored(self.passages))} passages" if self.passages is not None else "one run: none"
+            return NO_CHANCE
+        return f"{len(scored(self.passages))} passages" if self.passages is not None else NO_CHANCE
 
     def mean(self, values: Sequence[float | None]) -> float | None:
         """Of one number per run, where all have it."""

@@ -150,7 +150,7 @@ def test_the_same_seed_twice_and_options_that_are_not_known_are_no_further_draws
 
 def test_an_older_log_has_no_interval_and_none_is_made_up():
     side, newer = sides_of([run("a", log(old=True)), run("b", data={})])
-    assert side.chance == "one run: none"
+    assert side.chance == "nothing"
     assert [side.estimate(name).low for name in ("val/bpb", "val/ce", "val/acc")] == [None] * 3
     assert against(newer, side).low is None
     assert results([side, newer])[1][0][1].count("[") == 0
