@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "training": {"training", "ops"},
     "text": {"text", "training"},
     "modules": {"modules", "models", "ops", "text", "training"},
-    "callbacks": {"callbacks", "modules", "models", "ops", "text", "reporting"},
+    "callbacks": {"callbacks", "modules", "models", "ops", "text", "training", "reporting"},
     "reporting": {"reporting", "ops"},
     "integrations": {"integrations", "models", "ops"},
     "inference": {"inference", "callbacks", "modules", "models", "ops", "text", "training", "reporting"},

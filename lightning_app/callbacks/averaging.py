@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_app.callbacks.surgeon import shards
 from lightning_app.errors import InputError
 from lightning_app.models.heads import units_made
 from lightning_app.modules.base import LanguageModule
+from lightning_app.training.strategies import shards_parameters
 
 CURRENT = "current_model_state"  # in a checkpoint: the trained weights; its state_dict has their average
 
@@ -56,7 +56,7 @@ class AveragedWeights(EMAWeightAveraging):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if shards(trainer.strategy):
+        if shards_parameters(trainer.strategy):
             raise InputError(
                 f"under {type(trainer.strategy).__name__} no rank has whole weights to average: use the strategy ddp, "
                 "or leave out AveragedWeights"

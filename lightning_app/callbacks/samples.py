@@ -6,7 +6,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lightning_app.callbacks.run_log import run_folder
 from lightning_app.callbacks.series import log_texts
@@ -14,6 +13,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.strategies import shards_parameters
 
 
 class Samples(L.Callback):
@@ -59,7 +59,7 @@ class Samples(L.Callback):
         self._validations = state_dict["validations"]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        sharded = shards_parameters(trainer.strategy)
         if trainer.sanity_checking or trainer.state.fn != "fit" or sharded or not trainer.is_global_zero:
             return
         self._validations += 1

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
 from lightning_app.errors import InputError
@@ -22,19 +22,15 @@ from lightning_app.models.ranks import gathered, several_ranks, world_size
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.pruning import as_mask, most_missed
+from lightning_app.training.strategies import shards_parameters
 
 Surgery = Literal["remove", "mask"]
 Checks = dict[str, float | int]
 
 
-def shards(strategy: Strategy) -> bool:
-    """Whether no rank has whole parameters."""
-    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or "deepspeed" in type(strategy).__name__.lower()
-
-
 def check_strategy(strategy: Strategy) -> None:
     """Refuses one that shards parameters."""
-    if shards(strategy):
+    if shards_parameters(strategy):
         raise InputError(
             f"under {type(strategy).__name__} no rank has whole matrices: heads can neither be cut out of them nor be "
             "proved dead; use the strategy ddp"

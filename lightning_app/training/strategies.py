@@ -1,4 +1,4 @@
-"""What a Trainer's strategy means for those who deal out batches."""
+"""What a Trainer's strategy means for what goes beside the training."""
 
 from __future__ import annotations
 
@@ -6,5 +6,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 
 def shards_parameters(strategy: Strategy) -> bool:
-    """Whether a rank that runs the model waits for the others: all must have as many batches, in evaluation too."""
+    """Whether no rank has whole parameters. One that runs the model waits for the others, so all must have as many
+    batches, in evaluation too."""
     return isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
