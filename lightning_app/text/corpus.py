@@ -115,7 +115,7 @@ def read_text(path: Path) -> Document:
             f"{path} is not UTF-8 (byte 0x{data[start + error.start]:02x} at offset {start + error.start}); "
             f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
         ) from error
-    if not text.strip():
+    if not text or text.isspace():  # strip copies all of it
         raise InputError(f"{path} is empty; give a file with text, or remove it")
     return Document(unify_newlines(text), name=str(path))
 
@@ -212,7 +212,7 @@ def unify_newlines(text: str) -> str:
 
 def clean(text: str) -> str:
     """Unify line ends, strip spaces at line ends, and let at most two empty lines follow each other."""
-    stripped = "\n".join(line.rstrip() for line in unify_newlines(text).split("\n"))  # a regex tries every space
+    stripped = "\n".join(map(str.rstrip, unify_newlines(text).split("\n")))  # a regex tries every space
     return _MANY_NEWLINES.sub("\n\n\n", stripped)
 
 

@@ -1,7 +1,8 @@
 """Documents -> token ids, in this process or in several, with the same result.
 
-This process reads the documents and cuts them into jobs of about 1 MB, the others encode, and the answers come back in
-order. Only the jobs in flight are in memory (and the document that is being read).
+This process reads the documents and cuts them into jobs. The others have a few of them at hand at all times; this one
+encodes, too, whenever they have. The answers come in order. In memory are the document that is being read, the texts
+that the others have at hand, and the tokens that wait for an earlier job's.
 """
 
 import multiprocessing
@@ -19,7 +20,10 @@ from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document
 from lightning_app.text.tokenizer import Tokenizer, pieces
 
-JOB = 2**20  # characters that a process encodes at once, or a few more
+JOB = 2**18  # characters that a process encodes at once (some 20 ms), or a few more
+AT_HAND = 3  # jobs per other process: one in work, and two for as long as this one encodes
+AHEAD = 32  # jobs per process whose tokens may wait: more than this one does while the others start
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # no character above is white space
 
 
 class Part(NamedTuple):
@@ -53,18 +57,24 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
     """Encode each part by itself."""
-    arrays, dtype = [], token_dtype(tokenizer)
-    for part in parts:
-        ids = tokenizer.encode(part.text)
-        if part.is_last:
-            ids.append(tokenizer.eot)
-        arrays.append(np.array(ids, dtype=dtype))
+    ends = {True: np.array([tokenizer.eot], dtype=np.uint32), False: np.empty(0, dtype=np.uint32)}
+    arrays = [array for part in parts for array in (tokenizer.encode_array(part.text), ends[part.is_last])]
     return Encoded(
-        parts=[(part.is_prompt, part.is_last, len(ids)) for part, ids in zip(parts, arrays, strict=True)],
-        ids=np.concatenate(arrays),
+        parts=[
+            (part.is_prompt, part.is_last, len(ids) + part.is_last)
+            for part, ids in zip(parts, arrays[::2], strict=True)
+        ],
+        ids=np.concatenate(arrays, dtype=token_dtype(tokenizer), casting="same_kind"),
         n_characters=sum(len(part.text) for part in parts),
-        n_words=sum(len(part.text.split()) for part in parts),  # pieces are cut at line ends, so never within a word
+        n_words=count_words("\n".join(part.text for part in parts)),  # pieces are cut at line ends, never within a word
     )
+
+
+def count_words(text: str) -> int:
+    """`len(text.split())`, without the words."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    is_space = np.concatenate([[True], _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]])
+    return int(np.count_nonzero(is_space[:-1] > is_space[1:]))
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, *, num_proc: int = 1) -> Iterator[Encoded]:
@@ -73,7 +83,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, *, num
     Args:
         documents: iterated over once, in this process.
         tokenizer: a copy of it goes to each process.
-        num_proc: processes that encode; 1 encodes in this one.
+        num_proc: processes that encode, this one among them.
 
     Raises:
         InputError: what reading the documents raises; or a process ended before its work did.
@@ -110,9 +120,9 @@ def _parts(document: Document) -> Iterator[Part]:
 def _encode_in_processes(jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_proc: int) -> Iterator[Encoded]:
     """Spawned, not forked: a fork while the threads of torch or faiss run may hang."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start, initargs=(tokenizer,))
+    pool = ProcessPoolExecutor(num_proc - 1, mp_context=context, initializer=_start, initargs=(tokenizer,))
     try:
-        yield from _in_order(pool, jobs, ahead=2 * num_proc)
+        yield from _in_order(pool, jobs, tokenizer, num_proc)
     except BrokenProcessPool as error:
         raise InputError(
             f"one of the {num_proc} processes that tokenise has ended (out of memory, killed, or started by a script "
@@ -122,14 +132,24 @@ def _encode_in_processes(jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_p
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, jobs: Iterable[list[Part]], *, ahead: int) -> Iterator[Encoded]:
+def _in_order(
+    pool: ProcessPoolExecutor, jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_proc: int
+) -> Iterator[Encoded]:
     waiting: deque[Future[Encoded]] = deque()
     for job in jobs:
-        waiting.append(pool.submit(_work, job))
-        if len(waiting) > ahead:
+        at_hand = sum(not future.done() for future in waiting)
+        to_others = at_hand < AT_HAND * (num_proc - 1)
+        waiting.append(pool.submit(_work, job) if to_others else _done(encode_job(job, tokenizer)))
+        while waiting and (waiting[0].done() or len(waiting) > AHEAD * num_proc):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _done(encoded: Encoded) -> Future[Encoded]:
+    future: Future[Encoded] = Future()
+    future.set_result(encoded)
+    return future
 
 
 _tokenizer: Tokenizer | None = None  # of a process that encodes

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from lightning_app.errors import InputError
 
 
@@ -66,6 +64,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold `<path>.lock`, so that of several processes one works and the others wait. The lock file stays."""
+    from filelock import FileLock  # with asyncio: a fifth of the start of a process that tokenises, and locks nothing
+
     lock = FileLock(path.with_name(path.name + ".lock"))
     with writing_into(path.parent, needed=0):
         path.parent.mkdir(parents=True, exist_ok=True)

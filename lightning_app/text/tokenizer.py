@@ -38,7 +38,14 @@ def _cut(text: str, starts: list[int]) -> list[str]:
 def _has_long_run(text: str) -> bool:
     """Whether there may be a run of `MAX_SPACES` white space characters: it would cover one aligned half of that."""
     half = MAX_SPACES // 2
-    return any(text[i : i + half].isspace() for i in range(0, len(text) - half + 1, half))
+    return len(text) > MAX_SPACES and any(text[i : i + half].isspace() for i in range(0, len(text) - half + 1, half))
+
+
+def _cut_long_runs(text: str) -> list[str]:
+    """At every `MAX_SPACES` white space characters of a run."""
+    runs = _TOO_LONG.finditer(text)
+    starts = [0, *(cut for run in runs for cut in range(run.start() + MAX_SPACES, run.end() + 1, MAX_SPACES))]
+    return _cut(text, starts)
 
 
 class Tokenizer:
@@ -62,11 +69,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, special tokens' names taken as ordinary text."""
-        if len(text) <= MAX_SPACES or not _has_long_run(text):
+        if not _has_long_run(text):
             return self._encoding.encode_ordinary(text)
-        runs = _TOO_LONG.finditer(text)
-        starts = [0, *(cut for run in runs for cut in range(run.start() + MAX_SPACES, run.end() + 1, MAX_SPACES))]
-        return [i for part in _cut(text, starts) for i in self._encoding.encode_ordinary(part)]
+        return [i for part in _cut_long_runs(text) for i in self._encoding.encode_ordinary(part)]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The same ids (n,), uint32, without the Python objects of a list, which take a fifth of the time."""
+        if not _has_long_run(text):
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        parts = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in _cut_long_runs(text)]
+        return np.concatenate(parts)
 
     def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text."""

@@ -120,6 +120,14 @@ def test_pieces_of_a_text_without_a_place_to_cut_are_the_text():
 def test_long_runs_of_white_space_do_not_overflow(bpe):
     text = "a" + " " * 1_500_000 + "b"
     assert bpe.decode(bpe.encode(text)) == text
+    assert bpe.encode_array(text).tolist() == bpe.encode(text)
+
+
+def test_an_array_holds_the_ids_of_the_list(tokenizer, prose):
+    for text in ("", "é", prose[0], "x<|endoftext|>y <|endoftext|>"):
+        ids = tokenizer.encode_array(text)
+        assert ids.dtype == np.uint32
+        assert ids.tolist() == tokenizer.encode(text)
 
 
 def test_a_file_is_read_anew_when_it_changes(tmp_path):
