@@ -106,4 +106,7 @@ def legend(sides: Sequence[Side]) -> str:
     )
     if len(sides) == 1:
         return said
-    return f"{said} Change: of bits per byte against {sides[0].label}, over passages; lower is better."
+    return (
+        f"{said} Change: of bits per byte against {sides[0].label}, over seeds (Welch's t) where both have several, "
+        "else over passages; lower is better."
+    )

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_app.reporting.intervals import MEASURES, Estimate, change, over_passages, over_seeds, scored
+from lightning_app.reporting.intervals import (
+    MEASURES,
+    Estimate,
+    change,
+    change_over_seeds,
+    over_passages,
+    over_seeds,
+    scored,
+)
 from lightning_app.reporting.runs import PLACES, SEEDS, Run, differing
 
 EVALUATION = (  # options by which a measure of the same text differs
@@ -39,7 +47,7 @@ class Side:
 
     def estimate(self, name: str) -> Estimate | None:
         """A measure at the best validation: over seeds where there are several, else over passages of the text."""
-        values = [value for run in self.runs if (value := run.measure(name)) is not None]
+        values = self.values(name)
         if not values:
             return None
         if len(values) > 1:
@@ -49,6 +57,10 @@ class Side:
             return Estimate(values[0])
         found = over_passages(sums, name)
         return Estimate(values[0], found.low, found.high)
+
+    def values(self, name: str) -> list[float]:
+        """A measure at the best validation of each run that has it."""
+        return [value for run in self.runs if (value := run.measure(name)) is not None]
 
     @property
     def passages(self) -> np.ndarray | None:
@@ -106,10 +118,13 @@ def _label(group: Sequence[Run]) -> str:
 
 
 def against(side: Side, base: Side) -> Estimate | None:
-    """Per cent more bits per byte than the base; with an interval where both have passages of the same text."""
+    """Per cent more bits per byte than the base; with an interval over seeds where both have several, else over
+    passages where both have those of the same text."""
     mine, theirs = side.estimate(BASE), base.estimate(BASE)
     if mine is None or theirs is None or same_text(side.runs[0], base.runs[0]) is False:
         return None
+    if min(len(side.values(BASE)), len(base.values(BASE))) > 1:
+        return change_over_seeds(side.values(BASE), base.values(BASE))
     value = 100 * (mine.value / theirs.value - 1)
     a, b = side.passages, base.passages
     if a is None or b is None or a.shape != b.shape or not same_text(side.runs[0], base.runs[0]):

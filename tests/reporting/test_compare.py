@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from lightning_app.reporting.compare import draw_comparison, write_comparison
 from lightning_app.reporting.compare_tables import costs, format_comparison, results
-from lightning_app.reporting.intervals import change, over_passages, over_seeds
+from lightning_app.reporting.intervals import change, change_over_seeds, over_passages, over_seeds
 from lightning_app.reporting.runs import ABSENT, Run, differing
 from lightning_app.reporting.sides import against, cautions, same_text, sides_of
 
@@ -94,6 +95,30 @@ def test_the_interval_over_seeds_is_students():
         (2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), rel=1e-4
     )
     assert over_seeds([1.0]).low is None
+
+
+def test_a_change_between_seeds_is_welchs():
+    ours, theirs = [2.02, 2.04, 2.09], [1.9, 2.0, 2.1, 2.04]
+    a, b = np.log(ours), np.log(theirs)
+    squares = a.var(ddof=1) / 3, b.var(ddof=1) / 4
+    freedom = sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 3)
+    half = t.ppf(0.975, freedom) * sum(squares) ** 0.5
+    expected = [100 * (math.exp(a.mean() - b.mean() + x) - 1) for x in (0, -half, half)]
+    found = change_over_seeds(ours, theirs)
+    assert [found.value, found.low, found.high] == pytest.approx(expected)
+
+
+def test_sides_of_several_seeds_are_compared_over_seeds():
+    """Over passages a change seems sure that is no larger than what seeds differ by."""
+    levels = (2, 3, 2.1, 3.1)
+    runs = [run(f"{x}", log(x), seed_everything=i % 2, data={"x": i // 2}) for i, x in enumerate(levels)]
+    base, side = sides_of(runs)
+    found = against(side, base)
+    assert found is not None
+    assert found.low < 0 < found.value < found.high
+    alone = against(*sides_of([runs[2], runs[0]])[::-1])
+    assert alone is not None
+    assert alone.high < 0
 
 
 def test_time_stops_between_a_crash_and_its_resume():
