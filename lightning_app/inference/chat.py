@@ -91,12 +91,11 @@ class Conversation:
         names = [f.name for f in fields(GenerationOptions)]
         if name not in names:
             raise InputError(f"there is no setting {name!r}: {', '.join(names)}")
-        number: Any = yaml.safe_load(value)
-        number = None if name == "top_k" and not number else number
         try:
-            change: dict[str, Any] = {name: number}
+            number: Any = yaml.safe_load(value)
+            change: dict[str, Any] = {name: None if name == "top_k" and not number else number}
             self.options = replace(self.options, **change)
-        except TypeError:
+        except (TypeError, yaml.YAMLError):
             raise InputError(f"{name} is {value!r}; it must be a number") from None
 
 

@@ -60,7 +60,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         InputError: no such file, none in it, or a line that is no such object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines knows further ends, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no readable file of prompts: {error}") from None
     if path.suffix != ".jsonl":

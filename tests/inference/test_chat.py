@@ -65,6 +65,8 @@ def test_settings_change_on_the_fly(talk):
     [
         ("/set top_p 3", "top_p is 3; it must be in (0, 1]"),
         ("/set temperature hot", "temperature is 'hot'; it must be a number"),
+        ("/set temperature [", "temperature is '['; it must be a number"),
+        ("/set max_new_tokens 2.5", "max_new_tokens is 2.5; it must be a whole number"),
         ("/set color 3", "there is no setting 'color': max_new_tokens"),
         ("/nothing", "there is no command /nothing; /help lists them"),
         ("/load none.json", "none.json holds no conversation that /save wrote"),

@@ -56,6 +56,13 @@ def test_a_file_of_prompts_through_the_command(tiny_checkpoint, main, capsys, tm
     assert capsys.readouterr().out == f"what{answers[1]['text']}\n"
 
 
+def test_a_prompt_may_hold_any_character_that_json_may(tmp_path):
+    prompts = ["one\u2028line", "and\x85 one", "\N{FIGURE SPACE}"]
+    rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "a.jsonl").write_text("\r\n".join(rows) + "\n", encoding="utf-8", newline="")
+    assert [row["prompt"] for row in read_prompts(tmp_path / "a.jsonl")] == prompts
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
