@@ -63,13 +63,14 @@ def command(argv: Sequence[str]) -> None:
         )
     limits = Limits(args.max_prompt_tokens, args.max_new_tokens, args.max_body, args.max_requests, args.batch_size)
     template = ChatTemplate(args.chat_template, stop=args.chat_stop)
-    listener = _listen(args.host, args.port)
-    path, module, tokenizer = arguments.load(args)
-    name = args.name or _name(path)
-    engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
-    service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template)
-    hosts = LOOPBACK if is_loopback(args.host) and api_key is None else ()
-    _serve(create_app(service, api_key=api_key, hosts=hosts), listener, name=name)
+    own = f"[{args.host}]" if ":" in args.host else args.host
+    hosts = (*LOOPBACK, own) if is_loopback(args.host) and api_key is None else ()
+    with _listen(args.host, args.port) as listener:
+        path, module, tokenizer = arguments.load(args)
+        name = args.name or _name(path)
+        engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
+        service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template)
+        _serve(create_app(service, api_key=api_key, hosts=hosts), listener, name=name)
 
 
 def _name(checkpoint: Path) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
@@ -33,6 +34,7 @@ from lightning_app.inference.server.schema import (
 )
 from lightning_app.inference.server.service import RefusedError, Service
 
+log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent.parent / "page.html"
 T = TypeVar("T")
 
@@ -127,6 +129,7 @@ async def _called(service: Service, work: Callable[[], T]) -> T:
     try:
         return await asyncio.wrap_future(service.engine.call(work))
     except (RuntimeError, LookupError) as failure:
+        log.exception("the model failed")
         raise BrokenError(BROKEN) from failure
 
 
@@ -173,7 +176,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def malformed(_request: Request, failure: RequestValidationError) -> Response:
         # of a field that may be of several types: what is wrong with a value of the right type says more
-        first = min(failure.errors(), key=lambda e: e["type"].endswith("_type"))
+        first = min(failure.errors(), key=lambda e: e["type"].endswith(("_type", "_parsing")))
         names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
         param = names[0] if names else None
         return answered(400, error(f"{param or 'the body'}: {first['msg']}", param=param))

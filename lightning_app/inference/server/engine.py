@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FAILED = "error"  # the finish reason of a text that could not be ended
+STOPPED = "the engine has stopped"
 
 
 class QueueFullError(InputError):
@@ -106,7 +107,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._do_calls()
+                self._do_call()
                 if self._batcher.busy:
                     self._step()
         finally:
@@ -122,15 +123,20 @@ class Engine:
             self._cancelled.clear()
             return bool(self._batcher.busy or self._calls or not self._closing)
 
-    def _do_calls(self) -> None:
-        while self._calls:
-            future, work = self._calls.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except (RuntimeError, ValueError, LookupError) as error:
-                future.set_exception(error)
+    def _do_call(self) -> None:
+        """One, so that texts go on however many wait."""
+        if not self._calls:
+            return
+        future, work = self._calls.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except (RuntimeError, ValueError, LookupError) as error:
+            future.set_exception(error)
+        finally:
+            if not future.done():  # the engine ends by this error
+                future.set_exception(RuntimeError(STOPPED))
 
     def _step(self) -> None:
         try:
@@ -157,4 +163,6 @@ class Engine:
         for job in waiting:
             job.on_text("", FAILED)
         while self._calls:
-            self._calls.popleft()[0].cancel()
+            future, _ = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(RuntimeError(STOPPED))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -12,10 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lightning_app.inference.server.schema import error
 
 OPEN = ("/", "/health")  # the page asks for the key itself
+BODY_SECONDS = 30
 
 
 class Guard:
-    """Answers 401 without the key, 403 for a strange host name, 413 for a body that is too long; else passes on.
+    """Answers 401 without the key, 403 for a strange host name, 413 for a body that is too long and 408 for one that is
+    too slow; else passes on.
 
     Args:
         api_key: None: everybody may ask.
@@ -31,18 +35,15 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is None:
-            body = await self._body(scope, receive)
-            if body is not None:
-                await self.app(scope, _replayed(body, receive), send)
-                return
-            refusal = _answer(413, f"the body has more than {self.max_body:,} bytes", code="body_too_large")
-        await refusal(scope, receive, send)
+        found = self._refusal(scope) or await self._body_in_time(scope, receive)
+        if isinstance(found, JSONResponse):
+            await found(scope, receive, send)
+        else:
+            await self.app(scope, _replayed(found, receive), send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "").rsplit(":", 1)[0]
+        host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if self.hosts and host not in self.hosts:
             return _answer(403, f"this server is not called {host!r}", code="unknown_host")
         given = headers.get("authorization", "")
@@ -54,6 +55,15 @@ class Guard:
         answer = _answer(401, message, code="invalid_api_key")
         answer.headers["WWW-Authenticate"] = "Bearer"
         return answer
+
+    async def _body_in_time(self, scope: Scope, receive: Receive) -> bytes | JSONResponse:
+        try:
+            body = await asyncio.wait_for(self._body(scope, receive), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            return _answer(408, f"the body took more than {BODY_SECONDS} seconds", code="body_too_slow")
+        if body is None:
+            return _answer(413, f"the body has more than {self.max_body:,} bytes", code="body_too_large")
+        return body
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """All of it; None where it is too long, whatever the client said before."""

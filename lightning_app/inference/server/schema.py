@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lightning_app.inference.chat_template import Message
 from lightning_app.models.generation import GenerationOptions
@@ -17,7 +17,8 @@ from lightning_app.models.generation import GenerationOptions
 MOST_CHOICES, MOST_STOPS = 16, 16
 Some = Field(min_length=1)
 Ids: TypeAlias = Annotated[list[int], Some]
-Texts: TypeAlias = str | Ids | Annotated[list[str], Some] | Annotated[list[Ids], Some]
+Several = Field(min_length=1, max_length=2048)  # as many as OpenAI takes
+Texts: TypeAlias = str | Ids | Annotated[list[str], Several] | Annotated[list[Ids], Several]
 Zero: TypeAlias = Literal[0] | None  # a feature that is not offered may be named, as long as it is off
 
 
@@ -25,6 +26,12 @@ class Strict(BaseModel):
     """Refuses unknown fields: an option without effect would be a silent mistake."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        """Clients write null for what they leave to the server."""
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
 
 
 class StreamOptions(Strict):

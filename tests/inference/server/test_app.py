@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+import socket
 import threading
 import time
 
@@ -14,6 +15,8 @@ import torch
 
 from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
+from lightning_app.inference.serve import LOOPBACK
+from lightning_app.inference.server import guard
 from lightning_app.inference.server.app import content_security_policy
 from lightning_app.inference.server.service import Limits
 from lightning_app.models.generation import BatchDecoder, GenerationOptions
@@ -158,6 +161,12 @@ def test_health_counts_what_is_under_way(server):
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "requests": 0}
 
 
+def test_null_is_as_if_it_was_not_said(server):
+    left = dict.fromkeys(("temperature", "max_tokens", "n", "stream", "echo", "stop", "top_p", "stream_options"))
+    answer = server.post("/v1/completions", prompt="the", seed=1, **left).json()
+    assert answer["choices"][0]["text"] == alone(server, "the", max_new_tokens=16, seed=1)
+
+
 # What goes wrong
 
 
@@ -193,6 +202,7 @@ def test_health_counts_what_is_under_way(server):
             "messages",
             "and may have 200",
         ),
+        ("embeddings", {"input": ["x"] * 2049}, 400, "input", "at most 2048"),
         ("embeddings", {"input": "x", "dimensions": 5}, 400, "dimensions", "None"),
         ("embeddings", {"input": ["x", "y" * 201]}, 400, "input", "and may have 200"),
     ],
@@ -238,8 +248,10 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(tiny_checkpoin
 
 
 def test_a_server_without_a_key_answers_to_its_own_names_only(tiny_checkpoint, serve):
-    server = serve(*load_module(tiny_checkpoint), hosts=("127.0.0.1", "localhost"))
+    server = serve(*load_module(tiny_checkpoint), hosts=LOOPBACK)
     assert httpx.get(f"{server.url}/v1/models").status_code == 200
+    for name in ("localhost", "LocalHost:80", "[::1]", "[::1]:8000", "127.0.0.1:9"):
+        assert httpx.get(f"{server.url}/v1/models", headers={"Host": name}).status_code == 200
     rebound = httpx.get(f"{server.url}/v1/models", headers={"Host": "evil.example:8000"})
     assert rebound.status_code == 403
     assert "tiny" not in rebound.text
@@ -251,6 +263,17 @@ def test_a_long_body_is_refused_said_or_not(tiny_checkpoint, serve):
     unsaid = httpx.post(f"{server.url}/v1/completions", content=(b"x" * 500 for _ in range(5)))  # chunked
     assert unsaid.status_code == 413
     assert server.post("/v1/completions", prompt="x" * 100, max_tokens=2).status_code == 200
+
+
+def test_a_slow_body_is_not_waited_for(tiny_checkpoint, serve, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    server = serve(*load_module(tiny_checkpoint))
+    address = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=20) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        said = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server hangs up
+    assert said.startswith(b"HTTP/1.1 408")
+    assert b"the body took more than 0.2 seconds" in said
 
 
 def test_the_page_may_run_its_own_script_only(server):
@@ -361,7 +384,7 @@ def test_who_goes_away_is_not_written_for(tiny_checkpoint, serve, stream):
     assert server.service.engine.load == 0
 
 
-def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(tiny_checkpoint, serve):
+def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(tiny_checkpoint, serve, caplog):
     module, tokenizer = load_module(tiny_checkpoint)
     server = serve(module, tokenizer)
     hidden, calls = module.backbone.hidden, [0]
@@ -386,7 +409,9 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(
     assert "secret" not in answer.text
     assert server.post("/v1/completions", prompt="x", max_tokens=20).status_code == 200
     calls[0] = 7
+    caplog.clear()
     assert server.post("/v1/embeddings", input="x").status_code == 500
+    assert "no memory left" in caplog.text  # the answer says that the log has the reason
 
 
 # Models with a memory
