@@ -16,12 +16,16 @@ CSV = "csv"
 def placed(loggers: Sequence[Logger], options: Sequence[Mapping[str, Any]], folder: Path) -> list[Logger]:
     """Loggers as they were configured; those of Lightning's that have no place of their own are made anew.
 
+    Two overlays may each bring TensorBoard's: the folder gets one.
+
     Args:
         loggers: none of them has written anything yet.
         options: the arguments that each was made with.
         folder: of the run, RUNS_DIR/NAME/version_N.
     """
-    return [_placed(logger, given, folder) for logger, given in zip(loggers, options, strict=True)]
+    found = [_placed(logger, given, folder) for logger, given in zip(loggers, options, strict=True)]
+    events = [logger for logger in found if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder]
+    return [logger for logger in found if logger not in events[1:]]
 
 
 def tensorboard(folder: Path, **options: Any) -> TensorBoardLogger:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.inference import closing
-from lightning_app.training.loggers import next_version
+from lightning_app.training.loggers import UNNAMED, next_version, placed
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = Path("runs/tiny/version_0")
@@ -130,6 +131,24 @@ def test_weights_and_biases_without_a_network(
         assert media == {".png", ".json"}  # maps of the heads, and the table of samples
     assert "Weights & Biases" in capsys.readouterr().out
     assert not Path("wandb").exists()
+
+
+def test_two_overlays_of_loggers_go_together(main: Main, config: Callable[..., str]):
+    mine = {"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere", "name": "mine"}}
+    events = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs"}}
+    Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {"logger+": [events, mine]}}))
+    main("fit", "--config", config(PLAIN), "--config", "mine.yaml", *overlay("csv_logger"))
+    assert rows(RUN / "csv/version_0/metrics.csv")
+    assert rows(Path("elsewhere/mine/version_0/metrics.csv"))
+
+
+def test_a_folder_gets_tensorboard_once(tmp_path: Path):
+    options = [{"save_dir": "runs", "name": UNNAMED}] * 2 + [{"save_dir": "elsewhere", "name": "mine"}]
+    loggers = placed([TensorBoardLogger(**given) for given in options], options, tmp_path / "tiny" / "version_0")
+    assert [Path(logger.log_dir or "") for logger in loggers] == [
+        tmp_path / "tiny" / "version_0",
+        Path("elsewhere/mine/version_0"),
+    ]
 
 
 def test_a_logger_with_a_name_keeps_its_place_and_evaluations_go_to_the_log_alone(
