@@ -61,15 +61,14 @@ class Throughput(L.Callback):
         self._flops_per_token: int | None = None  # looked up when the trainer logs
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total": dict(self.total)}
+        return {"total": dict(self.total), "flops_per_token": self._flops_per_token}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.total = dict(state_dict["total"])
+        self.total, self._flops_per_token = dict(state_dict["total"]), state_dict.get("flops_per_token")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._flops_per_token = None
         if trainer.global_step == 0:
-            self.total = {"tokens": 0, "train_flops": 0}
+            self.total, self._flops_per_token = {"tokens": 0, "train_flops": 0}, None
         if self.measure_peak:
             self.peak = matmul_rate(pl_module.device, precision_dtype(str(trainer.precision)))
         self._tokens, self._since, self._step = 0, time.perf_counter(), trainer.global_step

@@ -1,13 +1,15 @@
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_app.callbacks import throughput
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.callbacks.throughput import matmul_rate, precision_dtype
+from lightning_app.callbacks.throughput import Throughput, matmul_rate, precision_dtype
+from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
 
 
@@ -47,3 +49,22 @@ def test_tokens_per_second_leaves_out_validation(main: Callable, config: Callabl
     flops = (6 * (12 * 16 * 16 + 16 * 257) + 12 * 16 * 16) * 4 * 16 / 0.5
     assert [r["model_tflops"] for r in records] == pytest.approx([flops / 1e12] * 6)
     assert [r["peak_share"] for r in records] == pytest.approx([flops / 1e9] * 6)
+
+
+def test_training_flops_of_a_resumed_run_are_those_of_one_that_never_stopped():
+    """Surgery between two logged steps counts from the next one on, whether the run was stopped in between or not."""
+    trainer: Any = SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=100)
+    module, batch = ArticleGPT(Decoder(embedding_dim=16, layers=1, heads=2)), {"input_ids": torch.zeros(2, 8)}
+    whole, parts = Throughput(measure_peak=False), Throughput(measure_peak=False)
+    for step in range(1, 4):
+        for callback in (whole, parts):
+            if step == 1 or (step == 3 and callback is parts):
+                callback.on_train_start(trainer, module)
+            callback.on_train_batch_end(trainer, module, None, batch, step)
+        trainer.global_step = step
+        module.backbone.flops_per_token = lambda length: 1
+        if step == 2:
+            state, parts = parts.state_dict(), Throughput(measure_peak=False)
+            parts.load_state_dict(state)
+    assert whole.total == parts.total
+    assert parts.total["tokens"] == 3 * 2 * 16
