@@ -74,6 +74,11 @@ def _load(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = Fal
 
 
 def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(
+            f"checkpoint {path} is a folder of shards: make it one file, "
+            f"python -m lightning.fabric.utilities.consolidate_checkpoint {path} --output_file best.ckpt"
+        )
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}; {_others(path)}")
     if path.stat().st_size == 0:

@@ -65,6 +65,11 @@ def test_a_damaged_archive(saved):
         read_checkpoint(saved)
 
 
+def test_a_folder_of_shards_is_answered_with_what_makes_it_one_file(tmp_path):
+    with pytest.raises(InputError, match=r"a folder of shards: .* python -m .*consolidate_checkpoint .* --output_file"):
+        read_checkpoint(tmp_path)
+
+
 def test_a_missing_file_is_named_with_the_others(saved):
     with pytest.raises(InputError, match=r"no checkpoint file .*step_3.ckpt; others in .*step_1.ckpt"):
         read_checkpoint(saved.with_name("step_3.ckpt"))

@@ -143,7 +143,9 @@ def test_two_overlays_of_loggers_go_together(main: Main, config: Callable[..., s
 
 
 def test_a_folder_gets_tensorboard_once(tmp_path: Path):
-    options = [{"save_dir": "runs", "name": UNNAMED}] * 2 + [{"save_dir": "elsewhere", "name": "mine"}]
+    options: list[dict[str, Any]] = [{"save_dir": "runs", "name": UNNAMED}] * 2 + [
+        {"save_dir": "elsewhere", "name": "mine"}
+    ]
     loggers = placed([TensorBoardLogger(**given) for given in options], options, tmp_path / "tiny" / "version_0")
     assert [Path(logger.log_dir or "") for logger in loggers] == [
         tmp_path / "tiny" / "version_0",
