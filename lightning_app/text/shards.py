@@ -88,17 +88,36 @@ class Shards:
         return np.concatenate([np.empty(0, self.dtype), *parts])
 
     def _gather(self, positions: np.ndarray) -> np.ndarray:
-        """Sorted by shard, so that each is indexed once, however many there are."""
-        flat = positions.ravel()
-        if flat.size and not 0 <= flat.min() <= flat.max() < len(self):
-            raise IndexError(f"positions {flat.min()} to {flat.max()} of {len(self)}")
-        number, within = np.divmod(flat, self.size)
+        """Rows of consecutive positions, as windows are, one by one; what else there is together."""
+        if not positions.size:
+            return np.empty(positions.shape, self.dtype)
+        if not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of {len(self)}")
+        rows = positions.reshape(-1, positions.shape[-1] if positions.ndim else 1)
+        found = np.empty(rows.shape, self.dtype)
+        is_run = (rows[:, 1:] - rows[:, :-1] == 1).all(axis=1)
+        self._copy_runs(is_run.nonzero()[0].tolist(), rows[is_run, 0].tolist(), found)
+        if not is_run.all():
+            found[~is_run] = self._scattered(rows[~is_run].ravel()).reshape(-1, rows.shape[1])
+        return found.reshape(positions.shape)
+
+    def _copy_runs(self, rows: list[int], starts: list[int], found: np.ndarray) -> None:
+        """The n ids from each start on, to these rows of found (B, n). Half of the time of a fetch: kept short."""
+        size, shards, n = self.size, self._shards, found.shape[1]
+        for row, start in zip(rows, starts, strict=True):
+            within = start % size
+            ids = shards[start // size][within : within + n]
+            found[row] = ids if len(ids) == n else self._slice(slice(start, start + n))
+
+    def _scattered(self, positions: np.ndarray) -> np.ndarray:
+        """Those at positions (n,), sorted by shard, so that each is indexed once, however many there are."""
+        number, within = np.divmod(positions, self.size)
         order = np.argsort(number.astype(np.uint16), kind="stable")  # radix sort; 65,536 shards hold 32 TB
         ends = np.cumsum(np.bincount(number))
-        found = np.empty(flat.size, self.dtype)
+        found = np.empty(len(positions), self.dtype)
         start = 0
         for i in np.flatnonzero(np.diff(ends, prepend=0)):
             chosen = order[start : ends[i]]
             found[chosen] = self._shards[i][within[chosen]]
             start = ends[i]
-        return found.reshape(positions.shape)
+        return found

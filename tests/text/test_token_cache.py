@@ -181,6 +181,13 @@ def test_shards_read_as_one_array(tmp_path, tokenizer, texts, size):
     for shape in ((0,), (1,), (50,), (4, 9), (2, 3, 5)):
         positions = rng.integers(62, size=shape)
         np.testing.assert_array_equal(tokens.ids[positions], expected[positions], strict=True)
+    for n in (1, 2, 5, 30):  # windows, some of which cross borders; then one of them is none
+        positions = rng.integers(62 - n + 1, size=(9, 1)) + np.arange(n)
+        np.testing.assert_array_equal(tokens.ids[positions], expected[positions], strict=True)
+        positions[4] = rng.integers(62, size=n)
+        np.testing.assert_array_equal(tokens.ids[positions], expected[positions], strict=True)
+        np.testing.assert_array_equal(tokens.ids[positions[::3, ::-1]], expected[positions[::3, ::-1]], strict=True)
+    assert tokens.ids[np.int64(61)] == expected[61]
     assert tokens.names == [text.name for text in texts]
     np.testing.assert_array_equal(np.diff(tokens.offsets), [n + 1 for n in LENGTHS])
     assert len({*tokens.keys_of(np.arange(8)).tolist()}) == 7  # the two empty texts have the same one
@@ -191,6 +198,10 @@ def test_positions_outside_of_the_shards_are_refused(tmp_path, tokenizer, texts)
     for outside in (-1, 62):
         with pytest.raises(IndexError, match=rf"positions 3 to {outside} of 62|positions {outside} to 3 of 62"):
             ids[np.array([3, outside])]
+    with pytest.raises(IndexError, match="positions -1 to 2 of 62"):
+        ids[np.arange(-1, 3)]
+    with pytest.raises(IndexError, match="positions 59 to 62 of 62"):
+        ids[np.arange(59, 63)]
 
 
 @pytest.mark.parametrize("damaged", [[1], [0, 3], [6], range(7)])
