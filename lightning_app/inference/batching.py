@@ -65,6 +65,7 @@ class Job:
         on_text: called after each token with the text that is certain by then ("" where there is none), and with the
             finish reason behind the last one.
         stream: what came; set when it has joined.
+        drawn: the tokens that were added.
     """
 
     ids: Sequence[int]
@@ -72,6 +73,7 @@ class Job:
     stop: Sequence[str] = ()
     on_text: Callable[[str, str | None], None] = lambda text, finish_reason: None
     stream: TextStream | None = field(default=None, init=False)
+    drawn: list[int] = field(default_factory=list, init=False)
 
 
 class Batcher:
@@ -101,6 +103,7 @@ class Batcher:
         self._since_join += 1
         for job, text in list(self.running):
             assert job.stream is not None
+            job.drawn.append(text.ids[-1])
             piece = job.stream.push(text.ids[-1])
             if job.stream.finish_reason:
                 self._leave(job, text)

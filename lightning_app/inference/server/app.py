@@ -25,6 +25,7 @@ from lightning_app.inference.explain import explain
 from lightning_app.inference.server.completions import BROKEN, Answer, BrokenError
 from lightning_app.inference.server.engine import QueueFullError
 from lightning_app.inference.server.guard import Guard
+from lightning_app.inference.server.logprobs import logprobs
 from lightning_app.inference.server.schema import (
     ChatRequest,
     CompletionRequest,
@@ -95,7 +96,15 @@ def _add_texts(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions", response_model=None)
     async def completions(request: CompletionRequest, http: Request) -> Response:
-        return await _respond(service.completion(request), service, http)
+        answer = service.completion(request)
+        if request.logprobs is None:
+            return await _respond(answer, service, http)
+        body = await _unless_gone(answer.whole(service.engine), http)
+        for choice, job in zip(body["choices"], answer.jobs, strict=True):
+            ids, first = [*job.ids, *job.drawn], 0 if request.echo else len(job.ids)
+            work = partial(logprobs, service.module, service.tokenizer, ids, first=first, most=request.logprobs)
+            choice["logprobs"] = await _called(service, work)
+        return JSONResponse(body)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: ChatRequest, http: Request) -> Response:

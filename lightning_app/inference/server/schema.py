@@ -87,7 +87,7 @@ class CompletionRequest(Sampling):
     max_tokens: Annotated[int, Field(ge=1)] = 16
     echo: bool = False
     best_of: Literal[1] | None = None
-    logprobs: Literal[0] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     suffix: None = None
 
 

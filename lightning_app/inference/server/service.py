@@ -100,7 +100,20 @@ class Service:
     def completion(self, request: CompletionRequest) -> Answer:
         prompts = self.all_ids(request.prompt, "prompt")
         before = [self.tokenizer.decode(ids) for ids in prompts] if request.echo else []
+        if request.logprobs is not None:
+            self._check_logprobs(request, max(len(ids) for ids in prompts) + request.max_tokens)
         return self._answer("completion", request, prompts, request.max_tokens, request.stops(), before)
+
+    def _check_logprobs(self, request: CompletionRequest, length: int) -> None:
+        most = self.module.backbone.max_length
+        if request.stream:
+            raise RefusedError(400, "logprobs are not offered in a stream", param="logprobs")
+        if not self.module.texts_share_batches:
+            message = "logprobs are not offered for a model that takes one text at a time"
+            raise RefusedError(400, message, param="logprobs")
+        if most is not None and length > most + 1:
+            message = f"the prompt and max_tokens have {length:,} tokens; with logprobs they may have {most + 1:,}"
+            raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
 
     def chat(self, request: ChatRequest) -> Answer:
         prompt = self.template.render([message.plain() for message in request.messages])

@@ -95,6 +95,27 @@ def test_echo_and_stop(client, server):
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_logprobs_are_those_of_the_plain_forward(client, server):
+    options = {"model": "tiny", "prompt": "the café", "max_tokens": 3, "temperature": 0}
+    choice = client.completions.create(**options, echo=True, logprobs=2).choices[0]
+    found, ids = choice.logprobs, server.tokenizer.encode("the café")
+    n = len(ids)
+    assert found.token_logprobs[0] is found.top_logprobs[0] is None
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == n + 3
+    assert (found.tokens[0], found.tokens[7]) == ("t", "bytes:\\xc3")  # the tokenizer has bytes alone
+    assert found.text_offset[:4] == [0, 1, 2, 3]
+    with torch.no_grad():
+        logits = server.module.backbone(torch.tensor([ids]))[0, :, : server.tokenizer.vocab_size]
+    expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    assert found.token_logprobs[1:n] == pytest.approx((-expected).tolist(), abs=1e-4)
+    assert found.top_logprobs[5][found.tokens[5]] == found.token_logprobs[5]  # beside the likeliest two
+    # greedy: what was drawn was the likeliest
+    assert found.token_logprobs[n:] == pytest.approx([max(top.values()) for top in found.top_logprobs[n:]])
+    drawn = client.completions.create(**options, logprobs=0).choices[0].logprobs
+    assert drawn.token_logprobs == pytest.approx(found.token_logprobs[n:])
+    assert drawn.top_logprobs is None
+
+
 @pytest.mark.parametrize("usage", [True, False])
 def test_a_streamed_completion_has_the_same_text_in_pieces(client, server, usage):
     options = {"stream_options": {"include_usage": True}} if usage else {}
@@ -190,6 +211,9 @@ def test_null_is_as_if_it_was_not_said(server):
         ("completions", {"prompt": ["x"] * 129, "n": 2}, 400, "n", "258 texts are asked for, and 256 may be at once"),
         ("completions", {"stop": ""}, 400, None, "at least 1 character"),
         ("completions", {"stop": ["x"] * 17}, 400, "stop", "at most 16"),
+        ("completions", {"logprobs": 6}, 400, "logprobs", "less than or equal to 5"),
+        ("completions", {"logprobs": 1, "stream": True}, 400, "logprobs", "not offered in a stream"),
+        ("completions", {"logprobs": 1, "prompt": "x" * 64}, 400, "logprobs", "with logprobs they may have"),
         ("completions", {"frequency_penalty": 1}, 400, None, "Input should be 0"),
         ("completions", {"no_such": 1}, 400, "no_such", "Extra inputs"),
         ("chat/completions", {"messages": []}, 400, "messages", "at least 1 item"),
