@@ -14,6 +14,7 @@ from lightning.pytorch.cli import instantiate_module
 
 from lightning_app.errors import InputError
 from lightning_app.inference.loading import module_of
+from lightning_app.models.heads.attention_heads import units_made
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.models.readers import KNNReader
 from lightning_app.models.readers.base import Reader
@@ -131,13 +132,21 @@ def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
         "init_args": {**kept, **options, "scope": "shared", "streams": 1, "writes": "never", "path": None},
     }
     varda["readers"] = [*readers[:number], made, *readers[number + 1 :]]
-    module = instantiate_module(VardaGPT, copy.deepcopy(varda))
+    module = _shaped_like(opened.module, instantiate_module(VardaGPT, copy.deepcopy(varda)))
     own, state = f"backbone.readers.{number}.", _renamed(opened.module)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
     new = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
     module.load_state_dict(state | new)
     plain = {name: value for name, value in opened.checkpoint.items() if name not in OF_A_FIT}
     return replace(opened.with_module(module), checkpoint=plain)
+
+
+def _shaped_like(module: LanguageModule, made: VardaGPT) -> VardaGPT:
+    """Without the heads and neurons that the model has lost."""
+    for kind, lost in units_made(module.backbone).items():
+        for units in made.units(kind):
+            units.set_layout(lost.layout())
+    return made
 
 
 def _is_knn(reader: dict[str, Any]) -> bool:
@@ -162,7 +171,7 @@ def with_room(opened: Opened, n: int) -> Opened:
         return opened
     options = opened.varda.hyper_parameters()
     next(reader for reader in options["readers"] if _is_knn(reader))["init_args"]["memory_size"] = n
-    module = instantiate_module(VardaGPT, options)
+    module = _shaped_like(opened.module, instantiate_module(VardaGPT, options))
     state = module.state_dict()
     for name, tensor in opened.module.state_dict().items():
         state[name][tuple(slice(size) for size in tensor.shape)] = tensor

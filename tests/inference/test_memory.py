@@ -234,6 +234,22 @@ def test_a_memory_beside_one_that_is_learned(folder: Path):
     ]
 
 
+def test_a_pruned_model_gets_a_memory_that_grows(folder: Path):
+    pruned, _ = load_module(PLAIN)
+    pruned.units("heads")[0].remove(torch.tensor([[False, True]]))
+    checkpoint = {**read_checkpoint(PLAIN), "state_dict": pruned.state_dict()}
+    pruned.on_save_checkpoint(checkpoint)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, "pruned.ckpt")
+    run("memory", "build", "--ckpt_path", "pruned.ckpt", "--text", "texts/fox.txt", "--output", "small.ckpt")
+    run("memory", "add", "--ckpt_path", "small.ckpt", "--text", "texts/sea.txt", "--output", "large.ckpt")
+    module = opened("large.ckpt")
+    assert module.backbone.readers[0].bank.shared.size() == len(TEXTS["fox"]) + len(TEXTS["sea"])
+    ids = torch.tensor([[*TEXTS["tax"].encode()[:16]]])
+    with torch.no_grad():
+        states = [model.hidden(model.embed(ids)).last for model in (pruned.backbone, module.backbone.backbone)]
+    assert torch.equal(*states)
+
+
 # add, list, delete
 
 
