@@ -342,6 +342,13 @@ def test_a_saved_copy_of_the_model_is_the_model(own, tmp_path):
 # Refusals
 
 
+@pytest.mark.parametrize("name", [".", "..", "somewhere/.."])
+def test_a_directory_that_is_no_place_of_its_own_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="give a directory of its own"):
+        exporting.check_output(Path(name), overwrite=True)
+
+
 def test_a_place_in_use_is_refused(exported, tmp_path):
     module = ArticleGPT(decoder())
     out = tmp_path / "out"
@@ -404,6 +411,7 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
     assert "lightning_app: its own code, in the directory" in said
     assert "logits differ by at most 0" in said
     assert "trust_remote_code=True" in said
+    assert 'AutoTokenizer.from_pretrained(".", trust_remote_code=True)' in (tmp_path / "out" / "README.md").read_text()
     command([*words, "--dense", "--overwrite"])
     assert "gpt2: a family of transformers" in capsys.readouterr().out
     with pytest.raises(InputError, match="without --push_to_hub"):
