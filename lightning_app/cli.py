@@ -6,6 +6,7 @@ Importing Lightning takes seconds, so this file looks for cheap mistakes before 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ from lightning_app.ops.tree import leaves
 
 # Those without a trainer: a module of `inference` each, with a function `command`.
 COMMANDS = ("generate", "chat", "export", "serve", "compare", "memory", "categories", "report")
+PACKAGES = {
+    "DeepSpeedStrategy": "deepspeed",
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+}  # which not everyone needs
 LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
 
 
@@ -54,9 +60,11 @@ def check_arguments(argv: Sequence[str]) -> None:
     """Refuse what the parser would accept and then overwrite without a word.
 
     Raises:
-        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` lacks.
+        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` lacks, a
+            class whose package is not installed.
     """
     given = given_options(argv)
+    _check_packages(given)
     for key, value in given.items():
         name = key.rsplit(".", 1)[-1]
         if key.startswith("dataloader."):
@@ -68,6 +76,15 @@ def check_arguments(argv: Sequence[str]) -> None:
                 f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "
                 f"give data.{name} alone, the model takes it from there"
             )
+
+
+def _check_packages(given: dict[str, Any]) -> None:
+    for key, value in given.items():
+        if not key.startswith("trainer."):
+            continue
+        for name, package in PACKAGES.items():
+            if name in str(value) and importlib.util.find_spec(package) is None:
+                raise InputError(f"{key} has a {name}, which needs a package that is not here: pip install {package}")
 
 
 def given_options(argv: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The part of the command line that works before anything heavy is imported."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -37,6 +38,22 @@ def test_a_linked_size_may_be_repeated_but_not_contradicted(yaml):
     check_arguments(["fit", "--config", config])
     with pytest.raises(InputError, match=r"is 8, but data\.block_size is 9"):
         check_arguments(["fit", "--config", config, "--data.block_size=9"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "strategy: {class_path: lightning.pytorch.strategies.DeepSpeedStrategy}",
+        "logger+: [{class_path: TensorBoardLogger}, {class_path: DeepSpeedStrategy, init_args: {}}]",
+    ],
+)
+def test_a_class_whose_package_is_not_installed(yaml, monkeypatch: pytest.MonkeyPatch, text: str):
+    config = yaml("c.yaml", f"trainer: {{{text}}}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install deepspeed"):
+        check_arguments(["fit", "--config", config])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    check_arguments(["fit", "--config", config])
 
 
 def test_options_without_effect():
