@@ -207,6 +207,8 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: a file, or a directory that is not empty; with `overwrite` one that is no export.
     """
+    if output.name in ("", ".."):
+        raise InputError(f"output is {output}: give a directory of its own, which is replaced as a whole")
     if output.exists() and not output.is_dir():
         raise InputError(f"output is {output}, which is a file: give a directory")
     if not output.is_dir() or not any(output.iterdir()):
