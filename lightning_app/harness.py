@@ -194,6 +194,10 @@ class Harness(LightningCLI):
         path = self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
         if not path and self.subcommand == "fit":
             self._warn_of_random_weights()
+        if not path and self.subcommand in ("validate", "test", "predict"):
+            rank_zero_info(
+                "No --ckpt_path: the model is evaluated as the config builds it, not as a run has trained it"
+            )
         if not path or not Path(path).is_file():  # a sharded checkpoint is a folder
             return
         checkpoint = read_checkpoint(path, mmap=True)

@@ -176,6 +176,11 @@ def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Conf
     assert max((x - art[name]).abs().max().item() for name, x in again.items()) < 3e-3
 
 
+def test_an_evaluation_without_a_checkpoint_says_so(main: Main, config: Config, caplog: pytest.LogCaptureFixture):
+    main("validate", "--config", config({}))
+    assert "No --ckpt_path" in caplog.text
+
+
 def test_validate_test_and_predict_from_a_checkpoint(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
     name = config({})
     main("fit", "--config", name)
