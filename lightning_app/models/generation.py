@@ -16,7 +16,6 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache
 from lightning_app.ops.sampling import penalise_repetition, sample
 
-
 WHOLE = ("max_new_tokens", "top_k", "seed")
 
 
