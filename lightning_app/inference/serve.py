@@ -22,6 +22,9 @@ from lightning_app.inference.server.engine import Engine
 from lightning_app.inference.server.service import Limits, Service
 
 API_KEY = "LIGHTNING_APP_API_KEY"  # the environment's variable
+LONGEST_END = (
+    300  # seconds for the answers under way: a client that reads no further shall not keep the server for ever
+)
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # names of this machine
 
 
@@ -80,7 +83,9 @@ def _name(checkpoint: Path) -> str:
 
 
 def _serve(app: FastAPI, listener: socket.socket, *, name: str) -> None:
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=LONGEST_END)
+    )
     # uvicorn raises the signal anew once it has stopped: that shall not make a clean end look like a crash
     signal.signal(signal.SIGTERM, lambda *_: None)
     host, port = listener.getsockname()[:2]

@@ -23,7 +23,7 @@ from lightning_app.errors import InputError
 from lightning_app.inference.embeddings import embed
 from lightning_app.inference.explain import explain
 from lightning_app.inference.server.completions import BROKEN, Answer, BrokenError
-from lightning_app.inference.server.engine import QueueFullError
+from lightning_app.inference.server.engine import QueueFullError, StoppedError
 from lightning_app.inference.server.guard import Guard
 from lightning_app.inference.server.logprobs import logprobs
 from lightning_app.inference.server.schema import (
@@ -183,6 +183,9 @@ def _add_errors(app: FastAPI) -> None:
         body = error(str(failure), type="rate_limit_error", code="too_many_requests")
         return answered(429, body, {"Retry-After": "1"})
 
+    async def stopped(_request: Request, failure: StoppedError) -> Response:
+        return answered(503, error(str(failure), type="server_error"))
+
     async def malformed(_request: Request, failure: RequestValidationError) -> Response:
         # of a field that may be of several types: what is wrong with a value of the right type says more
         first = min(failure.errors(), key=lambda e: e["type"].endswith(("_type", "_parsing")))
@@ -200,6 +203,7 @@ def _add_errors(app: FastAPI) -> None:
         RefusedError: refused,
         InputError: mistaken,
         QueueFullError: full,
+        StoppedError: stopped,
         RequestValidationError: malformed,
         HTTPException: unknown,
         BrokenError: broken,

@@ -25,6 +25,10 @@ class QueueFullError(InputError):
     """More is asked for than may wait."""
 
 
+class StoppedError(InputError):
+    """Nothing is taken any more."""
+
+
 class Engine:
     """Takes work from any thread.
 
@@ -62,6 +66,7 @@ class Engine:
 
         Raises:
             QueueFullError: too many wait.
+            StoppedError: the engine was closed, or has failed.
         """
         with self._changed:
             self._check_room(len(jobs))
@@ -73,6 +78,7 @@ class Engine:
 
         Raises:
             QueueFullError: too many wait.
+            StoppedError: the engine was closed, or has failed.
         """
         future: Future[T] = Future()
         with self._changed:
@@ -83,7 +89,7 @@ class Engine:
 
     def _check_room(self, n: int) -> None:
         if self._closing or not self.alive:
-            raise QueueFullError("the server is stopping")
+            raise StoppedError("the server is stopping")
         if self.load + n > self.max_waiting:
             raise QueueFullError(
                 f"{self.load} requests are under way, and no more than {self.max_waiting} may be: try again later"

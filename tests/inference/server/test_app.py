@@ -467,3 +467,14 @@ def test_what_the_model_did_is_explained(reading, serve):
     assert answer.status_code == 200
     assert answer.json()["tokens"] == list("the model")
     assert answer.json()["memory"]
+
+
+def test_a_server_whose_engine_has_stopped_says_so(tiny_checkpoint, serve):
+    server = serve(*load_module(tiny_checkpoint))
+    server.service.engine.close()
+    for answer in (
+        httpx.get(f"{server.url}/health"),
+        server.post("/v1/completions", prompt="x"),
+        server.post("/v1/embeddings", input="x"),
+    ):
+        assert answer.status_code == 503

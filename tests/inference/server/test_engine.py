@@ -6,7 +6,7 @@ import pytest
 
 from lightning_app.inference.batching import Job
 from lightning_app.inference.loading import load_module
-from lightning_app.inference.server.engine import FAILED, Engine, QueueFullError
+from lightning_app.inference.server.engine import FAILED, Engine, QueueFullError, StoppedError
 from lightning_app.models.generation import GenerationOptions
 
 
@@ -42,9 +42,9 @@ def test_closing_ends_what_is_under_way_and_takes_nothing_more(engine):
     assert [heard.reason for _, heard in jobs] == ["length"] * 4
     assert len({heard.text for _, heard in jobs}) == 1
     assert not engine.alive
-    with pytest.raises(QueueFullError, match="is stopping"):
+    with pytest.raises(StoppedError, match="is stopping"):
         engine.submit(job()[0])
-    with pytest.raises(QueueFullError, match="is stopping"):
+    with pytest.raises(StoppedError, match="is stopping"):
         engine.call(lambda: 1)
 
 
