@@ -22,9 +22,8 @@ from lightning_app.inference.server.engine import Engine
 from lightning_app.inference.server.service import Limits, Service
 
 API_KEY = "LIGHTNING_APP_API_KEY"  # the environment's variable
-LONGEST_END = (
-    300  # seconds for the answers under way: a client that reads no further shall not keep the server for ever
-)
+# seconds for the answers under way: a client that reads no further shall not keep the server for ever
+LONGEST_END = 300
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # names of this machine
 
 
