@@ -98,9 +98,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def main() -> Run:
-    """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process."""
+def main(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for the
+    2,000 tokens that are sampled at the end: a second each time."""
     from lightning_app.cli import main as command
+    from lightning_app.inference import closing
+
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
 
     return lambda *words: command([str(word) for word in words])
 

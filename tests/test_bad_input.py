@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_app.inference import closing
 from lightning_app.modules import ArticleGPT, LanguageModule
 
 Fails = Callable[..., str]
@@ -124,10 +123,7 @@ def test_options_of_art(fit_fails: Fails, options: dict[str, Any], words: tuple[
     assert all(word in error for word in words), error
 
 
-def test_a_checkpoint_with_art_of_another_width_or_capacity(
-    fails: Fails, main: Main, config: Config, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 5)
+def test_a_checkpoint_with_art_of_another_width_or_capacity(fails: Fails, main: Main, config: Config):
 
     def with_art(width: int, capacity: int) -> str:
         art = ART | {"init_args": {"capacity": capacity}}
@@ -251,7 +247,7 @@ def test_generate(fails: Fails, main: Main, config: Config):
     assert "temperature is -1" in fails(*command, "--temperature", "-1")
     assert "max_new_tokens is 0" in fails(*command, "--max_new_tokens", "0")
     assert "num_samples is 0" in fails(*command, "--num_samples", "0")
-    assert "--prompts" in fails(*command, "--prompts", "x")
+    assert "--prompt_text" in fails(*command, "--prompt_text", "x")
 
 
 PLASTICITY = {"training_steps": 1, "warmup_steps": 1, "finetuning_steps": 1, "cycles": 2}
@@ -278,9 +274,8 @@ def test_options_of_plasticity(fit_fails: Fails, options: dict[str, Any], words:
     assert not any('"phase"' in path.read_text() for path in Path("runs").rglob("log.jsonl"))
 
 
-def test_a_checkpoint_of_other_heads(fails: Fails, main: Main, config: Config, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_of_other_heads(fails: Fails, main: Main, config: Config):
     """Of which all matrices have the same shapes."""
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 5)
     main("fit", "--config", config({}))
     other = config({"model": {"init_args": {"backbone": {"heads": 4}}}})
     for option in ("--ckpt_path", "--init_from"):

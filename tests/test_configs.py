@@ -3,13 +3,14 @@
 import contextlib
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.inference import closing
+from lightning_app.cli import PACKAGES
 from lightning_app.models.pretrained import PretrainedLM
 
 ROOT = Path(__file__).parent.parent
@@ -47,8 +48,10 @@ CHANGED = {  # what each overlay changes
     "wandb": "article_gpt",
     "weight_averaging": "gpt2_offline",
 }
+EVALUATIONS = ("validate", "test", "predict", "prepare")
+# What their own tests fit: a fit of each here, too, where all tests are run.
+FITTED = {"csv_logger", "gradient_checkpointing", "lora", "wandb", "weight_averaging"}
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
-# Two processes: tests/test_ddp.py; several GPUs: not here; wandb's own process: tests/training/test_loggers.py
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
 IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}
 
@@ -70,16 +73,28 @@ def test_all_are_found():
 def test_it_says_what_it_is_for(path: Path):
     head = path.read_text().split("\n\n")[0]
     assert head.startswith("# Purpose:")
-    assert f"python main.py fit {' '.join(words(path))}" in head
+    assert f"main.py fit {' '.join(words(path))}" in head
+
+
+def missing_packages(path: Path) -> list[str]:
+    """What the classes in this file need and is not installed."""
+    return [package for name, package in PACKAGES.items() if name in path.read_text() and find_spec(package) is None]
 
 
 @pytest.mark.parametrize("path", CONFIGS + OVERLAYS, ids=lambda p: p.stem)
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "prepare"])
+@pytest.mark.parametrize("command", ["fit", *(pytest.param(c, marks=pytest.mark.slow) for c in EVALUATIONS)])
 def test_it_parses_for_every_command(path: Path, command: str, main: Main, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
+    printed, said = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(said),
+        pytest.raises(SystemExit) as stopped,
+    ):
         main(command, *words(path), "--print_config")
+    if missing := missing_packages(path):
+        assert f"pip install {missing[0]}" in said.getvalue()
+        return
     assert stopped.value.code == 0
     config = yaml.safe_load(printed.getvalue())
     trained = MODULES[path.stem if path in CONFIGS else CHANGED[path.stem]]
@@ -97,8 +112,11 @@ def two_steps(folder: Path) -> list[object]:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in CONFIGS + OVERLAYS if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS | SCHEDULED],
-    ids=lambda p: p.stem,
+    [
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in FITTED else [])
+        for p in CONFIGS + OVERLAYS
+        if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS | SCHEDULED
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
 @pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly", "ignore:the controller decides from")
@@ -106,7 +124,8 @@ def two_steps(folder: Path) -> list[object]:
     "ignore:lora trains adapters beside random weights", "ignore:The number of training batches"
 )
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+    if missing := missing_packages(path):
+        pytest.skip(f"{missing[0]} is not installed: requirements-dev.txt")
     monkeypatch.chdir(ROOT)
     main("fit", *words(path), *two_steps(tmp_path))
     (run,) = tmp_path.glob("*/version_0")
@@ -173,7 +192,6 @@ def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyP
 @pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has .* steps")
 def test_gpt2_takes_a_directory_and_other_texts(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2}
     source = PretrainedLM(architecture="gpt2", options=sizes, vocab_size=257, block_size=512)
     source.model.save_pretrained(tmp_path / "source")

@@ -13,7 +13,6 @@ import yaml
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.inference import closing
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
 from lightning_app.reporting.curves import best_validation
@@ -156,9 +155,8 @@ def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config
     assert 0 < moved < 2e-3  # two warm-up steps of AdamW away
 
 
-def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config, monkeypatch: pytest.MonkeyPatch):
+def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config):
     """Those that it lacks start anew; those that the module lacks stay behind."""
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 5)
     regularizers = [{"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"average_decay": 0.9}}]
     without, with_art = config({"name": "a"}, "a.yaml"), {"model": {"init_args": {"regularizers": regularizers}}}
     with_art = config({"name": "b", **with_art}, "b.yaml")

@@ -27,6 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return trained(SHARDED, tmp_path_factory.mktemp("sharded"), "sharded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_two_shards_learn_as_one_process(name: str, found: dict[str, Any]):
     alone, one, two = found["alone"][name], *(rank[name] for rank in found["ranks"])
@@ -37,6 +38,7 @@ def test_two_shards_learn_as_one_process(name: str, found: dict[str, Any]):
     torch.testing.assert_close(one["state"], two["state"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_that_of_any_run(found: dict[str, Any]):
     module, tokenizer = load_module(found["folder"] / "article.ckpt")
     assert type(module) is ArticleGPT

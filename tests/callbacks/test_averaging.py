@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning_app.callbacks.averaging import CURRENT, AveragedWeights
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.inference import closing
 from lightning_app.inference.loading import load_module
 from lightning_app.models.heads import units_of
 from lightning_app.modules import ArticleGPT
@@ -30,11 +29,6 @@ Config = Callable[..., str]
 State = dict[str, torch.Tensor]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode")  # ART's copy of the model is meant to be
-
-
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 10)
 
 
 def plasticity(surgery: str) -> dict[str, Any]:

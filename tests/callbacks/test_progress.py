@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lightning_app.callbacks.progress import ProgressLine, clock
-from lightning_app.inference import closing
 
 
 @pytest.mark.parametrize(
@@ -50,9 +49,8 @@ def test_the_bar_shows_loss_val_loss_speed_and_time_left():
 
 
 @pytest.fixture
-def with_art(config: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
+def with_art(config: Callable[..., str]) -> str:
     """The small config with ART."""
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     art = {"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"vigilance": 0.99, "novelty": "margin"}}
     return config({"model": {"init_args": {"regularizers": [art]}}})
 
@@ -89,9 +87,8 @@ def test_with_art_the_bar_shows_all_terms_and_the_clusters_of_now_at_each_step(
 
 
 def test_without_regularisers_the_bar_is_drawn_every_five_steps(
-    folder: Path, main: Callable[..., None], at_a_terminal: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, main: Callable[..., None], at_a_terminal: list[dict[str, Any]]
 ):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     main("fit", "--config", "tiny.yaml", "--trainer.val_check_interval", 6)
     assert {shown["step"] for shown in at_a_terminal} == {5, 6}  # the validation draws too
     assert not {"ce", "art_clusters"} & set(at_a_terminal[0])

@@ -6,7 +6,6 @@ import yaml
 
 from lightning_app.callbacks import Projector
 from lightning_app.errors import InputError
-from lightning_app.inference import closing
 from lightning_app.inference.loading import load_module
 
 Main = Callable[..., None]
@@ -26,11 +25,6 @@ VARDA = {
         ],
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
 
 
 @pytest.fixture

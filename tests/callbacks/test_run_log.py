@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from lightning_app.callbacks.run_log import JSONLinesLogger, read_log
-from lightning_app.inference import closing
 
 
 def write(folder: Path, *records: dict) -> None:
@@ -50,9 +49,8 @@ def test_numbers_of_an_evaluation_belong_to_no_step(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore:.*in eval mode")  # so the copy is meant to be
 def test_a_regularisers_copy_of_the_model_is_not_counted_among_its_parameters(
-    folder: Path, main: Callable[..., None], config: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, main: Callable[..., None], config: Callable[..., str]
 ):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     art = {"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"novelty": "drift"}}
     for regularizers in ([], [art]):
         name = config({"model": {"init_args": {"regularizers": regularizers}}, "trainer": {"max_steps": 3}})

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_app.inference import closing
 from lightning_app.inference.categories import categories_of, networks_of
 from lightning_app.inference.loading import load_module
 from lightning_app.models.art import ART
@@ -19,11 +18,6 @@ from lightning_app.text.tokenizer import load_tokenizer
 
 Main = Callable[..., None]
 RUN = Path("runs/tiny/version_0")
-
-
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
 
 
 @pytest.fixture

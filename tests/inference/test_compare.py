@@ -73,12 +73,8 @@ def test_a_damaged_line_is_left_out(runs: Path):
     assert (len(run.records), run.measure("val/ce")) == (4, 2.0)
 
 
-def test_a_fit_is_compared_with_intervals_over_passages(
-    main: Main, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    from lightning_app.inference import closing
+def test_a_fit_is_compared_with_intervals_over_passages(main: Main, folder: Path, capsys: pytest.CaptureFixture[str]):
 
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     main("fit", "--config", "tiny.yaml")
     (run,) = read_runs([Path("runs/tiny")])
     assert run.passages is not None

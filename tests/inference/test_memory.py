@@ -122,7 +122,6 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, to work in."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     return tmp_path
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.inference import closing
 from lightning_app.inference.loading import load_module
 from lightning_app.models.heads import units_of
 from lightning_app.models.lora import LoRA, merged, named_as
@@ -220,9 +219,8 @@ def saved(name: str, checkpoint: str = "last") -> dict[str, Any]:
 
 
 @pytest.fixture
-def base(folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> Path:
+def base(folder: Path, main: Main) -> Path:
     """A whole model that was trained for some steps."""
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 10)
     main("fit", "--config", write("base", None))
     return Path("runs/base/version_0/checkpoints/last.ckpt")
 
@@ -298,7 +296,6 @@ def test_a_decoder_has_no_adapters(fails: Callable[..., str], config: Callable[.
     assert "lora" in fails("fit", "--config", name)
 
 
-def test_adapters_beside_random_weights_are_warned_of(folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 10)
+def test_adapters_beside_random_weights_are_warned_of(folder: Path, main: Main):
     with pytest.warns(UserWarning, match="beside random weights"):
         main("fit", "--config", write("fresh", {"r": 2}), "--trainer.max_steps", 1)

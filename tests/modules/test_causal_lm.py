@@ -12,7 +12,6 @@ import torch
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.inference import closing
 from lightning_app.inference.loading import load_module
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
@@ -74,10 +73,7 @@ def source(folder: Path) -> Path:
     return folder / "source"
 
 
-def test_the_checkpoint_needs_no_source(
-    main: Main, tiny: Callable[..., str], source: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+def test_the_checkpoint_needs_no_source(main: Main, tiny: Callable[..., str], source: Path, capsys: Any):
     main("fit", "--config", tiny(pretrained="source"))
     fitted(PretrainedLM(pretrained="source", vocab_size=257, block_size=16), lr=0.1)
     shutil.rmtree(source)

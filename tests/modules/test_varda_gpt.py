@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.errors import InputError
-from lightning_app.inference import closing
 from lightning_app.inference.loading import load_module
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
@@ -112,10 +111,9 @@ BACKBONES = {
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_checkpoint_alone_generates_with_its_memory(
-    name: str, config: Callable[..., str], main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    name: str, config: Callable[..., str], main: Callable[..., None], capsys: Any
 ):
     """On another backbone by its class_path alone."""
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     path = Path(config({}))
     model = {"readers": READERS, "segment_length": 8, "backbone": BACKBONES[name]}
     whole = yaml.safe_load(path.read_text()) | {

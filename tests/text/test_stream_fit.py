@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.inference import closing
 from lightning_app.modules.base import LanguageModule
 
 Config = Callable[..., str]
@@ -26,8 +25,7 @@ STREAMED: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 10)
+def rows(folder: Path) -> None:
     words = (folder / "train.txt").read_text().split()
     (folder / "rows").mkdir()
     for i in range(2):

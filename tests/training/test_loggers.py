@@ -12,7 +12,6 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.inference import closing
 from lightning_app.training.loggers import UNNAMED, next_version, placed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,11 +35,6 @@ WITH_ALL = {"trainer": {"callbacks": [SAMPLES, PLASTICITY]}, "model": {"init_arg
 KEPT = {"config.yaml", "log.jsonl", "loss.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/best.txt"}
 
 Main = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 10)
 
 
 def files(run: Path) -> set[str]:

@@ -186,11 +186,13 @@ def _add_errors(app: FastAPI) -> None:
     async def stopped(_request: Request, failure: StoppedError) -> Response:
         return answered(503, error(str(failure), type="server_error"))
 
-    async def malformed(_request: Request, failure: RequestValidationError) -> Response:
+    async def malformed(request: Request, failure: RequestValidationError) -> Response:
         # of a field that may be of several types: what is wrong with a value of the right type says more
         first = min(failure.errors(), key=lambda e: e["type"].endswith(("_type", "_parsing")))
         names = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
         param = names[0] if names else None
+        if param is None and "json" not in request.headers.get("content-type", ""):
+            return answered(400, error("the body is no JSON: send the header Content-Type: application/json"))
         return answered(400, error(f"{param or 'the body'}: {first['msg']}", param=param))
 
     async def unknown(_request: Request, failure: HTTPException) -> Response:

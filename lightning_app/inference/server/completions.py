@@ -77,7 +77,7 @@ class Answer:
         Raises:
             BrokenError: the model failed.
         """
-        left = len(self.jobs)
+        left, silent = len(self.jobs), set(range(len(self.jobs)) if self.kind == "chat" else ())
         for i, text in enumerate(self._before):
             yield Said(i, text, None)
         try:
@@ -86,6 +86,9 @@ class Answer:
                 if piece.finish_reason == FAILED:
                     raise BrokenError(BROKEN)
                 left -= piece.finish_reason is not None
+                if piece.choice in silent:  # the space behind the template's "Assistant:" is no part of the answer
+                    piece = replace(piece, text=piece.text.lstrip())
+                    silent -= {piece.choice} if piece.text else set()
                 yield piece
         finally:
             if left:

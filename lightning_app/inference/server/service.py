@@ -82,7 +82,7 @@ class Service:
             message = f"{wrong[0]} is no token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
             raise RefusedError(400, message, param=param)
         if len(ids) > (most := self.limits.max_prompt_tokens):
-            message = f"the prompt has {len(ids):,} tokens, and may have {most:,}"
+            message = f"the prompt has {len(ids):,} tokens, and may have at most {most:,}"
             raise RefusedError(400, message, param=param, code="context_length_exceeded")
         return ids or [self.tokenizer.eot]
 
@@ -95,7 +95,7 @@ class Service:
     def check_count(self, texts: int, param: str) -> None:
         """Refuse a request for more texts than may be under way: it would have to wait for ever."""
         if texts > (most := self.limits.max_requests):
-            raise RefusedError(400, f"{texts} texts are asked for, and {most} may be at once", param=param)
+            raise RefusedError(400, f"{texts} texts are asked for, and at most {most} may be at once", param=param)
 
     def completion(self, request: CompletionRequest) -> Answer:
         prompts = self.all_ids(request.prompt, "prompt")
@@ -112,7 +112,9 @@ class Service:
             message = "logprobs are not offered for a model that takes one text at a time"
             raise RefusedError(400, message, param="logprobs")
         if most is not None and length > most + 1:
-            message = f"the prompt and max_tokens have {length:,} tokens; with logprobs they may have {most + 1:,}"
+            message = (
+                f"the prompt and max_tokens have {length:,} tokens; with logprobs they may have at most {most + 1:,}"
+            )
             raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
 
     def chat(self, request: ChatRequest) -> Answer:
@@ -132,7 +134,7 @@ class Service:
     ) -> Answer:
         self.check_model(request.model)
         if most > self.limits.max_new_tokens:
-            message = f"max_tokens is {most:,}, and may be {self.limits.max_new_tokens:,}"
+            message = f"max_tokens is {most:,}, and may be at most {self.limits.max_new_tokens:,}"
             raise RefusedError(400, message, param="max_tokens")
         self.check_count(len(prompts) * request.n, "n")
         answer = Answer(kind, request, prompts, request.options(most), stop=stop, before=before)
