@@ -77,7 +77,7 @@ same at every batch size."""
 
 def tables(quick: bool = False) -> list[Table]:
     shapes = (TINY,) if quick else (SMALL, WIDE)
-    rows = [row for s in shapes for row in shape_rows(s, n=6 if quick else REQUESTS, rounds=1 if quick else 5)]
+    rows = [row for s in shapes for row in shape_rows(s, n=6 if quick else REQUESTS, rounds=1 if quick else 3)]
     return [Table("Serving", rows, NOTES)]
 
 

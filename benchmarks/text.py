@@ -143,7 +143,7 @@ def prepared(folder: str, *, num_proc: int, runs: int = 1) -> tuple[float, set[s
 
 
 def processes(folder: str, *, quick: bool) -> list[Row]:
-    size, rounds = (MB // 10, 1) if quick else (10 * MB, 5)
+    size, rounds = (MB // 10, 1) if quick else (40 * MB, 5)
     (Path(folder) / "texts").mkdir()
     for i in range(2 if quick else 4):
         (Path(folder) / "texts" / f"{i}.txt").write_text(long_text(size), encoding="utf-8")
@@ -158,7 +158,7 @@ def processes(folder: str, *, quick: bool) -> list[Row]:
         written |= files_of_one | files_of_two
     assert len(written) == 1, "the number of processes changed what was written"
     return [
-        ratio_row("preparing 40 MB: 2 processes / 1, wall time", ratios, at_least=1.7),
+        ratio_row("preparing 160 MB: 2 processes / 1, wall time", ratios, at_least=1.7),
         ratio_row("the machine's limit: two runs of 1 process at once / one after the other", limits),
     ]
 
@@ -276,7 +276,7 @@ FETCHING = f"""An epoch of {BATCH} x {BLOCK} byte tokens per batch, 2 MB, in ord
 `DataLoader(windows, batch_size={BATCH})`: one `__getitem__` of the same windows per sample, then the default collation.
 All batches are equal. A shuffled batch of the last row has windows of all 8 files; a corpus of less than 512 MB of
 tokens has one file."""
-PROCESSES = f"""4 files of 10 MB, made as above, read, cleaned, hashed, tokenised ({VOCABULARY:,} ids) and written, in
+PROCESSES = f"""4 files of 40 MB, made as above, read, cleaned, hashed, tokenised ({VOCABULARY:,} ids) and written, in
 `data.num_proc` processes, their start included. What they write is equal. Wall time: the second row says how much more
 two processes that share nothing get done at the same time than one after the other."""
 
