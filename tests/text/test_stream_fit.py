@@ -12,6 +12,7 @@ import torch
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.modules.base import LanguageModule
+from tests.test_ddp import ROOT, run
 
 Config = Callable[..., str]
 Main = Callable[..., None]
@@ -93,6 +94,27 @@ def test_a_run_resumed_in_the_middle_is_the_run_that_was_not_stopped(
     found = weights(Path("runs/stopped/version_0/checkpoints/last.ckpt"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_two_processes_with_workers_go_on_with_their_own_parts(config: Config):
+    train = {**STREAMED["data"]["train"], "shuffle_buffer": 4}
+    streamed = {**STREAMED["data"], "train": train, "dataloader": {"batch_size": 2, "num_workers": 1}}
+    for name in ("whole", "parts"):
+        config({"name": name, "data": streamed}, f"{name}.yaml")
+    overlay = ROOT / "configs" / "overlays" / "ddp.yaml"
+    words = ["--config", overlay, "--trainer.accelerator", "cpu"]
+    words += ["--model.init_args.scheduler.init_args.total_steps", 6]
+    run(ROOT / "main.py", "fit", "--config", "whole.yaml", *words)
+    run(ROOT / "main.py", "fit", "--config", "parts.yaml", *words, "--trainer.max_steps", 3)
+    stopped = torch.load("runs/parts/version_0/checkpoints/last.ckpt", weights_only=True)
+    loader = stopped["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    assert loader["ranks"].keys() == {0, 1}
+    assert str(loader["ranks"][0]) != str(loader["ranks"][1])  # each has read what is its own
+    run(ROOT / "main.py", "fit", "--config", "parts.yaml", *words, "--ckpt_path", "last")
+    whole, parts = (weights(Path(f"runs/{name}/version_0/checkpoints/last.ckpt")) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_what_a_run_says_of_a_streamed_text(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
