@@ -7,7 +7,7 @@ from functools import partial
 
 from benchmarks.common import Contestant, Row, Run, Table, compare, main
 from benchmarks.peers import seeded_decoder
-from benchmarks.train_step import SMALL, TINY, WIDE, Shape
+from benchmarks.train_step import SMALL, TINY, Shape
 from lightning_app.inference.batching import Batcher, Job
 from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
 from lightning_app.modules import ArticleGPT
@@ -76,8 +76,7 @@ same at every batch size."""
 
 
 def tables(quick: bool = False) -> list[Table]:
-    shapes = (TINY,) if quick else (SMALL, WIDE)
-    rows = [row for s in shapes for row in shape_rows(s, n=6 if quick else REQUESTS, rounds=1 if quick else 3)]
+    rows = shape_rows(TINY, n=6, rounds=1) if quick else shape_rows(SMALL, n=REQUESTS, rounds=3)
     return [Table("Serving", rows, NOTES)]
 
 
