@@ -14,7 +14,7 @@ from lightning_app.models.generation import Continuation, GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
 
-JOIN_EVERY = 8  # steps: a text that joins costs the prompts of all
+JOIN_EVERY = 4  # steps: who joins costs a copy of the cache, however many they are
 
 
 class Decoder(Protocol):

@@ -117,3 +117,27 @@ class KVCache:
     def advance(self, positions: int) -> None:
         """Called once per forward, after the last layer."""
         self.length += positions
+
+    def kept(self, rows: Sequence[int]) -> KVCache:
+        """See `models.backbone.Cache`, as is `joined`."""
+        return self._with([keys[rows] for keys in self.keys], [values[rows] for values in self.values], self.length)
+
+    def joined(self, other: KVCache) -> KVCache:
+        length = max(self.length, other.length)
+
+        def together(ours: Tensor, theirs: Tensor) -> Tensor:
+            both = ours.new_empty(len(ours) + len(theirs), *ours.shape[1:])
+            for rows, x, n in ((slice(len(ours)), ours, self.length), (slice(len(ours), None), theirs, other.length)):
+                both[rows, :, : length - n] = 0  # padding is masked, and must be finite
+                both[rows, :, length - n : length] = x[:, :, :n]
+            return both
+
+        keys = [together(ours, theirs) for ours, theirs in zip(self.keys, other.keys, strict=True)]
+        values = [together(ours, theirs) for ours, theirs in zip(self.values, other.values, strict=True)]
+        return self._with(keys, values, length)
+
+    @staticmethod
+    def _with(keys: list[Tensor], values: list[Tensor], length: int) -> KVCache:
+        cache = KVCache([], dtype=keys[0].dtype, device=keys[0].device)
+        cache.keys, cache.values, cache.length = keys, values, length
+        return cache

@@ -32,6 +32,12 @@ class Cache(Protocol):
     def length(self) -> int:
         """Positions held."""
 
+    def kept(self, rows: Sequence[int]) -> Cache | None:
+        """These rows alone; None where this kind of cache cannot tell them apart."""
+
+    def joined(self, other: Any) -> Cache | None:
+        """Its rows and then those of another one, the shorter of both padded on the left; None where it cannot."""
+
 
 class Backbone(nn.Module, ABC):
     """A causal language model in three steps: `embed`, `hidden`, `logits`.

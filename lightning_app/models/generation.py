@@ -111,8 +111,9 @@ class Continuation:
 class BatchDecoder:
     """Continues several texts at once, a token of each per step; each gets the tokens that it would get alone.
 
-    Texts may join and leave between steps. Rows are padded on the left. The cache is computed anew when a text joins,
-    when a context is full, and when half of the rows have left: any backbone can do that, and at a prompt's cost.
+    Texts may join and leave between steps. Rows are padded on the left. Who joins is computed apart, and its cache put
+    beside the others'. All contexts are computed anew when one is full, when the padding has filled the model's
+    length, and where a kind of cache cannot be put together.
 
     Args:
         backbone: in eval mode for deterministic results; moved and cast by the caller.
@@ -128,14 +129,12 @@ class BatchDecoder:
         self.texts: list[Continuation] = []
         self._rows: list[Continuation] = []  # of the cache, those included that have left
         self._cache: Cache | None = None
-        self._mask: Tensor | None = None  # (B, P), over the P positions in the cache
-        self._width = 0  # P
+        self._mask: Tensor | None = None  # (B, P), over the P positions in the cache; None: no padding
 
     def join(self, ids: Sequence[int], options: GenerationOptions) -> Continuation:
         """Continue the text of `ids`, at least one token, from the next step on."""
         text = Continuation(ids, options, max_length=self.backbone.max_length, device=self.device)
         self.texts.append(text)
-        self._cache = None
         return text
 
     def leave(self, text: Continuation) -> None:
@@ -145,36 +144,66 @@ class BatchDecoder:
     @torch.inference_mode()
     def step(self) -> list[int]:
         """Add a token to each of `texts` -> the tokens."""
-        if self._must_start_anew():
-            ids, new_mask = self._start_anew()
+        new = [text for text in self.texts if text not in self._rows]
+        if self._fits() and self._drop_left(at_once=bool(new)):
+            logits = self._go_on()
+            logits = torch.cat([logits, self._go_on_with(new)]) if new else logits
         else:
-            ids = torch.tensor([row.ids[-1:] for row in self._rows], device=self.device)
-            new_mask = torch.ones_like(ids, dtype=torch.bool)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, new_mask], dim=1)
-        self._width += ids.shape[1]
-        states = self.backbone.hidden(self.backbone.embed(ids), mask=self._mask, cache=self._cache)
-        logits = self.backbone.logits(states.last[:, -1:])[:, -1, : self.vocab_size]
+            self._rows = list(self.texts)
+            logits, self._cache, self._mask = self._begin(self._rows)
         return self._draw(logits)
 
-    def _must_start_anew(self) -> bool:
+    def _fits(self) -> bool:
+        """Whether the cache can take another position of each of its rows."""
         limit = self.backbone.max_length
         moved = [text.moves(limit) for text in self.texts]  # each, whatever the others say
-        full = limit is not None and self._width >= limit
-        return self._cache is None or any(moved) or full or 2 * len(self.texts) <= len(self._rows)
+        return self._cache is not None and not any(moved) and (limit is None or self._cache.length < limit)
 
-    def _start_anew(self) -> tuple[Tensor, Tensor]:
-        """All contexts as (B, T) ids and mask; the cache is empty, and takes them next."""
-        self._rows = list(self.texts)
-        contexts = [row.context for row in self._rows]
-        width = max(len(context) for context in contexts)
-        ids = torch.tensor([[0] * (width - len(c)) + c for c in contexts], device=self.device)
+    def _drop_left(self, *, at_once: bool) -> bool:
+        """Take the rows that have left out of the cache (half of them, if not at once); False where it cannot."""
+        there = [i for i, row in enumerate(self._rows) if row in self.texts]
+        if len(there) == len(self._rows) or not (at_once or 2 * len(there) <= len(self._rows)):
+            return True
+        assert self._cache is not None
+        self._cache = self._cache.kept(there) if there else None
+        self._mask = self._mask[there] if self._mask is not None else None
+        self._rows = [self._rows[i] for i in there]
+        return self._cache is not None
+
+    def _begin(self, texts: Sequence[Continuation]) -> tuple[Tensor, Cache | None, Tensor | None]:
+        """Compute whole contexts -> logits (B, V) behind them, cache, mask."""
+        contexts = [text.context for text in texts]
         lengths = torch.tensor([len(context) for context in contexts], device=self.device)
-        mask = torch.arange(width, device=self.device) >= width - lengths[:, None]
-        self._cache = self.backbone.new_cache(len(ids)) if self.use_cache else None
-        self._mask = None if all(len(context) == width for context in contexts) else mask[:, :0]
-        self._width = 0
-        return ids, mask
+        width = int(lengths.max())
+        ids = torch.tensor([[0] * (width - len(c)) + c for c in contexts], device=self.device)
+        padded = bool((lengths < width).any())
+        mask = torch.arange(width, device=self.device) >= width - lengths[:, None] if padded else None
+        cache = self.backbone.new_cache(len(ids)) if self.use_cache else None
+        return self._logits(ids, mask, cache), cache, mask
+
+    def _go_on(self) -> Tensor:
+        """Logits (B, V) behind one more token of each row in the cache."""
+        ids = torch.tensor([row.ids[-1:] for row in self._rows], device=self.device)
+        if self._mask is not None:
+            self._mask = nn.functional.pad(self._mask, (0, 1), value=True)
+        return self._logits(ids, self._mask, self._cache)
+
+    def _go_on_with(self, new: list[Continuation]) -> Tensor:
+        """Logits behind the contexts of texts that join; their cache is put beside the others'."""
+        logits, cache, mask = self._begin(new)
+        assert self._cache is not None
+        assert cache is not None
+        widths = self._cache.length, cache.length
+        masks = zip((self._mask, mask), (len(self._rows), len(new)), widths, strict=True)
+        whole = [torch.ones(b, w, dtype=torch.bool, device=self.device) if m is None else m for m, b, w in masks]
+        padded = [nn.functional.pad(m, (max(widths) - m.shape[1], 0), value=False) for m in whole]
+        self._cache, self._mask = self._cache.joined(cache), torch.cat(padded)
+        self._rows = self._rows + new
+        return logits
+
+    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        states = self.backbone.hidden(self.backbone.embed(ids), mask=mask, cache=cache)
+        return self.backbone.logits(states.last[:, -1:])[:, -1, : self.vocab_size]
 
     def _draw(self, logits: Tensor) -> list[int]:
         """One token for each of `texts` from the (B, V) logits of the rows; rows of one kind at once."""

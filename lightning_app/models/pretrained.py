@@ -43,6 +43,35 @@ class PretrainedCache:
     def length(self) -> int:
         return int(self.past.get_seq_length())
 
+    def kept(self, rows: Sequence[int]) -> PretrainedCache | None:
+        """See `models.backbone.Cache`, as is `joined`. Layers with a window or a state of their own cannot."""
+        if not _plain(self.past):
+            return None
+        layers: Any = self.past.layers
+        self.past.batch_select_indices(torch.tensor(rows, device=layers[0].keys.device))
+        return self
+
+    def joined(self, other: PretrainedCache) -> PretrainedCache | None:
+        if not (_plain(self.past) and _plain(other.past)):
+            return None
+        length = max(self.length, other.length)
+
+        def together(ours: Tensor, theirs: Tensor) -> Tensor:
+            padded = [nn.functional.pad(x, (0, 0, length - x.shape[-2], 0)) for x in (ours, theirs)]
+            return torch.cat(padded)
+
+        layers: Any = zip(self.past.layers, other.past.layers, strict=True)
+        for ours, theirs in layers:
+            ours.keys, ours.values = together(ours.keys, theirs.keys), together(ours.values, theirs.values)
+        return self
+
+
+def _plain(past: DynamicCache) -> bool:
+    """Whether all that it holds are keys and values of all positions."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in past.layers)
+
 
 class PretrainedLM(Backbone):
     """A causal language model of the Hugging Face library. Give one of `pretrained`, `architecture` and `config`.
