@@ -70,9 +70,8 @@ def shape_rows(shape: Shape, *, n: int, rounds: int) -> list[Row]:
 
 
 NOTES = f"""{REQUESTS} requests with prompts of 4 tokens to a quarter of the block and 16 tokens to half a block to add,
-sampled, fp32, one thread: a first batch, then one more every {STEP} steps. How the batches are made (left padding, a
-cache that is computed anew when requests join) costs what the ratio lacks. The texts are the
-same at every batch size."""
+sampled, fp32, one thread: a first batch, then one more every {STEP} steps. What a batch of requests
+that come and go costs (padding, caches put together) is in the ratio. The texts are the same at every batch size."""
 
 
 def tables(quick: bool = False) -> list[Table]:
