@@ -50,7 +50,7 @@ CHANGED = {  # what each overlay changes
 }
 EVALUATIONS = ("validate", "test", "predict", "prepare")
 # What their own tests fit: a fit of each here, too, where all tests are run.
-FITTED = {"csv_logger", "gradient_checkpointing", "lora", "wandb", "weight_averaging"}
+FITTED = {"art", "art_varda", "controller", "csv_logger", "gradient_checkpointing", "lora", "wandb", "weight_averaging"}
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
 IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}

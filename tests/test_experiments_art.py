@@ -72,6 +72,7 @@ def run(plan: Plan, folder: Path) -> None:
             do(job)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_all_arms_run_in_small_go_on_and_become_a_page(plan: Plan, tmp_path: Path):
     folder = tmp_path / "work"

@@ -76,6 +76,7 @@ def folder_of(plan: Plan, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Polyfit", "ignore:invalid value", "ignore:Mean of empty")
 def test_arms_run_in_small_go_on_and_become_a_page(
     plan: Plan, quickly: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -100,7 +100,8 @@ def test_validation_and_the_best_checkpoint_are_of_the_average(main: Main, confi
     assert not torch.equal(best["state_dict"][weight], best[CURRENT][weight])
 
 
-@pytest.mark.parametrize("surgery", [pytest.param(x, marks=pytest.mark.slow) for x in (None, "mask")] + ["remove"])
+@pytest.mark.slow
+@pytest.mark.parametrize("surgery", [None, "mask", "remove"])
 def test_a_resumed_run_is_the_run_that_never_stopped(
     main: Main, config: Config, monkeypatch: pytest.MonkeyPatch, surgery: str | None
 ):

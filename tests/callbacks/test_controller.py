@@ -70,7 +70,8 @@ def test_a_controller_that_switches_nothing_changes_nothing(config: Callable[...
         assert torch.equal(plain[name], gated[name]), name
 
 
-@pytest.mark.parametrize("mode", ["network", pytest.param("logits", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["network", "logits"])
 def test_a_resume_is_bit_exact(mode: str, config: Callable[..., str], main: Main):
     options = {"mode": mode, "controller_lr": 1.0, "controller_reg_weight": 0.003, "finally_": "keep"}
     if mode == "logits":

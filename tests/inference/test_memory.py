@@ -193,6 +193,7 @@ def test_the_config_beside_it_evaluates_it(folder: Path, stage: str):
     assert measured["ce"] < measured["ce_without_memory"]
 
 
+@pytest.mark.slow
 def test_it_goes_into_another_fit(folder: Path):
     run("fit", "--config", "memory.yaml", "--name", "next", "--init_from", MEMORY, "--trainer.max_steps", 1)
     after = opened(CKPT.format("next"))
