@@ -15,12 +15,17 @@ from lightning_app.training.checkpoint_io import find_checkpoint
 TOP_K = 50  # what a command samples among if nothing is said: small models have long, poor tails
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where it runs."""
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
     parser.add_argument(
         "--ckpt_path", required=True, help="a checkpoint of a fit; best or last: the newest in RUNS_DIR"
     )
     parser.add_argument("--runs_dir", default="runs", help="where best and last are looked for, in all folders below")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    add_checkpoint(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
 
 

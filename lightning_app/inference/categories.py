@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.inference import arguments
 from lightning_app.inference.loading import load_module
 from lightning_app.models.art import ART
 from lightning_app.modules.art_gpt2 import ARTRegularizer
@@ -91,10 +92,7 @@ def command(argv: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py categories", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--ckpt_path", required=True, help="a checkpoint of a fit; best or last: the newest in RUNS_DIR"
-    )
-    parser.add_argument("--runs_dir", default="runs", help="where best and last are looked for, in all folders below")
+    arguments.add_checkpoint(parser)
     parser.add_argument("--output", help="an HTML page with all categories is written there")
     parser.add_argument(
         "--limit", type=int, default=SHOWN, help="how many categories the table shows, the largest first"

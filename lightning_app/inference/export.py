@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.inference import arguments
 from lightning_app.inference.export_code import AUTO_MAP, code_files
 from lightning_app.inference.export_hub import check_name, push
 from lightning_app.inference.export_models import (
@@ -295,9 +296,8 @@ def report(done: Exported, checkpoint: str | Path) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py export", description=__doc__, allow_abbrev=False)
+    arguments.add_checkpoint(parser)
     add: Any = parser.add_argument
-    add("--ckpt_path", required=True, help="a checkpoint of a fit; best or last: the newest in RUNS_DIR")
-    add("--runs_dir", default="runs", help="where best and last are looked for, in all folders below")
     add("--output", required=True, help="the directory to write")
     add("--dense", action="store_true", help="removed heads and neurons come back as zeros: loads without code")
     add("--onnx", action="store_true", help="write model.onnx as well")

@@ -18,6 +18,7 @@ from lightning_app.inference.modeling_parts import PARTS
 from lightning_app.models.attention import KVCache
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.heads import Kind, units_of
+from lightning_app.models.heads.attention_heads import innermost
 
 
 class LightningAppConfig(PretrainedConfig):
@@ -51,11 +52,6 @@ def rebuilt(described: Any) -> Any:
         arguments = {name: rebuilt(value) for name, value in described["init_args"].items()}
         return PARTS[described["class_path"]](**arguments)
     return described
-
-
-def innermost(backbone: Backbone) -> Backbone:
-    """The language model within what wraps it."""
-    return [module for module in backbone.modules() if isinstance(module, Backbone)][-1]
 
 
 class SharedCache(KVCache):
