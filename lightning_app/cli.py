@@ -92,7 +92,7 @@ def given_options(argv: Sequence[str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for path in config_paths(argv):
         given |= dict(leaves(_load(path)))
-    return given | dict(_options(argv))
+    return given | dict(command_line_options(argv))
 
 
 def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:
@@ -123,7 +123,7 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield word, argv[i + 1]
 
 
-def _options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Dotted options of the command line, with values read as YAML does."""
     for key, value in _pairs(argv):
         if key.startswith("--") and "." in key:

@@ -25,7 +25,7 @@ from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
-from lightning_app.cli import LINKED, given_options, without_effect
+from lightning_app.cli import LINKED, command_line_options, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.inference.closing import close_run
 from lightning_app.models.pretrained import PretrainedLM
@@ -35,6 +35,7 @@ from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.loggers import next_version, placed, tensorboard
+from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here
 
 THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
@@ -126,6 +127,7 @@ class Harness(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's, with a warning where an option was dropped because a later config chose another class."""
         self.config = parser.parse_args(args)
+        self._asked_for_precision = "trainer.precision" in dict(command_line_options(args))
         options = self.config[self.config.subcommand].as_dict()
         for key in without_effect(given_options(args), options):
             rank_zero_warn(
@@ -145,6 +147,7 @@ class Harness(LightningCLI):
         if precision not in ("highest", "high", "medium"):
             raise InputError(f"float32_matmul_precision is {precision!r}; it must be highest, high or medium")
         torch.set_float32_matmul_precision(precision)
+        self._take_fast_precision()
         if options.tune_allocator:
             tune_allocator()
         if options.get("ckpt_path"):
@@ -153,6 +156,16 @@ class Harness(LightningCLI):
             options.init_from = find_checkpoint(options.init_from, Path(options.runs_dir))
         if options.get("ckpt_path") and options.init_from:
             raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
+
+    def _take_fast_precision(self) -> None:
+        """A config is written for many machines; what the command line says counts as it is."""
+        trainer = self._options.trainer
+        if is_slow_here(trainer.precision, trainer.accelerator) and not self._asked_for_precision:
+            trainer.precision = INSTEAD
+            rank_zero_info(
+                f"Computing in {INSTEAD}: this CPU has no bf16 instructions, and {SLOW} would be several times slower "
+                f"(--trainer.precision {SLOW} insists)"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self._folder()
