@@ -1,0 +1,51 @@
+"""Small runs give the numbers that they gave before: see CONTRIBUTING.md, "Golden runs"."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.golden.compare import differences
+from tests.golden.runner import HERE, NAMES, run
+
+HAPPENED = {  # what each run is there for
+    "accumulation": {"accumulated steps"},
+    "art_gpt2": {"categories born", "steps with a match", "steps with drift", "steps of rehearsal"},
+    "article_gpt": set(),
+    "averaging": {"averaged weights", "validations of the average"},
+    "controller": {"updates that switched a head", "heads pruned"},
+    "plasticity": {"heads pruned", "neurons pruned", "heads regrown"},
+    "varda_gpt": {
+        *(f"memory{i} {what}" for i in range(5) for what in ("reads", "writes", "evictions")),
+        *("memory0 deletions", "memory1 deletions"),
+    },
+}
+
+
+def expected(name: str) -> dict:
+    return json.loads((HERE / "expected" / f"{name}.json").read_text())
+
+
+def test_each_run_has_its_file():
+    assert sorted(HAPPENED) == NAMES
+    assert sorted(path.stem for path in Path(HERE / "expected").iterdir()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_run_is_there_for_happens(name: str):
+    events = expected(name)["events"]
+    assert events["optimizer steps"] == 40
+    assert HAPPENED[name] <= events.keys()
+
+
+def test_a_run_is_resumed_at_step_20():
+    resumed = expected("article_gpt")["resumed"]
+    assert resumed["events"] == {"optimizer steps": 20, "resumed": 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_gives_what_it_gave(name: str):
+    found = differences(expected(name), run(name))
+    assert not found, "\n".join(map(str, found[:10]))
