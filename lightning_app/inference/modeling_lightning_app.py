@@ -7,6 +7,7 @@ Shapes: B batch, T new positions, P cached ones, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from lightning_app.models.attention import KVCache
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.heads import Kind, units_of
 from lightning_app.models.heads.attention_heads import innermost
+
+OUTPUTS = {field.name for field in fields(CausalLMOutputWithPast)}
+CACHE = "cache" if "cache" in OUTPUTS else "past_key_values"  # the library's name of it, until its 5.24 the latter
 
 
 class LightningAppConfig(PretrainedConfig):
@@ -96,30 +100,34 @@ class LightningAppForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        cache: DynamicCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        past_key_values: DynamicCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the loss of `labels` (B, T), which are the ids themselves, -100 where none counts.
 
         Args:
             attention_mask: (B, P + T), 0 on padding.
-            use_cache: also of what follows `past_key_values`.
+            cache: of what came before; `past_key_values` is its other name, and older versions of the library's own.
+            use_cache: also of what follows `cache`.
             logits_to_keep: of the last positions alone; 0: all.
         """
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.backbone.embed(input_ids)
-        past = self._past(past_key_values) if use_cache or past_key_values is not None else None
+        cache = _one_of(cache, past_key_values)
+        past = self._past(cache) if use_cache or cache is not None else None
         states = self.backbone.hidden(inputs_embeds, mask=_mask(attention_mask), cache=self._cache(past))
         logits = self.backbone.logits(states.last[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.backbone.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
+        returned: dict[str, Any] = {CACHE: past}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **returned)
 
     def _past(self, given: DynamicCache | None) -> DynamicCache:
         """An empty one is made anew, as families with sliding windows need one of their own config."""
@@ -135,28 +143,37 @@ class LightningAppForCausalLM(PreTrainedModel, GenerationMixin):
         own = innermost(self.backbone).new_cache(0)
         return SharedCache(past) if isinstance(own, KVCache) else type(own)(past)  # type: ignore[call-arg]
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: DynamicCache | None = None,
+        cache: DynamicCache | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: DynamicCache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The new tokens. A text that has outgrown the model goes on from its newer half, with an empty cache."""
-        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
-        others = {"past_key_values": past_key_values, "use_cache": use_cache}
+        cache = _one_of(cache, past_key_values)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        others = {CACHE: cache, "use_cache": use_cache}
         if inputs_embeds is not None and not past:
             return {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, **others}
         new = (next_sequence_length or input_ids.shape[1]) if past else input_ids.shape[1]
         longest = self.backbone.max_length
         if longest is not None and past + new > longest:
             new = max(1, longest // 2) if past else longest
-            past, others["past_key_values"] = 0, None
+            past, others[CACHE] = 0, None
         mask = None if attention_mask is None else attention_mask[:, -(past + new) :]
         return {"input_ids": input_ids[:, -new:].contiguous(), "attention_mask": mask, **others}
+
+
+def _one_of(cache: DynamicCache | None, past_key_values: DynamicCache | None) -> DynamicCache | None:
+    """The cache, by whichever of its names it was given."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are one argument: give cache alone")
+    return past_key_values if cache is None else cache
 
 
 def _mask(attention_mask: Tensor | None) -> Tensor | None:

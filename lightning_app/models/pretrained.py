@@ -138,7 +138,9 @@ class PretrainedLM(Backbone):
         # Cohere multiplies its logits, Granite divides them, Gemma-2 caps them.
         self._logit_scale = (getattr(text, "logit_scale", None) or 1.0) / getattr(text, "logits_scaling", 1.0)
         self._softcap: float | None = getattr(text, "final_logit_softcapping", None)
-        self._takes_positions = "position_ids" in inspect.signature(self._base.forward).parameters
+        takes = inspect.signature(self._base.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"  # until transformers 5.24
         self._check_sizes(vocab_size, block_size, pretrained or architecture or text.model_type)
         self._check_against_the_family()
         self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # a checkpoint has plain types
@@ -195,7 +197,7 @@ class PretrainedLM(Backbone):
             raise InputError(f"{past + T} positions do not fit the model's {self.max_length}: shorten the text")
         arguments: dict[str, Any] = {"inputs_embeds": embeddings, "use_cache": cache is not None}
         if cache is not None:
-            arguments["past_key_values"] = cache.past
+            arguments[self._cache_name] = cache.past
         if mask is not None:
             arguments["attention_mask"] = mask.long()
             if self._takes_positions:

@@ -20,6 +20,7 @@ from lightning_app.inference import export as exporting
 from lightning_app.inference.export import Exported, command, export
 from lightning_app.inference.export_code import flat_name
 from lightning_app.inference.loading import load_module
+from lightning_app.inference.modeling_lightning_app import CACHE
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
@@ -236,6 +237,24 @@ def test_other_models_bring_their_code(exported, tmp_path, reading, name):
     assert with_memory == (name in ("attention", "concat", "knn", "trime", "cache", "hnsw"))
 
 
+def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:
+    """Filled by each forward with the shape of the ids that reach it."""
+    seen: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _model, _arguments, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_step_computes_the_new_token_alone(exported, reading, name):
+    model = loaded(exported(own_modules(reading)[name]()).folder)
+    seen = shapes_of_ids(model)
+    for beams in (1, 2):
+        model.generate(IDS[:, :5], max_new_tokens=4, num_beams=beams, do_sample=False, eos_token_id=None)
+    assert seen == [(1, 5), *[(1, 1)] * 3, (2, 5), *[(2, 1)] * 3]
+
+
 def test_a_memory_is_read_in_the_directory(exported, reading):
     done = exported(reading("knn", SOURCE)[0])
     model = loaded(done.folder)
@@ -287,6 +306,17 @@ def test_generates_what_the_module_does_even_beyond_its_length(own, tmp_path):
         assert found[0, start:].tolist() == greedy(tmp_path, IDS[:, :start], 40)
     uncached = own.generate(IDS[:, :4], max_new_tokens=15, do_sample=False, eos_token_id=None, use_cache=False)
     assert uncached[0, 4:].tolist() == greedy(tmp_path, IDS[:, :4], 15)
+
+
+def test_the_cache_has_two_names(own):
+    whole = own(IDS[:, :9]).logits[:, 5:]
+    for name in ("cache", "past_key_values"):
+        past = own(IDS[:, :5], use_cache=True)[CACHE]
+        rest = own(IDS[:, 5:9], **{name: past})
+        torch.testing.assert_close(rest.logits, whole)
+        assert rest[CACHE].get_seq_length() == 9
+    with pytest.raises(ValueError, match="give cache alone"):
+        own(IDS[:, :1], cache=past, past_key_values=past)
 
 
 def test_rows_padded_on_the_left_get_what_they_get_alone(own, tmp_path):

@@ -209,6 +209,16 @@ def test_generation_with_a_cache_and_beyond_max_length(family):
     assert len(found[0].unique()) > 5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_step_computes_the_new_token_alone(family):
+    model, seen = fresh(family), []
+    model.model.base_model.register_forward_pre_hook(
+        lambda _model, _arguments, named: seen.append(named["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    list(generate(model, tokens(2, 5), GenerationOptions(4)))
+    assert seen == [(2, 5), *[(2, 1)] * 3]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama", "mistral"])
 def test_a_text_in_a_batch_is_that_alone(family):
     """Texts of several lengths join one by one and outgrow the context: padding on the left changes none of them."""
