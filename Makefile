@@ -2,22 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow lint format bench experiment-memory experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate test test-slow test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
 
-.venv/user: requirements.txt
+PIP_INSTALL := -m pip install -q --disable-pip-version-check
+LOCKED := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
+
+.venv/user: requirements.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(LOCKED) -r requirements.txt
 	touch $@
 
 .venv/dev: .venv/user requirements-dev.txt
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	$(LOCKED) -r requirements.txt -r requirements-dev.txt
 	touch $@
 
 .venv/bench: .venv/dev
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps litgpt==0.5.13 # its own bounds contradict requirements.txt
+	$(LOCKED) --no-deps litgpt==0.5.13 # its own bounds contradict requirements.txt
 	touch $@
 
 setup: .venv/dev ## build .venv with everything for users and developers
@@ -36,6 +39,29 @@ test: .venv/user ## the tests (about 6 minutes on 2 cores)
 
 test-slow: .venv/user ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# Environments beside .venv, without the lock: each is built anew, and may fail loudly.
+test-newest: ## the tests with the newest versions that the bounds allow; fails at a new line for tests/library_news.txt
+	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) -r requirements.txt
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --library-news=check
+
+test-oldest: .venv/lock/bin/uv ## the tests with the lowest versions that the bounds allow (of torch: that of the lock)
+	rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
+	grep '^torch==' constraints.txt > .venv-oldest/torch.txt
+	$(COMPILE) --resolution lowest-direct -c .venv-oldest/torch.txt requirements.txt -o .venv-oldest/lowest.txt
+	.venv-oldest/bin/python $(PIP_INSTALL) -c .venv-oldest/lowest.txt -r requirements.txt
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal
+
+# uv, since pip writes versions as they are on this machine: torch==2.13.0+cpu, and paths of its folders.
+COMPILE := .venv/lock/bin/uv pip compile -q --no-config --universal --python-version 3.11 --no-emit-index-url --annotation-style line --custom-compile-command "make lock"
+
+.venv/lock/bin/uv:
+	mkdir -p .venv && $(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python $(PIP_INSTALL) uv==0.13.9
+
+lock: .venv/lock/bin/uv ## write constraints.txt anew: the newest versions that the bounds allow
+	$(COMPILE) --upgrade requirements.txt requirements-dev.txt -o constraints.txt
 
 lint: .venv/dev ## ruff, mypy, prettier (where npx is there)
 	$(BIN)/ruff format --check .
@@ -60,5 +86,5 @@ experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=tex
 experiment-plasticity: .venv/user ## is plasticity real? TRAIN=text HELDOUT=text UNSEEN=text, into docs/plasticity.md (about 45 minutes on 2 cores)
 	$(BIN)/python -m experiments.plasticity $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(UNSEEN),--unseen $(UNSEEN)) $(ARGS)
 
-clean: ## remove caches and runs, not .venv
-	rm -rf runs .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+clean: ## remove caches, not runs and .venv
+	rm -rf .venv-newest .venv-oldest .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -24,6 +24,7 @@ PACKAGES = {
     "WandbLogger": "wandb",
     "MLFlowLogger": "mlflow",
 }  # which not everyone needs
+NEEDED = {"serve": ("fastapi", "uvicorn")}  # by a command: pyproject's extra
 LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
 
 
@@ -35,6 +36,8 @@ def main(args: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if args is None else args)
     try:
         if argv[:1] and argv[0] in COMMANDS:
+            if missing := [name for name in NEEDED.get(argv[0], ()) if importlib.util.find_spec(name) is None]:
+                raise InputError(f"{argv[0]} needs packages that are not here: pip install {' '.join(missing)}")
             importlib.import_module(f"lightning_app.inference.{argv[0]}").command(argv[1:])
             return
         check_arguments(argv)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.cli import check_arguments, given_options, without_effect
+from lightning_app.cli import check_arguments, given_options, main, without_effect
 from lightning_app.errors import InputError
 
 
@@ -54,6 +54,16 @@ def test_a_class_whose_package_is_not_installed(yaml, monkeypatch: pytest.Monkey
         check_arguments(["fit", "--config", config])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     check_arguments(["fit", "--config", config])
+
+
+def test_a_command_whose_packages_are_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--ckpt_path", "best"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: serve needs packages that are not here: pip install fastapi uvicorn\n"
 
 
 def test_options_without_effect():

@@ -35,8 +35,8 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     Raises:
         InputError: no network, or the hub refuses.
     """
-    from httpx import HTTPError
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # of its HTTP client, which depends on its version
 
     api = HfApi()
     try:

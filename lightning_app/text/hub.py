@@ -57,13 +57,13 @@ class StreamedRows:
 
 
 def _reading_errors() -> tuple[type[Exception], ...]:
-    """What reading rows may raise; which HTTP client `datasets` reads with depends on its version."""
+    """What reading rows may raise; the hub's and fsspec's HTTP clients depend on their versions."""
     import datasets
+    from huggingface_hub.errors import HTTPError
 
-    errors = [OSError, ValueError, datasets.exceptions.DatasetsError]
-    for module, name in (("httpx", "HTTPError"), ("aiohttp", "ClientError")):
-        with suppress(ImportError):
-            errors.append(getattr(importlib.import_module(module), name))
+    errors = [OSError, ValueError, datasets.exceptions.DatasetsError, HTTPError]
+    with suppress(ImportError):
+        errors.append(importlib.import_module("aiohttp").ClientError)
     return tuple(errors)
 
 
@@ -76,7 +76,7 @@ def _load(spec: str, *, streaming: bool) -> Any:
         if name in BUILDERS and rest:
             return datasets.load_dataset(name, data_files=rest, split="train", streaming=streaming)
         return datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except _reading_errors() as error:
         raise InputError(
             f"cannot load the dataset {spec!r} ({type(error).__name__}: {_first_line(error)}); if it is a local file, "
             "check its path; a dataset of the hub needs its exact name and a network, or an earlier download and "

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 
 from lightning_app.errors import InputError
 from lightning_app.text import hub
@@ -222,15 +223,16 @@ def test_a_stream_without_text_or_with_pairs_is_refused(tmp_path):
         next(Reader(Source("hf:json:/missing.jsonl"), 0, 1))
 
 
-def test_a_network_that_fails_is_named_with_the_remedy(folder, monkeypatch):
+@pytest.mark.parametrize("error", [ConnectionError, HTTPError])
+def test_a_network_that_fails_is_named_with_the_remedy(folder, monkeypatch, error):
     def breaks(self, batch_size):
         yield {"text": ["a"]}
-        raise ConnectionError("no route to host")
+        raise error("no route to host")
 
     monkeypatch.setattr("datasets.IterableDataset.iter", breaks)
     documents = Reader(source(folder), 0, 1)
     next(documents)
-    with pytest.raises(InputError, match=r"broke off \(ConnectionError: no route to host\).*--ckpt_path last"):
+    with pytest.raises(InputError, match=rf"broke off \({error.__name__}: no route to host\).*--ckpt_path last"):
         next(documents)
 
 

@@ -59,7 +59,7 @@ class Guard:
     async def _body_in_time(self, scope: Scope, receive: Receive) -> bytes | JSONResponse:
         try:
             body = await asyncio.wait_for(self._body(scope, receive), BODY_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return _answer(408, f"the body took more than {BODY_SECONDS} seconds", code="body_too_slow")
         if body is None:
             return _answer(413, f"the body has more than {self.max_body:,} bytes", code="body_too_large")
