@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow test-soak test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate test test-slow test-soak golden golden-compare test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -40,6 +40,11 @@ test: .venv/user ## the tests (about 6 minutes on 2 cores)
 test-slow: .venv/user ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+golden: .venv/user ## write the golden values anew (CONTRIBUTING.md says when)
+	$(BIN)/python -m tests.golden
+
+golden-compare: .venv/user ## the golden runs of REV and of this tree side by side: the largest difference
+	$(BIN)/python -m tests.golden compare $(or $(REV),HEAD)
 test-soak: .venv/dev ## 2,000 steps with everything on: what grows without end shows (3 minutes)
 	$(BIN)/python -m tests.soak
 

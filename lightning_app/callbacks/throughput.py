@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -34,6 +35,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, size: int = 2048, r
     return 2 * size**3 / best
 
 
+@cache
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """`matmul_rate`, measured once in a process: further fits in it lose no second each."""
+    return matmul_rate(device, dtype)
+
+
 def precision_dtype(precision: str) -> torch.dtype:
     """The type that matrix products have under a Trainer's `precision`."""
     if precision.startswith("bf16"):
@@ -49,7 +56,7 @@ class Throughput(L.Callback):
     without these totals logs none: nobody knows them.
 
     Args:
-        measure_peak: time a large matmul once at the start (less than a second), for `peak_share`.
+        measure_peak: time a large matmul at the start of a process's first fit (less than a second), for `peak_share`.
     """
 
     def __init__(self, measure_peak: bool = True):
@@ -70,7 +77,7 @@ class Throughput(L.Callback):
         if trainer.global_step == 0:
             self.total, self._flops_per_token = {"tokens": 0, "train_flops": 0}, None
         if self.measure_peak:
-            self.peak = matmul_rate(pl_module.device, precision_dtype(str(trainer.precision)))
+            self.peak = peak_rate(pl_module.device, precision_dtype(str(trainer.precision)))
         self._tokens, self._since, self._step = 0, time.perf_counter(), trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

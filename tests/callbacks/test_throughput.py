@@ -20,6 +20,16 @@ def test_matmul_rate_is_flops_over_time():
     assert 2 * 256**3 / elapsed < rate < 1e14  # no single round takes longer than all of them
 
 
+def test_the_peak_is_measured_once_in_a_process(monkeypatch: pytest.MonkeyPatch):
+    rates = iter([1e9, 2e9])
+    monkeypatch.setattr(throughput, "matmul_rate", lambda *args: next(rates))
+    throughput.peak_rate.cache_clear()
+    try:
+        assert [throughput.peak_rate(torch.device("cpu"), torch.float32) for _ in range(3)] == [1e9] * 3
+    finally:
+        throughput.peak_rate.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [
@@ -36,7 +46,7 @@ def test_precision_dtype(precision: str, dtype: torch.dtype):
 def test_tokens_per_second_leaves_out_validation(main: Callable, config: Callable, monkeypatch: pytest.MonkeyPatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(throughput, "matmul_rate", lambda *args: 1e9)
+    monkeypatch.setattr(throughput, "peak_rate", lambda *args: 1e9)
 
     def takes(seconds: float) -> Callable[..., None]:
         return lambda *args: setattr(clock, "now", clock.now + seconds)

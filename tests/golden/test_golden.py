@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden.compare import differences
+from tests.golden.mutations import CONTROLS, MUTATIONS
 from tests.golden.runner import HERE, NAMES, run
 
 HAPPENED = {  # what each run is there for
@@ -49,3 +50,25 @@ def test_a_run_is_resumed_at_step_20():
 def test_a_run_gives_what_it_gave(name: str):
     found = differences(expected(name), run(name))
     assert not found, "\n".join(map(str, found[:10]))
+
+
+def test_there_are_ten_mutations():
+    assert len(MUTATIONS) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
+    mutation = MUTATIONS[name]
+    mutation.patch(monkeypatch)
+    found = differences(expected(mutation.run), run(mutation.run, config=mutation.config))
+    assert found
+    assert any(difference.where.startswith("weights") for difference in found), found[0]
+    print(f"{name}: {len(found)} differences, the first {found[0]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_mutation_changes_what_it_names_alone(name: str):
+    control = CONTROLS[name]
+    assert not differences(expected(control.run), run(control.run, config=control.config))
