@@ -45,6 +45,7 @@ golden: .venv/user ## write the golden values anew (CONTRIBUTING.md says when)
 
 golden-compare: .venv/user ## the golden runs of REV and of this tree side by side: the largest difference
 	$(BIN)/python -m tests.golden compare $(or $(REV),HEAD)
+
 test-soak: .venv/dev ## 2,000 steps with everything on: what grows without end shows (3 minutes)
 	$(BIN)/python -m tests.soak
 
