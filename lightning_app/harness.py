@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.kept_best import KeptBest
 from lightning_app.training.loggers import next_version, placed, tensorboard
 
 THIRD_PARTY_WARNINGS = (
@@ -41,7 +41,6 @@ THIRD_PARTY_WARNINGS = (
     r".*is not supported by the model summary",  # it counts bytes as if in float32
     r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
     r"Couldn't infer the batch indices",  # of our loader; nobody asks for them
-    r"The dirpath has changed from",  # a run that goes on from a checkpoint elsewhere has no best one yet
 )
 
 
@@ -163,7 +162,7 @@ class Harness(LightningCLI):
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
         last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
-        trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), *trainer.callbacks, *last]
+        trainer.callbacks = [RandomState(), ExactResume(), KeptBest(), RunLog(folder), *trainer.callbacks, *last]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
@@ -175,7 +174,7 @@ class Harness(LightningCLI):
         runs = Path(options.runs_dir) / options.name
         if options.get("ckpt_path"):
             run = Path(options.ckpt_path).resolve().parent.parent
-            if run.parent == runs.resolve() and re.fullmatch(r"version_\d+", run.name):
+            if run.parent == runs.resolve() and Path(options.ckpt_path).parent.name == "checkpoints":
                 return runs / run.name
         return runs / next_version(runs)
 

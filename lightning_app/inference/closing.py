@@ -27,6 +27,7 @@ from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint_io import read_unchecked
 from lightning_app.training.loggers import CSV
 
 CATEGORIES = "categories.html"
@@ -159,7 +160,7 @@ def _rows(
         rows.append(("verbatim", f"{runs} stand in the training text"))
     if sampled is not None:
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
-    rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
+    rows += [(f"{name} checkpoint", f"{file}{_noted(name, file, best)}") for name, file in checkpoints.items()]
     rows += [
         ("loss picture", str(path / "loss.png")),
         *((name, str(path / page)) for name, page in PAGES.items() if (path / page).is_file()),
@@ -170,6 +171,12 @@ def _rows(
         rows.append(("samples", str(path / "samples")))
     found = {name: sorted(path.glob(pattern)) for name, pattern in OF_LOGGERS.items()}
     return [*rows, *((name, str(files[-1])) for name, files in found.items() if files)]
+
+
+def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
+    """The step of a best checkpoint that is not of the log's best validation: a run that went back keeps the better."""
+    step = read_unchecked(path).get("global_step") if name == "best" and best and path.is_file() else None
+    return "" if step is None or best is None or step == best["step"] else f"  (of step {step})"
 
 
 def _record(

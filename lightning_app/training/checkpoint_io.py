@@ -51,6 +51,11 @@ def find_checkpoint(path: str, runs: Path) -> str:
     return path
 
 
+def read_unchecked(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is in the file itself, for a look at its numbers: tensors stay on the disk, side files are not opened."""
+    return _load(Path(path), map_location="cpu", weights_only=True, mmap=True)
+
+
 def _read(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
     checkpoint = _load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
     return side_files.put_back(checkpoint, path)
