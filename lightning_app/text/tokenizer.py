@@ -159,7 +159,7 @@ def load_tokenizer(name: str, *, vocab_size: int | None = None, training_texts: 
     Args:
         name: "bytes" (256 bytes and the end of text); a tiktoken encoding such as "r50k_base"; or the path of a
             `.tiktoken` file. A file that does not exist is trained, if both other arguments are given. A file
-            trained here before is trained anew when they changed (see `ensure_trained`).
+            trained here before must have been trained on them (see `ensure_trained`).
         vocab_size: number of ids, the end of text included. A tokenizer may have fewer (ids to spare).
         training_texts: called for the texts to train on, each time that they are read.
 

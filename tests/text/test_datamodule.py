@@ -165,7 +165,7 @@ def test_counts_and_summary(make, folder):
     assert len(set(map(len, lines[1:]))) == 1
 
 
-def test_prepare_data_retrains_on_a_changed_text_but_evaluation_does_not(make, folder, caplog):
+def test_prepare_data_refuses_a_vocabulary_of_another_text_but_evaluation_does_not_ask(make, folder):
     options = {"tokenizer": str(folder / "t.tiktoken"), "vocab_size": 280, "val": {"path": str(folder / "val.txt")}}
     make(**options).prepare_data()
     first = (folder / "t.tiktoken").read_bytes()
@@ -176,8 +176,9 @@ def test_prepare_data_retrains_on_a_changed_text_but_evaluation_does_not(make, f
     )
     data.prepare_data()
     assert (folder / "t.tiktoken").read_bytes() == first
-    make(**options).prepare_data()
-    assert (folder / "t.tiktoken").read_bytes() != first
+    with pytest.raises(InputError, match=r"trained on another text and is kept"):
+        make(**options).prepare_data()
+    assert (folder / "t.tiktoken").read_bytes() == first
 
 
 def test_num_proc_reaches_the_tokeniser(make, monkeypatch):
