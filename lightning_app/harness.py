@@ -31,8 +31,9 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.kept_best import KeptBest
 from lightning_app.training.loggers import placed, tensorboard
 from lightning_app.training.run_versions import claim_version, next_version, release_empty

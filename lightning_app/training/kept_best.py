@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_app.errors import InputError
-from lightning_app.training.checkpoint_io import read_unchecked
+from lightning_app.errors import DamagedError, InputError
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.find_checkpoint import whole_generation
+from lightning_app.training.generations import generations
 
 State = dict[str, Any]  # of a ModelCheckpoint
 
@@ -50,7 +52,8 @@ def relocated(state: State, dirpath: str, *, key: str, mode: str) -> State:
     """
     here = {path: _here(path, state["dirpath"], dirpath) for path in _paths(state)}
     recorded: Mapping[str, Tensor] = {here[path]: score for path, score in state["best_k_models"].items() if here[path]}
-    scores = {path: _own_score(path, key, otherwise=score) for path, score in recorded.items()}
+    own = {path: _own_score(path, key, otherwise=score) for path, score in recorded.items()}
+    scores = {path: score for path, score in own.items() if score is not None}
     best, worst = (min, max) if mode == "min" else (max, min)
     first = best(scores, key=scores.__getitem__, default="")
     kth = worst(scores, key=scores.__getitem__, default="")
@@ -76,21 +79,28 @@ def _here(path: str, old: str | None, new: str) -> str:
     if not path or not old:
         return ""
     found = os.path.join(new, os.path.relpath(path, old))  # spelt as Lightning spells it: it compares the words
-    return found if Path(found).exists() else ""
+    return found if generations(Path(found)) else ""
 
 
-def _own_score(path: str, key: str, *, otherwise: Tensor) -> Tensor:
-    """What a checkpoint says of itself; one without callbacks' states, in shards or damaged says nothing."""
+def _own_score(path: str, key: str, *, otherwise: Tensor) -> Tensor | None:
+    """What a checkpoint, or where it is damaged the generation before it, says of itself; None where both are damaged.
+
+    One without callbacks' states or in shards says nothing.
+    """
     try:
-        score = read_unchecked(path).get("callbacks", {}).get(key, {}).get("current_score")
+        checkpoint = read_checkpoint(whole_generation(Path(path)), mmap=True)
+    except DamagedError:
+        return None
     except InputError:
         return otherwise
+    score = checkpoint.get("callbacks", {}).get(key, {}).get("current_score")
     return otherwise if score is None else score.clone()
 
 
 def _tell(before: State, now: State) -> None:
     if before["best_model_path"] and not now["best_model_path"]:
+        score = math.nan if before["best_model_score"] is None else float(before["best_model_score"])
         rank_zero_info(
-            f"{before['best_model_path']} ({before['monitor']} {float(before['best_model_score'] or math.nan):.4f}) "
-            f"is not in {now['dirpath']}, so the best checkpoint there begins anew"
+            f"{before['best_model_path']} ({before['monitor']} {score:.4f}) does not lie whole in {now['dirpath']}, "
+            "so the best checkpoint there begins anew"
         )

@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_elsewhere_begins_its_best_anew(
     assert read_checkpoint(best)["global_step"] == 9
     assert best_state(best)["best_model_path"] == str(best)
     assert (tiny / "checkpoints/best.ckpt").read_bytes() == content
-    assert "is not in runs/second/version_0/checkpoints, so the best checkpoint there begins anew" in caplog.text
+    assert "does not lie whole in runs/second/version_0/checkpoints, so the best checkpoint there begins" in caplog.text
 
 
 def test_a_run_that_goes_back_keeps_what_was_reached_after_it(
@@ -156,7 +156,17 @@ def test_none_is_there(tmp_path: Path):
 def test_a_file_that_says_nothing_of_itself_keeps_the_recorded_score(tmp_path: Path):
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").mkdir()  # shards
-    (tmp_path / "c.ckpt").write_bytes(b"half")
+    torch.save({"callbacks": {}}, tmp_path / "c.ckpt")
     state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 3.0, "c.ckpt": 1.5})
     kept = relocated(state, str(tmp_path), key=KEY, mode="min")
     assert sorted(score.item() for score in kept["best_k_models"].values()) == [1.5, 2.0, 3.0]
+
+
+def test_of_a_damaged_file_the_generation_before_it_counts(tmp_path: Path):
+    """A model that is worse than that does not become the best; where both are damaged any does."""
+    (tmp_path / "a.ckpt").write_bytes(b"half")
+    torch.save({"callbacks": {KEY: {"current_score": torch.tensor(2.5)}}}, tmp_path / "a-previous.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(b"half")
+    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 1.0})
+    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
+    assert kept["best_k_models"] == {str(tmp_path / "a.ckpt"): torch.tensor(2.5)}
