@@ -105,31 +105,41 @@ def read_ranks(path: Path) -> Ranks:
     return parse_ranks(text, source=str(path))
 
 
-def ensure_trained(path: Path, *, vocab_size: int, texts: Texts) -> None:
-    """Make `path` hold ranks trained on `texts()` with `vocab_size` ids. Processes that come together train once.
+def ensure_trained(path: Path, *, vocab_size: int, texts: Texts) -> Path:
+    """Train ranks on `texts()` with `vocab_size` ids, once, and return the file that holds them.
 
-    A file that is there is never written again: other runs may need it. One that was not trained here (it has no
-    `.json` beside it) is the user's own and is taken as it is.
+    That is `path`. A file that is there is never written again, as other runs need it: where it was trained on another
+    text or with another size, the ranks lie beside it, under a name with both in it, and a line says so. A file that
+    was not trained here (it has no `.json` beside it) is the user's own and is taken for any text.
 
     Raises:
-        InputError: `vocab_size` below 257, no text, no place to write, or a file that was trained on another text or
-            with another size, or is not as it was trained.
+        InputError: `vocab_size` below 257, no text, no place to write, or a file that is not as it was trained.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(
             f"data.vocab_size is {vocab_size}; the 256 bytes and the end of text need at least {MIN_VOCAB_SIZE}"
         )
-    if path.exists() and not _sidecar(path).exists():
-        return  # before the lock: the folder of a file of one's own may be read-only
+    if _is_users(path):
+        return path  # before the lock: the folder of a file of one's own may be read-only
     with locked(path):
-        origin = read_origin(path, path.read_bytes()) if path.exists() else None
-        if path.exists() and origin is None:
-            return
+        if _is_users(path):
+            return path
         text_sha256 = _hash_texts(texts())
-        if origin is not None:
-            _check_same(path, origin, vocab_size=vocab_size, text_sha256=text_sha256)
-            return
-        _write(path, train_ranks(texts(), size=vocab_size - 1), vocab_size=vocab_size, text_sha256=text_sha256)
+        own = path.with_name(f"{path.stem}-{text_sha256[:12]}-{vocab_size}{path.suffix}")
+        for target in (path, own):
+            if not target.exists():
+                _write(
+                    target, train_ranks(texts(), size=vocab_size - 1), vocab_size=vocab_size, text_sha256=text_sha256
+                )
+            origin = read_origin(target, target.read_bytes())
+            if origin is not None and (origin.vocab_size, origin.text_sha256) == (vocab_size, text_sha256):
+                break
+            log.warning("%s was trained on another text or vocab_size and stays; taken instead: %s", path, own)
+        return target
+
+
+def _is_users(path: Path) -> bool:
+    return path.exists() and not _sidecar(path).exists()
 
 
 def read_origin(path: Path, data: bytes) -> Origin | None:
@@ -155,17 +165,6 @@ def read_origin(path: Path, data: bytes) -> Origin | None:
             f"it has {found}; {remedy}"
         )
     return origin
-
-
-def _check_same(path: Path, origin: Origin, *, vocab_size: int, text_sha256: str) -> None:
-    if (origin.vocab_size, origin.text_sha256) == (vocab_size, text_sha256):
-        return
-    other = "another text" if origin.vocab_size == vocab_size else f"vocab_size {origin.vocab_size}, not {vocab_size},"
-    name = path.with_name(f"{path.stem}-{text_sha256[:8]}{path.suffix}")
-    raise InputError(
-        f"{path} was trained on {other} and is kept for the runs that need it: give this text a vocabulary of its own, "
-        f"such as --data.tokenizer {name}; or delete {path.name} and {_sidecar(path).name} to train it anew"
-    )
 
 
 def _sidecar(path: Path) -> Path:

@@ -39,7 +39,7 @@ def run_folder() -> Path:
     from tests.conftest import CONFIG, merged
 
     folder = Path(mkdtemp(prefix="fuzz-run-"))
-    for name, times in (("train", 20), ("val", 3)):
+    for name, times in (("train", 40), ("val", 3)):
         (folder / f"{name}.txt").write_text(TEXT * times)
     places = {name: {"path": str(folder / f"{name}.txt")} for name in ("train", "val")}
     vocabulary = {"tokenizer": str(folder / "own.tiktoken"), "vocab_size": VOCABULARY}

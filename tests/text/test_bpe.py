@@ -96,17 +96,27 @@ def test_a_missing_byte_is_an_error():
 
 def test_a_trained_file_is_kept(tmp_path, caplog, prose):
     path = tmp_path / "new" / "bpe.tiktoken"
-    ensure_trained(path, vocab_size=300, texts=lambda: prose)
+    assert ensure_trained(path, vocab_size=300, texts=lambda: prose) == path
     first, written = path.read_bytes(), path.stat().st_mtime_ns
-    ensure_trained(path, vocab_size=300, texts=lambda: prose)
-    with pytest.raises(InputError, match=r"bpe.tiktoken was trained on vocab_size 300, not 310, and is kept for"):
-        ensure_trained(path, vocab_size=310, texts=lambda: prose)
-    with pytest.raises(InputError, match=r"trained on another text .* --data.tokenizer (\S+bpe-[0-9a-f]{8}.tiktoken);"):
-        ensure_trained(path, vocab_size=300, texts=lambda: prose[:1] * 2)
-    assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, written)
+    assert ensure_trained(path, vocab_size=300, texts=lambda: prose) == path
     assert json.loads((tmp_path / "new" / "bpe.tiktoken.json").read_text())["vocab_size"] == 300
-    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".lock", ".tiktoken"]  # nothing temporary
     assert caplog.records == []
+
+    found = [ensure_trained(path, vocab_size=310, texts=lambda: prose) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].name.startswith("bpe-")
+    assert found[0].name.endswith("-310.tiktoken")
+    assert len(read_ranks(found[0])) == 309
+    other = ensure_trained(path, vocab_size=300, texts=lambda: prose[:1] * 2)
+    assert len({path, *found, other}) == 3
+    assert caplog.messages == [
+        f"{path} was trained on another text or vocab_size and stays; taken instead: {taken}"
+        for taken in (*found, other)
+    ]
+    assert ensure_trained(path, vocab_size=300, texts=lambda: prose) == path
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, written)
+    suffixes = sorted(p.suffix for p in path.parent.iterdir())
+    assert suffixes == [*[".json"] * 3, ".lock", *[".tiktoken"] * 3]  # nothing temporary
 
 
 def test_the_users_own_file_is_never_overwritten(tmp_path, prose):
