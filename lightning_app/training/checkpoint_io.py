@@ -2,13 +2,10 @@
 
 import errno
 import logging
-import lzma
 import os
 import pickle
 import platform
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.ops.archive import damage
 from lightning_app.training import side_files
 from lightning_app.training.generations import previous, put_in_place
 from lightning_app.training.side_files import SIDE_FILE_BYTES
@@ -24,9 +22,6 @@ from lightning_app.training.side_files import SIDE_FILE_BYTES
 log = logging.getLogger(__name__)
 
 PLAIN = "/data.pkl"  # the part of the archive in which all but tensors lies
-STEP = 2**20  # bytes that are read at once
-# What `zipfile` raises on damage: RuntimeError where a bit says "encrypted", NotImplementedError "of another version".
-UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, struct.error, lzma.LZMAError)
 _NAMED = 5  # how many other checkpoints a message lists
 
 
@@ -89,16 +84,9 @@ def _check_file(path: Path) -> None:
 
 
 def _check_sums(path: Path, ending: str = "") -> None:
-    """Compare with the CRC-32 that the archive holds of each of its parts; `torch.load` takes any bytes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = [part for part in archive.infolist() if part.filename.endswith(ending)]
-            for part in parts:
-                with archive.open(part) as file:
-                    while file.read(STEP):
-                        pass
-    except UNREADABLE as error:
-        raise DamagedError(f"checkpoint {path} is damaged: {_first_line(error)}; {_others(path)}") from error
+    found = damage(path, ending)
+    if found:
+        raise DamagedError(f"checkpoint {path} is damaged: {found}; {_others(path)}")
 
 
 def _others(path: Path) -> str:
