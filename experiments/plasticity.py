@@ -59,7 +59,6 @@ from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.ops.pruning import as_mask, choose, choose_widths, dead_after, most_missed
 from lightning_app.text.corpus import read_documents
 from lightning_app.text.token_cache import prepare_tokens
-from lightning_app.text.tokenizer import load_tokenizer
 from lightning_app.text.windows import Batch, TokenWindows
 from lightning_app.training.allocator import tune_allocator
 
@@ -214,7 +213,7 @@ class Evidence:
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
         self.corpus: Corpus = prepare(plan.train, plan.heldout, vocab_size=plan.vocab_size, folder=folder)
-        self.tokenizer = load_tokenizer(str(folder / "bpe.tiktoken"))
+        self.tokenizer = self.corpus.tokenizer
 
     def test(self) -> dict[str, Texts]:
         """Blocks of the held-out text, and of the unseen one."""

@@ -14,19 +14,20 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document, read_documents
 from lightning_app.text.token_cache import TokenArray, prepare_tokens
-from lightning_app.text.tokenizer import load_tokenizer
+from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 
 TITLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)  # of an article of WikiText; ` = = ` heads a section
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens of the three texts, and how many bytes each id stands for (V,)."""
+    """Tokens of the three texts, how many bytes each id stands for (V,), and what made them."""
 
     train: TokenArray
     val: TokenArray
     test: TokenArray
     token_bytes: Tensor
+    tokenizer: Tokenizer
 
 
 def articles(path: str) -> list[Document]:
@@ -75,4 +76,4 @@ def prepare(train: str, heldout: str, *, vocab_size: int, folder: Path) -> Texts
     shared = (keys[0] & (keys[1] | keys[2])) | (keys[1] & keys[2])
     if shared:
         raise InputError(f"{len(shared)} article(s) of {heldout} are also trained on or validated on: remove them")
-    return Texts(tokens[0], tokens[1], tokens[2], token_bytes)
+    return Texts(tokens[0], tokens[1], tokens[2], token_bytes, tokenizer)

@@ -7,3 +7,7 @@ class InputError(ValueError):
     Its message names the value that was found and the remedy. Everything else that is raised is a bug of ours
     and keeps its traceback.
     """
+
+
+class DamagedError(InputError):
+    """A checkpoint, or a file that it needs, is not as it was written. Where there is an older one it may be taken."""

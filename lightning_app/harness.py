@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,17 +31,19 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
-from lightning_app.training.loggers import next_version, placed, tensorboard
+from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.training.kept_best import KeptBest
+from lightning_app.training.loggers import placed, tensorboard
 from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here
+from lightning_app.training.run_versions import claim_version, next_version, release_empty
 
 THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
     r".*is not supported by the model summary",  # it counts bytes as if in float32
     r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
     r"Couldn't infer the batch indices",  # of our loader; nobody asks for them
-    r"The dirpath has changed from",  # a run that goes on from a checkpoint elsewhere has no best one yet
 )
 
 
@@ -57,7 +58,13 @@ class Trainer(L.Trainer):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved config of a fit, and of nothing else, into the run's folder."""
+    """Saves the resolved config of a fit, and of nothing else, into the run's folder, once training begins."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet: what is refused between here and training leaves the config of a finished run as it was."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
@@ -169,17 +176,27 @@ class Harness(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self._folder()
-        kwargs["logger"] = self._loggers(folder) if self.subcommand == "fit" else False  # an evaluation adds no curves
+        loggers = self._loggers(folder) if self.subcommand == "fit" else []  # an evaluation adds no curves
+        kwargs["logger"] = False  # RunLog adds them once training begins
         if not self._options.trainer.plugins:
             kwargs["plugins"] = [AtomicCheckpointIO()]
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
         last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
-        trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), *trainer.callbacks, *last]
+        trainer.callbacks = [
+            RandomState(),
+            ExactResume(),
+            KeptBest(),
+            RunLog(folder, loggers),
+            *trainer.callbacks,
+            *last,
+        ]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
+        if loggers and trainer.profiler.dirpath is None:
+            trainer.profiler.dirpath = folder  # its way is the first logger's, which is not there yet
         return trainer
 
     def _folder(self) -> Path:
@@ -188,9 +205,9 @@ class Harness(LightningCLI):
         runs = Path(options.runs_dir) / options.name
         if options.get("ckpt_path"):
             run = Path(options.ckpt_path).resolve().parent.parent
-            if run.parent == runs.resolve() and re.fullmatch(r"version_\d+", run.name):
+            if run.parent == runs.resolve() and Path(options.ckpt_path).parent.name == "checkpoints":
                 return runs / run.name
-        return runs / next_version(runs)
+        return runs / next_version(runs) if self.subcommand == "prepare" else claim_version(runs)
 
     def _loggers(self, folder: Path) -> list[Logger]:
         """Those that were configured, TensorBoard if none were; RunLog adds log.jsonl."""
@@ -265,3 +282,5 @@ def run(argv: Sequence[str], *, harness: Callable[[Sequence[str]], object] = Har
         harness(argv)
     except MisconfigurationException as error:  # Lightning's word for a mistake in the Trainer's options
         raise InputError(str(error)) from error
+    finally:
+        release_empty()

@@ -28,8 +28,12 @@ class PredictionWriter(BasePredictionWriter):
         if stage == "predict":
             rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
             self.path = (run_folder(trainer) or Path()) / f"predictions{rank}.jsonl"
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Not before: a command that is refused leaves the rows of an earlier one."""
+        assert self.path is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def write_on_batch_end(
         self,

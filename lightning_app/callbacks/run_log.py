@@ -6,12 +6,14 @@ import json
 import math
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.modules.base import OF_REGULARIZERS, LanguageModule
@@ -84,12 +86,17 @@ class RunLog(L.Callback):
     Other callbacks call `RunLog.event(trainer, name, **fields)`, and ask `run_folder(trainer)` where to write, so it
     stands before them.
 
+    Nothing is written before training begins, so that a resume which is refused leaves the run's folder as it was.
+
     Args:
         folder: the run's. None: the first logger's; without a logger nothing is written then.
+        loggers: those that the trainer gets once training begins: they make their files when they are asked for.
     """
 
-    def __init__(self, folder: Path | None = None):
+    def __init__(self, folder: Path | None = None, loggers: Sequence[Logger] = ()):
         self.folder = folder
+        self._waiting = list(loggers)
+        self._begun = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         own = trainer.strategy.broadcast(str(self.folder)) if self.folder else None
@@ -106,7 +113,18 @@ class RunLog(L.Callback):
             if isinstance(logger, JSONLinesLogger):
                 logger.write({"event": name, "step": trainer.global_step, "epoch": trainer.current_epoch, **fields})
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer)  # there is none before a resume
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        self._begun = True
+        if self._waiting and not trainer.fast_dev_run:
+            trainer.loggers, self._waiting = [*self._waiting, *trainer.loggers], []
+            if trainer.enable_autolog_hparams:
+                _log_hyperparams(trainer)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer)
         event = "resumed" if trainer.ckpt_path else "started"
         # of the model alone: a regulariser may hold an averaged copy of it
         own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
@@ -129,7 +147,8 @@ class RunLog(L.Callback):
         self.event(trainer, "ended")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
+        if self._begun:
+            self.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
 
 
 def _splits(data: TextDataModule) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
-from lightning_app.training.checkpoint_io import find_checkpoint
+from lightning_app.training.find_checkpoint import find_checkpoint
 
 TOP_K = 50  # what a command samples among if nothing is said: small models have long, poor tails
 

@@ -20,7 +20,7 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.reporting.categories import Category, Network, draw_page, format_categories
 from lightning_app.text.files import write_atomic
 from lightning_app.text.tokenizer import Tokenizer
-from lightning_app.training.checkpoint_io import find_checkpoint
+from lightning_app.training.find_checkpoint import find_checkpoint
 
 SHOWN = 30  # categories
 COMPARED = 1000  # prototypes with all others at once

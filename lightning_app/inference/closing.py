@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from lightning_app.callbacks.run_log import JSONLinesLogger, RunLog, read_log, run_folder
 from lightning_app.callbacks.samples import Samples
+from lightning_app.errors import DamagedError
 from lightning_app.inference.categories import networks_of, write_page
 from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
@@ -27,6 +28,8 @@ from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint_io import read_numbers
+from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.loggers import CSV
 
 CATEGORIES = "categories.html"
@@ -92,7 +95,7 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
     path = checkpoints.get("best") or checkpoints.get("last")
     if path is None:
         return None
-    module, tokenizer = load_module(path)
+    module, tokenizer = load_module(whole_generation(path))
     module.to(trainer.strategy.root_device)
     prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
     continuations = []
@@ -159,7 +162,7 @@ def _rows(
         rows.append(("verbatim", f"{runs} stand in the training text"))
     if sampled is not None:
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
-    rows += [(f"{name} checkpoint", str(file)) for name, file in checkpoints.items()]
+    rows += [(f"{name} checkpoint", f"{file}{_noted(name, file, best)}") for name, file in checkpoints.items()]
     rows += [
         ("loss picture", str(path / "loss.png")),
         *((name, str(path / page)) for name, page in PAGES.items() if (path / page).is_file()),
@@ -170,6 +173,17 @@ def _rows(
         rows.append(("samples", str(path / "samples")))
     found = {name: sorted(path.glob(pattern)) for name, pattern in OF_LOGGERS.items()}
     return [*rows, *((name, str(files[-1])) for name, files in found.items() if files)]
+
+
+def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
+    """The step of a best checkpoint that is not of the log's best validation: a run that went back keeps the better."""
+    if name != "best" or best is None or not path.is_file():
+        return ""
+    try:
+        step = read_numbers(path).get("global_step")
+    except DamagedError:
+        return "  (damaged)"
+    return "" if step == best["step"] else f"  (of step {step})"
 
 
 def _record(

@@ -35,7 +35,8 @@ from lightning_app.inference.loading import module_of
 from lightning_app.inference.model_card import Facts, model_card
 from lightning_app.models.backbone import Backbone
 from lightning_app.text.files import sync, writing_into
-from lightning_app.training.checkpoint_io import find_checkpoint, read_checkpoint
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.find_checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

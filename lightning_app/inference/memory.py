@@ -41,7 +41,7 @@ from lightning_app.models.readers import KNNReader
 from lightning_app.models.readers.base import Reader
 from lightning_app.reporting.table import format_table
 from lightning_app.text.corpus import Document
-from lightning_app.training.checkpoint_io import find_checkpoint
+from lightning_app.training.find_checkpoint import find_checkpoint
 
 VECTORS_PER_CLUSTER = 39  # fewer and k-means of `ivf` has too little to learn from
 MOST_CLUSTERS = 1024

@@ -114,7 +114,7 @@ class Opened:
         config = self.config()
         checkpoint = {**self.checkpoint, "state_dict": self.module.cpu().state_dict()}
         self.module.on_save_checkpoint(checkpoint)
-        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+        AtomicCheckpointIO(keep_previous=False).save_checkpoint(checkpoint, path)  # what was deleted is gone
         if with_config:
             text = yaml.safe_dump(fitting(config, self.varda, self.tokenizer), sort_keys=False, allow_unicode=True)
             header = HEADER.format(name=Path(path).stem)

@@ -16,10 +16,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from lightning_app.errors import InputError
+from lightning_app.errors import DamagedError, InputError
 from lightning_app.models.art import ART, SPAN, check_term
 from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.rehearsal import forgotten
+from lightning_app.ops.archive import damage
 from lightning_app.ops.art import Pooling, pool, spans, spread
 from lightning_app.ops.schedule import linear_warmup
 
@@ -315,7 +316,7 @@ def load_art(folder: str | Path) -> ART:
     """The categories that an ARTTrainer has saved with a model.
 
     Raises:
-        InputError: there are none in this folder.
+        InputError: there are none in this folder, or its file is damaged.
     """
     saved = _read(folder)
     art = ART(saved["width"], **saved["options"])
@@ -327,4 +328,6 @@ def _read(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {FILE}: it was not written by an ARTTrainer; start from its weights instead")
+    if wrong := damage(path):
+        raise DamagedError(f"{path} is damaged ({wrong}): take another checkpoint, or start from its weights")
     return torch.load(path, map_location="cpu", weights_only=True)

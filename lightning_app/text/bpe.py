@@ -88,51 +88,83 @@ def _check_bytes(ranks: Ranks, *, source: str) -> None:
 
 
 def read_ranks(path: Path) -> Ranks:
-    """Read a `.tiktoken` file. (`tiktoken.load.load_tiktoken_bpe` caches by path and returns old content.)"""
+    """Read a `.tiktoken` file. (`tiktoken.load.load_tiktoken_bpe` caches by path and returns old content.)
+
+    Raises:
+        InputError: it cannot be read, is no such file, or is not what was trained here.
+    """
     try:
-        text = path.read_bytes().decode("ascii")
+        data = path.read_bytes()
+        text = data.decode("ascii")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not a .tiktoken file (byte {error.start} is not ASCII)") from error
     except OSError as error:
         raise InputError(f"cannot read {path} ({error})") from error
+    read_origin(path, data)
     return parse_ranks(text, source=str(path))
 
 
-def ensure_trained(path: Path, *, vocab_size: int, texts: Texts) -> None:
-    """Make `path` hold ranks trained on `texts()` with `vocab_size` ids. Processes that come together train once.
+def ensure_trained(path: Path, *, vocab_size: int, texts: Texts) -> Path:
+    """Train ranks on `texts()` with `vocab_size` ids, once, and return the file that holds them.
 
-    A file that was trained here on another text or with another size is trained anew, with a warning. One that
-    was not trained here, or was changed since, is the user's own and stays.
+    That is `path`. A file that is there is never written again, as other runs need it: where it was trained on another
+    text or with another size, the ranks lie beside it, under a name with both in it, and a line says so. A file that
+    was not trained here (it has no `.json` beside it) is the user's own and is taken for any text.
 
     Raises:
-        InputError: `vocab_size` below 257, no text, or no place to write.
+        InputError: `vocab_size` below 257, no text, no place to write, or a file that is not as it was trained.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(
             f"data.vocab_size is {vocab_size}; the 256 bytes and the end of text need at least {MIN_VOCAB_SIZE}"
         )
-    if path.exists() and _origin(path) is None:
-        return  # before the lock: the folder of a file of one's own may be read-only
+    if _is_users(path):
+        return path  # before the lock: the folder of a file of one's own may be read-only
     with locked(path):
-        origin = _origin(path)
-        if path.exists() and origin is None:
-            return
+        if _is_users(path):
+            return path
         text_sha256 = _hash_texts(texts())
-        if path.exists() and origin is not None:
-            if (origin.vocab_size, origin.text_sha256) == (vocab_size, text_sha256):
-                return
-            log.warning("%s was trained on another text or vocab_size (%d); training anew", path, origin.vocab_size)
-        _write(path, train_ranks(texts(), size=vocab_size - 1), vocab_size=vocab_size, text_sha256=text_sha256)
+        own = path.with_name(f"{path.stem}-{text_sha256[:12]}-{vocab_size}{path.suffix}")
+        for target in (path, own):
+            if not target.exists():
+                _write(
+                    target, train_ranks(texts(), size=vocab_size - 1), vocab_size=vocab_size, text_sha256=text_sha256
+                )
+            origin = read_origin(target, target.read_bytes())
+            if origin is not None and (origin.vocab_size, origin.text_sha256) == (vocab_size, text_sha256):
+                break
+            log.warning("%s was trained on another text or vocab_size and stays; taken instead: %s", path, own)
+        return target
 
 
-def _origin(path: Path) -> Origin | None:
-    try:
-        origin = Origin(**json.loads(_sidecar(path).read_bytes()))
-        data = path.read_bytes()
-    except (OSError, ValueError, TypeError):
+def _is_users(path: Path) -> bool:
+    return path.exists() and not _sidecar(path).exists()
+
+
+def read_origin(path: Path, data: bytes) -> Origin | None:
+    """What a file with this content was trained on; None where nothing says so.
+
+    Raises:
+        InputError: what says so cannot be read, or says something of another content.
+    """
+    beside = _sidecar(path)
+    if not beside.exists():
         return None
-    return origin if hashlib.sha256(data).hexdigest() == origin.file_sha256 else None
+    remedy = (
+        f"restore both from a copy, or delete both to train anew; delete {beside.name} alone if {path.name} is yours"
+    )
+    try:
+        origin = Origin(**json.loads(beside.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{beside}, which says on what {path} was trained, is damaged ({error}): {remedy}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != origin.file_sha256:
+        raise InputError(
+            f"{path} is not as it was trained: {beside.name} says SHA-256 {origin.file_sha256}, "
+            f"it has {found}; {remedy}"
+        )
+    return origin
 
 
 def _sidecar(path: Path) -> Path:
@@ -151,7 +183,7 @@ def _hash_texts(texts: Iterable[str]) -> str:
 def _write(path: Path, ranks: Ranks, *, vocab_size: int, text_sha256: str) -> None:
     data = dump_ranks(ranks).encode()
     origin = Origin(vocab_size, text_sha256, file_sha256=hashlib.sha256(data).hexdigest())
-    path.unlink(missing_ok=True)  # so that a crash leaves a sidecar alone, never a file that passes for the user's
+    # first: a crash leaves it alone, never a file that passes for the user's
     write_atomic(_sidecar(path), json.dumps(asdict(origin), indent=1).encode())
     write_atomic(path, data)
     log.info("trained %s: %d tokens", path, len(ranks))

@@ -178,6 +178,7 @@ class TextDataModule(L.LightningDataModule):
         Raises:
             InputError: the stage has no source, or its text is too short or damaged.
         """
+        self._share_tokenizer()
         if stage is None:
             names = [name for name in SPLITS if self.splits.origin(name)]
         else:
@@ -187,6 +188,12 @@ class TextDataModule(L.LightningDataModule):
                 self._check_length()
             else:
                 self.dataset(name)
+
+    def _share_tokenizer(self) -> None:
+        """Every rank takes the first one's, which knows in which file it lies."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            state = self.tokenizer.state() if self.trainer.is_global_zero else None
+            self._tokenizer = Tokenizer.from_state(self.trainer.strategy.broadcast(state))
 
     def _check_length(self) -> None:
         if self.trainer is not None and self.trainer.max_steps < 1:

@@ -2,20 +2,21 @@
 
 import hashlib
 import json
-import os
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lightning_app.text.shards import Shards, shard_name
 
-FORMAT = 2  # of the files below; another number means other cache folders
+FORMAT = 3  # of the files below; another number means other cache folders
 OFFSETS, PROMPTS, NAMES, MANIFEST = "offsets.npy", "prompts.npy", "names.jsonl", "manifest.json"
-FULL_CHECK = 100 * 2**20  # bytes up to which a file is hashed whole when it is opened
-EDGE = 2**20  # bytes hashed at either end of a larger one
+OWN = "manifest"  # the key under which a manifest has its own checksum
+STEP = 2**20  # bytes that are read at once
 
 
 class DamagedCacheError(Exception):
@@ -46,7 +47,7 @@ class Manifest:
     n_characters: int
     n_words: int
     shard_size: int  # tokens in each shard but the last
-    files: dict[str, tuple[int, str]]  # name -> bytes, digest
+    files: dict[str, tuple[int, str]]  # name -> bytes, checksum
 
     @property
     def n_shards(self) -> int:
@@ -123,19 +124,31 @@ def document_key(ids: np.ndarray) -> int:
     return max(1, int.from_bytes(digest, "little") >> 1)
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file, or of both ends of a large one."""
+def checksum(path: Path) -> str:
+    """CRC-32 of a file: against damage, not against malice. 160 MB take 0.07 s, and SHA-256 twice that or more."""
+    found = 0
     with path.open("rb") as file:
-        if path.stat().st_size <= FULL_CHECK:
-            return hashlib.sha256(file.read()).hexdigest()
-        first = file.read(EDGE)
-        file.seek(-EDGE, os.SEEK_END)
-        return hashlib.sha256(first + file.read()).hexdigest()
+        while part := file.read(STEP):
+            found = zlib.crc32(part, found)
+    return f"{found:08x}"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Its own checksum is part of it."""
+    values = asdict(manifest)
+    (folder / MANIFEST).write_text(json.dumps({**values, OWN: _own_checksum(values)}, indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises OSError, ValueError or TypeError where it cannot be read."""
-    return Manifest(**json.loads((folder / MANIFEST).read_bytes()))
+    """Raises OSError, ValueError, TypeError or AttributeError where it cannot be read, or is not as it was written."""
+    values = json.loads((folder / MANIFEST).read_bytes())
+    if values.pop(OWN, None) != _own_checksum(values):
+        raise ValueError(f"{MANIFEST} changed")
+    return Manifest(**values)
+
+
+def _own_checksum(values: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 def open_tokens(folder: Path) -> TokenArray:
@@ -161,6 +174,6 @@ def open_tokens(folder: Path) -> TokenArray:
         raise DamagedCacheError(str(error)) from error
 
 
-def is_whole(path: Path, size: int, digest: str) -> bool:
+def is_whole(path: Path, size: int, found: str) -> bool:
     """Whether a file is as it was written."""
-    return path.is_file() and path.stat().st_size == size and file_digest(path) == digest
+    return path.is_file() and path.stat().st_size == size and checksum(path) == found

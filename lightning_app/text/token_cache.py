@@ -8,7 +8,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -29,10 +29,11 @@ from lightning_app.text.token_array import (
     DamagedCacheError,
     Manifest,
     TokenArray,
-    file_digest,
+    checksum,
     is_whole,
     open_tokens,
     read_manifest,
+    write_manifest,
 )
 from lightning_app.text.tokenizer import Tokenizer
 
@@ -228,9 +229,9 @@ def _write_manifest(folder: Path, work: _Work, counted: _Counts) -> None:
         n_characters=counted.n_characters,
         n_words=counted.n_words,
         shard_size=work.shard_size,
-        files={path.name: (path.stat().st_size, file_digest(path)) for path in paths},
+        files={path.name: (path.stat().st_size, checksum(path)) for path in paths},
     )
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    write_manifest(folder, manifest)
     sync(folder / MANIFEST)
 
 

@@ -158,8 +158,8 @@ def load_tokenizer(name: str, *, vocab_size: int | None = None, training_texts: 
 
     Args:
         name: "bytes" (256 bytes and the end of text); a tiktoken encoding such as "r50k_base"; or the path of a
-            `.tiktoken` file. A file that does not exist is trained, if both other arguments are given. A file
-            trained here before is trained anew when they changed (see `ensure_trained`).
+            `.tiktoken` file. A file that does not exist is trained, if both other arguments are given. Where it was
+            trained on other ones, the tokenizer is that of a file beside it (see `ensure_trained`).
         vocab_size: number of ids, the end of text included. A tokenizer may have fewer (ids to spare).
         training_texts: called for the texts to train on, each time that they are read.
 
@@ -186,15 +186,16 @@ def _bytes_tokenizer() -> Tokenizer:
 
 
 def _file_tokenizer(path: Path, *, vocab_size: int | None, training_texts: Texts | None) -> Tokenizer:
+    name = str(path)
     if vocab_size is not None and training_texts is not None:
-        ensure_trained(path, vocab_size=vocab_size, texts=training_texts)
+        path = ensure_trained(path, vocab_size=vocab_size, texts=training_texts)
     if not path.exists():
         raise InputError(
             f"no such tokenizer file: {path} (data.vocab_size is {vocab_size}); give an existing .tiktoken file, "
             "or set data.vocab_size (at least 257) and data.train.path to train one and write it there"
         )
     ranks = read_ranks(path)
-    return Tokenizer(str(path), ranks=ranks, pattern=GPT2_PATTERN, specials={END_OF_TEXT: max(ranks.values()) + 1})
+    return Tokenizer(name, ranks=ranks, pattern=GPT2_PATTERN, specials={END_OF_TEXT: max(ranks.values()) + 1})
 
 
 def _named_tokenizer(name: str) -> Tokenizer:

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_app.errors import InputError
+from lightning_app.errors import DamagedError, InputError
+from lightning_app.ops.archive import damage
 from lightning_app.training import side_files
+from lightning_app.training.generations import previous, put_in_place
 from lightning_app.training.side_files import SIDE_FILE_BYTES
 
 log = logging.getLogger(__name__)
 
+PLAIN = "/data.pkl"  # the part of the archive in which all but tensors lies
 _NAMED = 5  # how many other checkpoints a message lists
 
 
@@ -26,29 +29,18 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict
     """The checkpoint at `path`, its tensors on the CPU; only plain types are unpickled, so it can run no code.
 
     Args:
-        mmap: leave the tensors on the disk until they are looked at.
+        mmap: leave the tensors on the disk until they are looked at. They are read once all the same, for their sums.
 
     Raises:
-        InputError: it is missing, empty, damaged, or holds other types; the message lists the folder's others.
+        DamagedError: it is empty, cut off or changed; the message lists the folder's others.
+        InputError: it is missing, or holds other types.
     """
     return _read(Path(path), map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def find_checkpoint(path: str, runs: Path) -> str:
-    """A path as it is; "last" or "best": the newest of that name in the folders `version_*` somewhere below `runs`.
-
-    Raises:
-        InputError: there is none.
-    """
-    if path in ("last", "best"):
-        found = sorted(runs.rglob(f"version_*/checkpoints/{path}.ckpt"), key=lambda file: file.stat().st_mtime)
-        if not found:
-            raise InputError(f"there is no {path}.ckpt in {runs}/**/version_*/checkpoints: train first, or give a path")
-        return str(found[-1])
-    if not Path(path).exists():
-        near = sorted(str(file) for file in runs.rglob("version_*/checkpoints/*.ckpt"))
-        raise InputError(f"there is no checkpoint {path}; those in {runs}: {', '.join(near) or 'none'}")
-    return path
+def read_numbers(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checkpoint without what lies beside it, for a look at its plain values: of its tensors nothing is read."""
+    return _load(Path(path), map_location="cpu", weights_only=True, mmap=True, checked=PLAIN)
 
 
 def _read(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
@@ -56,9 +48,12 @@ def _read(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = Fal
     return side_files.put_back(checkpoint, path)
 
 
-def _load(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
-    """What is in the file itself."""
+def _load(
+    path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False, checked: str = ""
+) -> dict[str, Any]:
+    """What is in the file itself, once the sums of its parts that end in `checked` are found right."""
     _check_file(path)
+    _check_sums(path, checked)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -67,7 +62,7 @@ def _load(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = Fal
             "if you trust its author, load it with weights_only=False and save what you need in plain types"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"checkpoint {path} is damaged: {_first_line(error)}; {_others(path)}") from error
+        raise DamagedError(f"checkpoint {path} is damaged: {_first_line(error)}; {_others(path)}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; {_others(path)}")
     return checkpoint
@@ -82,10 +77,16 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}; {_others(path)}")
     if path.stat().st_size == 0:
-        raise InputError(f"checkpoint {path} is empty (0 bytes); {_others(path)}")
+        raise DamagedError(f"checkpoint {path} is empty (0 bytes); {_others(path)}")
     if not zipfile.is_zipfile(path):  # the directory of the archive stands at its end: truncated files lack it
         size = path.stat().st_size
-        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({size:,} bytes); {_others(path)}")
+        raise DamagedError(f"checkpoint {path} is truncated or not a checkpoint ({size:,} bytes); {_others(path)}")
+
+
+def _check_sums(path: Path, ending: str = "") -> None:
+    found = damage(path, ending)
+    if found:
+        raise DamagedError(f"checkpoint {path} is damaged: {found}; {_others(path)}")
 
 
 def _others(path: Path) -> str:
@@ -109,16 +110,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     file system), forced to the disk and renamed. What killed processes of this machine left is removed. Streams to
     the file: no second copy of the checkpoint in memory. For `Trainer(plugins=[AtomicCheckpointIO()])`.
 
+    The file that was there is kept as the generation before (see `training.generations`), unless it is damaged.
+
     Local paths only. Loads plain types only, unless `weights_only=False` is given.
 
     Args:
         side_file_bytes: the vectors of a memory with more bytes lie in a file beside the checkpoint (see
             `training.side_files`), which is written before it, and again only where they have changed.
+        keep_previous: keep two generations, which takes twice the disk.
     """
 
-    def __init__(self, side_file_bytes: int = SIDE_FILE_BYTES):
+    def __init__(self, side_file_bytes: int = SIDE_FILE_BYTES, keep_previous: bool = True):
         super().__init__()
-        self.side_file_bytes = side_file_bytes
+        self.side_file_bytes, self.keep_previous = side_file_bytes, keep_previous
+        self._written: set[Path] = set()  # by this process, so that they need not be read again to be trusted
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -142,6 +147,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _write(
                 side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
                 target,
+                keep=self.keep_previous and self._is_good(target),
             )
         except (OSError, RuntimeError) as error:
             if not _is_full(error):
@@ -150,11 +156,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the disk of {target.parent} is full: {target.name} was not written, what was there is kept; "
                 "free some space or set the ModelCheckpoint's dirpath to another disk, then resume"
             ) from error
+        self._written.add(target.absolute())
         _remove_unnamed(target.parent)
 
+    def _is_good(self, target: Path) -> bool:
+        """Whether what a save would replace is worth more than the generation before it."""
+        if not target.is_file() or target.absolute() in self._written:
+            return True
+        try:
+            _check_file(target)
+            _check_sums(target)
+        except DamagedError as error:
+            log.warning("%s is replaced, %s is kept: %s", target, previous(target).name, error)
+            return False
+        return True
+
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove it, and the files beside it that no other checkpoint of its folder names."""
+        """Remove both its generations, and the files beside it that no other checkpoint of its folder names."""
         super().remove_checkpoint(path)
+        previous(Path(path)).unlink(missing_ok=True)
         _remove_unnamed(Path(path).parent)
 
     def load_checkpoint(
@@ -167,14 +187,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return _read(Path(path), map_location=map_location, weights_only=weights_only is not False)
 
 
-def _write(checkpoint: dict[str, Any], target: Path) -> None:
+def _write(checkpoint: dict[str, Any], target: Path, *, keep: bool) -> None:
     temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        put_in_place(temporary, target, keep=keep)
         _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -185,7 +205,7 @@ def _remove_unnamed(folder: Path) -> None:
     if not side_files.exist(folder):
         return
     try:
-        found = [_load(path, map_location="cpu", weights_only=True, mmap=True) for path in folder.glob("*.ckpt")]
+        found = [read_numbers(path) for path in folder.glob("*.ckpt")]
     except InputError as error:
         log.warning("files in %s are kept, needed or not: %s", folder / side_files.FOLDER, error)
         return

@@ -50,9 +50,3 @@ def _placed(logger: Logger, options: Mapping[str, Any], folder: Path) -> Logger:
 @rank_zero_only
 def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def next_version(runs: Path) -> str:
-    """ "version_N" with the first N above all that are there."""
-    taken = [path.name.removeprefix("version_") for path in runs.glob("version_*") if path.is_dir()]
-    return f"version_{max((int(number) + 1 for number in taken if number.isdecimal()), default=0)}"

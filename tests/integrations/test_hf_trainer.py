@@ -461,3 +461,12 @@ def test_two_ranks_learn_the_same_categories(tmp_path: Path):
     assert int(first["art"]["size"]) == int(alone["art"]["size"]) > 1
     for entry in first["logged"]:
         assert entry["loss"] == pytest.approx(entry["ce"] + 0.5 * entry["art"], abs=1e-4)
+
+
+def test_a_flipped_bit_of_the_categories_is_noticed(tmp_path: Path):
+    torch.save({"width": 4, "options": {}, "art": {"prototypes": torch.arange(1000.0)}}, tmp_path / "art.pt")
+    content = bytearray((tmp_path / "art.pt").read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 100] ^= 1
+    (tmp_path / "art.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"art.pt is damaged \(Bad CRC-32"):
+        load_art(tmp_path)

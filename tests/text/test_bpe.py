@@ -2,7 +2,7 @@
 
 import base64
 import json
-import logging
+from functools import partial
 
 import pytest
 import tiktoken
@@ -94,25 +94,29 @@ def test_a_missing_byte_is_an_error():
         parse_ranks(lines, source="file")
 
 
-def test_a_trained_file_is_kept_while_text_and_size_stay(tmp_path, caplog, prose):
+def test_a_trained_file_is_kept(tmp_path, caplog, prose):
     path = tmp_path / "new" / "bpe.tiktoken"
-    ensure_trained(path, vocab_size=300, texts=lambda: prose)
+    assert ensure_trained(path, vocab_size=300, texts=lambda: prose) == path
     first, written = path.read_bytes(), path.stat().st_mtime_ns
-    ensure_trained(path, vocab_size=300, texts=lambda: prose)
-    assert path.stat().st_mtime_ns == written
+    assert ensure_trained(path, vocab_size=300, texts=lambda: prose) == path
     assert json.loads((tmp_path / "new" / "bpe.tiktoken.json").read_text())["vocab_size"] == 300
     assert caplog.records == []
 
-    caplog.set_level(logging.WARNING)
-    ensure_trained(path, vocab_size=310, texts=lambda: prose)
-    assert len(read_ranks(path)) == 309
-    ensure_trained(path, vocab_size=310, texts=lambda: prose[:1] * 2)
-    assert path.read_bytes() != first
-    assert [record.message for record in caplog.records if "training anew" in record.message] == [
-        f"{path} was trained on another text or vocab_size (300); training anew",
-        f"{path} was trained on another text or vocab_size (310); training anew",
+    found = [ensure_trained(path, vocab_size=310, texts=lambda: prose) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].name.startswith("bpe-")
+    assert found[0].name.endswith("-310.tiktoken")
+    assert len(read_ranks(found[0])) == 309
+    other = ensure_trained(path, vocab_size=300, texts=lambda: prose[:1] * 2)
+    assert len({path, *found, other}) == 3
+    assert caplog.messages == [
+        f"{path} was trained on another text or vocab_size and stays; taken instead: {taken}"
+        for taken in (*found, other)
     ]
-    assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".lock", ".tiktoken"]  # nothing temporary
+    assert ensure_trained(path, vocab_size=300, texts=lambda: prose) == path
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, written)
+    suffixes = sorted(p.suffix for p in path.parent.iterdir())
+    assert suffixes == [*[".json"] * 3, ".lock", *[".tiktoken"] * 3]  # nothing temporary
 
 
 def test_the_users_own_file_is_never_overwritten(tmp_path, prose):
@@ -123,14 +127,27 @@ def test_the_users_own_file_is_never_overwritten(tmp_path, prose):
 
     trained = tmp_path / "edited.tiktoken"
     ensure_trained(trained, vocab_size=300, texts=lambda: prose)
-    trained.write_text(dump_ranks(BYTES))  # edited since: no longer ours
+    trained.write_text(dump_ranks(BYTES))
+    for read in (read_ranks, partial(ensure_trained, vocab_size=300, texts=lambda: prose)):
+        with pytest.raises(InputError, match=r"not as it was trained.* delete edited.tiktoken.json alone if"):
+            read(trained)
+    (tmp_path / "edited.tiktoken.json").unlink()
     ensure_trained(trained, vocab_size=310, texts=lambda: prose)
     assert read_ranks(trained) == BYTES
 
 
-def test_a_crash_while_training_anew_leaves_nothing_that_passes_for_the_users(tmp_path, prose, monkeypatch):
+def test_a_damaged_origin_is_refused(tmp_path, prose):
     path = tmp_path / "bpe.tiktoken"
     ensure_trained(path, vocab_size=300, texts=lambda: prose)
+    beside = tmp_path / "bpe.tiktoken.json"
+    for content in (b"", b"{", b"[]", b'{"vocab_size": 300}', b"\xff", b"[" * 10**5):
+        beside.write_bytes(content)
+        with pytest.raises(InputError, match=r"bpe.tiktoken.json, which says on what .* is damaged"):
+            read_ranks(path)
+
+
+def test_a_crash_while_training_leaves_nothing_that_passes_for_the_users(tmp_path, prose, monkeypatch):
+    path = tmp_path / "bpe.tiktoken"
 
     def crash_at_the_ranks(target, data):
         if target == path:
@@ -140,7 +157,7 @@ def test_a_crash_while_training_anew_leaves_nothing_that_passes_for_the_users(tm
     with monkeypatch.context() as patch:
         patch.setattr(bpe, "write_atomic", crash_at_the_ranks)
         with pytest.raises(KeyboardInterrupt):
-            ensure_trained(path, vocab_size=310, texts=lambda: prose)
+            ensure_trained(path, vocab_size=300, texts=lambda: prose)
     ensure_trained(path, vocab_size=310, texts=lambda: prose)
     assert len(read_ranks(path)) == 309
 

@@ -165,7 +165,7 @@ def test_counts_and_summary(make, folder):
     assert len(set(map(len, lines[1:]))) == 1
 
 
-def test_prepare_data_retrains_on_a_changed_text_but_evaluation_does_not(make, folder, caplog):
+def test_another_text_gets_a_vocabulary_of_its_own_but_an_evaluation_does_not(make, folder):
     options = {"tokenizer": str(folder / "t.tiktoken"), "vocab_size": 280, "val": {"path": str(folder / "val.txt")}}
     make(**options).prepare_data()
     first = (folder / "t.tiktoken").read_bytes()
@@ -176,8 +176,26 @@ def test_prepare_data_retrains_on_a_changed_text_but_evaluation_does_not(make, f
     )
     data.prepare_data()
     assert (folder / "t.tiktoken").read_bytes() == first
-    make(**options).prepare_data()
-    assert (folder / "t.tiktoken").read_bytes() != first
+    other = make(**options)
+    other.prepare_data()
+    assert (folder / "t.tiktoken").read_bytes() == first
+    assert other.tokenizer.fingerprint != data.tokenizer.fingerprint
+    assert other.tokenizer.name == data.tokenizer.name  # by which a resume knows it
+
+
+def test_every_rank_has_the_first_ones_tokenizer(make, folder):
+    """Which another rank would look for under the name that the text of another run was trained under."""
+    options = {"tokenizer": str(folder / "t.tiktoken"), "vocab_size": 280}
+    first, second = make(**options), make(**options)
+    make(tokenizer=options["tokenizer"], vocab_size=270).prepare_data()
+    first.prepare_data()
+    sent = []
+    for data, send in ((first, lambda state: sent.append(state) or state), (second, lambda state: state or sent[0])):
+        strategy = type("Strategy", (), {"broadcast": staticmethod(send)})
+        data.trainer = type("Attached", (), {"is_global_zero": data is first, "world_size": 2, "strategy": strategy})()
+        data.setup("fit")
+    assert second.tokenizer.vocab_size == 280
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
 
 
 def test_num_proc_reaches_the_tokeniser(make, monkeypatch):

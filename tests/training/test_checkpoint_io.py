@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_app.errors import InputError
+from lightning_app.errors import DamagedError, InputError
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.training import checkpoint_io
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, read_numbers
+from lightning_app.training.generations import generations
 
 OLD = {"step": 1, "weights": torch.arange(50_000)}
 
@@ -63,6 +64,61 @@ def test_a_damaged_archive(saved):
     saved.write_bytes(content)
     with pytest.raises(InputError, match="is damaged"):
         read_checkpoint(saved)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_one_flipped_bit_of_a_tensor_is_noticed(saved, mmap):
+    """`torch.load` does not; nor is a checkpoint from before this check any different."""
+    content = bytearray(saved.read_bytes())
+    content[content.index(OLD["weights"].numpy().tobytes()) + 1000] ^= 1
+    saved.write_bytes(content)
+    assert not torch.equal(torch.load(saved, weights_only=True, mmap=mmap)["weights"], OLD["weights"])
+    with pytest.raises(DamagedError, match=r"step_1.ckpt is damaged: Bad CRC-32"):
+        read_checkpoint(saved, mmap=mmap)
+    with pytest.raises(DamagedError):
+        AtomicCheckpointIO().load_checkpoint(saved)
+    assert read_numbers(saved)["step"] == 1  # in which no tensor is looked at
+
+
+def test_two_generations_are_kept(saved):
+    before = saved.with_name("step_1-previous.ckpt")
+    io = AtomicCheckpointIO()
+    for step in (2, 3):
+        io.save_checkpoint({"step": step}, saved)
+        assert (read_checkpoint(saved)["step"], read_checkpoint(before)["step"]) == (step, step - 1)
+    assert names(saved.parent) == ["step_1-previous.ckpt", "step_1.ckpt"]
+    io.remove_checkpoint(saved)
+    assert names(saved.parent) == []
+
+
+def test_a_damaged_file_does_not_replace_the_generation_before_it(saved, caplog):
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
+    saved.write_bytes(b"half")
+    AtomicCheckpointIO().save_checkpoint({"step": 3}, saved)
+    assert "step_1.ckpt is replaced, step_1-previous.ckpt is kept" in caplog.text
+    assert read_checkpoint(saved)["step"] == 3
+    assert read_checkpoint(saved.with_name("step_1-previous.ckpt"))["step"] == 1
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_a_kill_at_either_rename_leaves_a_whole_file(saved, monkeypatch, killed_at):
+    replace, renamed = os.replace, []
+
+    def kill(*paths):
+        renamed.append(paths)
+        if len(renamed) == killed_at:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
+    assert [read_checkpoint(path)["step"] for path in generations(saved)] == [1]
+
+
+def test_one_generation_if_asked(saved):
+    AtomicCheckpointIO(keep_previous=False).save_checkpoint({"step": 2}, saved)
+    assert names(saved.parent) == ["step_1.ckpt"]
 
 
 def test_a_folder_of_shards_is_answered_with_what_makes_it_one_file(tmp_path):
@@ -134,7 +190,7 @@ def test_what_a_killed_process_left_is_removed(saved):
     for path in (left, running, foreign):
         path.write_bytes(b"half")
     AtomicCheckpointIO().save_checkpoint(OLD, saved)
-    assert names(saved.parent) == sorted([running.name, foreign.name, "step_1.ckpt"])
+    assert names(saved.parent) == sorted([running.name, foreign.name, "step_1-previous.ckpt", "step_1.ckpt"])
 
 
 def test_refuses_remote_paths_and_storage_options(tmp_path):
@@ -152,7 +208,7 @@ def test_removes(saved):
 # Large memories
 
 NAME = "backbone.readers.0.bank.memories.0.vectors"
-SMALL = AtomicCheckpointIO(side_file_bytes=1000)
+SMALL = AtomicCheckpointIO(side_file_bytes=1000, keep_previous=False)
 
 
 def with_vectors(seed: int = 0, step: int = 1) -> dict:
@@ -226,6 +282,16 @@ def test_nothing_is_removed_while_a_checkpoint_cannot_be_read(tmp_path, caplog):
     SMALL.save_checkpoint(with_vectors(1), tmp_path / "a.ckpt")
     assert len(side(tmp_path)) == 2
     assert "are kept, needed or not" in caplog.text
+
+
+def test_the_side_files_of_both_generations_are_kept(tmp_path):
+    io = AtomicCheckpointIO(side_file_bytes=1000)
+    for seed in range(3):
+        io.save_checkpoint(with_vectors(seed), tmp_path / "a.ckpt")
+    assert len(side(tmp_path)) == 2
+    for name, seed in (("a", 2), ("a-previous", 1)):
+        found = read_checkpoint(tmp_path / f"{name}.ckpt")["state_dict"][NAME]
+        assert torch.equal(found, with_vectors(seed)["state_dict"][NAME])
 
 
 def test_a_missing_side_file_is_named_with_its_hash(tmp_path):

@@ -1,7 +1,6 @@
 """Each logger, through the command line: what a run leaves is in its folder, whoever logs."""
 
 import csv
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.training.loggers import UNNAMED, next_version, placed
+from lightning_app.training.loggers import UNNAMED, placed
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = Path("runs/tiny/version_0")
@@ -160,12 +159,3 @@ def test_a_logger_with_a_name_keeps_its_place_and_evaluations_go_to_the_log_alon
     assert table.read_bytes() == before
     assert [path.name for path in Path("elsewhere/mine").iterdir()] == ["version_0"]
     assert read_log(RUN)[-1]["event"] == "validate"
-
-
-def test_the_next_version_is_above_all_that_are_there(tmp_path: Path):
-    assert next_version(tmp_path) == "version_0"
-    for name in ("version_2", "version_10", "version_old", "other"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "version_12").write_text("a file")
-    assert next_version(tmp_path) == "version_11"
-    assert os.listdir(tmp_path)

@@ -1,0 +1,108 @@
+"""What "last" and "best" mean: a file that is whole, of the newest run that has one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_app.errors import DamagedError, InputError
+from lightning_app.training.checkpoint_io import read_checkpoint, read_numbers
+from lightning_app.training.generations import generations, previous
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoint(path: str, runs: Path) -> str:
+    """A path as it is; "last" or "best": the newest of that name in the folders `version_*` somewhere below `runs`.
+
+    Where it is damaged the newest whole one is taken, by its step, and a line says so: of the same run, else of the
+    version before. For "last" that may be a best checkpoint, from which a run can go on as well.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path in ("last", "best"):
+        return str(_newest(path, runs))
+    if not Path(path).exists():
+        near = sorted(str(file) for file in runs.rglob("version_*/checkpoints/*.ckpt"))
+        raise InputError(f"there is no checkpoint {path}; those in {runs}: {', '.join(near) or 'none'}")
+    return path
+
+
+def whole_generation(path: Path) -> Path:
+    """The file at `path`, or where it is damaged or gone the generation before it; a line says so.
+
+    Raises:
+        DamagedError: both are damaged.
+    """
+    return _first_whole(path, [previous(path)])
+
+
+def _newest(name: str, runs: Path) -> Path:
+    found = [path for ending in ("", "-previous") for path in runs.rglob(f"version_*/checkpoints/{name}{ending}.ckpt")]
+    if not found:
+        raise InputError(f"there is no {name}.ckpt in {runs}/**/version_*/checkpoints: train first, or give a path")
+    wanted = [folder / f"{name}.ckpt" for folder in _in_order(found)]
+    return _first_whole(wanted[0], (other for path in wanted for other in _instead_of(path, first=wanted[0])))
+
+
+def _in_order(found: list[Path]) -> list[Path]:
+    """The folders of checkpoints: that which was written to last, then the others of its run's name, then the rest."""
+    times: dict[Path, float] = {}
+    for path in found:
+        times[path.parent] = max(times.get(path.parent, 0.0), path.stat().st_mtime)
+    newest = max(times, key=times.__getitem__)
+    siblings = [folder for folder in times if folder.parent.parent == newest.parent.parent and folder != newest]
+    rest = times.keys() - {newest, *siblings}
+    return [newest, *sorted(siblings, key=_version, reverse=True), *sorted(rest, key=times.__getitem__, reverse=True)]
+
+
+def _version(folder: Path) -> int:
+    number = folder.parent.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1
+
+
+def _instead_of(path: Path, *, first: Path) -> Iterator[Path]:
+    """The other files of its run, those of higher steps first; of an older run the file itself before them."""
+    if path != first:
+        yield path
+    names = ("last", "best") if path.stem == "last" else (path.stem,)
+    others = {file for name in names for file in generations(path.with_name(f"{name}.ckpt"))} - {path}
+    yield from sorted(others, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    try:
+        return int(read_numbers(path)["global_step"])
+    except (InputError, KeyError):
+        return -1
+
+
+def _first_whole(wanted: Path, others: list[Path] | Iterator[Path]) -> Path:
+    """`wanted` if it is whole, else the first of the others that is.
+
+    Raises:
+        DamagedError: none is; of the one that was wanted.
+    """
+    damage = _damage(wanted)
+    if damage is None:
+        return wanted
+    for path in others:
+        if path.exists() and _damage(path) is None:
+            log.warning("%s; %s of step %d is taken instead", str(damage).partition(";")[0], path, _step(path))
+            return path
+    raise damage
+
+
+def _damage(path: Path) -> DamagedError | None:
+    if not path.exists():
+        return DamagedError(f"there is no {path}, as if a process was killed while it wrote it")
+    try:
+        if path.is_file():  # a sharded one is a folder
+            read_checkpoint(path, mmap=True)
+    except DamagedError as error:
+        return error
+    except InputError:  # not damaged, but nothing that is read: it is said where it is read
+        return None
+    return None

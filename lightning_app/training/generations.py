@@ -1,0 +1,28 @@
+"""Two generations of a checkpoint that is overwritten: last.ckpt, and last-previous.ckpt, which it was before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PREVIOUS = "-previous"
+
+
+def previous(path: Path) -> Path:
+    """Where the generation before that at `path` lies."""
+    return path.with_name(f"{path.stem}{PREVIOUS}{path.suffix}")
+
+
+def generations(path: Path) -> list[Path]:
+    """Those that there are, the newest first."""
+    return [file for file in (path, previous(path)) if file.exists()]
+
+
+def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
+    """Rename a whole file to `target`; what was there becomes the previous generation, or goes.
+
+    A kill between the two renames leaves the previous generation alone, which `find_checkpoint` then takes.
+    """
+    if keep and target.is_file():
+        os.replace(target, previous(target))
+    os.replace(temporary, target)

@@ -1,0 +1,60 @@
+"""RUNS_DIR/NAME/version_N: a run claims its folder before it writes anything else."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from lightning_app.errors import InputError
+
+# Those of torchrun, Lightning's launcher, SLURM and LSF, and of nodes: each but the first process finds one above 0.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+_claimed: list[Path] = []  # folders that this process made, each after those in which it lies
+
+
+def next_version(runs: Path) -> str:
+    """ "version_N" with the first N above all that are there."""
+    taken = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
+    return f"version_{max((int(number) + 1 for number in taken if number.isdecimal()), default=0)}"
+
+
+def claim_version(runs: Path) -> Path:
+    """Make the folder of the next version, which no other run then takes.
+
+    Only the first of several ranks does: the others get a name, until `RunLog` tells them the first one's.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    while True:
+        folder = runs / next_version(runs)
+        if not is_first_process():
+            return folder
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the folder {runs} cannot be made ({error}): give another --runs_dir or --name"
+            ) from error
+        try:
+            folder.mkdir()
+        except (FileExistsError, FileNotFoundError):  # another run took it, or removed `runs` as it was empty
+            continue
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error}): give another --runs_dir") from error
+        _claimed.extend(reversed(missing))
+        return folder
+
+
+def release_empty() -> None:
+    """Remove what this process claimed and never wrote to: a command that was refused leaves no folder."""
+    while _claimed:
+        with suppress(OSError):  # something lies in it
+            _claimed.pop().rmdir()
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of a run's processes, as far as those that started it say."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)

@@ -1,0 +1,38 @@
+"""A run whose newest files are damaged goes on from those before them."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_app.training.checkpoint_io import read_checkpoint
+
+CHECKPOINTS = Path("runs/tiny/version_0/checkpoints")
+
+
+@pytest.fixture
+def damaged(tiny_run: Path, folder: Path) -> None:
+    """A finished run with a flipped bit in last.ckpt and in best.ckpt."""
+    shutil.copytree(tiny_run.parents[2], ".", dirs_exist_ok=True)
+    for name in ("last", "best"):
+        content = bytearray((CHECKPOINTS / f"{name}.ckpt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (CHECKPOINTS / f"{name}.ckpt").write_bytes(content)
+
+
+@pytest.mark.usefixtures("damaged")
+def test_it_is_said_and_both_are_whole_afterwards(main: Callable[..., None], caplog: pytest.LogCaptureFixture):
+    main("fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_steps", 9)
+    assert re.search(r"last\.ckpt is damaged.*previous\.ckpt of step [36] is taken instead", caplog.text)
+    assert re.search(r"best\.ckpt is damaged.*best-previous\.ckpt of step 3 is taken instead", caplog.text)
+    steps = {path.name: read_checkpoint(path)["global_step"] for path in CHECKPOINTS.glob("*.ckpt")}
+    assert steps["last.ckpt"] == steps["best.ckpt"] == 9
+    assert steps["best-previous.ckpt"] in (3, 6)
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_path_is_refused(fails: Callable[..., str]):
+    error = fails("generate", "--ckpt_path", CHECKPOINTS / "last.ckpt", "--prompt", "the")
+    assert re.search(r"last\.ckpt is damaged: Bad CRC-32.*others in .*last-previous\.ckpt", error)

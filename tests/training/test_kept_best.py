@@ -1,0 +1,172 @@
+"""A run that goes on keeps its best, wherever its folder lies and however its path is spelt."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.kept_best import relocated
+
+RUN = Path("runs/tiny/version_0")
+KEY = "callback"
+
+
+def best_state(path: Path) -> dict[str, Any]:
+    states = read_checkpoint(path)["callbacks"]
+    (state,) = (state for key, state in states.items() if key.startswith("ModelCheckpoint"))
+    return state
+
+
+@pytest.fixture
+def tiny(tiny_run: Path, folder: Path) -> Path:
+    """A finished run in the working folder, and `hard.txt`, whose loss is higher whatever is learned."""
+    shutil.copytree(tiny_run.parents[2], ".", dirs_exist_ok=True)
+    Path("hard.txt").write_text("".join(random.Random(0).choices("QXZJ#%&", k=300)))
+    return RUN
+
+
+def moved() -> tuple[Path, list[str]]:
+    Path("runs").rename("elsewhere")
+    return Path("elsewhere/tiny/version_0"), ["--runs_dir", "elsewhere"]
+
+
+def named() -> tuple[Path, list[str]]:
+    RUN.rename("runs/tiny/the_good_one")
+    return Path("runs/tiny/the_good_one"), ["--ckpt_path", "runs/tiny/the_good_one/checkpoints/last.ckpt"]
+
+
+def copied() -> tuple[Path, list[str]]:
+    shutil.copytree(RUN, "runs/tiny/version_7")
+    return Path("runs/tiny/version_7"), ["--ckpt_path", "runs/tiny/version_7/checkpoints/last.ckpt"]
+
+
+def spelt() -> tuple[Path, list[str]]:
+    return RUN, ["--runs_dir", str(Path("runs").resolve())]
+
+
+@pytest.mark.parametrize("how", [moved, named, copied, spelt])
+def test_a_worse_model_does_not_replace_the_best(
+    tiny: Path, main: Callable[..., None], capsys: pytest.CaptureFixture[str], how: Callable[[], tuple[Path, list[str]]]
+):
+    run, options = how()
+    last, best = run / "checkpoints/last.ckpt", run / "checkpoints/best.ckpt"
+    score, content = best_state(best)["current_score"], best.read_bytes()
+    worse = ["--data.val.path", "hard.txt", "--trainer.max_steps", 9]
+    main("fit", "--config", "tiny.yaml", "--ckpt_path", "last", *options, *worse)
+    assert best.read_bytes() == content
+    state = best_state(last)
+    assert state["best_model_score"] == state["kth_value"] == score
+    assert Path(state["best_model_path"]).resolve() == best.resolve()
+    assert f"{best}\n" in capsys.readouterr().out  # of the step that the table names
+
+
+def test_a_better_model_replaces_it(tiny: Path, main: Callable[..., None]):
+    Path("runs").rename("elsewhere")
+    best = Path("elsewhere/tiny/version_0/checkpoints/best.ckpt")
+    before = best_state(best)["current_score"]
+    main("fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--runs_dir", "elsewhere", "--trainer.max_steps", 9)
+    assert read_checkpoint(best)["global_step"] == 9
+    assert best_state(best)["best_model_score"] < before
+
+
+def test_a_run_that_goes_on_elsewhere_begins_its_best_anew(
+    tiny: Path, main: Callable[..., None], caplog: pytest.LogCaptureFixture
+):
+    """Its folder, log and table are its own; the best so far stays where it lies."""
+    content = (tiny / "checkpoints/best.ckpt").read_bytes()
+    last = tiny / "checkpoints/last.ckpt"
+    worse = ["--data.val.path", "hard.txt", "--trainer.max_steps", 9]
+    main("fit", "--config", "tiny.yaml", "--name", "second", "--ckpt_path", last, *worse)
+    best = Path("runs/second/version_0/checkpoints/best.ckpt")
+    assert read_checkpoint(best)["global_step"] == 9
+    assert best_state(best)["best_model_path"] == str(best)
+    assert (tiny / "checkpoints/best.ckpt").read_bytes() == content
+    assert "does not lie whole in runs/second/version_0/checkpoints, so the best checkpoint there begins" in caplog.text
+
+
+def test_a_run_that_goes_back_keeps_what_was_reached_after_it(
+    tiny: Path, main: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    """The checkpoint that it goes on from knows of no best; the file says itself what it is."""
+    checkpoints = tiny / "checkpoints"
+    old = torch.load(checkpoints / "best.ckpt", weights_only=True)
+    (key,) = (key for key in old["callbacks"] if key.startswith("ModelCheckpoint"))
+    score = old["callbacks"][key]["current_score"]
+    early = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    early["callbacks"][key]["best_k_models"] = {"runs/tiny/version_0/checkpoints/best.ckpt": torch.tensor(99.0)}
+    torch.save(early, checkpoints / "early.ckpt")
+    worse = ["--data.val.path", "hard.txt", "--trainer.max_steps", 9]
+    main("fit", "--config", "tiny.yaml", "--ckpt_path", checkpoints / "early.ckpt", *worse)
+    assert read_checkpoint(checkpoints / "best.ckpt")["global_step"] == old["global_step"]
+    assert best_state(checkpoints / "last.ckpt")["best_model_score"] == score
+
+
+def test_the_table_names_the_step_of_a_best_that_is_not_the_logs(
+    tiny: Path, main: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    log = tiny / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"val/ce"' not in line))
+    worse = ["--data.val.path", "hard.txt", "--trainer.max_steps", 9]
+    main("fit", "--config", "tiny.yaml", "--ckpt_path", "last", *worse)
+    printed = capsys.readouterr().out
+    assert "best at step      9" in printed
+    assert f"{RUN}/checkpoints/best.ckpt  (of step 6)" in printed
+
+
+def state_of(folder: Path, scores: dict[str, float]) -> dict[str, Any]:
+    paths = {str(folder / name): torch.tensor(score) for name, score in scores.items()}
+    first = min(paths, key=paths.__getitem__)
+    return {
+        "monitor": "val/ce",
+        "dirpath": str(folder),
+        "best_k_models": paths,
+        "best_model_path": first,
+        "best_model_score": paths[first],
+        "kth_best_model_path": max(paths, key=paths.__getitem__),
+        "kth_value": max(paths.values()),
+        "last_model_path": "",
+        "current_score": torch.tensor(0.0),
+    }
+
+
+def test_of_several_those_that_are_there_count(tmp_path: Path):
+    """With the score that each has of itself."""
+    for name, score in {"a": 2.5, "b": 1.0}.items():
+        torch.save({"callbacks": {KEY: {"current_score": torch.tensor(score)}}}, tmp_path / f"{name}.ckpt")
+    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 3.0, "c.ckpt": 1.5})
+    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
+    a, b = (str(tmp_path / f"{name}.ckpt") for name in "ab")
+    assert kept["best_k_models"] == {a: torch.tensor(2.5), b: torch.tensor(1.0)}
+    assert (kept["best_model_path"], kept["best_model_score"]) == (b, 1.0)
+    assert (kept["kth_best_model_path"], kept["kth_value"]) == (a, 2.5)
+    assert relocated(state, str(tmp_path), key=KEY, mode="max")["best_model_path"] == a
+
+
+def test_none_is_there(tmp_path: Path):
+    kept = relocated(state_of(Path("gone"), {"a.ckpt": 2.0}), str(tmp_path), key=KEY, mode="min")
+    assert (kept["best_k_models"], kept["best_model_path"], kept["best_model_score"]) == ({}, "", None)
+    assert kept["kth_value"] == float("inf")
+
+
+def test_a_file_that_says_nothing_of_itself_keeps_the_recorded_score(tmp_path: Path):
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").mkdir()  # shards
+    torch.save({"callbacks": {}}, tmp_path / "c.ckpt")
+    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 3.0, "c.ckpt": 1.5})
+    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
+    assert sorted(score.item() for score in kept["best_k_models"].values()) == [1.5, 2.0, 3.0]
+
+
+def test_of_a_damaged_file_the_generation_before_it_counts(tmp_path: Path):
+    """A model that is worse than that does not become the best; where both are damaged any does."""
+    (tmp_path / "a.ckpt").write_bytes(b"half")
+    torch.save({"callbacks": {KEY: {"current_score": torch.tensor(2.5)}}}, tmp_path / "a-previous.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(b"half")
+    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 1.0})
+    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
+    assert kept["best_k_models"] == {str(tmp_path / "a.ckpt"): torch.tensor(2.5)}
