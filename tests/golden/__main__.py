@@ -1,4 +1,4 @@
-"""`python -m tests.golden` writes the expected values; with `compare REV` it runs a revision and this tree side by side."""
+"""`python -m tests.golden` writes the expected values; with `compare REV` it runs REV and this tree side by side."""
 
 from __future__ import annotations
 
