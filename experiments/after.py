@@ -299,12 +299,10 @@ def recall(reader: KNNReader, texts: Texts, model: MemoryLM, options: Options) -
     middle = time.process_time()
     vectors, ids = memory.get_all_embeddings(), memory.ids()
     begin = time.process_time()
-    rows = nearest(states, vectors, k=min(options.k, len(ids)), metric=memory.metric)
-    rows = rows if isinstance(rows, Tensor) else rows[0]
+    rows = nearest(states, vectors, k=min(options.k, len(ids)), metric=memory.metric)[1]
     end = time.process_time()
-    exact = ids[rows]  # in no order
-    distances = (vectors[rows] - states[:, None]).square().sum(-1)
-    ten = exact.gather(1, distances.topk(min(10, exact.shape[1]), largest=False).indices)
+    exact = ids[rows]
+    ten = exact[:, :10]
     return {
         "recall_k": _share(exact, found),
         "recall_10": _share(ten, found[:, : ten.shape[1]]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.memory import AssociativeMemory
-from lightning_app.models.memory_search import distances_to, nearest
+from lightning_app.models.memory_search import nearest
 from lightning_app.models.readers.base import Passage, Reader
 from lightning_app.modules.varda_gpt import VardaGPT
 from lightning_app.text.tokenizer import Tokenizer
@@ -182,8 +182,7 @@ def recall(memory: AssociativeMemory, *, k: int, seed: int = 0) -> Recall:
 
 
 def _share(memory: AssociativeMemory, vectors_ND: Tensor, queries_QD: Tensor, k: int) -> float:
-    rows = nearest(queries_QD, vectors_ND, k=k, metric=memory.metric, use_faiss=False)
-    limit = distances_to(queries_QD, vectors_ND, rows, metric=memory.metric).amax(-1, keepdim=True)
+    limit = nearest(queries_QD, vectors_ND, k=k, metric=memory.metric, use_faiss=False)[0][:, -1:]
     _, distances = memory.search(queries_QD, k)
     return float((distances <= limit + SAME * limit.abs() + 1e-6).float().mean())
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.memory_index import IndexOptions, SlotIndex
 from lightning_app.models.memory_map import MappedVectors
-from lightning_app.models.memory_search import Metric, distances_to, nearest
+from lightning_app.models.memory_search import as_results, distances_to, first, nearest
+from lightning_app.ops.nearness import Metric
 
 IndexType = Literal["flat", "ivf", "ivfpq", "hnsw"]
 Eviction = Literal["oldest", "least_recently_used", "least_useful"]
@@ -404,31 +405,27 @@ class AssociativeMemory(nn.Module):
         self, queries_QD: Tensor, k: int, *, origin: Origin | None, own_document_only: bool
     ) -> tuple[Tensor, Tensor]:
         """Distances (Q, k) and slots (Q, k), -1 where there is none."""
-        slots = self._candidates(queries_QD, k, masked=origin is not None, own_document_only=own_document_only)
+        slots = None if own_document_only else self._candidates(queries_QD, k, masked=origin is not None)
         if slots is None:
             return self._exact(queries_QD, k, origin=origin, own_document_only=own_document_only)
         if origin is not None:
             slots = slots.masked_fill(self._hidden(origin, slots, own_document_only=False), -1)
-        distances, slots = self._nearest_of(queries_QD, slots, k=k)
-        if self._index is None and (origin is None or slots.shape[1] == len(self)):
-            return distances, slots
+        found = distances_to(queries_QD, self.vectors, slots, metric=self.metric, release=self._released_by)
+        distances, slots = as_results(*first(found, slots, k))
         short = (slots[:, -1] < 0).nonzero()[:, 0]  # the index, or what it found and may be seen, has fewer than k
         if len(short):
             part = None if origin is None else Origin(origin.documents[short], origin.positions[short])
             distances[short], slots[short] = self._exact(queries_QD[short], k, origin=part, own_document_only=False)
         return distances, slots
 
-    def _candidates(self, queries_QD: Tensor, k: int, *, masked: bool, own_document_only: bool) -> Tensor | None:
-        """Slots (Q, K >= k), more than k where some may turn out to be hidden; None: the exact search has to do it."""
-        if k == 0 or own_document_only or self.device.type != "cpu":
+    def _candidates(self, queries_QD: Tensor, k: int, *, masked: bool) -> Tensor | None:
+        """Slots (Q, K >= k) by the index, more than k where some may turn out to be hidden; None: search exactly."""
+        if k == 0 or self._index is None or self.device.type != "cpu":
             return None
         fetched = min(2 * k + 8 if masked else k, len(self))
-        stored = self.vectors[: len(self)]
-        found = None if self._index is None else self._index.candidates(queries_QD, stored, k=fetched)
+        found = self._index.candidates(queries_QD, self.vectors[: len(self)], k=fetched)
         self._release()
-        if found is not None or (masked and self.metric == "cosine"):  # which the masked search takes no longer for
-            return found
-        return nearest(queries_QD, stored, k=fetched, metric=self.metric, release=self._released_by)
+        return found
 
     def _exact(
         self, queries_QD: Tensor, k: int, *, origin: Origin | None, own_document_only: bool
@@ -436,20 +433,24 @@ class AssociativeMemory(nn.Module):
         """`_search` among all entries, or among those of the queries' documents."""
         stored, rows, hidden = self.vectors[: len(self)], None, None
         if origin is not None:
-            hidden = partial(self._hidden, origin, own_document_only=own_document_only)
+            hidden = partial(self._hidden_of_some, origin, own_document_only=own_document_only)
             rows = (
                 torch.isin(self.documents[: len(self)], origin.documents).nonzero()[:, 0] if own_document_only else None
             )
-        slots = nearest(
-            queries_QD, stored, k=k, metric=self.metric, rows=rows, hidden=hidden, release=self._released_by
+        return nearest(
+            queries_QD,
+            stored,
+            k=k,
+            metric=self.metric,
+            rows=rows,
+            hidden=hidden,
+            release=self._released_by,
+            use_faiss=not own_document_only,  # which hides nearly all
         )
-        return self._nearest_of(queries_QD, slots, k=k)
 
-    def _nearest_of(self, queries_QD: Tensor, slots_QK: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-        """The k nearest of the candidates by their exact distances -> distances, slots (Q, k)."""
-        distances = distances_to(queries_QD, self.vectors, slots_QK, metric=self.metric, release=self._released_by)
-        distances, order = distances.topk(k, dim=1, largest=False)
-        return distances, slots_QK.gather(1, order)
+    def _hidden_of_some(self, origin: Origin, queries: Tensor, slots: Tensor, *, own_document_only: bool) -> Tensor:
+        some = Origin(origin.documents[queries], origin.positions[queries])
+        return self._hidden(some, slots, own_document_only=own_document_only)
 
     def _hidden(self, origin: Origin, slots: Tensor, *, own_document_only: bool) -> Tensor:
         """(Q, N) bool, for slots (N,) that are the same for all queries or (Q, N) that are not."""

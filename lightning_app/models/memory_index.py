@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_app.models.memory_search import Metric, set_up_faiss
+from lightning_app.models.memory_search import set_up_faiss
+from lightning_app.ops.nearness import Metric
 
 import faiss  # isort: skip
 

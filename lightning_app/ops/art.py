@@ -21,6 +21,9 @@ from lightning_app.errors import InputError
 
 Pooling = Literal["mean", "last", "token"]
 
+# The match of an exact repeat, less 16 units of fp32's rounding. Measured at widths up to 4,096: at most 8 are missing.
+REPEATED = 1 - 16 * torch.finfo(torch.float32).eps
+
 
 class Rule(ABC):
     """How inputs are coded, compared with prototypes and learned. Without a state of its own."""
@@ -51,17 +54,17 @@ class Rule(ABC):
 
 
 class CosineRule(Rule):
-    """Inputs and prototypes of length 1; choice and match are the cosine."""
+    """Inputs and prototypes of length 1; choice and match are the cosine. Zeros stay zeros, and match zeros fully."""
 
     def code(self, features_BD: Tensor) -> Tensor:
         return F.normalize(features_BD, dim=-1)
 
     def compare(self, inputs_BW: Tensor, prototypes_CW: Tensor) -> tuple[Tensor, Tensor]:
-        cosine = inputs_BW @ prototypes_CW.T
+        cosine = inputs_BW @ prototypes_CW.T + (_is_zero(inputs_BW)[:, None] & _is_zero(prototypes_CW))
         return cosine, cosine
 
     def match(self, inputs_BW: Tensor, prototypes_BW: Tensor) -> Tensor:
-        return (inputs_BW * prototypes_BW).sum(-1)
+        return (inputs_BW * prototypes_BW).sum(-1) + (_is_zero(inputs_BW) & _is_zero(prototypes_BW))
 
     def moved(self, prototypes_MW: Tensor, inputs_MW: Tensor, rate: float) -> Tensor:
         return F.normalize(torch.lerp(prototypes_MW, inputs_MW, rate), dim=-1)
@@ -71,6 +74,10 @@ class CosineRule(Rule):
 
     def overlap(self, some_MW: Tensor, prototypes_CW: Tensor, *, vigilance: float) -> Tensor:
         return self.compare(some_MW, prototypes_CW)[1]
+
+
+def _is_zero(rows_NW: Tensor) -> Tensor:
+    return ~rows_NW.any(-1)
 
 
 class FuzzyRule(Rule):
@@ -157,6 +164,7 @@ def resonate(rule: Rule, inputs_BW: Tensor, prototypes_CW: Tensor, *, vigilance:
 
 
 def _search(choice_BC: Tensor, match_BC: Tensor, vigilance: float) -> Resonance:
+    vigilance = min(vigilance, REPEATED)
     passes, best = match_BC >= vigilance, match_BC.amax(-1)
     resonant = best >= vigilance
     slots = choice_BC.where(passes | ~resonant[..., None], -torch.inf).argmax(-1)

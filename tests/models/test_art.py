@@ -52,6 +52,36 @@ def assert_same_state(network: ART, before: dict[str, Tensor]) -> None:
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0, equal_nan=True)
 
 
+# Repeats
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 768])
+@pytest.mark.parametrize("kind", ["cosine", "fuzzy"])
+def test_what_comes_again_is_known_at_a_vigilance_of_one(kind: Any, width: int):
+    """In fp32 the cosine of a vector with itself is 1 up to some rounding."""
+    network = art(width, kind=kind, vigilance=1.0)
+    inputs = clusters(30, width=width) if width > 1 else torch.tensor([[2.0], [-1.0]])
+    for _ in range(3):
+        network.learn(inputs)
+    for one in inputs:
+        network.learn(one[None])
+    assert len(network) == len(inputs)
+    assert not network.is_novel(inputs).any()
+    others = inputs + torch.linspace(0.1, 0.2, width) * torch.tensor([1.0, -1.0]).repeat(width)[:width]
+    assert network.is_novel(others).all() or (kind, width) == ("cosine", 1)
+
+
+@pytest.mark.parametrize("vigilance", [0.5, 1.0])
+@pytest.mark.parametrize("kind", ["cosine", "fuzzy"])
+def test_rows_of_zeros_open_one_category(kind: Any, vigilance: float):
+    network = art(2, kind=kind, vigilance=vigilance)
+    for _ in range(3):
+        network.learn(torch.zeros(4, 2))
+    assert len(network) == 1
+    assert network.loss(torch.zeros(5, 2)).item() == pytest.approx(0, abs=1e-6)
+    assert kind == "fuzzy" or network.is_novel(degrees(10, 100)).all()
+
+
 # Loss
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.memory import AssociativeMemory, Origin
-from lightning_app.models.memory_search import Metric
 from lightning_app.models.readers.bank import Bank, Effects, Scope
+from lightning_app.ops.nearness import Metric
 
 SESSION = 0  # document key of what is generated; those of texts lie above
 OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.memory_search import Metric
 from lightning_app.models.readers.bank import Bank, Scope
 from lightning_app.models.readers.base import Passage, Reader, Reading, Reads, Writes, own_entries
+from lightning_app.ops.nearness import Metric
 from lightning_app.ops.nonparametric import (
     interpolated,
     joined_with_memory,
