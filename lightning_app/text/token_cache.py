@@ -194,7 +194,7 @@ class _Counts:
 def _write_tokens(folder: Path, work: _Work) -> _Counts:
     """Shards, offsets, prompts and names."""
     counted = _Counts()
-    with ShardWriter(folder, work.shard_size) as shards, (folder / NAMES).open("w") as names:
+    with ShardWriter(folder, work.shard_size) as shards, (folder / NAMES).open("w", encoding="utf-8") as names:
         for encoded in work.encode(_noting(work.read(), names)):
             shards.write(encoded.ids)
             counted.add(encoded)
@@ -230,7 +230,7 @@ def _write_manifest(folder: Path, work: _Work, counted: _Counts) -> None:
         shard_size=work.shard_size,
         files={path.name: (path.stat().st_size, file_digest(path)) for path in paths},
     )
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     sync(folder / MANIFEST)
 
 
