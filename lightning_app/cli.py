@@ -142,7 +142,7 @@ def _load(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no config {path}; those at hand: {_configs()}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no readable YAML: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a mapping such as `model: ...`, not {type(config).__name__}")
