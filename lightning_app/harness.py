@@ -35,6 +35,7 @@ from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.loggers import next_version, placed, tensorboard
+from lightning_app.training.run_place import check_place, saying_when_full
 
 THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
@@ -141,6 +142,7 @@ class Harness(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self._options
+        check_place(options.runs_dir, options.name, writes=self.subcommand == "fit")
         precision = options.float32_matmul_precision
         if precision not in ("highest", "high", "medium"):
             raise InputError(f"float32_matmul_precision is {precision!r}; it must be highest, high or medium")
@@ -249,6 +251,7 @@ def run(argv: Sequence[str], *, harness: Callable[[Sequence[str]], object] = Har
     for message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message)
     try:
-        harness(argv)
+        with saying_when_full():
+            harness(argv)
     except MisconfigurationException as error:  # Lightning's word for a mistake in the Trainer's options
         raise InputError(str(error)) from error

@@ -342,8 +342,8 @@ def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedM
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{name!r} could not be loaded ({_why_not(name, error)}); give a directory with its config.json and "
-            "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model with "
-            "`architecture` and `options`"
+            "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model "
+            "with `architecture` and `options`"
         ) from error
     model, report = loaded
     if lacking := report["missing_keys"]:
