@@ -205,7 +205,7 @@ def _version(package: str) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
     model = next(
         (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), platform.machine()
     )

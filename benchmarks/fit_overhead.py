@@ -61,7 +61,7 @@ class Terminal:
     """Goes nowhere, but says that it is a terminal, so that the progress bar is drawn."""
 
     def __init__(self) -> None:
-        self.file = open(os.devnull, "w")  # noqa: SIM115  (for the life of the process)
+        self.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for the life of the process)
 
     def isatty(self) -> bool:
         return True
@@ -112,7 +112,7 @@ def config(shape: Shape, folder: str) -> dict[str, Any]:
 def fit(shape: Shape, folder: str) -> Run:
     """`python main.py fit` in a thread of this process."""
     pace, path, defaults = Pace(shape), Path(folder) / f"{shape.name}.yaml", harness.default_callbacks
-    path.write_text(yaml.safe_dump(config(shape, folder)))
+    path.write_text(yaml.safe_dump(config(shape, folder)), encoding="utf-8")
     harness.default_callbacks = lambda: [*defaults(), pace]
     sys.stdout = sys.stderr = Terminal()
 

@@ -35,9 +35,11 @@ def items_of(path: Path, documents: Sequence[str], *, n: int) -> list[Item]:
             if match.start(1) > BEFORE
         ]
         picked = [found[round(i)] for i in torch.linspace(0, len(found) - 1, min(n, len(found))).tolist()]
-        path.with_suffix(".tmp").write_text("".join(json.dumps(asdict(item)) + "\n" for item in picked))
+        path.with_suffix(".tmp").write_text(
+            "".join(json.dumps(asdict(item)) + "\n" for item in picked), encoding="utf-8"
+        )
         path.with_suffix(".tmp").replace(path)
-    return [Item(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @torch.no_grad()

@@ -312,7 +312,7 @@ def parsed(words: list[str] | None, *, prog: str, about: str | None) -> tuple[Pl
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
+    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     domains_of(plan, folder)  # once, before all workers want it
     return plan, folder, options
 

@@ -269,7 +269,7 @@ def main(words: list[str] | None = None) -> None:
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
+    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     run_all(plan, folder, workers=options.workers)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
     quickly = " ARGS=--quick" if options.quick else ""

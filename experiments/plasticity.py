@@ -535,7 +535,7 @@ def parsed(words: Sequence[str] | None) -> tuple[Plan, Path, argparse.Namespace]
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
+    (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     evidence = Evidence(plan, folder)  # once, before all workers want it
     evidence.test()
     print(f"{len(evidence.cloze)} cloze items; results in {folder}", flush=True)

@@ -27,7 +27,7 @@ def append(folder: Path, record: Record) -> None:
 def records(folder: Path) -> list[Record]:
     """All complete lines; one that was cut off by a crash does not count."""
     path = folder / RESULTS
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [record for line in lines if (record := _parsed(line)) is not None]
 
 

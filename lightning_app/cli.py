@@ -16,6 +16,7 @@ import yaml
 
 from lightning_app.errors import InputError
 from lightning_app.ops.tree import leaves
+from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
 # Those without a trainer: a module of `inference` each, with a function `command`.
 COMMANDS = ("generate", "chat", "export", "serve", "compare", "memory", "categories", "report")
@@ -33,6 +34,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax).
     """
+    if args is None:
+        restart_in_utf8_mode()
+    use_utf8_streams()
     argv = list(sys.argv[1:] if args is None else args)
     try:
         if argv[:1] and argv[0] in COMMANDS:
@@ -141,7 +145,7 @@ def _load(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no config {path}; those at hand: {_configs()}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no readable YAML: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a mapping such as `model: ...`, not {type(config).__name__}")

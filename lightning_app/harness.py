@@ -37,6 +37,7 @@ from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.kept_best import KeptBest
 from lightning_app.training.loggers import placed, tensorboard
 from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here
+from lightning_app.training.run_place import check_place, saying_when_full
 from lightning_app.training.run_versions import claim_version, next_version, release_empty
 
 THIRD_PARTY_WARNINGS = (
@@ -150,6 +151,7 @@ class Harness(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self._options
+        check_place(options.runs_dir, options.name, writes=self.subcommand == "fit")
         precision = options.float32_matmul_precision
         if precision not in ("highest", "high", "medium"):
             raise InputError(f"float32_matmul_precision is {precision!r}; it must be highest, high or medium")
@@ -279,7 +281,8 @@ def run(argv: Sequence[str], *, harness: Callable[[Sequence[str]], object] = Har
     for message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message)
     try:
-        harness(argv)
+        with saying_when_full():
+            harness(argv)
     except MisconfigurationException as error:  # Lightning's word for a mistake in the Trainer's options
         raise InputError(str(error)) from error
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_app"
-EVERYWHERE = {"errors"}
+EVERYWHERE = {"errors", "utf8"}
 MAY_IMPORT = {
     "ops": {"ops"},
     "models": {"models", "ops"},

@@ -54,7 +54,7 @@ class PlasticitySchedule(L.Callback):
         cycles: with `automatic` at most.
         pruning_level: share of the heads that are dead at the end, 0 to below 1; or that after each cycle.
         neuron_level: the same of the neurons, if they are a target; None: as of the heads.
-        targets: heads, neurons, or both.
+        targets: heads, neurons, or both; None: heads. An empty list: nothing is measured or changed.
         strategy: how importance is measured; None: `TaylorImportance`.
         neuron_strategy: of neurons; None: `GradientImportance`.
         training_steps: optimizer steps before the first cycle.
@@ -117,7 +117,7 @@ class PlasticitySchedule(L.Callback):
         combine: Literal["mean", "max"] = "mean",
         save_importance: bool = True,
     ):
-        self.targets: list[Kind] = targets or ["heads"]
+        self.targets: list[Kind] = ["heads"] if targets is None else targets
         if len(set(self.targets)) < len(self.targets):
             raise InputError(f"targets are {self.targets}: give each once")
         self.levels = {"heads": pruning_level, "neurons": pruning_level if neuron_level is None else neuron_level}
@@ -167,7 +167,7 @@ class PlasticitySchedule(L.Callback):
         self._verdict()  # refuses a window that the rule cannot work with
 
     def _reset(self) -> None:
-        self.at = Position()
+        self.at = Position() if self.targets else Position("done")
         self._left = Position()  # where `at` was when it last was in a phase that lasts
         self._started = False
         self._losses: list[float] = []  # of this warmup
@@ -186,7 +186,7 @@ class PlasticitySchedule(L.Callback):
     # Before training: what cannot work is refused
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
+        if stage != "fit" or not self.targets:
             return
         self._reset()  # an earlier fit's; Lightning loads a checkpoint's state after this hook
         data = trainer.datamodule
@@ -270,6 +270,8 @@ class PlasticitySchedule(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModule)
+        if not self.targets:
+            return
         self._step = trainer.global_step
         for kind, state in self._kept.items():
             pl_module.units(kind)[0].load_kept_state(state)  # type: ignore[arg-type]
@@ -303,7 +305,7 @@ class PlasticitySchedule(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, LanguageModule)
-        if trainer.global_step == self._step:
+        if not self.targets or trainer.global_step == self._step:
             return  # within an accumulation
         self._step = trainer.global_step
         if self.at.phase != "done":
@@ -591,7 +593,7 @@ class PlasticitySchedule(L.Callback):
                 f"the run ended in the {self.at.phase} phase of cycle {self.at.cycle} of {self.plan.cycles}: give it "
                 "more steps or time (trainer.max_steps, trainer.max_time)"
             )
-        if trainer.is_global_zero:
+        if self.targets and trainer.is_global_zero:
             print("\n".join(self.summary(pl_module)))
 
     def summary(self, module: LanguageModule) -> list[str]:

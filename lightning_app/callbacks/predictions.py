@@ -11,13 +11,14 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_app.callbacks.run_log import run_folder
+from lightning_app.training.loader import ResumableLoader
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes the rows of `predict_step` as they come: the sequences in data order.
 
     With several ranks each writes a file of its own, `predictions.rank1.jsonl` and so on, with its share of the
-    sequences.
+    sequences; `window` counts them over all ranks, in data order.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,10 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         assert self.path is not None
+        loader = trainer.predict_dataloaders
+        if isinstance(loader, ResumableLoader):
+            numbers = loader.windows(batch_idx)
+            prediction = [{"window": n, **row} for n, row in zip(numbers, prediction, strict=True)]
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in prediction)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from argparse import Namespace
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.modules.base import OF_REGULARIZERS, LanguageModule
 from lightning_app.modules.measures import SUMS
-from lightning_app.reporting.log import FILE_NAME
+from lightning_app.reporting.log import FILE_NAME, line_of
 from lightning_app.reporting.log import read_log as read_log  # beside what writes it
 from lightning_app.text.datamodule import TextDataModule
 
@@ -69,7 +68,7 @@ class JSONLinesLogger(Logger):
         if not self._whole:
             self._end_last_line()
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **record}, allow_nan=False) + "\n")
+            file.write(line_of({"time": round(time.time(), 3), **record}))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         done = None if step is None else step + 1  # Lightning numbers the steps from 0

@@ -11,6 +11,7 @@ from lightning_app.models.generation import GenerationOptions, lay_out_for_gener
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.utf8 import as_text
 
 TOP_K = 50  # what a command samples among if nothing is said: small models have long, poor tails
 
@@ -62,7 +63,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="above 1: what was said is less likely",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws")
-    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
+    parser.add_argument(
+        "--stop", type=as_text, action="append", default=[], help="end before this text; may be given several times"
+    )
 
 
 def sampling(args: argparse.Namespace) -> tuple[GenerationOptions, list[str]]:

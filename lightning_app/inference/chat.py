@@ -22,6 +22,7 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.files import write_atomic
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.utf8 import as_text, decode
 
 HELP = """\
 /set NAME VALUE   change a setting, such as /set temperature 0.5; /set alone shows them all
@@ -199,15 +200,15 @@ class Session:
         if not file:
             raise InputError("/save needs the name of a file")
         told = {"system": self.talk.system, "messages": self.talk.messages}
-        write_atomic(Path(file), json.dumps(told, ensure_ascii=False, indent=1).encode())
+        write_atomic(Path(file), json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace"))
         self._say(f"{len(self.talk.messages)} messages in {file}")
 
     def _load(self, file: str) -> None:
         try:
-            told = json.loads(Path(file).read_text(encoding="utf-8"))
+            told = json.loads(decode(Path(file).read_bytes()))
             messages = [Message(role=str(m["role"]), content=str(m["content"])) for m in told["messages"]]
             system = str(told.get("system", ""))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{file or 'the file'} holds no conversation that /save wrote: {error}") from None
         self.talk.messages, self.talk.system = messages, system
         self._say(f"{len(messages)} messages")
@@ -216,7 +217,7 @@ class Session:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py chat", description=__doc__, allow_abbrev=False)
     arguments.add_model(parser)
-    parser.add_argument("--system", default="", help="what stands before the conversation")
+    parser.add_argument("--system", type=as_text, default="", help="what stands before the conversation")
     parser.add_argument("--chat_template", help="a file in Jinja, for models that were trained on conversations")
     arguments.add_sampling(parser)
     return parser
@@ -230,4 +231,4 @@ def command(argv: Sequence[str]) -> None:
     path, module, tokenizer = arguments.load(args)
     print(f"{path}: write something, /help lists the commands, /quit ends")
     talk = Conversation(module, tokenizer, template, options, stop, args.system)
-    Session(talk, read=input, write=lambda text: print(text, end="", flush=True)).run()
+    Session(talk, read=lambda: as_text(input()), write=lambda text: print(text, end="", flush=True)).run()

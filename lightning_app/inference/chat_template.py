@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lightning_app.errors import InputError
+from lightning_app.utf8 import decode
 
 # For models that were trained on no conversations: they continue what looks like the record of one.
 PLAIN = """\
@@ -48,8 +49,8 @@ class ChatTemplate:
         self.stop = tuple(default if stop is None else stop)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         try:
-            self._template = environment.from_string(Path(path).read_text(encoding="utf-8") if path else PLAIN)
-        except (OSError, UnicodeDecodeError, TemplateError) as error:
+            self._template = environment.from_string(decode(Path(path).read_bytes()) if path else PLAIN)
+        except (OSError, TemplateError) as error:
             raise InputError(f"{path} is no readable chat template: {error}") from None
 
     def render(self, messages: Sequence[Message]) -> str:

@@ -25,6 +25,7 @@ from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
 from lightning_app.ops.tree import leaves
 from lightning_app.reporting.curves import best_validation, draw_loss, series
 from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
+from lightning_app.reporting.log import damage
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
@@ -167,7 +168,7 @@ def _rows(
         ("loss picture", str(path / "loss.png")),
         *((name, str(path / page)) for name, page in PAGES.items() if (path / page).is_file()),
         ("config", str(path / "config.yaml")),
-        ("log", str(path / "log.jsonl")),
+        ("log", f"{path / 'log.jsonl'}  {damage(path)}".rstrip()),
     ]
     if (path / "samples").is_dir():
         rows.append(("samples", str(path / "samples")))

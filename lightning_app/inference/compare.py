@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import InputError
-from lightning_app.inference.report import NEEDED, records_of
+from lightning_app.inference.report import NEEDED, records_of, say_damage
 from lightning_app.reporting.compare import FILE_NAME, write_comparison
 from lightning_app.reporting.compare_charts import missing_on
 from lightning_app.reporting.compare_tables import format_comparison
@@ -113,10 +113,12 @@ def _checked(labels: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, label: str) -> Run:
     samples, source = _samples(folder / "samples")
+    records = records_of(folder)
+    say_damage(folder)
     return Run(
         label,
         str(folder),
-        records=records_of(folder),
+        records=records,
         config=_config(folder / "config.yaml"),
         samples=samples,
         samples_from=source,
@@ -127,7 +129,7 @@ def _config(path: Path) -> dict[str, Any]:
     """Empty where there is none."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no readable YAML: {error}; a run without it can be compared, so move it") from None
     return config if isinstance(config, dict) else {}
 

@@ -19,6 +19,7 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.files import writing_into
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.utf8 import as_text, decode
 
 # What a line of a file of prompts may say beside its prompt: options of its own.
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -60,10 +61,11 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         InputError: no such file, none in it, or a line that is no such object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines knows further ends, which JSON may hold
-    except (OSError, UnicodeDecodeError) as error:
+        content = decode(path.read_bytes())
+    except OSError as error:
         raise InputError(f"{path} is no readable file of prompts: {error}") from None
-    if path.suffix != ".jsonl":
+    lines = content.replace("\r\n", "\n").split("\n")  # splitlines knows further ends, which JSON may hold
+    if path.suffix.lower() != ".jsonl":
         rows = [{"prompt": line} for line in lines if line.strip()]
     else:
         rows = [_row(line, f"{path}, line {i + 1}") for i, line in enumerate(lines) if line.strip()]
@@ -75,7 +77,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is no JSON: {error}") from None
     if not (isinstance(row, dict) and isinstance(row.get("prompt"), str)):
         raise InputError(f'{where} must be an object such as {{"prompt": "..."}}, not {line[:40]!r}')
@@ -136,7 +138,7 @@ class _Result:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py generate", description=__doc__, allow_abbrev=False)
     arguments.add_model(parser)
-    parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
+    parser.add_argument("--prompt", type=as_text, default="", help="the text to continue; empty: a new document")
     parser.add_argument(
         "--prompts", help="a file of prompts instead: one in each line, or .jsonl with `prompt` and options of its own"
     )
@@ -184,7 +186,8 @@ def _write(answers: Iterator[dict[str, Any]], output: str | None) -> None:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
         return
     path = Path(output)
-    with writing_into(path.parent, needed=2**20), path.open("w", encoding="utf-8") as file:
+    # half of a surrogate pair is written as JSON's escape
+    with writing_into(path.parent, needed=2**20), path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for answer in answers:
             file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             file.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lightning_app.errors import InputError
 from lightning_app.reporting.dashboard import FILE_NAME, write_dashboard
 from lightning_app.reporting.log import FILE_NAME as LOG
-from lightning_app.reporting.log import read_log
+from lightning_app.reporting.log import damage, read_log
 from lightning_app.text.files import writing_into
 
 NEEDED = 2**24  # bytes of free disk: the page with plotly's script
@@ -47,23 +48,28 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
             f"those with one below it: {', '.join(below[-5:])}" if below else "a fit with the callback RunLog writes it"
         )
         raise InputError(f"{folder} has no {LOG}, from which the page is drawn; {remedy}")
-    try:
-        records = read_log(folder)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{folder / LOG} is no text in UTF-8 ({error}): it is damaged, or not the log of a run"
-        ) from None
+    records = read_log(folder)
     if not records:
+        why = damage(folder)
         raise InputError(
-            f"{folder / LOG} holds no record yet: wait for the first step, or give the folder of another run"
+            f"{folder / LOG} holds no whole record, {why}: it is damaged, or not the log of a run"
+            if why
+            else f"{folder / LOG} holds no record yet: wait for the first step, or give the folder of another run"
         )
     return records
+
+
+def say_damage(folder: Path) -> None:
+    """On stderr, where lines of a run's log are left out."""
+    if found := damage(folder):
+        print(f"warning: {folder / LOG}: {found}", file=sys.stderr)
 
 
 def command(argv: Sequence[str]) -> None:
     """Parse the arguments, draw the page and say where it is."""
     args = _parser().parse_args(argv)
     page = report(Path(args.run_dir), output=Path(args.output) if args.output else None, single_file=args.single_file)
+    say_damage(Path(args.run_dir))
     print(f"page: {page}")
 
 

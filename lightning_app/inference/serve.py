@@ -20,6 +20,7 @@ from lightning_app.inference.chat_template import ChatTemplate
 from lightning_app.inference.server.app import create_app
 from lightning_app.inference.server.engine import Engine
 from lightning_app.inference.server.service import Limits, Service
+from lightning_app.utf8 import as_text
 
 API_KEY = "LIGHTNING_APP_API_KEY"  # the environment's variable
 # seconds for the answers under way: a client that reads no further shall not keep the server for ever
@@ -35,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--name", help="of the model, for clients; that of its run without it")
     parser.add_argument("--chat_template", help="a file in Jinja, for models that were trained on conversations")
-    parser.add_argument("--chat_stop", action="append", help="ends an answer of a chat; may be given several times")
+    parser.add_argument(
+        "--chat_stop", type=as_text, action="append", help="ends an answer of a chat; may be given several times"
+    )
     parser.add_argument("--max_prompt_tokens", type=int, default=limits.max_prompt_tokens)
     parser.add_argument("--max_new_tokens", type=int, default=limits.max_new_tokens)
     parser.add_argument("--max_body", type=int, default=limits.max_body, help="bytes")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a m
 LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what families call the most positions
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 OF_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype")  # no properties of the model
+WITHOUT_CODE = {"trust_remote_code": False}  # None would ask on the terminal
 PROBE = 8  # positions of the comparison with the family's own forward
 LOUD = 100.0  # standard deviation of its logits, at which every softcap shows
 TOLERANCE = {torch.float32: 1e-3 * LOUD}  # products of other shapes round differently; half precision: see below
@@ -331,18 +332,18 @@ def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedM
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options)
+        config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options | WITHOUT_CODE)
         _check_known(unknown, config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **WITHOUT_CODE
+        )
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        missing = name.startswith((".", "/", "~")) and not Path(name).is_dir()
-        cause = "there is no such directory" if missing else _one_line(error)
         raise InputError(
-            f"{name!r} could not be loaded ({cause}); give a directory with its config.json and weights, or "
-            "download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model with "
-            "`architecture` and `options`"
+            f"{name!r} could not be loaded ({_why_not(name, error)}); give a directory with its config.json and "
+            "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model "
+            "with `architecture` and `options`"
         ) from error
     model, report = loaded
     if lacking := report["missing_keys"]:
@@ -351,6 +352,17 @@ def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedM
             "start at random; give a model that has them"
         )
     return model
+
+
+def _why_not(name: str, error: Exception) -> str:
+    folder = Path(name)
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        return "there is no such directory"
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own, which is never run here"
+    if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):
+        return f"{pickled[0].name} is pickled, which may run code: save it as model.safetensors (`save_pretrained`)"
+    return _one_line(error)
 
 
 def _saved_config(config: dict[str, Any], options: dict[str, Any] | None) -> PretrainedConfig:
@@ -396,7 +408,7 @@ def _fresh(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **WITHOUT_CODE)
     except ValueError as error:
         raise InputError(f"{config.model_type!r} gives no causal language model: {_one_line(error)}") from error
 

@@ -195,7 +195,7 @@ class _Counts:
 def _write_tokens(folder: Path, work: _Work) -> _Counts:
     """Shards, offsets, prompts and names."""
     counted = _Counts()
-    with ShardWriter(folder, work.shard_size) as shards, (folder / NAMES).open("w") as names:
+    with ShardWriter(folder, work.shard_size) as shards, (folder / NAMES).open("w", encoding="utf-8") as names:
         for encoded in work.encode(_noting(work.read(), names)):
             shards.write(encoded.ids)
             counted.add(encoded)

@@ -203,6 +203,11 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         return self._run()  # a generator: nothing below happens before its first `next`
 
+    def windows(self, batch: int) -> list[int]:
+        """The numbers of a batch's windows in data order, where they are not shuffled."""
+        assert self.order != "shuffled"
+        return list(self._batches(range(len(self.dataset)))[batch])
+
     @property
     def batch_sampler(self) -> SimpleNamespace:
         """Where Lightning looks for a `set_epoch` to call before each epoch.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 UNNAMED = "lightning_logs"  # what Lightning calls a logger that was given no name
 CSV = "csv"
+WANDB_ID = "wandb_id.txt"  # in the run's folder
 
 
 def placed(loggers: Sequence[Logger], options: Sequence[Mapping[str, Any]], folder: Path) -> list[Logger]:
@@ -40,13 +43,28 @@ def _placed(logger: Logger, options: Mapping[str, Any], folder: Path) -> Logger:
     if type(logger) is CSVLogger and options.get("name") == UNNAMED:
         # a version of its own for each start: a CSVLogger that goes on in a folder deletes what lies there
         return CSVLogger(**{**options, "save_dir": folder, "name": CSV})
-    if type(logger) is WandbLogger and options.get("save_dir") == ".":
+    if type(logger) is WandbLogger:
         _make(folder)  # where there is no such folder wandb takes the system's temporary one
         name = options.get("name") or f"{folder.parent.name}/{folder.name}"
-        return WandbLogger(**{**options, "save_dir": folder, "name": name})
+        place = {"save_dir": folder, "name": name} if options.get("save_dir") == "." else {}
+        return WandbLogger(
+            **{**options, **place, "id": options.get("id") or options.get("version") or _wandb_id(folder)}
+        )
     return logger
 
 
 @rank_zero_only
 def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+
+
+@rank_zero_only
+def _wandb_id(folder: Path) -> str | None:
+    """The same whenever the run goes on, so that its curves do (Lightning resumes a run whose id is known). None where
+    the environment names the run, as a sweep does."""
+    if any(os.environ.get(name) for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")):
+        return None
+    path = folder / WANDB_ID
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()

@@ -157,6 +157,17 @@ def test_sparsity_grows_as_planned_and_the_dead_stay_dead(fit: Fit, surgery: Any
     assert {r["plasticity/total_heads"] for r in records} == {8}
 
 
+def test_without_targets_nothing_is_pruned_and_no_loss_changes(fit: Fit, capsys: pytest.CaptureFixture[str]):
+    losses = {}
+    for name, callbacks in (("plain", []), ("empty", [plan(targets=[], regrow=1, layer_lr_factor=3.0)])):
+        fit(article_gpt(0.1), *callbacks, name=name)
+        losses[name] = [r["train/ce"] for r in read_log(f"runs/{name}/version_0") if "train/ce" in r]
+    assert losses["plain"] == losses["empty"]
+    assert len(losses["plain"]) == STEPS
+    assert {r.get("event") for r in read_log("runs/empty/version_0")} == {None, "data", "started", "ended"}
+    assert "heads" not in capsys.readouterr().out
+
+
 def test_the_log_keeps_its_contract(fit: Fit):
     module = article_gpt()
     fit(module, plan(targets=["heads", "neurons"], regrow=1, layer_lr_factor=2.0))

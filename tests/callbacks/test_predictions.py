@@ -13,9 +13,10 @@ def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, 
             [json.loads(line) for line in Path("runs/tiny/version_0/predictions.jsonl").read_text().splitlines()]
         )
     assert len(written[0]) == len(written[1]) == len(written[2]) > 5
+    assert [row["window"] for row in written[0]] == list(range(len(written[0])))
     for rows in written[1:]:
         for one, two in zip(written[0], rows, strict=True):
-            assert one.keys() == {"document", "tokens", "bytes", "ce", "bpb"} == two.keys()
+            assert one.keys() == {"window", "document", "tokens", "bytes", "ce", "bpb"} == two.keys()
             assert all(abs(one[name] - two[name]) < 1e-4 for name in one)
 
 

@@ -66,11 +66,12 @@ def test_what_is_read_of_a_run(runs: Path):
     assert other.samples_from == "step 000020"
 
 
-def test_a_damaged_line_is_left_out(runs: Path):
+def test_a_damaged_line_is_left_out_and_named(runs: Path, capsys: pytest.CaptureFixture[str]):
     with (runs / "b/version_0/log.jsonl").open("a") as file:
         file.write('7\n[1]\n{"step": 9, "val/ce": 1')
     (run,) = read_runs([runs / "b"])
     assert (len(run.records), run.measure("val/ce")) == (4, 2.0)
+    assert "log.jsonl: 3 damaged lines left out (5, 6, 7)" in capsys.readouterr().err
 
 
 def test_a_fit_is_compared_with_intervals_over_passages(main: Main, folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -103,5 +104,5 @@ def test_what_cannot_be_compared(runs: Path, fails: Callable[..., str], folder: 
     (one / "config.yaml").write_text("a: [")
     assert "is no readable YAML" in fails("compare", one)
     (one / "log.jsonl").write_bytes(b"\xff\xfe\x00")
-    assert "is no text in UTF-8" in fails("compare", one)
+    assert "holds no whole record, 1 damaged line left out (1)" in fails("compare", one)
     assert "RUN_DIR" in fails("compare")

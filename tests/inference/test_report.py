@@ -61,7 +61,7 @@ def test_what_cannot_be_drawn(run: Path, fails: Callable[..., str], folder: Path
     (folder / "empty" / "log.jsonl").write_text("")
     assert "holds no record yet" in fails("report", "empty")
     (folder / "empty" / "log.jsonl").write_bytes(b"\xff\xfe\x00")
-    assert "is no text in UTF-8" in fails("report", "empty")
+    assert "holds no whole record, 1 damaged line left out (1)" in fails("report", "empty")
     assert "a folder: give the name of the page in it" in fails("report", run, "--output", folder)
     assert "cannot write into" in fails("report", run, "--output", folder / "train.txt" / "page.html")
     assert "RUN_DIR" in fails("report")

@@ -398,6 +398,32 @@ def test_a_model_that_cannot_be_loaded(saved, tmp_path: Path):
         PretrainedLM(pretrained=str(directory))
 
 
+def test_code_of_a_directory_is_never_run_or_asked_for(saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    directory = saved(fresh())
+    config = json.loads((directory / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (directory / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    for options in ({}, {"trust_remote_code": True}):
+        with pytest.raises(InputError, match=r"it brings code of its own, which is never run here\); give") as caught:
+            PretrainedLM(pretrained=str(directory), options=options)
+        assert "\n" not in str(caught.value)
+    PretrainedLM(config=fresh().config()["config"] | {"auto_map": names}, vocab_size=V)  # of a family with code here
+    assert asked == []
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_are_refused(saved):
+    directory = saved(fresh())
+    torch.save(fresh().model.state_dict(), directory / "pytorch_model.bin")
+    PretrainedLM(pretrained=str(directory))
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"\(pytorch_model.bin is pickled, which may run code: save it as"):
+        PretrainedLM(pretrained=str(directory))
+
+
 def test_a_model_without_all_of_its_weights_is_refused(tmp_path: Path):
     model = PretrainedLM(architecture="gpt2", options={**GPT2, "tie_word_embeddings": False}, vocab_size=V)
     weights = {name: x for name, x in model.model.state_dict().items() if name != "lm_head.weight"}

@@ -84,6 +84,14 @@ def test_ranks_in_evaluation_share_every_window_once(order, size, world_size):
     assert sorted(flat(flat(seen))) == list(range(size))
 
 
+@pytest.mark.parametrize("order", ["sequential", "streams"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_windows_of_each_batch_are_known_by_number(order, world_size):
+    for rank in range(world_size):
+        loader = ResumableLoader(Windows(25), batch_size=2, order=order, rank=rank, world_size=world_size)
+        assert [loader.windows(i) for i in range(len(loader))] == batches(loader)
+
+
 @pytest.mark.parametrize("order", ["sequential", "shuffled", "streams"])
 @pytest.mark.parametrize("size", [12, 25, 91])
 @pytest.mark.parametrize("drop_last", [False, True])

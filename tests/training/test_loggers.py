@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.training.loggers import UNNAMED, placed
@@ -122,8 +122,35 @@ def test_weights_and_biases_without_a_network(
             assert key in content, key
         media = {path.suffix for path in (folder / "files" / "media").rglob("*") if path.is_file()}
         assert media == {".png", ".json"}  # maps of the heads, and the table of samples
+    main("fit", "--config", name, *overlay("wandb"), "--trainer.max_steps", 8, "--ckpt_path", "last")
+    each = [sorted(Path(f"runs/tiny/version_{i}/wandb").glob("offline-run-*")) for i in range(2)]
+    ids = [{folder.name.rpartition("-")[2] for folder in folders} for folders in each]
+    assert [len(folders) for folders in each] == [1, 2]
+    assert [len(found) for found in ids] == [1, 1]
+    assert ids[0] != ids[1]
     assert "Weights & Biases" in capsys.readouterr().out
     assert not Path("wandb").exists()
+
+
+def test_a_run_of_weights_and_biases_has_the_same_id_whenever_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("wandb")
+    for variable in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def version(name: str, **options: Any) -> str | None:
+        options = {"save_dir": ".", "offline": True, **options}
+        (made,) = placed([WandbLogger(**options)], [options], tmp_path / "tiny" / name)
+        return str(made.version)
+
+    first = version("version_0")
+    assert len(first or "") == 12
+    assert version("version_0") == version("version_0", save_dir=str(tmp_path)) == first
+    assert version("version_1") != first
+    assert version("version_0", id="mine") == version("version_2", version="mine") == "mine"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    assert version("version_0") == "None"
 
 
 def test_two_overlays_of_loggers_go_together(main: Main, config: Callable[..., str]):
