@@ -136,7 +136,7 @@ def checksum(path: Path) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Its own checksum is part of it."""
     values = asdict(manifest)
-    (folder / MANIFEST).write_text(json.dumps({**values, OWN: _own_checksum(values)}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({**values, OWN: _own_checksum(values)}, indent=1), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
