@@ -25,7 +25,7 @@ def claim_version(runs: Path) -> Path:
     Only the first of several ranks does: the others get a name, until `RunLog` tells them the first one's.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: something else lies there. What else a disk may say is for `run_place` to put into words.
     """
     while True:
         folder = runs / next_version(runs)
@@ -34,16 +34,12 @@ def claim_version(runs: Path) -> Path:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             runs.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"the folder {runs} cannot be made ({error}): give another --runs_dir or --name"
-            ) from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{runs} lies at or below a file: give another --runs_dir or --name") from error
         try:
             folder.mkdir()
         except (FileExistsError, FileNotFoundError):  # another run took it, or removed `runs` as it was empty
             continue
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made ({error}): give another --runs_dir") from error
         _claimed.extend(reversed(missing))
         return folder
 

@@ -58,7 +58,7 @@ def save(module: LanguageModule, path: Path, tokenizer: Tokenizer | None = None)
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 7}
     checkpoint[TextDataModule.__qualname__] = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}
     module.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    AtomicCheckpointIO(keep_previous=False).save_checkpoint(checkpoint, path)
     return path
 
 

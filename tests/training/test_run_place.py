@@ -54,6 +54,6 @@ def test_a_fit_into_a_file_or_a_full_disk_is_one_line(
 
     monkeypatch.setattr(Path, "mkdir", full)
     error = fails("fit", "--config", name)
-    assert "no space left on the disk at runs/tiny/version_0 (No space left on device): make room" in error
+    assert "no space left on the disk at runs/tiny (No space left on device): make room" in error
     assert not (folder.parent / "out").exists()
     assert (folder / "taken").read_text() == "a file"
