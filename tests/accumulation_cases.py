@@ -101,6 +101,7 @@ class Norms(L.Callback):
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
+            assert self.losses[-1] == float(pl_module.train_loss)
             self.norms.append(float(pl_module.grad_norm))
 
 

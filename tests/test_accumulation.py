@@ -13,11 +13,17 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
+from lightning_app.callbacks import HeadController, RunLog
 from lightning_app.ops.losses import IGNORE
 from tests.accumulation_cases import CASES, article, sgd, trained, write_pairs
 from tests.test_ddp import run
 
-EXACT = [name for name in CASES if name not in ("budget", "still")]
+SLOW = ("memory at the input", "art of tokens")
+EXACT = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in CASES
+    if name not in ("budget", "still")
+]
 
 
 @pytest.fixture
@@ -87,6 +93,26 @@ def test_a_resume_within_a_step_has_the_mean_of_what_is_left_of_it(pairs: Path):
     left = trained("still", accumulate=4, ckpt_path="inside.ckpt")
     by_4 = trained("still", accumulate=1, loader={"batch_size": 4})
     assert left["losses"][0] == pytest.approx(by_4["losses"][1], rel=1e-6)
+
+
+class Slopes(HeadController):
+    """Keeps what it has seen of each gate's gradient."""
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_after_backward(trainer, pl_module)
+        self.slopes = torch.cat(self._sums, dim=-1)[0] / self._backwards
+
+
+def test_a_controller_sees_the_gradient_of_a_short_step_as_that_of_a_whole_one(pairs: Path):
+    """Three batches, where four or three would make a step."""
+    seen = []
+    for n in (4, 3):
+        controller = Slopes(warmup_steps=0, sample_rows=2, entropy_rows=1, finally_="keep")
+        batches = {"loader": {"batch_size": 2}, "limit_train_batches": 3}
+        trained("plain", accumulate=n, callbacks=[RunLog("run"), controller], **batches)
+        seen.append(controller.slopes)
+    assert seen[0].abs().max() > 1e-4
+    torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-8)
 
 
 def test_a_term_that_is_not_a_mean_is_that_of_each_batch(pairs: Path):

@@ -41,5 +41,9 @@ def _counts(trainer: L.Trainer, batch: Mapping[str, Tensor], batch_idx: int) -> 
                 "however many tokens they have; TextDataModule's loaders do say it"
             )
         return torch.ones(n, len(COUNTED), dtype=torch.int64, device=device)
-    batches = [batch, *loader.ahead(n - 1)]
-    return torch.stack([counts_of(b["targets"], b["attention_mask"]).to(device) for b in batches])
+    own, coming = _of(batch)[None], [_of(some) for some in loader.ahead(n - 1)]
+    return torch.cat([own, torch.stack(coming).to(device)]) if coming else own
+
+
+def _of(batch: Mapping[str, Tensor]) -> Tensor:
+    return counts_of(batch["targets"], batch["attention_mask"])
