@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Case:
 
 
 class Losses(L.Callback):
-    """The loss of each batch, as this rank has it."""
+    """The loss of the step's batches so far, at each batch, as this rank has it."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
@@ -48,7 +48,8 @@ class Losses(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.found.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        assert isinstance(pl_module, LanguageModule)
+        self.found.append(float(pl_module.train_loss))
 
 
 class Marks(L.Callback):
@@ -65,13 +66,14 @@ class GoneWrong(ARTRegularizer):
 
     batch = 0
 
-    def learn(self, outputs: Outputs) -> None:
-        rows = len(outputs.ids)
-        row = NOT_FINITE_ROW - rank() * rows
-        if self.batch == NOT_FINITE_BATCH and 0 <= row < rows:
-            outputs.states.last[row, 0] = torch.nan
-        self.batch += 1
-        super().learn(outputs)
+    def learn_step(self, seen: Sequence[Outputs]) -> None:
+        for outputs in seen:
+            rows = len(outputs.ids)
+            row = NOT_FINITE_ROW - rank() * rows
+            if self.batch == NOT_FINITE_BATCH and 0 <= row < rows:
+                outputs.states.last[row, 0] = torch.nan
+            self.batch += 1
+        super().learn_step(seen)
 
 
 def decoder(**options: Any) -> Decoder:

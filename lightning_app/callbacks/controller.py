@@ -213,7 +213,8 @@ class HeadController(L.Callback):
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._done or any(leaf.grad is None for leaf in self._leaves):
             return
-        scale = 1.0 * trainer.accumulate_grad_batches
+        window = pl_module.window if isinstance(pl_module, LanguageModule) else None
+        scale = 1.0 if window is None else 1.0 * window.batches  # which each have their share of the step's loss
         plugin = trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             scale /= plugin.scaler.get_scale()

@@ -311,7 +311,7 @@ class PlasticitySchedule(L.Callback):
         if self.at.phase != "done":
             self.at = replace(self.at, steps=self.at.steps + 1)
             if self.at.phase == "warmup" and self.plan.until_stable:
-                loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning divides by it
+                loss = pl_module.train_loss  # of all batches of the step
                 self._losses.append(float(gathered(loss.reshape(1)).mean()))
                 del self._losses[:-MOST_LOSSES]
             if self.at.phase in ("warmup", "finetuning") and self.at.steps % self.eval_freq == 0:

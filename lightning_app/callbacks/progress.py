@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from datetime import timedelta
@@ -11,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 
 from lightning_app.modules.base import LanguageModule
+from lightning_app.training.accumulation import steps_in
 
 
 def clock(seconds: float) -> str:
@@ -51,8 +53,8 @@ class ProgressLine(TQDMProgressBar):
         limits = [left for timer in timers if (left := timer.time_remaining()) is not None]
         if done > 0 and trainer.max_steps > 0:
             limits.append(elapsed / done * (trainer.max_steps - trainer.global_step))
-        elif done > 0 and trainer.max_epochs and trainer.max_epochs > 0:
-            total = trainer.max_epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
+        elif done > 0 and trainer.max_epochs and trainer.max_epochs > 0 and trainer.num_training_batches < math.inf:
+            total = steps_in(trainer, epochs=trainer.max_epochs, batches=int(trainer.num_training_batches))
             limits.append(elapsed / done * (total - trainer.global_step))
         return min(limits) if limits else None
 

@@ -25,6 +25,13 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if several_ranks() else 1
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of all ranks' tensors; may change this one."""
+    if several_ranks():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
 def mean_over_ranks(mean: Tensor, n: int | Tensor) -> Tensor:
     """The mean over all ranks' things, from a scalar mean over the `n` of this one; all ranks call it together.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lightning_app.errors import InputError
 from lightning_app.models.art import ART, SPAN, check_term
 from lightning_app.models.backbone import Backbone, HiddenStates, rebuilt_by
-from lightning_app.models.ranks import gathered, mean_over_ranks, rank, world_size
+from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.rehearsal import evaluated, forgotten
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.ops.art import Pooling, Resonance, pool, spans, spread
@@ -42,8 +43,8 @@ class ARTRegularizer(Regularizer):
         rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model ||
             model) of the next tokens of the categories' typical texts, in nats per token. 0: none.
         rehearsed_texts: of 32 tokens, drawn anew in each training step; a category that current texts have not come to
-            for twice as long is drawn twice as often.
-        learn_at_most: of each batch's embeddings, evenly spread: with `pooling: token` there are many.
+            for twice as long is drawn twice as often. All batches of a step rehearse the same ones, and count alike.
+        learn_at_most: of each step's embeddings on each rank, evenly spread: with `pooling: token` there are many.
         name: of the loss term and of all that is logged; a second regulariser needs another one.
         art: see `models.art.ART`.
 
@@ -80,6 +81,7 @@ class ARTRegularizer(Regularizer):
         self.average_decay, self.learn_at_most, self.name = average_decay, learn_at_most, name
         self.rehearsal, self.rehearsed_texts = rehearsal, rehearsed_texts
         self.on_bar = (f"{name}_clusters",)
+        self.means_over = {name: "tokens" if pooling == "token" else "texts"}
         self._art_options = art
         self.art = ART(1, **art)  # refuses what contradicts itself; `build` makes the one of the right width
         self.average: AveragedModel | None = None
@@ -125,7 +127,7 @@ class ARTRegularizer(Regularizer):
         embeddings, ends = self.embeddings(outputs)
         averaged = self._averaged(outputs, embeddings, ends) if self.art.novelty == "drift" and len(self.art) else None
         term = self.art.loss(embeddings, averaged)
-        terms = {self.name: mean_over_ranks(term, len(embeddings)) if self.training else term}
+        terms = {self.name: term}
         if self.rehearsal and self.training:
             terms[f"{self.name}_rehearsal"] = self.rehearsal * self._forgotten(outputs.ids.device)
         return terms
@@ -171,7 +173,22 @@ class ARTRegularizer(Regularizer):
     # What is learned
 
     def learn(self, outputs: Outputs) -> None:
-        embeddings, ends = spread(*self.embeddings(outputs), at_most=self.learn_at_most)
+        self.learn_step([outputs])
+
+    def learn_step(self, seen: Sequence[Outputs]) -> None:
+        """Of all batches at once, in their order, and in each of all ranks: as from one large batch."""
+        embeddings, ends = zip(*(self.embeddings(outputs) for outputs in seen), strict=True)
+        batches = [end.new_full((len(end), 1), i) for i, end in enumerate(ends)]
+        where = torch.cat([torch.cat(batches), torch.cat(ends)], dim=-1)  # (N, 3)
+        some, where = spread(torch.cat(embeddings), where, at_most=self.learn_at_most)
+        of_batch = [where[:, 0] == i for i in range(len(seen))]
+        parts = [
+            self._learnable(outputs, some[mine], where[mine, 1:]) for outputs, mine in zip(seen, of_batch, strict=True)
+        ]
+        self._counts.append(self.art.learn(*(torch.cat(each) for each in zip(*parts, strict=True))))
+
+    def _learnable(self, outputs: Outputs, embeddings: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of a batch and the texts that they stand for, of all ranks; without those that are not finite."""
         finite = embeddings.isfinite().all(-1)
         if not finite.all():
             documents = outputs.document_ids[ends[~finite, 0], 0].unique().tolist()
@@ -181,7 +198,7 @@ class ARTRegularizer(Regularizer):
                 stacklevel=2,
             )
         texts = spans(outputs.ids, outputs.mask, ends, self.pooling, length=SPAN)
-        self._counts.append(self.art.learn(gathered(embeddings[finite]), gathered(texts[finite])))
+        return gathered(embeddings[finite]), gathered(texts[finite])
 
     def after_step(self) -> dict[str, float]:
         self.steps += 1

@@ -21,12 +21,15 @@ from lightning_app.models.backbone import Backbone, HiddenStates, class_path, re
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.heads import Kind, Units, units_made, units_of
 from lightning_app.models.lora import named_as
-from lightning_app.models.ranks import mean_over_ranks
+from lightning_app.models.ranks import mean_over_ranks, several_ranks
+from lightning_app.modules.accumulation import next_window
 from lightning_app.modules.measures import LanguageMeasures, Passages
 from lightning_app.modules.sharding import shard, whole
+from lightning_app.ops.accumulation import COUNTED, Over, Window, counts_of
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.accumulation import accumulated, steps_in
 from lightning_app.training.commit import commit
 from lightning_app.training.schedulers import WarmupCosine
 
@@ -96,9 +99,13 @@ class Regularizer(nn.Module, ABC):
 
     Attributes:
         on_bar: those of the numbers of `after_step` that the progress bar shows.
+        means_over: what each term is a mean over, by its name: "targets" (tokens that are predicted), "tokens" (those
+            that are not padding) or "texts" (rows). `loss` gives the mean of its batch; a step has the mean over what
+            all its batches have on all ranks. A term that is not named has the mean of the batches, each alike.
     """
 
     on_bar: tuple[str, ...] = ()
+    means_over: Mapping[str, Over] = {}
 
     def __init__(self, weight: float = 1.0, layers: tuple[int, ...] = ()):
         super().__init__()
@@ -128,6 +135,11 @@ class Regularizer(nn.Module, ABC):
     def learn(self, outputs: Outputs) -> None:
         """Update buffers from what was seen (not the logits); called without gradients after each optimizer step, once
         for each batch of it."""
+
+    def learn_step(self, seen: Sequence[Outputs]) -> None:
+        """`learn` from each batch of a step; overridden where it matters how a step is cut into batches."""
+        for outputs in seen:
+            self.learn(outputs)
 
     def after_step(self) -> dict[str, float]:
         """Called once after each optimizer step, when all of its batches were learned -> numbers to log."""
@@ -164,11 +176,15 @@ class LanguageModule(L.LightningModule, ABC):
         self.regularizers = cast(Sequence[Regularizer], nn.ModuleList(regularizers or []))
         for regularizer in self.regularizers:
             regularizer.build(self.model_of_states)
+        if unknown := {over for over in self.means_over.values() if over not in COUNTED}:
+            raise InputError(f"means_over has {sorted(unknown)[0]!r}; there are {', '.join(COUNTED)}")
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._optimisation, self._compile = Optimisation(optimizer, scheduler), compile
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
+        self.window: Window | None = None  # the batches of this optimizer step, where there are several
+        self.train_loss = torch.zeros(())  # of the batches of this optimizer step so far
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
         self._matrices: set[str] = set()  # names of the parameters with weight decay
         self.group_by_layer = False  # see `_groups`
@@ -216,10 +232,8 @@ class LanguageModule(L.LightningModule, ABC):
 
         In training over the tokens of all ranks, who all call this; an evaluation's batches may be of one rank alone.
         """
-        ce = cross_entropy(outputs.logits, outputs.targets)
-        if self.training:
-            ce = mean_over_ranks(ce, (outputs.targets != IGNORE).sum())
-        terms = {"ce": (1.0, ce)}
+        ce = {"ce": cross_entropy(outputs.logits, outputs.targets)}
+        terms = {name: (1.0, term) for name, term in self._of_all_ranks(ce, outputs).items()}
         for regularizer in self.regularizers:
             with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
                 further = regularizer.loss(outputs)
@@ -227,8 +241,26 @@ class LanguageModule(L.LightningModule, ABC):
                 raise InputError(
                     f"two loss terms have the name {sorted(taken)[0]!r}: give one regulariser another name"
                 )
-            terms |= {name: (regularizer.weight, term) for name, term in further.items()}
+            terms |= {name: (regularizer.weight, term) for name, term in self._of_all_ranks(further, outputs).items()}
         return terms
+
+    def _of_all_ranks(self, terms: dict[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
+        """In training terms that are means over something are those over what all ranks have of it."""
+        if not self.training or not several_ranks():
+            return terms
+        counts, over = counts_of(outputs.targets, outputs.mask), self.means_over
+        return {
+            name: mean_over_ranks(term, counts[COUNTED.index(over[name])]) if name in over else term
+            for name, term in terms.items()
+        }
+
+    @property
+    def means_over(self) -> dict[str, Over]:
+        """What loss terms are means over, see `Regularizer`."""
+        over: dict[str, Over] = {"ce": "targets"}
+        for regularizer in self.regularizers:
+            over |= regularizer.means_over
+        return over
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""
@@ -257,8 +289,9 @@ class LanguageModule(L.LightningModule, ABC):
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
         if stage == "train":
             self._check_finite(loss)
-            self.log("train/loss", loss, prog_bar=True)
-            self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()}, prog_bar=len(terms) > 1)
+            loss, means = self._weighed(loss, terms)
+            self.log("train/loss", self.train_loss, prog_bar=True)
+            self.log_dict({f"train/{name}": mean for name, mean in means.items()}, prog_bar=len(terms) > 1)
             self.look_back(outputs, stage)
             return loss
         self.measures.update(outputs.logits, outputs.targets, self._token_bytes, self._passages_of(batch))
@@ -271,6 +304,16 @@ class LanguageModule(L.LightningModule, ABC):
         self.look_back(outputs, stage)
         return loss
 
+    def _weighed(self, loss: Tensor, terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The batch's part of the step's loss, and what is logged: the terms of all batches of the step so far."""
+        means = {name: term.detach() for name, (_, term) in terms.items()}
+        if self.window is None:
+            self.train_loss = loss.detach()
+            return loss, means
+        loss, means = self.window.weigh(terms, self.means_over)
+        self.train_loss = torch.stack([weight * means[name] for name, (weight, _) in terms.items()]).sum()
+        return loss, means
+
     @torch.no_grad()
     def _described(self, outputs: Outputs) -> dict[str, Tensor]:
         """What all regularisers say of each sequence."""
@@ -281,7 +324,14 @@ class LanguageModule(L.LightningModule, ABC):
         if stage == "train" and self.learns:
             self._seen.append(outputs.detached())
 
+    def on_train_start(self) -> None:
+        self.window = None
+        # GradientAccumulationScheduler sets it when an epoch starts, and a resume is in the middle of one
+        self.trainer.accumulate_grad_batches = accumulated(self.trainer, self.trainer.current_epoch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """With accumulated batches: this one's part of the step's loss; what is logged is that of the step so far."""
+        self.window = next_window(self.window, self.trainer, batch, batch_idx)
         return self._step(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -341,8 +391,7 @@ class LanguageModule(L.LightningModule, ABC):
         """Learn without gradients from the batches of an optimizer step, after it."""
         self.learned = {}
         for regularizer in self.regularizers:
-            for outputs in seen:
-                regularizer.learn(outputs)
+            regularizer.learn_step(seen)
             self.learned |= regularizer.after_step()
 
     def buffers_equal_on_all_ranks(self) -> list[str]:
@@ -484,18 +533,18 @@ class LanguageModule(L.LightningModule, ABC):
         if trainer.max_steps > 0:
             limits.append(trainer.max_steps)
         if (trainer.max_epochs or -1) > 0:
-            limits.append(trainer.max_epochs * self._steps_per_epoch())
+            limits.append(self._steps_in_epochs(trainer.max_epochs))
         if not limits:
             raise InputError("a schedule needs the length of the run: give trainer.max_steps or trainer.max_epochs")
         return max(1, min(limits))
 
-    def _steps_per_epoch(self) -> int:
+    def _steps_in_epochs(self, epochs: int) -> int:
         trainer, data = self.trainer, self.trainer.datamodule
         if not isinstance(data, TextDataModule):
-            return math.ceil(trainer.estimated_stepping_batches / max(1, trainer.max_epochs or 1))
+            return epochs * math.ceil(trainer.estimated_stepping_batches / max(1, trainer.max_epochs or 1))
         batches, limit = data.batches_per_epoch("train"), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches)
+        return steps_in(trainer, epochs=epochs, batches=batches)
 
     def configure_gradient_clipping(
         self,

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.memory_lm import MemoryLM, MemoryStates
-from lightning_app.models.ranks import gathered, several_ranks
+from lightning_app.models.ranks import gathered
 from lightning_app.models.readers.attention import AttentionReader
 from lightning_app.models.readers.bank import Effects
 from lightning_app.models.readers.base import Passage, Reader, Reading
-from lightning_app.models.readers.learned import DELETE_DISTANCE
 from lightning_app.modules.base import Batch, LanguageModule, Outputs
+from lightning_app.ops.accumulation import Over
 from lightning_app.ops.losses import IGNORE, token_nll
 from lightning_app.text.datamodule import TextDataModule
 
@@ -45,10 +44,10 @@ class MemoryOutputs(Outputs):
         return HiddenStates(self.found.before, self.states.layers)
 
     def detached(self) -> MemoryOutputs:
-        """Without the graph; of the readings only effects and statistics are left."""
+        """Without the graph; of the readings only what is learned from is left."""
         outputs = super().detached()
         assert isinstance(outputs, MemoryOutputs)
-        readings = [Reading({}, reading.statistics, reading.effects) for reading in self.found.readings]
+        readings = [Reading(effects=reading.effects, distances=reading.distances) for reading in self.found.readings]
         found = MemoryStates(outputs.states, outputs.logits, self.found.before.detach(), readings)
         return replace(outputs, found=found)
 
@@ -123,6 +122,16 @@ class VardaGPT(LanguageModule):
             terms |= {f"{_prefix(i, readings)}_{name}": term for name, term in reading.terms.items()}
         return terms
 
+    @property
+    def means_over(self) -> dict[str, Over]:
+        readers = self.backbone.readers
+        of_readers = {
+            f"{_prefix(i, readers)}_{name}": over
+            for i, reader in enumerate(readers)
+            for name, over in reader.means_over.items()
+        }
+        return super().means_over | of_readers
+
     def look_back(self, outputs: Outputs, stage: str) -> None:
         """Log what the readers did; an evaluation writes to its copy at once, training once the step is done."""
         super().look_back(outputs, stage)
@@ -162,14 +171,20 @@ class VardaGPT(LanguageModule):
         super().learn(seen)
         for i, reader in enumerate(self.backbone.readers):
             readings = [outputs.found.readings[i] for outputs in seen if isinstance(outputs, MemoryOutputs)]
-            effects = [reading.effects for reading in readings if reading.effects is not None]
+            shared = reader.scope == "shared"  # batch by batch, and in each rank by rank: as of one large batch
+            effects = [
+                _gathered(reading.effects).of_batch(j if shared else 0)
+                for j, reading in enumerate(readings)
+                if reading.effects is not None
+            ]
             if effects:
-                counts = reader.bank.carry_out(_gathered(Effects.joined(effects)), training=True)
+                counts = reader.bank.carry_out(Effects.joined(effects), training=True)
                 prefix = _prefix(i, self.backbone.readers)
                 self.learned |= {f"{prefix}_{name}": float(count) for name, count in counts.items()}
                 self.learned[f"{prefix}_entries"] = float(reader.bank.size())
+            distances = [reading.distances for reading in readings if reading.distances is not None]
             if readings:
-                reader.after_step(_mean_over_ranks([reading.statistics for reading in readings], self.device))
+                reader.after_step(gathered(torch.cat(distances)) if distances else None)
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -316,29 +331,9 @@ def _statistics(outputs: MemoryOutputs) -> dict[str, Tensor]:
         f"{_prefix(i, readings)}_{name}": value
         for i, reading in enumerate(readings)
         for name, value in reading.statistics.items()
-        if name != DELETE_DISTANCE
     }
 
 
 def _gathered(effects: Effects) -> Effects:
     """Those of all ranks, in the order of the ranks."""
     return Effects(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})
-
-
-def _mean_over_ranks(each: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    """Mean of the finite values by name, over batches and ranks."""
-    names = sorted({name for statistics in each for name in statistics})
-    if several_ranks():
-        all_names: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(all_names, names)
-        names = sorted({name for some in all_names for name in some})
-    means = {}
-    for name in names:
-        values = [s[name].float() for s in each if name in s and torch.isfinite(s[name])]
-        n = torch.tensor(float(len(values)), device=device)
-        total = torch.stack([sum(values, torch.zeros((), device=device)), n])
-        if several_ranks():
-            torch.distributed.all_reduce(total)
-        if total[1] > 0:
-            means[name] = total[0] / total[1]
-    return means

@@ -26,6 +26,7 @@ from lightning_app.text.stream import Reader, TokenStream
 from lightning_app.text.token_cache import TokenArray, prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
 from lightning_app.text.windows import PairSamples, TokenDataset, TokenWindows
+from lightning_app.training.accumulation import accumulated, schedule_of
 from lightning_app.training.loader import Order as LoaderOrder
 from lightning_app.training.loader import ResumableLoader
 from lightning_app.training.strategies import shards_parameters
@@ -201,6 +202,12 @@ class TextDataModule(L.LightningDataModule):
                 "data.train is streamed, so nobody knows how long an epoch is: set trainer.max_steps "
                 f"(now {self.trainer.max_steps}) to the number of optimizer steps to train for"
             )
+        schedule = None if self.trainer is None else schedule_of(self.trainer)
+        if schedule is not None and schedule.epochs != [0]:
+            raise InputError(
+                f"data.train is streamed, which is one epoch, but GradientAccumulationScheduler changes at epochs "
+                f"{schedule.epochs[1:]}: give trainer.accumulate_grad_batches instead"
+            )
 
     def dataset(self, name: str) -> TokenDataset:
         """The samples of "train", "val", "test" or "predict". Raises as `setup` does."""
@@ -275,7 +282,7 @@ class TextDataModule(L.LightningDataModule):
         )
         return StreamLoader(
             stream,
-            length=None if trainer is None else trainer.max_steps * trainer.accumulate_grad_batches,
+            length=None if trainer is None else trainer.max_steps * accumulated(trainer, 0),
             num_workers=options.num_workers,
             prefetch_factor=options.prefetch_factor,
             pin_memory=options.pin_memory,

@@ -4,6 +4,8 @@ from typing import Any
 
 import lightning as L
 
+from lightning_app.training.accumulation import accumulated
+
 Counts = dict[str, int]  # ready, started, processed, completed: how many batches or epochs came so far
 
 
@@ -35,7 +37,9 @@ class ExactResume(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if "loops" in checkpoint:
-            reopen_epoch(checkpoint["loops"]["fit_loop"], accumulate=trainer.accumulate_grad_batches)
+            loop = checkpoint["loops"]["fit_loop"]
+            epoch = max(0, loop["epoch_progress"]["current"]["processed"] - 1)  # the one that may be closed
+            reopen_epoch(loop, accumulate=accumulated(trainer, epoch))
             self._resumed = True
 
     def on_train_batch_start(

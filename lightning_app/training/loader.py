@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_app.errors import InputError
+from lightning_app.training.ahead import Ahead
 
 Order = Literal["shuffled", "sequential", "streams"]
 
@@ -175,6 +176,7 @@ class ResumableLoader:
         self._check()
         self._at = LoaderState(epoch=0, batches=0)  # what was yielded, not what workers have fetched ahead
         self._start: LoaderState | None = LoaderState(epoch=0, batches=0)  # where the next iterator begins, if said
+        self._coming: Ahead[Any] | None = None  # of the iterator that was started last, while it lives
 
     def _check(self) -> None:
         if self.order not in get_args(Order):
@@ -255,9 +257,18 @@ class ResumableLoader:
         at = self._at  # a later iterator makes its own, so an old one that is still alive does not count for it
         if isinstance(self.dataset, EpochDataset):
             self.dataset.set_epoch(at["epoch"], self.seed)
-        for batch in self._torch_loader(at):
-            at["batches"] += 1
-            yield batch
+        coming = self._coming = Ahead(iter(self._torch_loader(at)))
+        try:
+            for batch in coming:
+                at["batches"] += 1
+                yield batch
+        finally:
+            if self._coming is coming:
+                self._coming = None
+
+    def ahead(self, n: int) -> list[Any]:
+        """See `LooksAhead`."""
+        return [] if self._coming is None else self._coming.peek(n)
 
     def _torch_loader(self, at: LoaderState) -> DataLoader:
         generator = epoch_generator(self.seed, at["epoch"])

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_app.errors import InputError
+from lightning_app.training.ahead import Ahead
 from lightning_app.training.loader import epoch_generator
 
 Anchor = dict[str, Any]  # a place in a share, in plain types and tensors
@@ -66,6 +67,7 @@ class StreamLoader:
         self.world_size = world_size
         self._parts = max(1, num_workers)
         self._batches = 0  # yielded since the run began
+        self._coming: Ahead[tuple[Any, Anchor | None]] | None = None  # of the newest iterator, while it lives
         self._anchors: list[deque[tuple[int, Anchor | None]]] = [deque([(0, None)]) for _ in range(self._parts)]
 
     def __len__(self) -> int:
@@ -77,16 +79,28 @@ class StreamLoader:
         return self._run()  # a generator: nothing happens before its first `next`
 
     def _run(self) -> Iterator[Any]:
+        coming = self._coming = Ahead(self._made_now())
+        try:
+            for batch, anchor in coming:
+                done, part = divmod(self._batches, self._parts)
+                if anchor is not None:
+                    self._anchors[part].append((done, anchor))
+                self._batches += 1
+                self._forget()
+                yield batch
+        finally:
+            if self._coming is coming:
+                self._coming = None
+
+    def _made_now(self) -> Iterator[tuple[Any, Anchor | None]]:
         for item in self._torch_loader():
             if isinstance(item, InputError):
                 raise item
-            batch, anchor = item
-            done, part = divmod(self._batches, self._parts)
-            if anchor is not None:
-                self._anchors[part].append((done, anchor))
-            self._batches += 1
-            self._forget()
-            yield batch
+            yield item
+
+    def ahead(self, n: int) -> list[Any]:
+        """See `LooksAhead`."""
+        return [] if self._coming is None else [batch for batch, _ in self._coming.peek(n)]
 
     def _made(self, part: int, batches: int) -> int:
         """How many of the rank's first `batches` came from this worker."""

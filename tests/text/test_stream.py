@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import HTTPError
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_app.errors import InputError
 from lightning_app.text import hub
@@ -274,9 +275,15 @@ def test_the_data_module_streams(folder, tmp_path, monkeypatch):
     assert data.tokenizer.vocab_size == 260
     with pytest.raises(InputError, match=r"data\.train is streamed"):
         data.dataset("train")
-    trainer = {"global_rank": 0, "world_size": 1, "max_steps": 7, "accumulate_grad_batches": 2}
+    changing = GradientAccumulationScheduler({0: 3, 1: 4})
+    trainer = {"global_rank": 0, "world_size": 1, "max_steps": 7, "accumulate_grad_batches": 2, "callbacks": []}
     data.trainer = type("Attached", (), trainer)()
     assert len(data.train_dataloader()) == data.batches_per_epoch() == 14
+    data.trainer.callbacks = [changing]
+    with pytest.raises(InputError, match=r"one epoch, but GradientAccumulationScheduler changes at epochs \[1\]"):
+        data.setup("fit")
+    data.trainer.callbacks = [GradientAccumulationScheduler({0: 3})]
+    assert len(data.train_dataloader()) == 21
     data.trainer.max_steps = -1
     with pytest.raises(InputError, match=r"set trainer\.max_steps \(now -1\)"):
         data.setup("fit")

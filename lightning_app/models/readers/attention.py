@@ -30,7 +30,8 @@ class AttentionReader(LearnedReader):
 
     Args:
         scale: at first; it is learned, up to 100.
-        retrieval_weight: of -log of the attention on entries with the same next token.
+        retrieval_weight: of -log of the attention on entries with the same next token, the mean over the positions that
+            can read one. How many these are only the forward knows: accumulated batches count alike.
         kwargs: see `LearnedReader`. The memory's metric is cosine.
     """
 

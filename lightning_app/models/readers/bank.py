@@ -15,6 +15,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.memory import AssociativeMemory, Origin, Payload
 
 Scope = Literal["shared", "stream", "document"]
+ROWS = 2**32  # more than any batch has
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Effects:
         none = self.rows.new_zeros(0, 2)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: none if value is None else value for name, value in values.items()}
+
+    def of_batch(self, i: int) -> Effects:
+        """With rows that no other batch of the step has, for a memory that all of them share."""
+        all_of, first = self.tensors(), self.rows.new_tensor([i * ROWS, 0])
+        return Effects(
+            **{**all_of, "rows": self.rows + first[0]}
+            | {name: all_of[name] + first for name in ("removed", "used")}  # (n, 2): row and id
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Effects]) -> Effects:

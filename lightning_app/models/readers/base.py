@@ -6,7 +6,7 @@ Shapes: B batch, T positions, D width of the backbone, M memory_dim, V vocabular
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.memory import AssociativeMemory, Origin
 from lightning_app.models.readers.bank import Bank, Effects, Scope
+from lightning_app.ops.accumulation import Over
 from lightning_app.ops.nearness import Metric
 
 SESSION = 0  # document key of what is generated; those of texts lie above
@@ -136,12 +137,14 @@ class Reading:
         statistics: scalars to log.
         effects: what is to be written and removed after the step; None: nothing.
         reads: what each position read, computed when it is asked for; None: nothing.
+        distances: (n,) from what would be deleted to what was found, which the reader learns from; None: it does not.
     """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     effects: Effects | None = None
     reads: Callable[[], Reads] | None = None
+    distances: Tensor | None = None
 
 
 class Reader(nn.Module, ABC):
@@ -161,6 +164,7 @@ class Reader(nn.Module, ABC):
 
     reads_input = False  # overrides `around`
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
+    means_over: Mapping[str, Over] = {}  # of its loss terms, see `Regularizer`
 
     bank: Bank
 
@@ -213,8 +217,8 @@ class Reader(nn.Module, ABC):
         """What the memory is searched with: from the embeddings (`reads_input`) or last states (..., D) -> (..., M)."""
         return vectors.float()
 
-    def after_step(self, statistics: dict[str, Tensor]) -> None:
-        """Called once after each optimizer step, with the mean statistics of its batches over all ranks."""
+    def after_step(self, distances: Tensor | None) -> None:
+        """Called once after each optimizer step, with `Reading.distances` of all its batches and ranks."""
 
     def around(
         self,
@@ -243,7 +247,7 @@ class Reader(nn.Module, ABC):
 
 def merged(readings: list[Reading]) -> Reading:
     """One reading of several hooks of the same reader: terms and statistics averaged, effects joined; one of them
-    says what was read."""
+    says what was read, and how far away it was."""
     effects = [r.effects for r in readings if r.effects is not None]
     return Reading(
         {
@@ -258,4 +262,5 @@ def merged(readings: list[Reading]) -> Reading:
         },
         Effects.joined(effects) if effects else None,
         next((r.reads for r in readings if r.reads is not None), None),
+        next((r.distances for r in readings if r.distances is not None), None),
     )

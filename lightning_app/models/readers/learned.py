@@ -10,7 +10,7 @@ candidates (what the memory returned to a position, then the positions of its ow
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
-from lightning_app.models.ranks import gathered, mean_over_ranks
+from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.models.readers.bank import Effects
 from lightning_app.models.readers.base import Passage, Reader, Reading, Reads
 from lightning_app.models.readers.writer import (
@@ -26,8 +26,7 @@ from lightning_app.models.readers.writer import (
     DeletionThreshold,
     Writer,
 )
-
-DELETE_DISTANCE = "delete_distance"  # of the statistics the one that is learned from, and not logged
+from lightning_app.ops.accumulation import Over
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class LearnedReader(Reader):
             the model has learned to read.
         store_rise_steps: steps in which the cost then rises.
         target_rate: share of the positions to be stored; None: whatever pays.
-        budget_weight: of (mean store probability - target_rate)^2.
+        budget_weight: of (mean store probability - target_rate)^2. The mean of accumulated batches is known only after
+            their forwards: their step has the mean of these squares over the tokens, which one large batch has not.
         deletion: whether the model may delete.
         hard_deletion_after: steps with deletions that only weaken within the block; then they are all or nothing, and
             remove from the memory.
@@ -79,6 +79,7 @@ class LearnedReader(Reader):
     """
 
     by_segment = True
+    means_over: Mapping[str, Over] = {"store": "targets", "budget": "targets"}
 
     steps: Tensor
 
@@ -126,10 +127,10 @@ class LearnedReader(Reader):
         self.span_length = self.bank.shared.span_length
         self.writer = Writer(width, self.memory_dim, self.results)
 
-    def after_step(self, statistics: dict[str, Tensor]) -> None:
+    def after_step(self, distances: Tensor | None) -> None:
         self.steps += 1
-        if DELETE_DISTANCE in statistics:
-            self.threshold.follow(statistics[DELETE_DISTANCE])
+        if distances is not None:
+            self.threshold.follow(self.threshold.of(distances))
 
     @property
     def hard(self) -> bool:
@@ -176,16 +177,14 @@ class LearnedReader(Reader):
     ) -> Reading:
         """`left`: (B, T) what is left of each own position at the block's end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
-        several = self.training and self.deletion  # one quantile for all ranks; it is not the mean of theirs
-        distances = gathered(deletions.distances) if several else deletions.distances
         statistics = statistics | {
             "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
             "store_rate": _share(decisions.stored, passage.new),
             "delete_rate": _share(deletions.decided.any(-1), passage.new),
-            DELETE_DISTANCE: self.threshold.of(distances),
         }
         effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
-        return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads)
+        distances = deletions.distances.detach() if self.deletion else None
+        return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
 
     def _effects(
         self, passage: Passage, decisions: Decisions, found: Found, deletions: Deletions, left: Tensor
