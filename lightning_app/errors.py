@@ -1,4 +1,4 @@
-"""The one exception that the command line prints without a traceback."""
+"""What the command line ends with, without a traceback."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,11 @@ class InputError(ValueError):
     Its message names the value that was found and the remedy. Everything else that is raised is a bug of ours
     and keeps its traceback.
     """
+
+
+class Interrupted(SystemExit):
+    """A signal has ended a fit; its last.ckpt is written."""
+
+    def __init__(self, signum: int, *, code: int):
+        super().__init__(code)
+        self.signum = signum
