@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.interruption import Interruption
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.callbacks.monitors import Monitors
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.projector import Projector
@@ -168,7 +169,7 @@ class Harness(LightningCLI):
         last = LastCheckpoint(self._options.save_every_n_steps)
         end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
-        trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), *trainer.callbacks, *end]
+        trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), Monitors(), *trainer.callbacks, *end]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
