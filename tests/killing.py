@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -42,13 +43,10 @@ def draw(chance: random.Random, seconds: float, counts: dict[str, int]) -> Blow:
 
 def fit(words: Sequence[str], said: Path, blow: Blow | None = None) -> int:
     """Exit code of `main.py` with these words in a process of its own; below 0 for a signal. Output goes to `said`."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        _child(words, said, blow)  # never returns
-    start, hit = time.monotonic(), False
+    child = start(words, said, blow)
+    began, hit = time.monotonic(), False
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-        passed = time.monotonic() - start
+        passed = time.monotonic() - began
         if blow and blow.how == "time" and not hit and passed > blow.when:
             os.kill(child, blow.signum)
             hit = True
@@ -58,6 +56,30 @@ def fit(words: Sequence[str], said: Path, blow: Blow | None = None) -> int:
             raise AssertionError(f"{words} hangs after {blow}: {said.read_text()[-2000:]}")
         time.sleep(0.005)
     return os.waitstatus_to_exitcode(ended[1])
+
+
+def start(words: Sequence[str], said: Path, blow: Blow | None = None, **environment: str) -> int:
+    """The same, not waited for; the number of the process."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.environ.update(environment)
+        _child(words, said, blow)  # never returns
+    return child
+
+
+def start_ranks(words: Sequence[str], said: Path, number: int = 2) -> list[int]:
+    """One process for each rank, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(number)}
+    return [start(words, said, **places, LOCAL_RANK=str(rank)) for rank in range(number)]
+
+
+def wait(children: Sequence[int]) -> list[int]:
+    """Exit codes."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def _child(words: Sequence[str], said: Path, blow: Blow | None) -> None:

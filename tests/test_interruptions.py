@@ -9,8 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,10 @@ import yaml
 
 from lightning_app.callbacks.run_log import read_log
 from tests.conftest import merged, write_config
-from tests.killing import Blow, draw, fit
+from tests.killing import Blow, draw, fit, start, start_ranks, wait
 from tests.sameness import assert_same_run
 
 SEED = int(os.environ.get("RESUME_SEED", "0"))
-ROOT = Path(__file__).parent.parent
 BLOWS = 4  # for each kind of run
 RUN = Path("runs/tiny/version_0")
 LAST = RUN / "checkpoints/last.ckpt"
@@ -127,9 +124,9 @@ def train(words: list[str], said: Path, blow: Blow | None) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_interrupted_again_and_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    words, said, start = prepare(tmp_path / "whole", kind), tmp_path / "said.txt", time.monotonic()
+    words, said, began = prepare(tmp_path / "whole", kind), tmp_path / "said.txt", time.monotonic()
     assert fit(words, said) == 0, said.read_text()[-3000:]
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - began
     prepare(tmp_path / "parts", kind)
     chance, struck = random.Random(f"{SEED} {kind}"), []
     for _ in range(10 * BLOWS):
@@ -150,52 +147,43 @@ def test_a_run_that_is_interrupted_again_and_again(kind: str, tmp_path: Path, mo
     assert_same_run(RUN, tmp_path / "whole" / RUN)
 
 
-def start(words: list[str], **options: Any) -> subprocess.Popen[str]:
-    """`python main.py` with these words, in a group of processes of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "main.py"), *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-
-
 def steps_logged() -> int:
     log = RUN / "log.jsonl"
     return max((r.get("step") or 0 for r in read_log(RUN)), default=0) if log.exists() else 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["the first rank", "all ranks"])
-def test_two_ranks_stop_at_the_same_step(whom: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("whom", [[0], [1], [0, 1]], ids=["first", "second", "both"])
+def test_two_ranks_stop_at_the_same_step(whom: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "60"]
-    words = [*prepare(tmp_path / "whole", "article"), *ranks]
-    assert start(words).communicate(timeout=600) is not None
+    said, ranks = tmp_path / "said.txt", ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    words = [*prepare(tmp_path / "whole", "article"), *ranks, "--trainer.max_steps", "40"]
+    assert wait(start_ranks(words, said)) == [0, 0], said.read_text()[-3000:]
     prepare(tmp_path / "parts", "article")
-    running = start(words)
-    while running.poll() is None and steps_logged() < 4:
-        time.sleep(0.1)
-    if whom == "all ranks":
-        os.killpg(running.pid, signal.SIGTERM)
-    else:
-        os.kill(running.pid, signal.SIGTERM)
-    out, err = running.communicate(timeout=300)
-    assert running.returncode == 143, err[-3000:]
-    assert "Traceback" not in err
-    assert "to go on:" in out
-    with pytest.raises(ProcessLookupError):  # none of them is left
-        os.killpg(running.pid, 0)
-    again = start([*words, "--ckpt_path", "last"])
-    assert (again.communicate(timeout=600), again.returncode)[1] == 0
+    running = start_ranks(words, said)
+    while steps_logged() < 4:
+        time.sleep(0.05)
+    for rank in whom:
+        os.kill(running[rank], signal.SIGTERM)
+    assert wait(running) == [143, 0], said.read_text()[-3000:]
+    assert "Traceback" not in said.read_text()
+    assert said.read_text().count("to go on:") == 1
+    assert wait(start_ranks([*words, "--ckpt_path", "last"], said)) == [0, 0], said.read_text()[-3000:]
     assert_same_run(RUN, tmp_path / "whole" / RUN)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fit_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    running = start(prepare(tmp_path / "run", "article"), stderr=subprocess.STDOUT)
-    assert running.stdout is not None
-    running.stdout.readline()
-    running.stdout.close()
-    assert running.wait(timeout=300) == 0
+    words, pipe = prepare(tmp_path / "run", "article"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    child = start(words, pipe)
+    while not RUN.exists():
+        time.sleep(0.05)
+    os.close(reading)  # as head does
+    assert wait([child]) == [0]
     assert read_log(RUN)[-1]["event"] == "closed"
     assert (RUN / "loss.png").is_file()

@@ -51,6 +51,9 @@ class Interruption(L.Callback):
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = lambda: None  # Lightning's would replace these
             self._install(trainer)
+            for callback in trainer.callbacks:
+                if isinstance(callback, RunLog):
+                    callback.logs_errors = False  # the checkpoint comes first
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.trained = True
@@ -76,7 +79,7 @@ class Interruption(L.Callback):
             return
         if self.trained:
             self.last.save_after_failure(trainer)
-        RunLog.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
+        RunLog.log_error(trainer, exception)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()

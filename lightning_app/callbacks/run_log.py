@@ -116,6 +116,7 @@ class RunLog(L.Callback):
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
+        self.logs_errors = True  # unless another callback does, once the last step is saved
         self._lines: int | None = None  # in the log when the checkpoint of a resume was written
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -171,6 +172,14 @@ class RunLog(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.event(trainer, "ended")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.logs_errors:
+            self.log_error(trainer, exception)
+
+    @staticmethod
+    def log_error(trainer: L.Trainer, exception: BaseException) -> None:
+        RunLog.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
 
 
 def _own(trainer: L.Trainer) -> list[JSONLinesLogger]:

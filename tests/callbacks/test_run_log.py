@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lightning_app.callbacks.run_log import JSONLinesLogger, read_log
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
 
 def write(folder: Path, *records: dict) -> None:
@@ -67,6 +68,23 @@ def test_what_was_written_early_is_not_written_again(tmp_path: Path):
     found = [{name: x for name, x in record.items() if name != "time"} for record in read_log(tmp_path)]
     step_6 = [{"step": 6, "train/ce": 1.0}, {"step": 6, "late": 7.0}]
     assert found == [{"step": 5, "train/ce": 2.0, "lr": 0.1}, *step_6, {"step": 7, "train/ce": 1.0}]
+
+
+def test_the_line_of_a_step_is_written_before_its_checkpoint_and_once(
+    folder: Path, main: Callable[..., None], config: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    save, run, seen = AtomicCheckpointIO.save_checkpoint, "runs/tiny/version_0", {}
+
+    def spy(io: AtomicCheckpointIO, checkpoint: dict, path: Path, storage_options: object = None) -> None:
+        numbers = [r for r in read_log(run) if "event" not in r]
+        seen[checkpoint["global_step"]] = [r["step"] for r in numbers if {"train/ce", "lr", "tokens_per_s"} <= r.keys()]
+        save(io, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", spy)
+    trainer = {"max_steps": 4, "log_every_n_steps": 2, "limit_val_batches": 0, "logger": False}
+    main("fit", "--config", config({"trainer": trainer, "save_every_n_steps": 1}))
+    assert seen == {1: [], 2: [2], 3: [2], 4: [2, 4]}
+    assert [r["step"] for r in read_log(run) if "event" not in r] == [2, 4]
 
 
 def test_a_line_that_a_crash_cut_is_left_out_and_spoils_no_other(tmp_path: Path):
