@@ -111,7 +111,7 @@ CTRL_C, SIGTERM = (signal.SIGINT, 130), (signal.SIGTERM, 143)
         pytest.param("in a step", *SIGTERM),
         pytest.param("in the first step", *CTRL_C, marks=SLOW),
         pytest.param("in a validation", *CTRL_C),
-        pytest.param("in the last validation", *SIGTERM),
+        pytest.param("in the last validation", *SIGTERM, marks=SLOW),
         pytest.param("in a save", *SIGTERM, marks=SLOW),
         pytest.param("in best.ckpt's", *SIGTERM, marks=SLOW),
     ],
@@ -215,6 +215,7 @@ def test_a_second_signal_ends_at_once():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
+@pytest.mark.slow
 def test_slurm_requeues_the_job_at_the_step_that_was_reached(
     fit: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
