@@ -1,7 +1,8 @@
 #!/bin/bash
 # Several nodes under SLURM, one task per GPU. From the repository's folder: sbatch docs/slurm.sh [options of main.py fit]
 # Lightning reads ranks and addresses from SLURM, so --trainer.devices and --trainer.num_nodes are those of the allocation.
-# Resume: sbatch docs/slurm.sh --ckpt_path last (SLURM sends USR1 two minutes before the time is up, and Lightning saves).
+# Resume: sbatch docs/slurm.sh --ckpt_path last (SLURM sends USR1 two minutes before the time is up: last.ckpt is
+# written when the step is done, and the job is requeued).
 #SBATCH --job-name=lightning_app
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

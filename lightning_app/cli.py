@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from lightning_app.errors import InputError
 from lightning_app.ops.tree import leaves
+from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
 # Those without a trainer: a module of `inference` each, with a function `command`.
@@ -32,28 +34,48 @@ LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax).
+    A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax), Ctrl-C with one
+    line and 130. When nobody reads the output any more a command with a trainer goes on, any other ends (141).
     """
     if args is None:
         restart_in_utf8_mode()
     use_utf8_streams()
     argv = list(sys.argv[1:] if args is None else args)
     try:
-        if argv[:1] and argv[0] in COMMANDS:
-            if missing := [name for name in NEEDED.get(argv[0], ()) if importlib.util.find_spec(name) is None]:
-                raise InputError(f"{argv[0]} needs packages that are not here: pip install {' '.join(missing)}")
-            importlib.import_module(f"lightning_app.inference.{argv[0]}").command(argv[1:])
-            return
-        check_arguments(argv)
-        from lightning_app.harness import run
-
-        run(argv)
+        _run(argv)
     except ValueError as error:
         mistake = _mistake(error)
         if mistake is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:
+        drop(sys.stdout)
+        sys.exit(128 + signal.SIGPIPE)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not _is_ctrl_c(error):
+            raise
+        print(f"{' '.join(argv[:1])}: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _run(argv: list[str]) -> None:
+    if argv[:1] and argv[0] in COMMANDS:
+        if missing := [name for name in NEEDED.get(argv[0], ()) if importlib.util.find_spec(name) is None]:
+            raise InputError(f"{argv[0]} needs packages that are not here: pip install {' '.join(missing)}")
+        importlib.import_module(f"lightning_app.inference.{argv[0]}").command(argv[1:])
+        sys.stdout.flush()  # a closed pipe shows here
+        return
+    check_arguments(argv)
+    with lasting():
+        from lightning_app.harness import run
+
+        run(argv)
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Lightning turns a KeyboardInterrupt into an exit with code 1."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
 
 def _mistake(error: BaseException | None) -> InputError | None:

@@ -1,4 +1,4 @@
-"""The one exception that the command line prints without a traceback."""
+"""What the command line ends with, without a traceback."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,11 @@ class InputError(ValueError):
 
 class DamagedError(InputError):
     """A checkpoint, or a file that it needs, is not as it was written. Where there is an older one it may be taken."""
+
+
+class Interrupted(SystemExit):
+    """A signal has ended a fit; its last.ckpt is written."""
+
+    def __init__(self, signum: int, *, code: int):
+        super().__init__(code)
+        self.signum = signum

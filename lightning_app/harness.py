@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.callbacks.dashboard import Dashboard
+from lightning_app.callbacks.interruption import Interruption
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.callbacks.monitors import Monitors
 from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.projector import Projector
@@ -26,13 +29,14 @@ from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
 from lightning_app.cli import LINKED, command_line_options, given_options, without_effect
 from lightning_app.errors import InputError
-from lightning_app.inference.closing import close_run
+from lightning_app.going_on import command
+from lightning_app.inference.closing import close_early, close_run
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.kept_best import KeptBest
 from lightning_app.training.loggers import placed, tensorboard
@@ -78,6 +82,7 @@ class Harness(LightningCLI):
     """One parser for all commands: each takes the same keys, so that one YAML serves them all."""
 
     def __init__(self, args: Sequence[str]):
+        self._argv = list(args)
         super().__init__(
             model_class=LanguageModule,
             subclass_mode_model=True,
@@ -184,15 +189,17 @@ class Harness(LightningCLI):
             kwargs["plugins"] = [AtomicCheckpointIO()]
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
-        last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
+        last = LastCheckpoint(self._options.save_every_n_steps)
+        end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
         trainer.callbacks = [
             RandomState(),
             ExactResume(),
             KeptBest(),
             RunLog(folder, loggers),
+            Monitors(),
             *trainer.callbacks,
-            *last,
+            *end,
         ]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -259,6 +266,36 @@ class Harness(LightningCLI):
     @rank_zero_only
     def after_fit(self) -> None:
         close_run(self.trainer)
+        self._say_how_to_go_on()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Whatever ends a fit early, what was reached is drawn and printed, and how to go on."""
+        ended = False
+        try:
+            super()._run_subcommand(subcommand)
+            ended = True
+        finally:
+            if not ended and subcommand == "fit":
+                self._after_early_end()
+
+    @rank_zero_only
+    def _after_early_end(self) -> None:
+        if any(isinstance(callback, Interruption) and callback.trained for callback in self.trainer.callbacks):
+            close_early(self.trainer)
+            self._say_how_to_go_on(early=True)
+
+    def _say_how_to_go_on(self, *, early: bool = False) -> None:
+        """Where the fit was stopped: by a signal, an error or the clock."""
+        last = next(callback.path for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint))
+        late = [timer._duration or 0 for timer in self.trainer.callbacks if isinstance(timer, Timer) and _is_up(timer)]
+        if last is not None and last.exists() and (early or late):
+            more = timedelta(seconds=2 * max(late)) if late else None
+            print(f"\nto go on:\n  {command(self._argv, last, max_time=more)}", flush=True)
+
+
+def _is_up(timer: Timer) -> bool:
+    left = timer.time_remaining()
+    return left is not None and left <= 0
 
 
 def default_callbacks() -> list[L.Callback]:

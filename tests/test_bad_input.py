@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     torch.save(spoilt, "spoilt.ckpt")
     more = ("--trainer.max_steps", 20, "--trainer.val_check_interval", interval, "--trainer.limit_val_batches", 1)
     error = fails("fit", "--config", config({}), *more, "--ckpt_path", "spoilt.ckpt")
-    assert {1: "val/ce is nan after step 7", 3: "the loss is nan at step 7"}[interval] in error
+    assert {1: "the weights are not finite after step 7", 3: "the loss is nan at step 7"}[interval] in error
     assert checkpoint.read_bytes() == before
     records = [json.loads(line) for line in Path("runs/tiny/version_1/log.jsonl").read_text().splitlines()]
     assert records[-1]["event"] == "failed"

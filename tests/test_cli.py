@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,49 @@ def test_cheap_mistakes_are_found_before_lightning_is_imported(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout.split() == ["1", "False", "False"]
     assert "nowhere.yaml" in done.stderr
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from lightning_app.inference import compare
+
+    monkeypatch.setattr(compare, "command", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "runs"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "compare: stopped by Ctrl-C\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "prepare"])
+def test_ctrl_c_is_one_line_where_there_is_a_trainer(
+    folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Here while the text is read; in a fit, tests/callbacks/test_interruption.py."""
+    from lightning_app.text.datamodule import TextDataModule
+
+    monkeypatch.setattr(TextDataModule, "prepare_data", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--config", "tiny.yaml"])
+    signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"{command}: stopped by Ctrl-C"
+
+
+def test_a_closed_pipe_ends_a_command_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from lightning_app.inference import compare
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(compare, "command", lambda argv: print("a page"))
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", "runs"])
+    assert ended.value.code == 141
+    assert capsys.readouterr().err == ""

@@ -16,13 +16,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.loader import ResumableLoader
 from lightning_app.training.schedulers import WarmupCosine
 
 BATCHES = 5  # per epoch
 BATCH_SIZE = 4
 STEPS = 12
+VALIDATION_ROWS = 6
 
 pytestmark = [
     # torch 2.13 deprecates what Lightning 2.6's CombinedLoader calls
@@ -66,6 +67,8 @@ class Net(L.LightningModule):
         self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
         self.fail_at = fail_at
         self.steps: list[Step] = []
+        self.validations: list[tuple[int, ...]] = []  # batches, steps, epoch, the step that is logged, rows
+        self.rows = 0  # of the validation that goes on
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         numbers, rows = batch
@@ -76,8 +79,18 @@ class Net(L.LightningModule):
         self.steps.append(Step(*seen, loss.item()))
         return loss
 
+    def on_validation_start(self) -> None:
+        self.rows = 0
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         torch.rand(3), random.random()
+        self.rows += len(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            loop = self.trainer.fit_loop
+            where = loop.total_batch_idx + 1, self.trainer.global_step, self.trainer.current_epoch
+            self.validations.append((*where, loop.epoch_loop._batches_that_stepped, self.rows))
 
     def on_train_batch_end(self, *args: Any) -> None:
         np.random.rand()
@@ -103,6 +116,12 @@ class Everywhere(ModelCheckpoint):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self._save(trainer, "batch")
 
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._save(trainer, "owing")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._save(trainer, "owing-still")
+
     def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
         self._save(trainer, "validation")
 
@@ -124,7 +143,7 @@ def loaders(options: Options) -> tuple[ResumableLoader, ResumableLoader]:
     train = ResumableLoader(
         data, batch_size=BATCH_SIZE, order=options.order, seed=5, num_workers=options.workers, even=True
     )
-    return train, ResumableLoader(Points(6), batch_size=BATCH_SIZE)
+    return train, ResumableLoader(Points(VALIDATION_ROWS), batch_size=BATCH_SIZE)
 
 
 def new_trainer(options: Options, callbacks: list[L.Callback], **overrides: Any) -> L.Trainer:
@@ -137,7 +156,7 @@ def new_trainer(options: Options, callbacks: list[L.Callback], **overrides: Any)
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[RandomState(), ExactResume(), *callbacks],
+        callbacks=[RandomState(), ExactResume(), *callbacks, OwedValidation()],
         **{**limits, **options.trainer, **overrides},
     )
 
@@ -170,9 +189,13 @@ def fit(
     return Run(net, trainer)
 
 
-def assert_continues(run: Run, whole: Run, *, after: int) -> None:
-    """`run` did the steps of `whole` behind the first `after`, and ended in its state."""
+def assert_continues(run: Run, whole: Run, *, after: int, validated: bool = True) -> None:
+    """`run` did the steps of `whole` behind the first `after`, and ended in its state.
+
+    Its validations are those of `whole`, with that of batch `after` itself unless that was `validated` before.
+    """
     assert run.net.steps == whole.net.steps[after:]
+    assert run.net.validations == [v for v in whole.net.validations if v[0] >= after + validated]
     torch.testing.assert_close(run.state, whole.state, rtol=0, atol=0)
 
 
@@ -194,16 +217,32 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("way", WAYS)
 def test_from_every_checkpoint(way, tmp_path):
-    """After each batch (first, middle, last but one, last, second epoch), each validation and each epoch's end."""
+    """After each batch (first, middle, last but one, last, second epoch), in and after each validation, at each
+    epoch's end, and with nothing left but the last validation."""
     options = WAYS[way]
     whole = fit(options, Everywhere(tmp_path))
     tried = 0
     for path in sorted(tmp_path.iterdir()):
         after = int(path.name[:2])
-        if after < len(whole.net.steps) and not is_inside_window(path, options):
-            assert_continues(fit(options, resume=path), whole, after=after)
+        if (after < len(whole.net.steps) or "owing" in path.name) and not is_inside_window(path, options):
+            assert_continues(fit(options, resume=path), whole, after=after, validated=is_validated(path))
             tried += 1
     assert tried >= (6 if way == "accumulation" else 10)
+
+
+def is_validated(path: Path) -> bool:
+    """Whether `Everywhere` has written it behind a validation of its batch."""
+    return path.stem[3:] in ("validation", "epoch")
+
+
+def assert_validated_last(run: Run) -> None:
+    """A fit ends with a validation of its last step, if it has any."""
+    steps, validations = len(run.net.steps), run.net.validations
+    if run.trainer.enable_validation:
+        last = run.net.steps[-1]
+        done = run.trainer.global_step
+        assert validations[-1] == (steps, done, last.epoch, done - 1, VALIDATION_ROWS)
+    assert len({v[0] for v in validations}) == len(validations)  # each once
 
 
 def is_inside_window(path: Path, options: Options) -> bool:
@@ -229,6 +268,7 @@ def test_from_a_run_that_ended_earlier(way, stop, tmp_path):
     whole = fit(WAYS[way])
     first = fit(WAYS[way], max_steps=stop)
     assert first.net.steps == whole.net.steps[:stop]
+    assert_validated_last(first)
     first.trainer.save_checkpoint(tmp_path / "end.ckpt")
     assert_continues(fit(WAYS[way], resume=tmp_path / "end.ckpt"), whole, after=stop)
 
@@ -253,7 +293,7 @@ def test_a_resume_of_a_resume(way, first_stop, tmp_path):
     second = [path for path in sorted((tmp_path / "b").iterdir()) if int(path.name[:2]) in (6, 9, 10)]
     assert len(second) >= 4
     for path in second:
-        assert_continues(fit(options, resume=path), whole, after=int(path.name[:2]))
+        assert_continues(fit(options, resume=path), whole, after=int(path.name[:2]), validated=is_validated(path))
 
 
 @pytest.mark.parametrize("crash", [3, 5, 9])
@@ -263,7 +303,7 @@ def test_after_a_crash_it_continues_from_the_last_checkpoint(crash, tmp_path):
     crashed = fit(EVERY_2, every_2, fail_at=crash)
     assert len(crashed.net.steps) == crash
     last = crash - crash % 2
-    assert_continues(fit(EVERY_2, resume=tmp_path / f"step={last}.ckpt"), whole, after=last)
+    assert_continues(fit(EVERY_2, resume=tmp_path / f"step={last}.ckpt"), whole, after=last, validated=False)
 
 
 @pytest.mark.parametrize("crash", [1, 3, 5, 9])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +21,8 @@ from lightning_app.modules.measures import SUMS
 from lightning_app.reporting.log import FILE_NAME, line_of
 from lightning_app.reporting.log import read_log as read_log  # beside what writes it
 from lightning_app.text.datamodule import TextDataModule
+
+LOG_LINES = "log_lines"  # in a checkpoint
 
 
 def _plain(value: float) -> float | int | None:
@@ -40,14 +43,20 @@ class JSONLinesLogger(Logger):
     def __init__(self, path: Path, event: str | None = None):
         super().__init__()
         self.path, self.event = path, event
-        self._whole = False  # whether the file is known to end with a line's end
+        self._lines: int | None = None  # of the file; unknown before it is looked at
+        self._early: tuple[int | None, dict[str, Any]] = (None, {})
 
-    def _end_last_line(self) -> None:
-        """A crash may have cut the last line of an earlier process."""
-        self._whole = True
-        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+    @property
+    def lines(self) -> int:
+        """How many the file has. A crash may have cut the last one of an earlier process: it is ended."""
+        if self._lines is None:
+            text = self.path.read_bytes() if self.path.is_file() else b""
+            if text and not text.endswith(b"\n"):
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+                text += b"\n"
+            self._lines = text.count(b"\n")
+        return self._lines
 
     @property
     def name(self) -> str:
@@ -65,15 +74,29 @@ class JSONLinesLogger(Logger):
     @rank_zero_only
     def write(self, record: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._whole:
-            self._end_last_line()
+        lines = self.lines
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line_of({"time": round(time.time(), 3), **record}))
+        self._lines = lines + 1
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         done = None if step is None else step + 1  # Lightning numbers the steps from 0
         head = {"event": self.event} if self.event else {"step": done}
-        self.write({**head, **{name: _plain(value) for name, value in metrics.items()}})
+        early, self._early = self._early, (None, {})
+        written = early[1] if early[0] == step else {}
+        left = {name: _plain(value) for name, value in metrics.items() if name not in written}
+        if left or not written:
+            self.write({**head, **left})
+
+    @property
+    def early_step(self) -> int | None:
+        """Of the numbers that were written early and that `log_metrics` has not been called with yet."""
+        return self._early[0]
+
+    def log_early(self, metrics: dict[str, float], step: int) -> None:
+        """Write what `log_metrics` will be called with next, and not again then."""
+        self.log_metrics(metrics, step)
+        self._early = (step, metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The resolved config has a file of its own."""
@@ -81,6 +104,9 @@ class JSONLinesLogger(Logger):
 
 class RunLog(L.Callback):
     """Adds `log.jsonl` to the run's folder, beside whatever loggers there are.
+
+    The numbers of a step are written before a checkpoint of that step, and the checkpoint knows how many lines there
+    were: those that follow do not count when a run goes on from it, since it writes them again.
 
     Other callbacks call `RunLog.event(trainer, name, **fields)`, and ask `run_folder(trainer)` where to write, so it
     stands before them.
@@ -96,6 +122,8 @@ class RunLog(L.Callback):
         self.folder = folder
         self._waiting = list(loggers)
         self._begun = False
+        self.logs_errors = True  # unless another callback does, once the last step is saved
+        self._lines: int | None = None  # in the log when the checkpoint of a resume was written
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         own = trainer.strategy.broadcast(str(self.folder)) if self.folder else None
@@ -108,9 +136,8 @@ class RunLog(L.Callback):
     @staticmethod
     def event(trainer: L.Trainer, name: str, **fields: Any) -> None:
         """Log something that happened, such as `event(trainer, "pruning", heads=[[0, 3]])`, in plain types."""
-        for logger in trainer.loggers:
-            if isinstance(logger, JSONLinesLogger):
-                logger.write({"event": name, "step": trainer.global_step, "epoch": trainer.current_epoch, **fields})
+        for logger in _own(trainer):
+            logger.write({"event": name, "step": trainer.global_step, "epoch": trainer.current_epoch, **fields})
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)  # there is none before a resume
@@ -133,7 +160,25 @@ class RunLog(L.Callback):
         fields = {"parameters": parameters, "world_size": trainer.world_size, "precision": trainer.precision}
         if isinstance(pl_module, LanguageModule) and isinstance(data, TextDataModule):
             fields["flops_per_token"] = pl_module.backbone.flops_per_token(data.block_size)
+        if trainer.ckpt_path and self._lines is not None:
+            fields["lines"] = self._lines
         self.event(trainer, event, model=type(pl_module).__name__, **fields)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The module's own hook comes too late for a checkpoint that is written in a callback's."""
+        if isinstance(pl_module, LanguageModule) and trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            pl_module.log_step()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        for logger in _own(trainer):
+            if trainer.is_global_zero:
+                _write_step(trainer, logger)
+                checkpoint[LOG_LINES] = logger.lines
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._lines = checkpoint.get(LOG_LINES)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each passage of the text adds to the measures, so that intervals can be drawn from the log."""
@@ -146,8 +191,29 @@ class RunLog(L.Callback):
         self.event(trainer, "ended")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.logs_errors:
+            self.log_error(trainer, exception)
+
+    def log_error(self, trainer: L.Trainer, exception: BaseException) -> None:
         if self._begun:
             self.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
+
+
+def _own(trainer: L.Trainer) -> list[JSONLinesLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, JSONLinesLogger)]
+
+
+def _write_step(trainer: L.Trainer, logger: JSONLinesLogger) -> None:
+    """The line of the step whose batch is ending, where Lightning is going to log one."""
+    connector, loop = trainer._logger_connector, trainer.fit_loop
+    in_batch = trainer.training and connector._first_loop_iter is not None
+    begun = loop.epoch_loop.batch_progress.total
+    if not in_batch or begun.ready != begun.processed or loop._should_accumulate():
+        return
+    step = loop.epoch_loop._batches_that_stepped
+    if connector.should_update_logs and begun.completed < begun.processed and logger.early_step != step:
+        numbers = convert_tensors_to_scalars(connector.metrics["log"])
+        logger.log_early({**numbers, "epoch": trainer.current_epoch}, step)
 
 
 def _splits(data: TextDataModule) -> list[dict[str, Any]]:

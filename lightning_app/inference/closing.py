@@ -13,6 +13,8 @@ import torch
 import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from lightning_app.callbacks.dashboard import Dashboard
+from lightning_app.callbacks.run_log import FILE_NAME as LOG
 from lightning_app.callbacks.run_log import JSONLinesLogger, RunLog, read_log, run_folder
 from lightning_app.callbacks.samples import Samples
 from lightning_app.errors import DamagedError
@@ -74,6 +76,20 @@ def close_run(trainer: L.Trainer) -> None:
     rows = _rows(path, records, best, sampled, compressor, checkpoints)
     print("\n" + format_table(rows, title=f"{path}: what was reached"))
     _record(trainer, path, best, sampled, compressor)
+
+
+def close_early(trainer: L.Trainer) -> None:
+    """The same without what takes long (samples, the compressor), for a fit that a signal or an error has ended."""
+    path = run_folder(trainer)
+    if path is None or not (path / LOG).is_file():
+        return
+    records = read_log(path)
+    draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
+    for callback in trainer.callbacks:
+        if isinstance(callback, Dashboard):
+            callback.draw()
+    rows = _rows(path, records, best_validation(records), None, None, _checkpoints(path))
+    print("\n" + format_table(rows, title=f"{path}: what was reached by step {trainer.global_step}"), flush=True)
 
 
 def _draw_categories(trainer: L.Trainer, folder: Path, data: TextDataModule) -> None:

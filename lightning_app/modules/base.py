@@ -399,6 +399,10 @@ class LanguageModule(L.LightningModule, ABC):
         return [name for name, _ in self.named_buffers() if name.startswith(OF_REGULARIZERS)]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.log_step()
+
+    def log_step(self) -> None:
+        """What is known when a step is done; to be called in a hook `on_train_batch_end`, more than once if need be."""
         shown = {name for regularizer in self.regularizers for name in regularizer.on_bar}
         for name, number in self.learned.items():
             self.log(f"train/{name}", number, prog_bar=name in shown)

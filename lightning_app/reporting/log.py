@@ -22,17 +22,17 @@ def line_of(record: dict[str, Any]) -> str:
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """All records of a run in order. What a run logged after the checkpoint from which it was resumed never counts.
 
+    A resume names the number of lines that there were when its checkpoint was written; older ones the step alone.
     Damaged lines are left out; `damage` names them.
     """
-    records: list[dict[str, Any]] = []
-    for _, record in _lines(folder):
+    records: dict[int, dict[str, Any]] = {}  # by number of the line
+    for number, record in _lines(folder):
         if record is None:
             continue
         if record.get("event") == "resumed":
-            kept = ("started", "data")
-            records = [r for r in records if (r.get("step") or 0) <= record["step"] or r.get("event") in kept]
-        records.append(record)
-    return records
+            records = {n: r for n, r in records.items() if _counts(n, r, record)}
+        records[number] = record
+    return list(records.values())
 
 
 def damage(folder: str | Path) -> str:
@@ -75,3 +75,10 @@ def _is_record(record: Any) -> bool:
 def _are_numbers(*values: Any) -> bool:
     """Or null, which is written for those that are not finite."""
     return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+
+
+def _counts(number: int, record: dict[str, Any], resumed: dict[str, Any]) -> bool:
+    """Whether a record before a resume belongs to the run: what was learned and measured up to its checkpoint."""
+    if record.get("event") in ("started", "data") or "step" not in record:
+        return True
+    return number <= resumed.get("lines", number) and (record["step"] or 0) <= resumed["step"]

@@ -29,7 +29,7 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     [
         (("--trainer.limit_val_batches", 0), [6]),
         (("--trainer.limit_val_batches", 0, "--save_every_n_steps", 4), [4, 6]),
-        (("--save_every_n_steps", 100), [3, 6, 6]),  # after both validations, and at the end
+        (("--save_every_n_steps", 100), [3, 6, 6]),  # before both validations, and at the end
         (
             (
                 "--trainer.limit_val_batches",
@@ -44,7 +44,7 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             [6],
         ),
         # a validation within an accumulation window waits for the step that ends it
-        (("--trainer.accumulate_grad_batches", 2, "--trainer.max_steps", 4), [2, 3, 4]),
+        (("--trainer.accumulate_grad_batches", 2, "--trainer.max_steps", 4), [2, 3, 4, 4]),
     ],
     ids=["end", "steps", "validations", "epochs", "accumulation"],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lightning_app.training.exact_resume import reopen_epoch, unfetch
+from lightning_app.training.exact_resume import end_at_batch, reopen_epoch, unfetch
 
 
 def counts(ready: int, processed: int, completed: int) -> dict[str, int]:
@@ -59,3 +59,21 @@ def test_a_finished_batch_stays():
     loop = fit_loop(counts(1, 0, 0), counts(5, 5, 4), last=True)
     unfetch(loop)
     assert loop == fit_loop(counts(1, 0, 0), counts(5, 5, 4), last=True)
+
+
+@pytest.mark.parametrize(("began_next", "stepped"), [(False, 5), (True, 4)])  # about a validation, in the next batch
+def test_behind_a_batch_is_at_its_end(began_next, stepped):
+    loop = fit_loop(counts(1, 0, 0), counts(5, 5, 5), last=True)
+    end_at_batch(loop, began_next=began_next, accumulate=1)
+    assert loop == fit_loop(counts(1, 0, 0), counts(5, 5, 4), last=True, stepped=stepped)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batch"),
+    [(counts(1, 1, 0), counts(5, 5, 5)), (counts(1, 0, 0), counts(0, 0, 0)), (counts(1, 0, 0), counts(5, 5, 4))],
+    ids=["the epoch is closed", "it has just begun", "at a batch's end"],
+)
+def test_else_the_counters_stay(epoch, batch):
+    loop = fit_loop(epoch, batch, last=False)
+    end_at_batch(loop, began_next=False, accumulate=1)
+    assert loop == fit_loop(epoch, batch, last=False)
