@@ -11,12 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_app.build_errors import Parser, told_in_one_line
 from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.predictions import PredictionWriter
@@ -25,11 +27,13 @@ from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
+from lightning_app.class_defaults import take_own_defaults
 from lightning_app.cli import LINKED, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.inference.closing import close_run
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
+from lightning_app.option_checks import check_options
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
@@ -43,6 +47,9 @@ THIRD_PARTY_WARNINGS = (
     r"Couldn't infer the batch indices",  # of our loader; nobody asks for them
     r"The dirpath has changed from",  # a run that goes on from a checkpoint elsewhere has no best one yet
 )
+
+
+FLOAT16 = (16, "16", "16-mixed")  # Lightning's names for one precision
 
 
 class Trainer(L.Trainer):
@@ -74,6 +81,7 @@ class Harness(LightningCLI):
             subclass_mode_model=True,
             datamodule_class=TextDataModule,
             trainer_class=Trainer,
+            parser_class=Parser,
             trainer_defaults={
                 "log_every_n_steps": 25,
                 "use_distributed_sampler": False,  # our loader slices by rank itself
@@ -131,6 +139,8 @@ class Harness(LightningCLI):
             rank_zero_warn(
                 f"{key} was given and has no effect: a later config chose another class, which has no such option"
             )
+        take_own_defaults(self.config[self.config.subcommand], given_options(args))
+        check_options(options, fit=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's hyperparameters: the command line counts."""
@@ -154,6 +164,10 @@ class Harness(LightningCLI):
         if options.get("ckpt_path") and options.init_from:
             raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
 
+    def instantiate_classes(self) -> None:
+        with told_in_one_line(self._options.as_dict()):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self._folder()
         kwargs["logger"] = self._loggers(folder) if self.subcommand == "fit" else False  # an evaluation adds no curves
@@ -161,6 +175,8 @@ class Harness(LightningCLI):
             kwargs["plugins"] = [AtomicCheckpointIO()]
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
+        if isinstance(trainer.accelerator, CPUAccelerator) and self._options.trainer.precision in FLOAT16:
+            raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
         last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
         trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), *trainer.callbacks, *last]

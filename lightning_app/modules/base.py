@@ -23,11 +23,13 @@ from lightning_app.models.heads import Kind, Units, units_made, units_of
 from lightning_app.models.lora import named_as
 from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.modules.measures import LanguageMeasures, Passages
+from lightning_app.modules.precision import check_precision
 from lightning_app.modules.sharding import shard, whole
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.commit import commit
+from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine
 
 Batch = dict[str, Tensor]
@@ -369,6 +371,8 @@ class LanguageModule(L.LightningModule, ABC):
             raise InputError(f"the loss is {loss.item()} at step {step}: {NOT_FINITE}")
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_precision(self, self.trainer.precision)
         self._matrices = {name for name, parameter in self.named_parameters() if parameter.dim() >= 2}
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
@@ -453,10 +457,10 @@ class LanguageModule(L.LightningModule, ABC):
         trained = [
             (name.replace("_fsdp_wrapped_module.", ""), p) for name, p in self.named_parameters() if p.requires_grad
         ]
-        optimizer = self._optimisation.optimizer(self._groups(trained))
+        optimizer = made("model.init_args.optimizer", self._optimisation.optimizer, self._groups(trained))
         if self._optimisation.scheduler is None:
             return optimizer
-        scheduler = self._optimisation.scheduler(optimizer)
+        scheduler = made("model.init_args.scheduler", self._optimisation.scheduler, optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.optimizer_steps()
             if steps < scheduler.warmup_steps:
