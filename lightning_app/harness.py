@@ -25,6 +25,7 @@ from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
+from lightning_app.callbacks.resume_options import ResumeOptions
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
 from lightning_app.class_defaults import take_own_defaults
@@ -179,7 +180,7 @@ class Harness(LightningCLI):
             raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
         last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
-        trainer.callbacks = [RandomState(), ExactResume(), RunLog(folder), *trainer.callbacks, *last]
+        trainer.callbacks = [RandomState(), ExactResume(), ResumeOptions(), RunLog(folder), *trainer.callbacks, *last]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
@@ -236,8 +237,8 @@ class Harness(LightningCLI):
     def before_fit(self) -> None:
         if self._options.ckpt_path:
             rank_zero_info(
-                f"Resuming {self._options.ckpt_path}: optimizer and schedule go on with the learning rates "
-                "saved in it; for new ones start with --init_from"
+                f"Resuming {self._options.ckpt_path}: weights, the optimizer's moments and the place in the schedule "
+                "go on; options of the config that were others in its run are named"
             )
 
     @rank_zero_only

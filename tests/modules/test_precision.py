@@ -11,7 +11,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT, ARTRegularizer
 from lightning_app.modules.measures import LanguageMeasures
-from lightning_app.text.datamodule import TextDataModule
+from lightning_app.text.datamodule import Dataloader, Source, TextDataModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
@@ -25,7 +25,7 @@ def fit(folder: object) -> Fit:
     def run(precision: str, **options: Any) -> tuple[L.Trainer, ArticleGPT]:
         torch.manual_seed(0)
         data = TextDataModule(
-            train={"path": "train.txt"}, val={"path": "val.txt"}, block_size=16, dataloader={"batch_size": 4}
+            train=Source("train.txt"), val=Source("val.txt"), block_size=16, dataloader=Dataloader(batch_size=4)
         )
         module = ArticleGPT(Decoder(vocab_size=257, block_size=16, embedding_dim=16, layers=1, heads=2), **options)
         trainer = L.Trainer(
@@ -63,7 +63,8 @@ def test_what_half_precision_would_spoil_is_refused(fit: Fit):
 
 
 def test_sums_of_measures_keep_their_type():
-    measures = torch.nn.ModuleList([LanguageMeasures(4)]).to(dtype=torch.bfloat16)[0]
+    measures = LanguageMeasures(4)
+    torch.nn.ModuleList([measures]).to(dtype=torch.bfloat16)
     logits, targets = torch.zeros(1, 3000, 4, dtype=torch.bfloat16), torch.zeros(1, 3000, dtype=torch.int64)
     for _ in range(3):
         measures.update(logits, targets, torch.ones(4, dtype=torch.int64), torch.zeros_like(targets))
