@@ -25,6 +25,7 @@ from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.modules.measures import LanguageMeasures, Passages
 from lightning_app.modules.precision import check_precision
 from lightning_app.modules.sharding import shard, whole
+from lightning_app.modules.spikes import SpikeGuard
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ NOT_FINITE = (
     "the checkpoints on disk are from before"
 )
 LAYOUTS = "units"  # in a checkpoint: which heads and neurons are left
+SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
 COMMIT = "commit"  # in a checkpoint: of the code that trained
 OF_REGULARIZERS = "regularizers."  # in the names of their tensors
 # What options of models call their heads.
@@ -147,6 +149,8 @@ class LanguageModule(L.LightningModule, ABC):
         regularizers: further loss terms.
         token_noise: share of the input tokens that training replaces by random ones; targets stay.
         compile: run the model through `torch.compile` (slow to start; on a CPU it gains little).
+        skip_spikes: leave out the update of a step whose loss or gradient norm lies more than so many standard
+            deviations (true: 6) above those of the last 128 steps. The schedule goes on; see `SpikeGuard`.
     """
 
     @abstractmethod
@@ -158,6 +162,7 @@ class LanguageModule(L.LightningModule, ABC):
         regularizers: list[Regularizer] | None = None,
         token_noise: float = 0.0,
         compile: bool = False,
+        skip_spikes: bool | float = False,
     ):
         super().__init__()
         if not 0 <= token_noise < 1:
@@ -169,6 +174,7 @@ class LanguageModule(L.LightningModule, ABC):
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._optimisation, self._compile = Optimisation(optimizer, scheduler), compile
+        self.spikes = SpikeGuard(skip_spikes) if skip_spikes is not False else None
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
@@ -259,6 +265,8 @@ class LanguageModule(L.LightningModule, ABC):
         loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
         if stage == "train":
             self._check_finite(loss)
+            if self.spikes is not None:
+                self.spikes.see(loss)
             self.log("train/loss", loss, prog_bar=True)
             self.log_dict({f"train/{name}": term for name, (_, term) in terms.items()}, prog_bar=len(terms) > 1)
             self.look_back(outputs, stage)
@@ -330,8 +338,9 @@ class LanguageModule(L.LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            self.learn(self._seen)
+        if self.spikes is None or not self.spikes.skips:
+            with torch.no_grad():
+                self.learn(self._seen)
         self._seen.clear()
 
     @property
@@ -355,6 +364,8 @@ class LanguageModule(L.LightningModule, ABC):
         shown = {name for regularizer in self.regularizers for name in regularizer.on_bar}
         for name, number in self.learned.items():
             self.log(f"train/{name}", number, prog_bar=name in shown)
+        if self.spikes is not None:
+            self.log("train/skipped_steps", float(self.spikes.skipped))
         if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             if self.grad_norm is not None:
@@ -365,6 +376,8 @@ class LanguageModule(L.LightningModule, ABC):
     def _check_finite(self, loss: Tensor) -> None:
         """On an accelerator reading the loss waits for the device, so there it is looked at when it is logged."""
         step = self.trainer.global_step
+        if self.spikes is not None and self.spikes.ready:
+            return
         if loss.device.type != "cpu" and (step + 1) % max(1, self.trainer.log_every_n_steps):
             return
         if not torch.isfinite(loss):
@@ -373,6 +386,8 @@ class LanguageModule(L.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             check_precision(self, self.trainer.precision)
+            if self.spikes is not None:
+                self.spikes.check(self.trainer)
         self._matrices = {name for name, parameter in self.named_parameters() if parameter.dim() >= 2}
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
@@ -507,7 +522,11 @@ class LanguageModule(L.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and keep the norm that was found, so that logging it costs nothing."""
+        """Clip, and keep the norm that was found, so that logging it costs nothing; leave out a spike."""
+        if self.spikes is not None and self.spikes.judge(self.trainer, self._norm()):
+            for parameter in self.parameters():
+                parameter.grad = None
+            return
         if gradient_clip_algorithm == "value":
             self.grad_norm = None
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -518,7 +537,11 @@ class LanguageModule(L.LightningModule, ABC):
         elif gradient_clip_val:
             self.grad_norm = whole(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
         elif (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
-            self.grad_norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
+            self.grad_norm = self._norm()
+
+    def _norm(self) -> Tensor:
+        """Of all gradients."""
+        return whole(nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
 
     # Checkpoints
 
@@ -534,6 +557,8 @@ class LanguageModule(L.LightningModule, ABC):
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
         checkpoint[COMMIT] = commit()
+        if self.spikes is not None:
+            checkpoint[SPIKES] = self.spikes.state_dict()
         layouts = {kind: units.layout() for kind, units in units_made(self.backbone).items()}
         if layouts:
             checkpoint[LAYOUTS] = layouts
@@ -580,6 +605,8 @@ class LanguageModule(L.LightningModule, ABC):
         if "state_dict" not in checkpoint:  # a sharded strategy has loaded the tensors itself
             return
         self._check_groups(checkpoint)
+        if self.spikes is not None and SPIKES in checkpoint and checkpoint.get("optimizer_states"):
+            self.spikes.load_state_dict(checkpoint[SPIKES])
         self._take_shape(checkpoint)
         own = self.state_dict()
         for name, tensor in checkpoint["state_dict"].items():
