@@ -35,9 +35,10 @@ from lightning_app.inference.closing import close_run
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
 from lightning_app.option_checks import check_options
+from lightning_app.own_parts import beside, with_atomic_writer
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, find_checkpoint, read_checkpoint
+from lightning_app.training.checkpoint_io import find_checkpoint, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.loggers import next_version, placed, tensorboard
 
@@ -172,13 +173,22 @@ class Harness(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self._folder()
         kwargs["logger"] = self._loggers(folder) if self.subcommand == "fit" else False  # an evaluation adds no curves
-        if not self._options.trainer.plugins:
-            kwargs["plugins"] = [AtomicCheckpointIO()]
+        made, checkpoints = (
+            self._get(self.config_init, "trainer"),
+            self._options.trainer.enable_checkpointing is not False,
+        )
+        kwargs["plugins"] = with_atomic_writer(made.plugins)
+        self.trainer_defaults["callbacks"] = beside(
+            default_callbacks(),
+            made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else [],
+            bar=self._options.trainer.enable_progress_bar is not False,
+            checkpoints=checkpoints,
+        )
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
         if isinstance(trainer.accelerator, CPUAccelerator) and self._options.trainer.precision in FLOAT16:
             raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
-        last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)]
+        last = [ModelSummary(max_depth=2)] * summary + [LastCheckpoint(self._options.save_every_n_steps)] * checkpoints
         # RandomState first: what other callbacks draw lies outside the training's stream.
         trainer.callbacks = [RandomState(), ExactResume(), ResumeOptions(), RunLog(folder), *trainer.callbacks, *last]
         for callback in trainer.callbacks:

@@ -93,6 +93,11 @@ OF_FIT = {
     "trainer.max_epochs": "0 trains nothing; -1 sets no limit",
     "trainer.limit_train_batches": "0 trains nothing; null takes all batches",
 }
+# Callbacks of Lightning's that cannot do their work here, and why.
+UNFIT = {
+    "LearningRateFinder": "it sets an attribute `lr`, and here the config makes the optimizer: try rates by runs",
+    "BatchSizeFinder": "it sets an attribute that is data.dataloader.batch_size here: try sizes by runs",
+}
 DURATION = re.compile(r"\d+:\d+:\d+:\d+")
 
 
@@ -105,6 +110,8 @@ def check_options(options: Mapping[str, Any], *, fit: bool) -> None:
     for key in ("trainer", "data", "name", "runs_dir"):
         if options.get(key) is None:
             raise InputError(f"{key} is null; leave it out to take its defaults")
+    if options["trainer"].get("barebones"):
+        raise InputError("trainer.barebones is true; a run here has a log, a bar and checkpoints: leave it out")
     for key, value in entries(options):
         _check(key, value)
     _check_max_time(options["trainer"].get("max_time"))
@@ -126,6 +133,9 @@ def entries(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check(key: str, value: Any) -> None:
+    name = str(value).rpartition(".")[2]
+    if key.startswith("trainer.callbacks.") and key.endswith("class_path") and name in UNFIT:
+        raise InputError(f"{key.removesuffix('.class_path')} is a {name}, which does not fit: {UNFIT[name]}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         if value is True and fnmatch(key.replace(".init_args", ""), "*.optimizer.maximize"):
             raise InputError(f"{key} is true; it must be false: a loss is minimised")

@@ -31,7 +31,7 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.commit import commit
 from lightning_app.training.optimizers import made
-from lightning_app.training.schedulers import WarmupCosine
+from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
 
 Batch = dict[str, Tensor]
 NOT_FINITE = (
@@ -328,7 +328,10 @@ class LanguageModule(L.LightningModule, ABC):
         return measures
 
     def on_validation_epoch_end(self) -> None:
-        ce = self._log_measures("val")["ce"]
+        measures = self._log_measures("val")
+        ce = measures["ce"]
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            step_on_plateau([config.scheduler for config in self.trainer.lr_scheduler_configs], measures)
         if self.trainer.state.fn == "fit" and not torch.isfinite(ce):  # before a checkpoint is written
             raise InputError(f"val/ce is {ce.item()} after step {self.trainer.global_step}: {NOT_FINITE}")
 
@@ -483,7 +486,7 @@ class LanguageModule(L.LightningModule, ABC):
                     f"the run has {steps} steps, so it ends within the {scheduler.warmup_steps} of its warm-up"
                 )
             scheduler.set_total_steps(max(steps, scheduler.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}
 
     def _groups(self, trained: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         """Parameter groups; with `group_by_layer` those of each block apart, under the key "layer" (-1: no block's)."""

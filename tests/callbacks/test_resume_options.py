@@ -183,3 +183,25 @@ def test_config_yaml_says_what_is_in_force(main: Callable[..., None], config: Ca
     state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
     rates = [group["initial_lr"] for group in state["optimizer_states"][0]["param_groups"]]
     assert rates == pytest.approx([2e-4, 2e-4])
+
+
+@pytest.mark.slow  # three runs
+def test_a_plateau_is_stepped_once_a_validation_and_resumes_exactly(
+    main: Callable[..., None], config: Callable[..., str]
+):
+    spec = {"monitor": "val/ce", "patience": 0, "threshold": 1e9, "threshold_mode": "abs", "factor": 0.5}
+    plateau = {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau", "init_args": {**spec, "warmup_steps": None}}
+    change = {"model": {"init_args": {"scheduler": plateau}}}
+    names = {name: config({"name": name, **change}, f"{name}.yaml") for name in ("whole", "parts")}
+    for path in names.values():
+        text = yaml.safe_load(Path(path).read_text())
+        del text["model"]["init_args"]["scheduler"]["init_args"]["warmup_steps"]  # of the small config
+        Path(path).write_text(yaml.safe_dump(text))
+    main("fit", "--config", names["whole"], "--trainer.max_steps", 9)
+    main("fit", "--config", names["parts"])
+    main("fit", "--config", names["parts"], "--ckpt_path", "last", "--trainer.max_steps", 9)
+    states = [torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True) for name in names]
+    rates = [state["optimizer_states"][0]["param_groups"][0]["lr"] for state in states]
+    assert rates == pytest.approx([1e-3 / 4] * 2)  # validations at steps 3, 6 and 9; the first sets the best
+    weights = [state["state_dict"] for state in states]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
