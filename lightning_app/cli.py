@@ -35,17 +35,19 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command.
 
     A mistake of the user's ends with one line on stderr and exit code 1 (2 if it is one of syntax), Ctrl-C with one
-    line and 130. When nobody reads the output any more a command with a trainer goes on, any other ends (141).
+    line and 130. When nobody reads the output any more a command with a trainer goes on, any other ends (141). With
+    `--debug` a mistake keeps its traceback.
     """
     if args is None:
         restart_in_utf8_mode()
     use_utf8_streams()
-    argv = list(sys.argv[1:] if args is None else args)
+    given = list(sys.argv[1:] if args is None else args)
+    argv = [word for word in given if word != "--debug"]
     try:
         _run(argv)
     except ValueError as error:
         mistake = _mistake(error)
-        if mistake is None:
+        if mistake is None or argv != given:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(1)
@@ -130,7 +132,8 @@ def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:
     def plain(key: str) -> str:
         return key.replace(".init_args", "").replace(".dict_kwargs", "").removesuffix("+")
 
-    known = {plain(key) for key, _ in leaves(config)}
+    keys = [plain(key).split(".") for key, _ in leaves(config)]
+    known = {".".join(key[:n]) for key in keys for n in range(1, len(key) + 1)}  # a class's short form names a branch
     parents = {plain(key) for key, value in leaves(config) if value is None}
     lost = [key for key in given if plain(key) not in known and key.rsplit(".", 1)[-1] not in LINKED]
     return [key for key in lost if not any(plain(key).startswith(f"{parent}.") for parent in parents)]

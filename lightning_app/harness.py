@@ -11,12 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_app.build_errors import Parser, told_in_one_line
 from lightning_app.callbacks.dashboard import Dashboard
 from lightning_app.callbacks.interruption import Interruption
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
@@ -25,17 +27,21 @@ from lightning_app.callbacks.predictions import PredictionWriter
 from lightning_app.callbacks.progress import ProgressLine
 from lightning_app.callbacks.projector import Projector
 from lightning_app.callbacks.random_state import RandomState
+from lightning_app.callbacks.resume_options import ResumeOptions
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
+from lightning_app.class_defaults import take_own_defaults
 from lightning_app.cli import LINKED, command_line_options, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.going_on import command
 from lightning_app.inference.closing import close_early, close_run
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
+from lightning_app.option_checks import check_options
+from lightning_app.own_parts import beside, with_atomic_writer
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.kept_best import KeptBest
@@ -50,6 +56,9 @@ THIRD_PARTY_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
     r"Couldn't infer the batch indices",  # of our loader; nobody asks for them
 )
+
+
+FLOAT16 = (16, "16", "16-mixed")  # Lightning's names for one precision
 
 
 class Trainer(L.Trainer):
@@ -88,6 +97,7 @@ class Harness(LightningCLI):
             subclass_mode_model=True,
             datamodule_class=TextDataModule,
             trainer_class=Trainer,
+            parser_class=Parser,
             trainer_defaults={
                 "log_every_n_steps": 25,
                 "use_distributed_sampler": False,  # our loader slices by rank itself
@@ -146,6 +156,8 @@ class Harness(LightningCLI):
             rank_zero_warn(
                 f"{key} was given and has no effect: a later config chose another class, which has no such option"
             )
+        take_own_defaults(self.config[self.config.subcommand], given_options(args))
+        check_options(options, fit=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would overwrite the command line with the checkpoint's hyperparameters: the command line counts."""
@@ -181,26 +193,32 @@ class Harness(LightningCLI):
                 f"(--trainer.precision {SLOW} insists)"
             )
 
+    def instantiate_classes(self) -> None:
+        with told_in_one_line(self._options.as_dict()):
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self._folder()
         loggers = self._loggers(folder) if self.subcommand == "fit" else []  # an evaluation adds no curves
         kwargs["logger"] = False  # RunLog adds them once training begins
-        if not self._options.trainer.plugins:
-            kwargs["plugins"] = [AtomicCheckpointIO()]
+        made = self._get(self.config_init, "trainer")
+        checkpoints = self._options.trainer.enable_checkpointing is not False
+        kwargs["plugins"] = with_atomic_writer(made.plugins)
+        self.trainer_defaults["callbacks"] = beside(
+            default_callbacks(),
+            made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else [],
+            bar=self._options.trainer.enable_progress_bar is not False,
+            checkpoints=checkpoints,
+        )
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
-        last = LastCheckpoint(self._options.save_every_n_steps)
+        if isinstance(trainer.accelerator, CPUAccelerator) and self._options.trainer.precision in FLOAT16:
+            raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
+        last = LastCheckpoint(self._options.save_every_n_steps, writes=checkpoints)
         end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
-        trainer.callbacks = [
-            RandomState(),
-            ExactResume(),
-            KeptBest(),
-            RunLog(folder, loggers),
-            Monitors(),
-            *trainer.callbacks,
-            *end,
-        ]
+        first = [RandomState(), ExactResume(), ResumeOptions(), KeptBest(), RunLog(folder, loggers), Monitors()]
+        trainer.callbacks = [*first, *trainer.callbacks, *end]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
@@ -259,8 +277,8 @@ class Harness(LightningCLI):
     def before_fit(self) -> None:
         if self._options.ckpt_path:
             rank_zero_info(
-                f"Resuming {self._options.ckpt_path}: optimizer and schedule go on with the learning rates "
-                "saved in it; for new ones start with --init_from"
+                f"Resuming {self._options.ckpt_path}: weights, the optimizer's moments and the place in the schedule "
+                "go on; options of the config that were others in its run are named"
             )
 
     @rank_zero_only

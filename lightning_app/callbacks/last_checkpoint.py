@@ -27,19 +27,20 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
+        writes: False: no checkpoint at all.
     """
 
-    def __init__(self, every_n_steps: int = 500):
+    def __init__(self, every_n_steps: int = 500, writes: bool = True):
         if every_n_steps < 1:
             raise InputError(f"save_every_n_steps is {every_n_steps}; it must be at least 1")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.writes = every_n_steps, writes
         self.path: Path | None = None
         self.saved_at = self._step = self._first = -1
         self.whole = True  # no gradients are being accumulated: they would be in no checkpoint
         self._due = self._stops = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = run_folder(trainer) if stage == "fit" else None
+        folder = run_folder(trainer) if stage == "fit" and self.writes else None
         self.path = folder / "checkpoints" / "last.ckpt" if folder else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

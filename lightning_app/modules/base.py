@@ -24,14 +24,17 @@ from lightning_app.models.lora import named_as
 from lightning_app.models.ranks import mean_over_ranks, several_ranks
 from lightning_app.modules.accumulation import next_window
 from lightning_app.modules.measures import LanguageMeasures, Passages
+from lightning_app.modules.precision import check_precision
 from lightning_app.modules.sharding import shard, whole
+from lightning_app.modules.spikes import SpikeGuard
 from lightning_app.ops.accumulation import COUNTED, Over, Window, counts_of
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.accumulation import accumulated, steps_in
 from lightning_app.training.commit import commit
-from lightning_app.training.schedulers import WarmupCosine
+from lightning_app.training.optimizers import made
+from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
 
 Batch = dict[str, Tensor]
 NOT_FINITE = (
@@ -39,6 +42,7 @@ NOT_FINITE = (
     "the checkpoints on disk are from before"
 )
 LAYOUTS = "units"  # in a checkpoint: which heads and neurons are left
+SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
 COMMIT = "commit"  # in a checkpoint: of the code that trained
 OF_REGULARIZERS = "regularizers."  # in the names of their tensors
 # What options of models call their heads.
@@ -157,6 +161,8 @@ class LanguageModule(L.LightningModule, ABC):
         regularizers: further loss terms.
         token_noise: share of the input tokens that training replaces by random ones; targets stay.
         compile: run the model through `torch.compile` (slow to start; on a CPU it gains little).
+        skip_spikes: leave out the update of a step whose loss or gradient norm lies more than so many standard
+            deviations (true: 6) above those of the last 128 steps. The schedule goes on; see `SpikeGuard`.
     """
 
     @abstractmethod
@@ -168,6 +174,7 @@ class LanguageModule(L.LightningModule, ABC):
         regularizers: list[Regularizer] | None = None,
         token_noise: float = 0.0,
         compile: bool = False,
+        skip_spikes: bool | float = False,
     ):
         super().__init__()
         if not 0 <= token_noise < 1:
@@ -181,6 +188,7 @@ class LanguageModule(L.LightningModule, ABC):
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._optimisation, self._compile = Optimisation(optimizer, scheduler), compile
+        self.spikes = SpikeGuard(skip_spikes) if skip_spikes is not False else None
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.window: Window | None = None  # the batches of this optimizer step, where there are several
@@ -368,7 +376,10 @@ class LanguageModule(L.LightningModule, ABC):
         return measures
 
     def on_validation_epoch_end(self) -> None:
-        ce = self._log_measures("val")["ce"]
+        measures = self._log_measures("val")
+        ce = measures["ce"]
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            step_on_plateau([config.scheduler for config in self.trainer.lr_scheduler_configs], measures)
         if self.trainer.state.fn == "fit" and not torch.isfinite(ce):  # before a checkpoint is written
             raise InputError(f"val/ce is {ce.item()} after step {self.trainer.global_step}: {NOT_FINITE}")
 
@@ -378,8 +389,9 @@ class LanguageModule(L.LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            self.learn(self._seen)
+        if self.spikes is None or not self.spikes.skips:
+            with torch.no_grad():
+                self.learn(self._seen)
         self._seen.clear()
 
     @property
@@ -406,6 +418,8 @@ class LanguageModule(L.LightningModule, ABC):
         shown = {name for regularizer in self.regularizers for name in regularizer.on_bar}
         for name, number in self.learned.items():
             self.log(f"train/{name}", number, prog_bar=name in shown)
+        if self.spikes is not None:
+            self.log("train/skipped_steps", float(self.spikes.skipped))
         if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             if self.grad_norm is not None:
@@ -416,12 +430,18 @@ class LanguageModule(L.LightningModule, ABC):
     def _check_finite(self, loss: Tensor) -> None:
         """On an accelerator reading the loss waits for the device, so there it is looked at when it is logged."""
         step = self.trainer.global_step
+        if self.spikes is not None and self.spikes.ready:
+            return
         if loss.device.type != "cpu" and (step + 1) % max(1, self.trainer.log_every_n_steps):
             return
         if not torch.isfinite(loss):
             raise InputError(f"the loss is {loss.item()} at step {step}: {NOT_FINITE}")
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_precision(self, self.trainer.precision)
+            if self.spikes is not None:
+                self.spikes.check(self.trainer)
         self._matrices = {name for name, parameter in self.named_parameters() if parameter.dim() >= 2}
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
@@ -506,10 +526,10 @@ class LanguageModule(L.LightningModule, ABC):
         trained = [
             (name.replace("_fsdp_wrapped_module.", ""), p) for name, p in self.named_parameters() if p.requires_grad
         ]
-        optimizer = self._optimisation.optimizer(self._groups(trained))
+        optimizer = made("model.init_args.optimizer", self._optimisation.optimizer, self._groups(trained))
         if self._optimisation.scheduler is None:
             return optimizer
-        scheduler = self._optimisation.scheduler(optimizer)
+        scheduler = made("model.init_args.scheduler", self._optimisation.scheduler, optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.optimizer_steps()
             if steps < scheduler.warmup_steps:
@@ -517,7 +537,7 @@ class LanguageModule(L.LightningModule, ABC):
                     f"the run has {steps} steps, so it ends within the {scheduler.warmup_steps} of its warm-up"
                 )
             scheduler.set_total_steps(max(steps, scheduler.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}
 
     def _groups(self, trained: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         """Parameter groups; with `group_by_layer` those of each block apart, under the key "layer" (-1: no block's)."""
@@ -556,7 +576,11 @@ class LanguageModule(L.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, and keep the norm that was found, so that logging it costs nothing."""
+        """Clip, and keep the norm that was found, so that logging it costs nothing; leave out a spike."""
+        if self.spikes is not None and self.spikes.judge(self.trainer, self.train_loss, self._norm()):
+            for parameter in self.parameters():
+                parameter.grad = None
+            return
         if gradient_clip_algorithm == "value":
             self.grad_norm = None
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -567,7 +591,11 @@ class LanguageModule(L.LightningModule, ABC):
         elif gradient_clip_val:
             self.grad_norm = whole(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
         elif (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
-            self.grad_norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
+            self.grad_norm = self._norm()
+
+    def _norm(self) -> Tensor:
+        """Of all gradients."""
+        return whole(nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
 
     # Checkpoints
 
@@ -583,6 +611,8 @@ class LanguageModule(L.LightningModule, ABC):
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
         }
         checkpoint[COMMIT] = commit()
+        if self.spikes is not None:
+            checkpoint[SPIKES] = self.spikes.state_dict()
         layouts = {kind: units.layout() for kind, units in units_made(self.backbone).items()}
         if layouts:
             checkpoint[LAYOUTS] = layouts
@@ -629,6 +659,8 @@ class LanguageModule(L.LightningModule, ABC):
         if "state_dict" not in checkpoint:  # a sharded strategy has loaded the tensors itself
             return
         self._check_groups(checkpoint)
+        if self.spikes is not None and SPIKES in checkpoint and checkpoint.get("optimizer_states"):
+            self.spikes.load_state_dict(checkpoint[SPIKES])
         self._take_shape(checkpoint)
         own = self.state_dict()
         for name, tensor in checkpoint["state_dict"].items():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from lightning_app.ops.losses import IGNORE, bits_per_byte, macro_f1, token_nll
@@ -63,6 +66,15 @@ class LanguageMeasures(Metric):
             self.add_state(name, torch.zeros(vocab_size, dtype=torch.int64), dist_reduce_fx="sum")
 
         self.add_state("by_passage", torch.zeros(PASSAGES, len(SUMS), dtype=_DOUBLE), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Moves to a device and never takes another type: sums in half precision would count to 256, and no further."""
+
+        def moved(x: Tensor) -> Tensor:
+            there = fn(x)
+            return there if there.dtype == x.dtype else x.to(there.device)
+
+        return super()._apply(moved, exclude_state)
 
     def update(
         self,

@@ -226,7 +226,7 @@ class TextDataModule(L.LightningDataModule):
             self.block_size,
             stride=source.stride,
             max_samples=source.max_samples,
-            shift=self.shift and name == "train",
+            shift=self.shift and name == "train" and not self._overfits,
             respect_documents=self.respect_documents,
         )
 
@@ -267,6 +267,11 @@ class TextDataModule(L.LightningDataModule):
         """Batches of a split on this rank; of a stream as many as the run takes. Leaves the Trainer's loaders alone."""
         return len(self._streaming_loader() if self.streamed(name) else self._loader(name))
 
+    @property
+    def _overfits(self) -> bool:
+        """Whether each epoch is to see the same few batches: then nothing is shuffled or shifted."""
+        return self.trainer is not None and self.trainer.overfit_batches > 0
+
     def _streaming_loader(self) -> StreamLoader:
         trainer, options = self.trainer, self.dataloader
         stream = TokenStream(
@@ -275,7 +280,7 @@ class TextDataModule(L.LightningDataModule):
             self.block_size,
             options.batch_size,
             order=self.order,
-            shuffle=options.shuffle,
+            shuffle=options.shuffle and not self._overfits,
             seed=self.seed,
             respect_documents=self.respect_documents,
             clean=self.splits.clean,
@@ -292,7 +297,7 @@ class TextDataModule(L.LightningDataModule):
 
     def _loader(self, name: str) -> ResumableLoader:
         training, options = name == "train", self.dataloader
-        in_order: LoaderOrder = "shuffled" if training and options.shuffle else "sequential"
+        in_order: LoaderOrder = "shuffled" if training and options.shuffle and not self._overfits else "sequential"
         return ResumableLoader(
             self.dataset(name),
             batch_size=options.batch_size,

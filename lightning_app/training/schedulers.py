@@ -1,11 +1,15 @@
 """Learning rate schedules as torch schedulers, thin around `lightning_app.ops.schedule`."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lightning_app.errors import InputError
 from lightning_app.ops.schedule import warmup_cosine
+
+MEASURES = ("val/ce", "val/ppl", "val/bpb", "val/acc", "val/f1")  # what a scheduler may wait for
 
 
 class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
@@ -69,3 +73,27 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.__dict__.update(state_dict)
+
+
+def scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """How Lightning is to step a scheduler: after each optimizer step, or, if it needs a metric, not by itself.
+
+    Raises:
+        InputError: it needs a metric and names none that a validation has.
+    """
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return {"scheduler": scheduler, "interval": "step"}
+    monitor = getattr(scheduler, "monitor", None)
+    if monitor not in MEASURES:
+        raise InputError(
+            f"model.init_args.scheduler is a ReduceLROnPlateau whose monitor is {monitor}: take "
+            f"lightning.pytorch.cli.ReduceLROnPlateau with a monitor of {', '.join(MEASURES)}"
+        )
+    return {"scheduler": scheduler, "interval": "epoch", "frequency": sys.maxsize, "monitor": monitor}  # never
+
+
+def step_on_plateau(schedulers: Sequence[Any], measures: Mapping[str, torch.Tensor]) -> None:
+    """Step those that need a metric with what a validation found: before its checkpoint is written."""
+    for scheduler in schedulers:
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(float(measures[str(vars(scheduler)["monitor"]).removeprefix("val/")]))

@@ -331,3 +331,13 @@ def test_two_processes_prepare_at_once(folder):
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert len([path for path in (folder / "cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_overfitting_sees_the_same_batches_in_each_epoch(make):
+    data = make(shift=True, dataloader={"batch_size": 2})
+    data.trainer = L.Trainer(accelerator="cpu", overfit_batches=3, logger=False, enable_checkpointing=False)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    epochs = [[batch["input_ids"] for batch in itertools.islice(loader, 3)] for _ in range(2)]
+    assert all(torch.equal(one, two) for one, two in zip(*epochs, strict=True))
+    assert torch.equal(epochs[0][0], data.dataset("train").__getitems__([0, 1])["input_ids"])

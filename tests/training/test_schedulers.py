@@ -2,10 +2,11 @@ import io
 
 import pytest
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lightning_app.errors import InputError
 from lightning_app.ops.schedule import warmup_cosine
-from lightning_app.training.schedulers import WarmupCosine
+from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
 
 
 def optimizer() -> torch.optim.Optimizer:
@@ -61,3 +62,15 @@ def test_refuses():
         WarmupCosine(optimizer()).set_total_steps(99)
     with pytest.raises(InputError, match=r"min_ratio 1\.5"):
         WarmupCosine(optimizer(), min_ratio=1.5)
+
+
+def test_a_scheduler_that_needs_a_metric_names_one_of_a_validation():
+    own = optimizer()
+    plateau = ReduceLROnPlateau(own, monitor="val/acc", mode="max", patience=0, factor=0.1)
+    assert scheduler_config(plateau)["monitor"] == "val/acc"
+    for accuracy in (0.1, 0.2, 0.2):
+        step_on_plateau([plateau, WarmupCosine(optimizer())], {"acc": torch.tensor(accuracy)})
+    assert [group["lr"] for group in own.param_groups] == pytest.approx([0.2, 0.3])
+    for wrong in (ReduceLROnPlateau(own, monitor="val/nope"), torch.optim.lr_scheduler.ReduceLROnPlateau(own)):
+        with pytest.raises(InputError, match=r"monitor is (val/nope|None): take lightning\.pytorch\.cli\.Reduce"):
+            scheduler_config(wrong)

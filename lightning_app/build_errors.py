@@ -1,0 +1,108 @@
+"""What Lightning, torch and jsonargparse raise while a run is built, as one line with its key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_app.errors import InputError
+from lightning_app.option_checks import entries
+
+# All that a constructor raises which is given what it cannot take; `--debug` shows where.
+BUILD_ERRORS = (
+    MisconfigurationException,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    OSError,
+    AssertionError,
+)
+# jsonargparse tries all types that an option may have, and tells of each: these lines help nobody.
+NOISE = re.compile(
+    r"Does not validate against any|Subtypes: |Errors:$|Given value( type)?: |Expected a <class 'NoneType'>|"
+    r"Not a valid subclass|Subclass types expect|an? (class path|dict )|Expected a path but|Expected a dot import path"
+)
+HEADS = re.compile(r"(Parser key \"[^\"]*\"|Problem with given class_path '[^']*'|Type .* callable class):\s*")
+TYPES = re.compile(r"<class '([\w.]+)'>|typing\.")
+TRAINER_OPTIONS = set(inspect.signature(L.Trainer).parameters)
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's, which says what is wrong in one line rather than below its whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # that of a part, whose parser adds its key
+            super().error(message, ex)
+        self.exit(2, f"error: {one_line(message)}\n")
+
+
+def one_line(message: str) -> str:
+    """The key, the reasons and the value of a message of jsonargparse; of any other its lines, joined."""
+    keys = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    lines = [HEADS.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
+    told = [re.sub(r"\. Got value: \w+\(.*", "", line) for line in lines if not NOISE.match(line)]
+    reasons = [TYPES.sub(r"\1", line).strip() for line in dict.fromkeys(told) if line.strip()]
+    values = re.findall(r"Given value: (?!\[?Namespace|NestedArg)(.*?)(?:\. Got value:|$)", message, flags=re.MULTILINE)
+    if not reasons:
+        reasons = ["no class or function of that name"] if "dot import path" in message else ["not a valid value"]
+    return ": ".join(part for part in (keys, "; ".join(reasons), *values[:1]) if part)
+
+
+@contextmanager
+def told_in_one_line(options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a constructor raises into an InputError that begins with the key of what was built.
+
+    Args:
+        options: the parsed config.
+    """
+    try:
+        yield
+    except BUILD_ERRORS as error:
+        if any(isinstance(cause, InputError) for cause in _causes(error)):
+            raise
+        raise InputError(f"{_key(error, options)}: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    text = one_line(str(error))
+    clear = isinstance(error, ValueError | RuntimeError | MisconfigurationException) and text
+    return text if clear else f"{type(error).__name__}: {text}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _key(error: BaseException, options: Mapping[str, Any]) -> str:
+    """Of the innermost part of the config in whose constructor it was raised."""
+    keys = {"TextDataModule": "data", "Trainer": "trainer"} | {
+        str(value).rpartition(".")[2]: key.removesuffix(".class_path")
+        for key, value in entries(options)
+        if key.endswith(".class_path")
+    }
+    built = [name for cause in _causes(error) for name in _constructed(cause.__traceback__) if name in keys]
+    key = keys[built[-1]] if built else "the config"
+    named = [word for word in re.findall(r"\w+", str(error)) if word in TRAINER_OPTIONS]
+    return f"trainer.{named[0]}" if key == "trainer" and named else key
+
+
+def _constructed(traceback: TracebackType | None) -> Iterator[str]:
+    """Names of the classes in whose `__init__` an error was raised, outermost first."""
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals:
+            yield type(frame.f_locals["self"]).__name__

@@ -1,0 +1,49 @@
+"""What the command line adds to a Trainer gives way to, or stands beside, what a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from lightning_app.errors import InputError
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO
+
+
+def beside(own: Sequence[L.Callback], given: Sequence[L.Callback], *, bar: bool, checkpoints: bool) -> list[L.Callback]:
+    """Those of our callbacks that a run has.
+
+    Args:
+        own: what every run has.
+        given: the config's.
+        bar: enable_progress_bar; a bar of the config's replaces ours.
+        checkpoints: enable_checkpointing.
+
+    Raises:
+        InputError: a ModelCheckpoint that Lightning could not tell from ours in a checkpoint.
+    """
+    bar = bar and not any(isinstance(callback, ProgressBar) for callback in given)
+    left = [callback for callback in own if bar or not isinstance(callback, ProgressBar)]
+    left = [callback for callback in left if checkpoints or not isinstance(callback, Checkpoint)]
+    keys = {callback.state_key: callback for callback in left if isinstance(callback, ModelCheckpoint)}
+    for i, callback in enumerate(given):
+        if isinstance(callback, ModelCheckpoint) and callback.state_key in keys:
+            raise InputError(
+                f"trainer.callbacks.{i} is a ModelCheckpoint of {callback.monitor} like the one that writes "
+                "best.ckpt: give it another monitor (val/loss) or interval (every_n_train_steps)"
+            )
+    return left
+
+
+def with_atomic_writer(plugins: Any) -> list[Any]:
+    """The config's plugins, and the writer of checkpoints that a kill cannot cut, unless they bring one."""
+    found = [] if plugins is None else list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+    writers = [plugin for plugin in found if isinstance(plugin, CheckpointIO)]
+    for writer in writers:
+        if isinstance(writer, _WrappingCheckpointIO) and writer.checkpoint_io is None:
+            writer.checkpoint_io = AtomicCheckpointIO()
+    return found if writers else [*found, AtomicCheckpointIO()]

@@ -1,0 +1,69 @@
+"""What the command line adds to a Trainer gives way to, or stands beside, what a config asks for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
+
+from lightning_app.callbacks.progress import ProgressLine
+from lightning_app.errors import InputError
+from lightning_app.harness import default_callbacks
+from lightning_app.own_parts import beside, with_atomic_writer
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO
+
+Main = Callable[..., None]
+Config = Callable[..., str]
+
+
+def left(*given: L.Callback, bar: bool = True, checkpoints: bool = True) -> set[str]:
+    own = default_callbacks()
+    kept = beside(own, given, bar=bar, checkpoints=checkpoints)
+    assert [callback for callback in own if callback in kept] == kept
+    return {type(callback).__name__ for callback in own} - {type(callback).__name__ for callback in kept}
+
+
+def test_callbacks_give_way_or_stand_beside():
+    assert left() == left(ModelCheckpoint(monitor="val/loss"), EarlyStopping("val/ce")) == set()
+    assert left(bar=False) == left(TQDMProgressBar()) == left(RichProgressBar()) == {ProgressLine.__name__}
+    assert left(checkpoints=False) == {"ModelCheckpoint"}
+    with pytest.raises(InputError, match=r"trainer\.callbacks\.1 is a ModelCheckpoint of val/ce like the one"):
+        left(EarlyStopping("val/ce"), ModelCheckpoint(monitor="val/ce", save_top_k=3))
+
+
+def test_checkpoints_are_written_atomically_whatever_plugins_there_are():
+    assert [type(x) for x in with_atomic_writer(None)] == [AtomicCheckpointIO]
+    environment, own = LightningEnvironment(), TorchCheckpointIO()
+    assert [type(x) for x in with_atomic_writer([environment])] == [LightningEnvironment, AtomicCheckpointIO]
+    assert [type(x) for x in with_atomic_writer(environment)] == [LightningEnvironment, AtomicCheckpointIO]
+    assert with_atomic_writer([own]) == [own]
+    (wrapped,) = with_atomic_writer([AsyncCheckpointIO()])
+    assert type(wrapped.checkpoint_io) is AtomicCheckpointIO
+
+
+def test_a_fit_without_a_bar_or_checkpoints(main: Main, config: Config):
+    main("fit", "--config", config({"trainer": {"enable_progress_bar": False, "enable_checkpointing": False}}))
+    assert not list(Path("runs").rglob("*.ckpt"))
+    assert json.loads(Path("runs/tiny/version_0/log.jsonl").read_text().splitlines()[-1])["event"] == "closed"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        ({"barebones": True}, "trainer.barebones is true"),
+        ({"callbacks": [{"class_path": "LearningRateFinder"}]}, "trainer.callbacks.0 is a LearningRateFinder"),
+        (
+            {"callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/ce"}}] * 2},
+            "Found more than one stateful callback of type `EarlyStopping`",
+        ),
+    ],
+)
+def test_what_cannot_work_is_one_line(fails: Callable[..., str], config: Config, trainer: dict[str, Any], words: str):
+    error = fails("fit", "--config", config({"trainer": trainer})).splitlines()[-1]
+    assert error.startswith("error: trainer.")
+    assert words in error
