@@ -44,7 +44,7 @@ test-slow: .venv/user ## the slow tests too
 test-newest: ## the tests with the newest versions that the bounds allow; fails at a new line for tests/library_news.txt
 	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python $(PIP_INSTALL) -r requirements.txt
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --library-news=check
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --library-news=check # =write writes the file anew
 
 test-oldest: .venv/lock/bin/uv ## the tests with the lowest versions that the bounds allow (of torch: that of the lock)
 	rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
