@@ -13,7 +13,6 @@ import torch
 
 SHORT = r"the run has [0-9]+ steps, so it ends within the [0-9]+ of its warm-up"
 LITTLE_TEXT = r"parameters for [0-9,]+ training tokens"
-COPY = r"module\(s\) in eval mode at the start of training"  # Lightning's, of ART's averaged copy, which is meant to be
 MISSING = r"add the following callbacks"  # Lightning's
 
 
