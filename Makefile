@@ -53,24 +53,22 @@ test-soak: .venv/dev ## 2,000 steps with everything on: what grows without end s
 test-newest: ## the tests with the newest versions that the bounds allow; fails at a new line for tests/library_news.txt
 	rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python $(PIP_INSTALL) -r requirements.txt
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --library-news=check
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal --library-news=check # =write writes the file anew
 
 test-oldest: .venv/lock/bin/uv ## the tests with the lowest versions that the bounds allow (of torch: that of the lock)
 	rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
 	grep '^torch==' constraints.txt > .venv-oldest/torch.txt
-	$(COMPILE) --resolution lowest-direct -c .venv-oldest/torch.txt requirements.txt -o .venv-oldest/lowest.txt
+	.venv/lock/bin/uv pip compile -q --no-config --python .venv-oldest/bin/python --resolution lowest-direct -c .venv-oldest/torch.txt requirements.txt -o .venv-oldest/lowest.txt
 	.venv-oldest/bin/python $(PIP_INSTALL) -c .venv-oldest/lowest.txt -r requirements.txt
 	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal
 
 # uv, since pip writes versions as they are on this machine: torch==2.13.0+cpu, and paths of its folders.
-COMPILE := .venv/lock/bin/uv pip compile -q --no-config --universal --python-version 3.11 --no-emit-index-url --annotation-style line --custom-compile-command "make lock"
-
 .venv/lock/bin/uv:
 	mkdir -p .venv && $(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/python $(PIP_INSTALL) uv==0.13.9
 
 lock: .venv/lock/bin/uv ## write constraints.txt anew: the newest versions that the bounds allow
-	$(COMPILE) --upgrade requirements.txt requirements-dev.txt -o constraints.txt
+	.venv/lock/bin/uv pip compile -q --no-config --universal --python-version 3.11 --upgrade --annotation-style line --custom-compile-command "make lock" requirements.txt requirements-dev.txt -o constraints.txt
 
 lint: .venv/dev ## ruff, mypy, prettier (where npx is there)
 	$(BIN)/ruff format --check .

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.library_news import pytest_addoption, pytest_configure  # noqa: F401  (first: importing a library may warn)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no retries without a network
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
 

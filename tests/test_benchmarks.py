@@ -73,7 +73,6 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_part_runs_quickly_and_writes_nothing(name: str):
-    pytest.importorskip("transformers")
     if name.endswith("train_step"):
         pytest.importorskip("litgpt")
     before = REPORT.read_bytes() if REPORT.exists() else None

@@ -89,7 +89,6 @@ def test_a_run_worse_than_most_is_ended_in_order():
 @pytest.fixture
 def sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs one over the small config."""
-    pytest.importorskip("optuna", reason="optuna is not installed: requirements-dev.txt")
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     space(
         folder / "space.yaml",

@@ -24,6 +24,7 @@ from lightning_app.models.readers.base import Passage, Reader
 from lightning_app.modules import VardaGPT
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
+from tests.advice import SHORT, advised
 
 V, D, T, SIZE = 32, 16, 12, 40
 OWN, OTHER = 5, 900  # documents
@@ -129,12 +130,6 @@ def test_an_entry_of_the_own_document_is_read_only_behind_its_position(name: str
 
 # Through Lightning
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-    pytest.mark.filterwarnings("ignore:the run has [0-9]+ steps"),
-]
-
 
 def varda() -> VardaGPT:
     torch.manual_seed(0)
@@ -199,7 +194,8 @@ def test_training_reads_nothing_of_an_evaluation_which_changes_nothing(folder: P
     data = TextDataModule(train=Source("train.txt"), val=Source("val.txt"), test=Source("val.txt"), block_size=16)
     module, watch = varda(), Watch()
     trainer = trainer_with(watch, max_steps=6, val_check_interval=2, check_val_every_n_epoch=None)
-    trainer.fit(module, datamodule=data)
+    with advised(SHORT):
+        trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
     assert watch.evaluations >= 4
     (train,) = {int(key) for key in next(iter(data.train_dataloader()))["document_keys"].unique()}
@@ -237,7 +233,8 @@ def test_training_reads_no_copy_of_what_comes_next_in_any_epoch(folder: Path, or
     (reader,) = module.backbone.readers
     searches = Searches(reader)
     monkeypatch.setattr(reader.bank, "search", searches)
-    trainer_with(max_epochs=2, limit_train_batches=8, limit_val_batches=0).fit(module, datamodule=data)
+    with advised(SHORT):
+        trainer_with(max_epochs=2, limit_train_batches=8, limit_val_batches=0).fit(module, datamodule=data)
     assert searches.hidden > 1000
     assert searches.earlier > 100
     assert searches.later == 0

@@ -28,8 +28,6 @@ Main = Callable[..., None]
 Config = Callable[..., str]
 State = dict[str, torch.Tensor]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode")  # ART's copy of the model is meant to be
-
 
 def plasticity(surgery: str) -> dict[str, Any]:
     sizes = {"cycles": 2, "pruning_level": 0.5, "training_steps": 2, "warmup_steps": 1, "finetuning_steps": 1}

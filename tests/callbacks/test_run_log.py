@@ -2,8 +2,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from lightning_app.callbacks.run_log import JSONLinesLogger, read_log
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
@@ -101,7 +99,6 @@ def test_numbers_of_an_evaluation_belong_to_no_step(tmp_path: Path):
     assert "step" not in record
 
 
-@pytest.mark.filterwarnings("ignore:.*in eval mode")  # so the copy is meant to be
 def test_a_regularisers_copy_of_the_model_is_not_counted_among_its_parameters(
     folder: Path, main: Callable[..., None], config: Callable[..., str]
 ):

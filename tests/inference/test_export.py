@@ -161,7 +161,6 @@ def test_a_pretrained_family_is_written_as_it_is(exported, tmp_path, name):
 
 @pytest.mark.parametrize("removed", [False, True])
 def test_adapters_become_part_of_the_matrices(exported, tmp_path, removed):
-    pytest.importorskip("peft")
     backbone = PretrainedLM(**{**family("gpt2").config(), "lora": {"r": 2, "target_modules": ["c_attn", "c_proj"]}})
     module = CausalLM(pruned(noisy(backbone)) if removed else noisy(backbone))
     done = exported(module)

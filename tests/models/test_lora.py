@@ -22,8 +22,6 @@ from lightning_app.models.heads import units_of
 from lightning_app.models.lora import LoRA, merged, named_as
 from lightning_app.models.pretrained import PretrainedLM
 
-peft = pytest.importorskip("peft")
-
 V, BLOCK = 31, 16
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4}
 GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}

@@ -351,7 +351,6 @@ def in_a_fork(memory, queries, pipe):
     pipe.send(memory.search(queries)[0].tolist())
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later
 def test_search_works_in_a_forked_process():
     """FAISS's OpenMP hangs there with more than one thread, if it ran before the fork."""
     memory, _ = filled(10)

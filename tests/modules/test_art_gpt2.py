@@ -27,14 +27,7 @@ from lightning_app.ops.losses import IGNORE
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
 from lightning_app.training.exact_resume import ExactResume
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-    pytest.mark.filterwarnings("ignore:the run has [0-9]+ steps"),
-    # the callback that saved is left out of the resumed run
-    pytest.mark.filterwarnings(r"ignore:.*add the following callbacks. \[\"ModelCheckpoint{[^[]*$:UserWarning"),
-]
+from tests.advice import SHORT, advised, missing
 
 NOVELTIES = ["drift", "margin", "constant"]
 MANY = {"vigilance": 0.9}  # so that a small model's texts are of several categories
@@ -106,7 +99,8 @@ def fit(data: TextDataModule) -> Fit:
         ckpt_path = options.pop("ckpt_path", None)
         trainer = trainer_with(*callbacks, **options)
         torch.manual_seed(1)
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        with advised(SHORT, *missing(trainer, ckpt_path)):
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
         return trainer
 
     return run
@@ -558,7 +552,8 @@ def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segmen
     art = ARTRegularizer(average_decay=0.0, novelty="margin", rehearsal=1.0, **MANY)
     module = VardaGPT(decoder(), [reader(memory_size=100, scope="shared")], 6, True, regularizers=[art])
     data = TextDataModule(train=Source("train.txt"), block_size=12, dataloader={"batch_size": 4})
-    trainer_with(max_steps=3).fit(module, datamodule=data)
+    with advised(SHORT):
+        trainer_with(max_steps=3).fit(module, datamodule=data)
     vectors = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
     module.backbone.readers[0].bank.shared.add(vectors, Payload(tokens=torch.arange(9)))
     model, ids = module.eval().backbone, batch(T=6)["input_ids"]
@@ -572,7 +567,7 @@ def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segmen
 
 
 def test_pairs_of_prompt_and_target_are_one_sequence_whose_prompt_is_not_predicted(fit: Fit, folder: Path):
-    pairs = [{"prompt": f"say {i % 7}", "target": f" {i % 7} is said"} for i in range(40)]
+    pairs = [{"prompt": f"say {i % 7}", "target": f" {i % 7} is said"} for i in range(80)]
     Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     data = TextDataModule(train=Source("pairs.jsonl"), block_size=32, dataloader={"batch_size": 4})
     module = ARTGPT2(decoder(block_size=32), ARTRegularizer(vigilance=0.99))
@@ -582,7 +577,8 @@ def test_pairs_of_prompt_and_target_are_one_sequence_whose_prompt_is_not_predict
         def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
             seen.extend(module._seen)
 
-    trainer_with(Keep()).fit(module, datamodule=data)
+    with advised(SHORT):
+        trainer_with(Keep()).fit(module, datamodule=data)
     assert len(seen) == 4
     outputs = seen[0]
     for ids, targets, mask in zip(outputs.ids, outputs.targets, outputs.mask, strict=True):

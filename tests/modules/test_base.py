@@ -14,6 +14,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT, Outputs, Regularizer
 from lightning_app.ops.losses import IGNORE
 from lightning_app.text.datamodule import TextDataModule
+from tests.advice import SHORT, advised
 
 
 def decoder(**options: Any) -> Decoder:
@@ -105,16 +106,11 @@ def fit(data: TextDataModule) -> Fit:
             use_distributed_sampler=False,
             **{"max_steps": 4, "limit_val_batches": 0, **options},
         )
-        trainer.fit(module, datamodule=data)
+        with advised(SHORT):
+            trainer.fit(module, datamodule=data)
         return trainer
 
     return run
-
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:the run has [0-9]+ steps"),
-]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -226,7 +222,6 @@ def test_a_copy_is_a_module_of_its_own():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
 def test_compiled_equals_eager(fit: Fit):
     losses = []
     for compiled in (False, True):

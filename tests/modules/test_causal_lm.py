@@ -28,11 +28,6 @@ CHECKPOINT = Path("runs/tiny/version_0/checkpoints/last.ckpt")
 Main = Callable[..., None]
 Config = Callable[..., str]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-]
-
 
 def model(class_path: str = "lightning_app.models.pretrained.PretrainedLM", **init_args: Any) -> dict[str, Any]:
     """The `model` part of a config; it replaces the small Decoder of tests/conftest.py."""
@@ -109,16 +104,17 @@ def test_a_fit_begins_with_the_weights_of_the_source(source: Path):
     assert not torch.equal(moved["model.lm_head.weight"], expected["model.lm_head.weight"])
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        PretrainedLM(architecture="gpt2", options=GPT2, vocab_size=257, block_size=16),
-        PretrainedLM(architecture="opt", options=OPT, vocab_size=257, block_size=16),
-        Decoder(vocab_size=257, block_size=16, embedding_dim=16, layers=1, heads=2),
-    ],
-    ids=["gpt2", "opt_350m", "decoder"],
-)
-def test_any_backbone_is_trained_saved_and_loaded(backbone: Backbone, folder: Path):
+SIZES: dict[str, int] = {"vocab_size": 257, "block_size": 16}
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "gpt2": lambda: PretrainedLM(architecture="gpt2", options=GPT2, **SIZES),
+    "opt_350m": lambda: PretrainedLM(architecture="opt", options=OPT, **SIZES),
+    "decoder": lambda: Decoder(embedding_dim=16, layers=1, heads=2, **SIZES),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_backbone_is_trained_saved_and_loaded(name: str, folder: Path):
+    backbone = BACKBONES[name]()
     module = fitted(backbone, lr=0.1)
     loaded = load_module("python.ckpt")[0]
     assert type(loaded.backbone) is type(backbone)

@@ -28,17 +28,10 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
 from lightning_app.training.exact_resume import ExactResume
+from tests.advice import SHORT, advised, missing
 
 CHECKPOINT = Path("runs/tiny/version_0/checkpoints/last.ckpt")
 IDS = torch.arange(60, 76)[None]
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-    pytest.mark.filterwarnings("ignore:the run has [0-9]+ steps"),
-    # the callback that saved is left out of the resumed run
-    pytest.mark.filterwarnings(r"ignore:.*add the following callbacks. \[\"ModelCheckpoint{[^[]*$:UserWarning"),
-]
 
 
 def decoder(**options: Any) -> Decoder:
@@ -87,7 +80,8 @@ def fit(module: LanguageModule, data: TextDataModule, *callbacks: L.Callback, **
     ckpt_path = options.pop("ckpt_path", None)
     trainer = trainer_with(*callbacks, **options)
     torch.manual_seed(1)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    with advised(SHORT, *missing(trainer, ckpt_path)):
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -115,7 +109,8 @@ def test_a_checkpoint_alone_generates_with_its_memory(
 ):
     """On another backbone by its class_path alone."""
     path = Path(config({}))
-    model = {"readers": READERS, "segment_length": 8, "backbone": BACKBONES[name]}
+    scheduler = {"class_path": "lightning_app.training.WarmupCosine", "init_args": {"warmup_steps": 2}}
+    model = {"readers": READERS, "segment_length": 8, "backbone": BACKBONES[name], "scheduler": scheduler}
     whole = yaml.safe_load(path.read_text()) | {
         "model": {"class_path": "lightning_app.modules.VardaGPT", "init_args": model}
     }

@@ -289,7 +289,6 @@ def trainer(folder, **options) -> L.Trainer:
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # Lightning's own
 def test_a_trainer_fits_validates_and_saves(make, folder):
     data = make(val={"path": str(folder / "val.txt")})
     fit = trainer(folder, enable_checkpointing=False)

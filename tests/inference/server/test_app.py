@@ -10,6 +10,7 @@ import time
 
 import httpx
 import numpy as np
+import openai
 import pytest
 import torch
 
@@ -20,8 +21,6 @@ from lightning_app.inference.server import guard
 from lightning_app.inference.server.app import content_security_policy
 from lightning_app.inference.server.service import Limits
 from lightning_app.models.generation import BatchDecoder, GenerationOptions
-
-openai = pytest.importorskip("openai", reason="openai is not installed: requirements-dev.txt")
 
 
 @pytest.fixture
