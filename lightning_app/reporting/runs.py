@@ -58,11 +58,8 @@ class Run:
         """(P, S) sums of the passages of the validation text at the best validation; see `intervals`."""
         step = step_of(self.best) if self.best else None
         found = [r for r in events(self.records, "passages") if step_of(r) == step]
-        columns = [found[-1].get(name) for name in SUMS] if found else []
-        if not columns or not all(isinstance(column, list) and column for column in columns):
-            return None
-        sums = np.array(columns, dtype=float).T
-        return sums if sums[:, 1:3].sum(0).all() else None
+        sums = _table([found[-1].get(name) for name in SUMS]) if found else None
+        return sums.T if sums is not None and sums[1:3].sum(1).all() else None
 
     @property
     def text(self) -> Record | None:
@@ -170,6 +167,15 @@ class Run:
         """Those of its samples, the longest first, so that one that begins another is found last."""
         found = [v for key, v in self.options.items() if key.endswith(".prompts") and isinstance(v, list)]
         return sorted({str(prompt) for prompts in found for prompt in prompts}, key=len, reverse=True)
+
+
+def _table(columns: list[Any]) -> np.ndarray | None:
+    """Columns of numbers as one array; None where they are not that, as a damaged line may have them."""
+    try:
+        table = np.array(columns, dtype=float)
+    except (ValueError, TypeError):
+        return None
+    return table if table.ndim == 2 and table.size and np.isfinite(table).all() else None
 
 
 def _has(record: Record, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import sys
 import time
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 import tests.fuzz.files  # noqa: F401  (registers its kinds)
 from tests.fuzz.registry import FAILURES, KINDS, OTHER, REFUSED, SAME, WORD, Case
 
+log = logging.getLogger(__name__)
 OUTCOMES = (REFUSED, WORD, SAME, OTHER, *FAILURES)
 SHOWN = 5  # failures of a kind that are printed
 
@@ -44,6 +46,7 @@ def _tried(name: str, numbers: range, *, seed: int) -> Result:
             if outcome.name in FAILURES:
                 result.failures.append(f"{outcome.name} --seed {seed} --only '{name}:{number}': {outcome.note}")
     result.seconds = time.monotonic() - start
+    log.info("%s: %d cases in %.0f s, %d failures", name, len(numbers), result.seconds, len(result.failures))
     return result
 
 
@@ -72,6 +75,8 @@ def command() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--only", metavar="KIND:NUMBER", help="repeat this case")
     args = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     if args.only:
         name, _, number = args.only.rpartition(":")
         results = {name: _tried(name, range(int(number), int(number) + 1), seed=args.seed)}

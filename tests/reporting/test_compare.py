@@ -14,7 +14,7 @@ from scipy.stats import t
 
 from lightning_app.reporting.compare import draw_comparison, write_comparison
 from lightning_app.reporting.compare_tables import costs, format_comparison, results
-from lightning_app.reporting.intervals import change, change_over_seeds, over_passages, over_seeds
+from lightning_app.reporting.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
 from lightning_app.reporting.runs import ABSENT, Run, differing
 from lightning_app.reporting.sides import against, cautions, same_text, sides_of
 
@@ -272,3 +272,10 @@ def test_samples_stand_side_by_side_under_their_prompts(page: Callable[..., Any]
     assert cards.first.inner_text().split("\n")[-1] == "A head that learns"
     tops = {round(cards.nth(i).bounding_box()["y"]) for i in range(2)}
     assert len(tops) == 1
+
+
+@pytest.mark.parametrize("column", [[1.0], [1.0, [2.0]], [1.0, {}], [1.0, None], [1.0, math.inf], 3.0, []])
+def test_passages_of_a_damaged_line_do_not_count(column: object):
+    records = [{"step": 5, "val/ce": 2.0}, {"event": "passages", "step": 5, **{name: [1.0, 2.0] for name in SUMS}}]
+    assert Run("a", "a", records).passages is not None
+    assert Run("a", "a", [records[0], {**records[1], SUMS[1]: column}]).passages is None
