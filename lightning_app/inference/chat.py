@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,32 @@ class Conversation:
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer to a new message."""
-        self.messages.append({"role": "user", "content": text})
-        return self.answer()
+        with self._unless_refused():
+            self.messages.append({"role": "user", "content": text})
+            yield from self.answer()
+
+    def ask_again(self) -> Iterator[str]:
+        """Another answer to the last message.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not self.messages:
+            raise InputError("nothing has been said: there is no answer to draw again")
+        with self._unless_refused():
+            if self.messages[-1]["role"] == "assistant":
+                self.messages.pop()
+            yield from self.answer()
+
+    @contextmanager
+    def _unless_refused(self) -> Iterator[None]:
+        """A question that the template or the model refuses leaves the conversation as it was."""
+        before = list(self.messages)
+        try:
+            yield
+        except InputError:
+            self.messages[:] = before
+            raise
 
     def undo(self) -> bool:
         """Forget the last question and its answer; whether there was one."""
@@ -186,11 +211,7 @@ class Session:
         self.talk.system = text
 
     def _retry(self, _rest: str) -> None:
-        if not self.talk.messages:
-            raise InputError("nothing has been said: there is no answer to draw again")
-        if self.talk.messages[-1]["role"] == "assistant":
-            self.talk.messages.pop()
-        self._stream(self.talk.answer())
+        self._stream(self.talk.ask_again())
 
     def _reset(self, _rest: str) -> None:
         self.talk.messages.clear()

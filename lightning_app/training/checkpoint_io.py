@@ -17,6 +17,7 @@ from lightning_app.errors import DamagedError, InputError
 from lightning_app.ops.archive import damage
 from lightning_app.training import side_files
 from lightning_app.training.generations import previous, put_in_place
+from lightning_app.training.plain_types import check_plain
 from lightning_app.training.side_files import SIDE_FILE_BYTES
 
 log = logging.getLogger(__name__)
@@ -131,13 +132,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`.
 
         Raises:
-            InputError: a remote path, or a full disk (what was at `path` is kept).
+            InputError: a remote path, a full disk (what was at `path` is kept), or a type that is not read back.
             TypeError: `storage_options` was given.
         """
         if storage_options is not None:
             raise TypeError(f"AtomicCheckpointIO knows no storage_options, got {storage_options!r}")
         if "://" in os.fspath(path):
             raise InputError(f"checkpoint path {path} is remote; give a local folder and copy from there")
+        check_plain(checkpoint)
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         for folder in (target.parent, target.parent / side_files.FOLDER):

@@ -60,6 +60,32 @@ def test_settings_change_on_the_fly(talk):
     assert "temperature 0, top_k None" in shown
 
 
+def test_a_question_that_is_refused_does_not_stay(talk, tmp_path):
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}{% if 'no' in m.content %}{{ raise_it() }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    talk.template = ChatTemplate(tmp_path / "own.jinja")
+    shown = run(talk, "no", "what")
+    assert "error: own.jinja cannot render these messages" in shown
+    assert [m["role"] for m in talk.messages] == ["user", "assistant"]
+    said_before = list(talk.messages)
+    shown = run(talk, "/system no", "/retry", "and why")
+    assert shown.count("error: own.jinja cannot render these messages") == 2
+    assert talk.messages == said_before
+
+
+def test_a_question_that_the_model_refuses_does_not_stay(talk, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise InputError("too long")
+        yield
+
+    run(talk, "what")
+    said_before = list(talk.messages)
+    monkeypatch.setattr(talk.module, "generate", refuse)
+    assert run(talk, "and why", "/retry").count("error: too long") == 2
+    assert talk.messages == said_before
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

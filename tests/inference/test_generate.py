@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from lightning_app.inference.generate import continue_all, continue_text, read_prompts
+from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
+from lightning_app.inference.prompts import as_they_end, in_order, read_prompts, write_answers
 from lightning_app.models.generation import GenerationOptions
 
 PROMPTS = ["the model", "what", "", "the teacher shows what nobody asks about again", "forgets"]
@@ -28,7 +29,8 @@ def test_each_prompt_of_a_file_gets_the_text_that_it_gets_alone(tiny_checkpoint,
     options = GenerationOptions(30, temperature=1.0, seed=2)
     rows = [{"prompt": prompt, "id": i} for i, prompt in enumerate(PROMPTS)]
     rows[1] |= {"temperature": 0.5, "max_new_tokens": 7}
-    answers = list(continue_all(rows, module, tokenizer, options, stop=["e "], num_samples=2, batch_size=batch_size))
+    numbered = as_they_end(rows, module, tokenizer, options, stop=["e "], num_samples=2, batch_size=batch_size)
+    answers = list(in_order(numbered))
     assert [(a["id"], a["seed"]) for a in answers] == [(i, seed) for i in range(5) for seed in (2, 3)]
     for answer in answers:
         own = GenerationOptions(
@@ -56,6 +58,38 @@ def test_a_file_of_prompts_through_the_command(tiny_checkpoint, main, capsys, tm
     assert capsys.readouterr().out == f"what{answers[1]['text']}\n"
 
 
+def test_a_row_has_its_own_top_k_and_stop(tiny_checkpoint):
+    module, tokenizer = load_module(tiny_checkpoint)
+    options = GenerationOptions(30, temperature=1.0, top_k=2, seed=3)
+    rows = [{"prompt": "what", **own} for own in ({}, {"top_k": 0}, {"top_k": None}, {"stop": "e"}, {"stop": ["a"]})]
+    few, *both, e, a = in_order(as_they_end(rows, module, tokenizer, options, stop=["e", "a"]))
+    every = "".join(continue_text("what", module, tokenizer, GenerationOptions(30, 1.0, seed=3), stop=["e", "a"]))
+    assert few["text"] == "".join(continue_text("what", module, tokenizer, options, stop=["e", "a"])) != every
+    assert [row["text"] for row in both] == [every, every]
+    assert e["text"] == "".join(continue_text("what", module, tokenizer, options, stop=["e"]))
+    assert a["text"] == "".join(continue_text("what", module, tokenizer, options, stop=["a"]))
+    assert [e["stop"], a["stop"]] == ["e", ["a"]]
+
+
+def test_answers_are_on_disk_as_they_end_and_in_order_once_all_have(tiny_checkpoint, tmp_path):
+    module, tokenizer = load_module(tiny_checkpoint)
+    path, rows = tmp_path / "out.jsonl", [{"prompt": "what", "max_new_tokens": n, "id": n} for n in (9, 3, 6)]
+    seen = []
+
+    def watched():
+        for answer in as_they_end(rows, module, tokenizer, GenerationOptions()):
+            yield answer
+            seen.append([json.loads(line)["id"] for line in path.read_text().splitlines()])
+
+    write_answers(watched(), path)
+    assert seen == [[3], [3, 6], [3, 6, 9]]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [9, 3, 6]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="top_p is 2"):  # before the file is opened
+        write_answers(as_they_end([{"prompt": "x", "top_p": 2}], module, tokenizer, GenerationOptions()), path)
+    assert path.read_bytes() == before
+
+
 def test_a_prompt_may_hold_any_character_that_json_may(tmp_path):
     prompts = ["one\u2028line", "and\x85 one", "\N{FIGURE SPACE}"]
     rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
@@ -70,6 +104,9 @@ def test_a_prompt_may_hold_any_character_that_json_may(tmp_path):
         ("empty.txt", "\n", "empty.txt holds no prompt"),
         ("a.jsonl", "{", r"a.jsonl, line 1 is no JSON"),
         ("a.jsonl", '{"prompt": "x"}\n["x"]', r"a.jsonl, line 2 must be an object"),
+        ("a.jsonl", '{"prompt": "x", "tokens": 3}', r"line 1 has 'tokens', which the answer has, too"),
+        ("a.jsonl", '{"prompt": "x", "text": ""}', r"line 1 has 'text', which the answer has, too"),
+        ("a.jsonl", '{"prompt": "x", "a": ' + "[" * 100_000, "line 1 is no JSON"),
         ("a.jsonl", '{"text": "x"}', r"line 1 must be an object such as .*prompt"),
     ],
 )
@@ -87,6 +124,10 @@ def test_bad_options(tiny_checkpoint, fails, tmp_path, monkeypatch):
     assert "are no numbers" in fails(*words, "--prompts", "p.jsonl")
     (tmp_path / "p.jsonl").write_text('{"prompt": "x", "top_p": 2}')
     assert "top_p is 2; it must be in (0, 1]" in fails(*words, "--prompts", "p.jsonl")
+    for stop in ('""', "[1]", '["a", ""]', "{}"):
+        (tmp_path / "p.jsonl").write_text(f'{{"prompt": "x", "stop": {stop}}}')
+        assert "give a text, or a list of them" in fails(*words, "--prompts", "p.jsonl", "--output", "o.jsonl")
+    assert not (tmp_path / "o.jsonl").exists()
     assert "there are no prompts" in fails(*words, "--output", "x.jsonl")
     assert "give one of them" in fails(*words, "--prompt", "x", "--prompts", "p.jsonl")
     assert "batch_size 0: at least 1" in fails(*words, "--prompts", "p.jsonl", "--batch_size", 0)

@@ -134,7 +134,9 @@ def test_a_missing_file_is_named_with_the_others(saved):
 
 
 def test_only_plain_types_unless_asked(tmp_path):
-    AtomicCheckpointIO().save_checkpoint({"object": NotPlain()}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"NotPlain into the checkpoint at object, and it could not be read back"):
+        AtomicCheckpointIO().save_checkpoint({"object": NotPlain()}, tmp_path / "a.ckpt")
+    torch.save({"object": NotPlain()}, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match=r"a.ckpt holds more than tensors and plain types.*weights_only=False"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
     loaded = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=False)

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from lightning_app.errors import InputError
@@ -97,25 +98,23 @@ def _add_texts(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", response_model=None)
     async def completions(request: CompletionRequest, http: Request) -> Response:
         answer = service.completion(request)
-        if request.logprobs is None:
-            return await _respond(answer, service, http)
-        body = await _unless_gone(answer.whole(service.engine), http)
-        for choice, job in zip(body["choices"], answer.jobs, strict=True):
-            ids, first = [*job.ids, *job.drawn], 0 if request.echo else len(job.ids)
-            work = partial(logprobs, service.module, service.tokenizer, ids, first=first, most=request.logprobs)
-            choice["logprobs"] = await _called(service, work)
-        return JSONResponse(body)
+        if request.stream:
+            return Events(answer, service)
+        whole = answer.whole(service.engine) if request.logprobs is None else _scored(answer, request, service)
+        return JSONResponse(await _whole(whole, answer, service, http))
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: ChatRequest, http: Request) -> Response:
-        return await _respond(service.chat(request), service, http)
+        answer = service.chat(request)
+        if request.stream:
+            return Events(answer, service)
+        return JSONResponse(await _whole(answer.whole(service.engine), answer, service, http))
 
     @app.post("/v1/embeddings")
-    async def embeddings(request: EmbeddingRequest) -> dict[str, Any]:
+    async def embeddings(request: EmbeddingRequest, http: Request) -> dict[str, Any]:
         service.check_model(request.model)
         texts = service.all_ids(request.input, "input")
-        # one call each: other clients' tokens come in between
-        vectors = [await _called(service, partial(embed, service.module, ids)) for ids in texts]
+        vectors = await _unless_gone(_embedded(texts, service), http)
         packed = request.encoding_format == "base64"
         each = [_packed(vector) if packed else vector.tolist() for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(each)]
@@ -124,8 +123,24 @@ def _add_texts(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": data, "model": service.name, "usage": said}
 
     @app.post("/explain")
-    async def explained(request: ExplainRequest) -> dict[str, Any]:
-        return await _called(service, lambda: explain(service.module, service.tokenizer, request.text))
+    async def explained(request: ExplainRequest, http: Request) -> dict[str, Any]:
+        work = partial(explain, service.module, service.tokenizer, request.text)
+        return await _unless_gone(_called(service, work), http)
+
+
+async def _embedded(texts: Sequence[Sequence[int]], service: Service) -> list[Tensor]:
+    """One call each: other clients' tokens come in between."""
+    return [await _called(service, partial(embed, service.module, ids)) for ids in texts]
+
+
+async def _scored(answer: Answer, request: CompletionRequest, service: Service) -> dict[str, Any]:
+    """The body of a completion with `logprobs`."""
+    body = await answer.whole(service.engine)
+    for choice, job in zip(body["choices"], answer.jobs, strict=True):
+        ids, first = [*job.ids, *job.drawn], 0 if request.echo else len(job.ids)
+        work = partial(logprobs, service.module, service.tokenizer, ids, first=first, most=request.logprobs or 0)
+        choice["logprobs"] = await _called(service, work)
+    return body
 
 
 def _packed(vector: Tensor) -> str:
@@ -142,11 +157,27 @@ async def _called(service: Service, work: Callable[[], T]) -> T:
         raise BrokenError(BROKEN) from failure
 
 
-async def _respond(answer: Answer, service: Service, http: Request) -> Response:
-    if answer.request.stream:
+class Events(StreamingResponse):
+    """An answer in server-sent events; its jobs end with it, even where the client left before the first event."""
+
+    def __init__(self, answer: Answer, service: Service):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(answer.events(service.engine), media_type="text/event-stream", headers=headers)
-    return JSONResponse(await _unless_gone(answer.whole(service.engine), http))
+        super().__init__(answer.events(service.engine), media_type="text/event-stream", headers=headers)
+        self._answer, self._engine = answer, service.engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._engine.cancel(*self._answer.jobs)
+
+
+async def _whole(work: Coroutine[Any, Any, T], answer: Answer, service: Service, http: Request) -> T:
+    """What `work` makes of an answer, whose jobs end with it."""
+    try:
+        return await _unless_gone(work, http)
+    finally:
+        service.engine.cancel(*answer.jobs)
 
 
 async def _unless_gone(work: Coroutine[Any, Any, T], http: Request) -> T:

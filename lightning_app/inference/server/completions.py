@@ -71,6 +71,11 @@ class Answer:
 
         return on_text
 
+    def nothing(self) -> None:
+        """No token is drawn: the choices end at once."""
+        for i in range(len(self.jobs)):
+            self._queue.put_nowait(Said(i, "", "length"))
+
     async def said(self, engine: Engine) -> AsyncIterator[Said]:
         """What all choices say, as it comes, until all have ended. Who stops listening cancels the jobs.
 

@@ -124,10 +124,13 @@ class Engine:
         with self._changed:
             while not (self._batcher.busy or self._calls or self._cancelled or self._closing):
                 self._changed.wait()
-            for job in self._cancelled:
-                self._batcher.cancel(job)
-            self._cancelled.clear()
+            self._drop_cancelled()
             return bool(self._batcher.busy or self._calls or not self._closing)
+
+    def _drop_cancelled(self) -> None:
+        for job in self._cancelled:
+            self._batcher.cancel(job)
+        self._cancelled.clear()
 
     def _do_call(self) -> None:
         """One, so that texts go on however many wait."""
@@ -147,8 +150,10 @@ class Engine:
     def _step(self) -> None:
         try:
             with self._changed:
+                self._drop_cancelled()  # those who left during a call
                 self._batcher.admit()
-            self._batcher.step()
+            if self._batcher.running:
+                self._batcher.step()
         except (RuntimeError, ValueError, LookupError):  # such as no memory left on the device
             log.exception("a batch of %d texts failed", len(self._batcher.running))
             self._fail_running()

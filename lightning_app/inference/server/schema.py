@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lightning_app.inference.chat_template import Message
 from lightning_app.models.generation import GenerationOptions
@@ -19,6 +19,7 @@ Some = Field(min_length=1)
 Ids: TypeAlias = Annotated[list[int], Some]
 Several = Field(min_length=1, max_length=2048)  # as many as OpenAI takes
 Texts: TypeAlias = str | Ids | Annotated[list[str], Several] | Annotated[list[Ids], Several]
+Nothing: TypeAlias = Annotated[list[Any], Field(max_length=0)] | None
 Zero: TypeAlias = Literal[0] | None  # a feature that is not offered may be named, as long as it is off
 
 
@@ -84,11 +85,17 @@ class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     prompt: Texts = ""
-    max_tokens: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=0)] = 16  # 0 with echo: the prompt alone, to score it
     echo: bool = False
     best_of: Literal[1] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    suffix: None = None
+    suffix: Literal[""] | None = None
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """As chats say it; 0 asks for the drawn tokens' own."""
+        return None if value is False else value
 
 
 class ChatMessage(BaseModel):
@@ -117,7 +124,14 @@ class ChatRequest(Sampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Zero = None
     response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    tools: Nothing = None
+    functions: Nothing = None
+    tool_choice: Literal["none", "auto"] | None = None  # of none
+    function_call: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def most(self) -> int | None:

@@ -100,6 +100,8 @@ class Service:
     def completion(self, request: CompletionRequest) -> Answer:
         prompts = self.all_ids(request.prompt, "prompt")
         before = [self.tokenizer.decode(ids) for ids in prompts] if request.echo else []
+        if request.max_tokens == 0 and not request.echo:
+            raise RefusedError(400, "max_tokens is 0, which leaves nothing without echo: true", param="max_tokens")
         if request.logprobs is not None:
             self._check_logprobs(request, max(len(ids) for ids in prompts) + request.max_tokens)
         return self._answer("completion", request, prompts, request.max_tokens, request.stops(), before)
@@ -137,6 +139,9 @@ class Service:
             message = f"max_tokens is {most:,}, and may be at most {self.limits.max_new_tokens:,}"
             raise RefusedError(400, message, param="max_tokens")
         self.check_count(len(prompts) * request.n, "n")
-        answer = Answer(kind, request, prompts, request.options(most), stop=stop, before=before)
-        self.engine.submit(*answer.jobs)
+        answer = Answer(kind, request, prompts, request.options(max(1, most)), stop=stop, before=before)
+        if most:
+            self.engine.submit(*answer.jobs)
+        else:
+            answer.nothing()
         return answer

@@ -13,12 +13,14 @@ import numpy as np
 import openai
 import pytest
 import torch
+from starlette.requests import ClientDisconnect
 
 from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
 from lightning_app.inference.serve import LOOPBACK
 from lightning_app.inference.server import guard
-from lightning_app.inference.server.app import content_security_policy
+from lightning_app.inference.server.app import Events, content_security_policy
+from lightning_app.inference.server.schema import ChatRequest
 from lightning_app.inference.server.service import Limits
 from lightning_app.models.generation import BatchDecoder, GenerationOptions
 
@@ -194,7 +196,8 @@ def test_null_is_as_if_it_was_not_said(server):
     ("path", "body", "status", "param", "message"),
     [
         ("completions", {"model": "other"}, 404, "model", "there is no model 'other' here, only 'tiny'"),
-        ("completions", {"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
+        ("completions", {"max_tokens": 0}, 400, "max_tokens", "leaves nothing without echo"),
+        ("completions", {"max_tokens": -1}, 400, "max_tokens", "greater than or equal to 0"),
         ("completions", {"max_tokens": 65}, 400, "max_tokens", "max_tokens is 65, and may be at most 64"),
         ("completions", {"temperature": -1}, 400, None, "temperature is -1.0; it must be"),
         ("completions", {"temperature": "hot"}, 400, "temperature", "valid number"),
@@ -415,6 +418,95 @@ def test_who_goes_away_is_not_written_for(tiny_checkpoint, serve, stream):
     while server.service.engine.load and time.monotonic() < deadline:
         time.sleep(0.02)
     assert server.service.engine.load == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "tiny", "input": ["x"] * 500}),
+        ("/explain", {"text": "x"}),
+        ("/v1/completions", {"model": "tiny", "prompt": ["x"] * 100, "max_tokens": 1, "logprobs": 0}),
+    ],
+)
+def test_work_that_nobody_waits_for_is_left_undone(tiny_checkpoint, serve, path, body):
+    module, tokenizer = load_module(tiny_checkpoint)
+    server, hidden, calls = serve(module, tokenizer), module.backbone.hidden, []
+
+    def counted(*args, **options):
+        calls.append(1)
+        time.sleep(0.02)
+        return hidden(*args, **options)
+
+    module.backbone.hidden = counted
+    busy = server.service.engine.call(lambda: time.sleep(0.6))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}{path}", json=body, timeout=0.2)
+    busy.result()
+    server.service.engine.call(lambda: None).result()  # behind whatever was asked for
+    time.sleep(0.2)
+    assert calls == []
+    assert server.service.engine.load == 0
+
+
+def test_a_stream_that_was_never_begun_is_not_written(tiny_checkpoint, serve):
+    module, tokenizer = load_module(tiny_checkpoint)
+    slowed(module, 0.02)
+    service = serve(module, tokenizer).service
+
+    async def left_at_once() -> None:
+        request = ChatRequest(model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=1000, stream=True)
+        events = Events(service.chat(request), service)
+
+        async def send(message):
+            raise OSError("gone")
+
+        with pytest.raises(ClientDisconnect):
+            await events({"type": "http", "asgi": {"spec_version": "2.4"}}, None, send)
+
+    asyncio.run(left_at_once())
+    service.engine.call(lambda: None).result()
+    assert service.engine.load == 0
+
+
+def test_a_field_at_its_off_value_is_accepted(server):
+    off = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "n": 1, "stop": [], "store": False}
+    of_chats = {"tools": [], "functions": [], "tool_choice": "none", "function_call": "auto", "top_logprobs": 0}
+    of_chats |= {"parallel_tool_calls": False, "logprobs": False, "modalities": ["text"]}
+    messages = [{"role": "user", "content": "x"}]
+    chat = server.post("/v1/chat/completions", messages=messages, max_tokens=2, **off, **of_chats)
+    assert chat.status_code == 200, chat.text
+    of_completions = {"suffix": "", "best_of": 1, "echo": False, "logprobs": False}
+    answer = server.post("/v1/completions", prompt="x", max_tokens=2, **off, **of_completions)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["logprobs"] is None
+    tool = {"type": "function", "function": {"name": "f"}}
+    for field, value in (
+        ("tools", [tool]),
+        ("top_logprobs", 1),
+        ("tool_choice", "required"),
+        ("modalities", ["audio"]),
+    ):
+        refused = server.post("/v1/chat/completions", messages=messages, **{field: value})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_tokens_with_echo_are_the_prompt_and_its_score(client, server, stream):
+    options = {"model": "tiny", "prompt": ["the café", "what"], "max_tokens": 0, "echo": True}
+    if stream:
+        chunks = list(client.completions.create(**options, stream=True))
+        texts = ["".join(c.text for x in chunks for c in x.choices if c.index == i) for i in range(2)]
+        assert texts == ["the café", "what"]
+        return
+    answer = client.completions.create(**options, logprobs=1)
+    one = client.completions.create(**options | {"max_tokens": 1}, logprobs=1)
+    assert [c.text for c in answer.choices] == ["the café", "what"]
+    assert [c.finish_reason for c in answer.choices] == ["length", "length"]
+    assert answer.usage.completion_tokens == 0
+    for choice, longer in zip(answer.choices, one.choices, strict=True):
+        n = len(choice.text.encode())
+        assert len(choice.logprobs.tokens) == n
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(longer.logprobs.token_logprobs[1:n], abs=1e-5)
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(tiny_checkpoint, serve, caplog):
