@@ -188,3 +188,30 @@ def test_no_split_is_empty_unless_asked_to_be():
     for fractions in ({"train": 0.9, "val": 0.2}, {"train": 1.5, "val": -0.5}):
         with pytest.raises(InputError, match="sum to 1"):
             split_documents(documents, fractions, seed=0)
+
+
+def test_equal_documents_are_never_on_both_sides_of_a_split():
+    documents = [Document(f"text {i % 7}") for i in range(40)]
+    for seed in range(20):
+        parts = split_documents(documents, {"train": 0.6, "val": 0.3, "test": 0.1}, seed=seed)
+        sides = [{d.text for d in part} for part in parts.values()]
+        assert sum(map(len, sides)) == 7
+        assert sum(map(len, parts.values())) == 40
+    with pytest.raises(InputError, match=r"40 document\(s\), 1 of them different, cannot fill the 2 splits"):
+        split_documents([documents[0]] * 40, {"train": 0.5, "val": 0.5}, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "text", "prompt"),
+    [
+        ({"text": "a", "target": 1}, "text", "a", None),
+        ({"prompt": "p", "text": "a"}, "text", "a", None),
+        ({"prompt": "p", "target": "t"}, "text", "t", "p"),
+        ({"prompt": "p", "target": "t"}, "prompt", "p", None),
+        ({"prompt": "p", "target": "t", "other": "o"}, "other", "o", None),
+        ({"prompt": "\ufeffp", "target": "\ufefft"}, "text", "t", "p"),
+    ],
+)
+def test_text_field_says_what_is_read(tmp_path, row, field, text, prompt):
+    path = write_lines(tmp_path / "A.JSONL", row)
+    assert [(d.text, d.prompt) for d in read_documents(str(path), text_field=field)] == [(text, prompt)]
