@@ -160,6 +160,28 @@ def test_local_files_through_datasets(tmp_path, monkeypatch):
         texts(f"hf:json:{tmp_path}/missing.jsonl")
 
 
+def test_a_csv_file_keeps_na_and_null_and_names_numbers(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    (tmp_path / "a.csv").write_text("text,n\nNA,1\nnull,2\n\ufeffplain,3\n", encoding="utf-8")
+    assert texts(f"hf:csv:{tmp_path}/a.csv") == ["NA", "null", "plain"]
+    with pytest.raises(InputError, match=r"a\.csv\[0\]: 'n' is 1, not a text \(fields: text, n\)"):
+        list(read_documents(f"hf:csv:{tmp_path}/a.csv", text_field="n"))
+
+
+def test_a_folder_with_a_script_is_refused_in_one_line(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("raise SystemExit(3)")
+    with pytest.raises(InputError, match=r"cannot load the dataset .*mine") as error:
+        texts(f"hf:{tmp_path}/mine")
+    assert "\n" not in str(error.value)
+
+
 def test_clean():
     assert clean("a  \r\nb\t\n\n \n\n\n\nc\u00a0\n\n\nd \n  e ") == "a\nb\n\n\nc\n\n\nd\n  e"
     assert clean("e\u0301 é") == "e\u0301 é"  # not normalised
