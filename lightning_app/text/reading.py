@@ -13,6 +13,7 @@ from lightning_app.errors import InputError
 log = logging.getLogger(__name__)
 
 BOM = "\ufeff"
+END_OF_TEXT = "<|endoftext|>"
 _DATASETS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}  # ending -> the builder of `datasets`
 _PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar", ".lz4"}
 _OTHERS = {".tsv", ".ndjson", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"}
