@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.text.bpe import Ranks, byte_symbols, parse_ranks
-from lightning_app.text.tokenizer import BYTES, END_OF_TEXT, Tokenizer
+from lightning_app.text.reading import END_OF_TEXT
+from lightning_app.text.tokenizer import BYTES, Tokenizer
 
 SYMBOLS = {byte: symbol for symbol, byte in byte_symbols().items()}
 

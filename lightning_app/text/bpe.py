@@ -5,8 +5,10 @@ import binascii
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ log = logging.getLogger(__name__)
 # (https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py, r50k_pat_str).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 MIN_VOCAB_SIZE = 257  # every byte and the end of text
+
+LONGEST = (
+    1_000  # characters without a change between white space and others, in training: its time grows with the square
+)
+_TOO_LONG = re.compile(rf"(?<!\S)\S{{{LONGEST},}}|(?<!\s)\s{{{LONGEST},}}")  # tried at the start of a run only: linear
 
 Ranks = dict[bytes, int]
 Texts = Callable[[], Iterable[str]]
@@ -200,7 +207,7 @@ def train_ranks(texts: Iterable[str], *, size: int) -> Ranks:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(_not_empty(texts), trainer=trainer)
+    tokenizer.train_from_iterator(_cut_long_runs(_not_empty(texts)), trainer=trainer)
     symbols = byte_symbols()
     ranks = {bytes(symbols[c] for c in token): rank for token, rank in tokenizer.get_vocab().items()}
     if len(ranks) < size:
@@ -225,6 +232,13 @@ def _not_empty(texts: Iterable[str]) -> Iterator[str]:
         yield text
     if not found:
         raise InputError("there is no text to train a tokenizer on; give data.train.path a file that is not empty")
+
+
+def _cut_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        runs = _TOO_LONG.finditer(text)
+        cuts = [0, *(cut for run in runs for cut in range(run.start() + LONGEST, run.end(), LONGEST)), len(text)]
+        yield from (text[start:end] for start, end in pairwise(cuts))
 
 
 def byte_symbols() -> dict[str, int]:

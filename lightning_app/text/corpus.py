@@ -5,6 +5,8 @@ import glob
 import hashlib
 import json
 import re
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
+from lightning_app.text.reading import BOM, check_file, decoded, text_files
 
 DATASET = "hf:"
 _MANY_NEWLINES = re.compile(r"\n\n\n\n+")  # \n{4,} has no literal start to search for: 10 times slower
@@ -35,7 +38,7 @@ def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]
 
     ==========================  =====================================================================
     `file.txt`, any other file  one document, UTF-8
-    `folder`                    every `*.txt` below it, sorted by path
+    `folder`                    every `*.txt` below it, sorted by path; links are followed, hidden ones left out
     `texts/**/*.md`             every file that the pattern matches, sorted by path
     `file.jsonl`                a document per line: {"text": ...}, or {"prompt": ..., "target": ...}
     `hf:name:config:split`      a Hugging Face dataset; config and split ("train") may be left out
@@ -82,17 +85,11 @@ def _missing(path: str) -> InputError:
 
 def _read_path(path: Path, *, text_field: str) -> Iterator[Document]:
     if path.is_dir():
-        return _read_folder(path)
-    if path.suffix == ".jsonl":
+        return map(read_text, text_files(path))
+    check_file(path)
+    if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, text_field=text_field)
     return iter([read_text(path)])
-
-
-def _read_folder(folder: Path) -> Iterator[Document]:
-    files = sorted(file for file in folder.rglob("*.txt") if file.is_file())
-    if not files:
-        raise InputError(f"no *.txt file in folder {folder}; for other suffixes give a pattern such as {folder}/**/*")
-    return (read_text(file) for file in files)
 
 
 def _read_glob(pattern: str, *, text_field: str) -> Iterator[Document]:
@@ -104,17 +101,7 @@ def _read_glob(pattern: str, *, text_field: str) -> Iterator[Document]:
 
 def read_text(path: Path) -> Document:
     """Read a file as one document. Raises as `read_documents` does."""
-    data = _read_bytes(path)
-    if b"\0" in data:
-        raise InputError(f"{path} is a binary file (NUL at byte {data.index(0)}); give plain text in UTF-8")
-    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-    try:
-        text = data[start:].decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 (byte 0x{data[start + error.start]:02x} at offset {start + error.start}); "
-            f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
-        ) from error
+    text = decoded(_read_bytes(path), path)
     if not text or text.isspace():  # strip copies all of it
         raise InputError(f"{path} is empty; give a file with text, or remove it")
     return Document(unify_newlines(text), name=str(path))
@@ -154,8 +141,8 @@ def _parse_json(line: bytes, *, where: str) -> dict[str, Any]:
 
 
 def _from_row(row: Mapping[str, Any], name: str, text_field: str) -> Document:
-    """A pair where there is a target, else a text."""
-    if "target" in row:
+    """A pair where there are a prompt and a target, unless another field is asked for; else a text."""
+    if "target" in row and not (text_field in row and (text_field != "text" or "prompt" not in row)):
         return Document(_field(row, "target", name), _field(row, "prompt", name), name)
     return Document(_field(row, text_field, name), name=name)
 
@@ -169,7 +156,7 @@ def _field(row: Mapping[str, Any], field: str, name: str) -> str:
         )
     if not value.strip():
         raise InputError(f"{name}: {field!r} is empty; fill it in or remove the line")
-    return unify_newlines(value)
+    return unify_newlines(value.removeprefix(BOM))
 
 
 def _is_unicode(value: str) -> bool:
@@ -200,7 +187,11 @@ def document_of(row: Mapping[str, Any], name: str, text_field: str) -> Document 
         InputError: it has no such column, or something else than a text in it.
     """
     value = row.get(text_field)
-    if text_field in row and "target" not in row and (value is None or (isinstance(value, str) and not value.strip())):
+    if (
+        text_field in row
+        and not {"prompt", "target"} <= row.keys()
+        and (value is None or (isinstance(value, str) and not value.strip()))
+    ):
         return None
     return _from_row(row, name, text_field)
 
@@ -222,7 +213,7 @@ def split_documents(
     """Deal whole documents out to splits, decided by the seed and their content, not by their order.
 
     Args:
-        documents: each lands in one split, where the order stays as it was.
+        documents: each lands in one split, equal ones in the same; the order stays as it was.
         fractions: of the number of documents, by name of the split; they sum to 1. 0 asks for no documents.
         seed: another one gives another split.
 
@@ -231,17 +222,23 @@ def split_documents(
     """
     wanted = _checked(fractions)
     listed = list(documents)
-    if len(listed) < len(wanted):
+    keys = [_split_key(document, seed) for document in listed]
+    copies = Counter(keys)
+    if len(copies) < len(wanted):
+        equal = f", {len(copies)} of them different," if len(copies) < len(listed) else ""
         raise InputError(
-            f"{len(listed)} document(s) cannot fill the {len(wanted)} splits {', '.join(wanted)}; whole documents are "
-            "split, so give more of them (cut the file into several), or give data.val.path"
+            f"{len(listed)} document(s){equal} cannot fill the {len(wanted)} splits {', '.join(wanted)}; whole "
+            "documents are split, so give more of them (cut the file into several), or give data.val.path"
         )
-    shuffled = sorted(range(len(listed)), key=lambda i: (_split_key(listed[i], seed), i))
-    ends = _ends(list(wanted.values()), len(listed))
-    parts = zip(wanted, [0, *ends], ends, strict=False)
-    return {name: [] for name in fractions} | {
-        name: [listed[i] for i in sorted(shuffled[start:end])] for name, start, end in parts
+    ordered = sorted(copies)
+    ends = _ends(list(wanted.values()), [copies[key] for key in ordered])
+    part_of = {
+        key: name for name, start, end in zip(wanted, [0, *ends], ends, strict=False) for key in ordered[start:end]
     }
+    parts: dict[str, list[Document]] = {name: [] for name in fractions}
+    for document, key in zip(listed, keys, strict=True):
+        parts[part_of[key]].append(document)
+    return parts
 
 
 def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
@@ -254,10 +251,15 @@ def _split_key(document: Document, seed: int) -> bytes:
     return hashlib.sha256(repr((seed, document.prompt, document.text)).encode()).digest()
 
 
-def _ends(fractions: list[float], total: int) -> list[int]:
-    """Where each part ends: at its share, but with at least one document for it and for each that follows."""
+def _ends(fractions: list[float], copies: list[int]) -> list[int]:
+    """Where each part ends: at its share, but with at least one document for it and for each that follows.
+
+    Args:
+        copies: how often there is each different document; equal ones stay together.
+    """
+    up_to = [0, *accumulate(copies)]
     ends: list[int] = []
     for k, share in enumerate(accumulate(fractions)):
-        least, most = (ends[-1] if ends else 0) + 1, total - (len(fractions) - k - 1)
-        ends.append(min(max(round(share * total), least), most))
+        least, most = (ends[-1] if ends else 0) + 1, len(copies) - (len(fractions) - k - 1)
+        ends.append(min(max(bisect_left(up_to, round(share * up_to[-1])), least), most))
     return ends

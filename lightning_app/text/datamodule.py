@@ -12,6 +12,7 @@ import lightning as L
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document
 from lightning_app.text.counts import Counts, table
+from lightning_app.text.overlap import overlap
 from lightning_app.text.sources import (
     SPLITS,
     Dataloader,
@@ -164,6 +165,17 @@ class TextDataModule(L.LightningDataModule):
                 next(Reader(self.splits.source(name), 0, 1))  # a mistake is named now, not by a worker
             else:
                 self.tokens(name)
+        self._say_overlap(names)
+
+    def _say_overlap(self, names: Sequence[str]) -> None:
+        """Whether evaluation reads what training does."""
+        if "train" not in names or self.streamed("train"):
+            return
+        for name in [name for name in ("val", "test") if name in names]:
+            both = [self.splits.documents(split, seed=self.seed) for split in (name, "train")]
+            said = overlap(*both).sentence(name)
+            if said is not None:
+                log.warning(said)
 
     def streamed(self, name: str) -> bool:
         """Whether a split is read while it is trained on: then there is no `tokens`, `dataset` or `texts` of it."""

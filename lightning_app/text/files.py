@@ -2,12 +2,17 @@
 
 import errno
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_app.errors import InputError
+
+_MACHINE = re.sub(r"\W", "", platform.node())  # a folder may be shared with others
+_TEMPORARY = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.tmp")
 
 
 def sync(path: Path) -> None:
@@ -43,16 +48,42 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def temporary_name(path: Path) -> Path:
+    """Where this process writes what is renamed to `path` once it is whole."""
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that were killed have left under a `temporary_name`."""
+    for path in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or _runs(int(found[1])):
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside the target, flush, rename: a reader sees the old content or the new, never a part.
 
     Raises:
         InputError: the folder cannot be written, or its disk is full. The old file is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with writing_into(path.parent, needed=len(data)):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
             temporary.write_bytes(data)
             sync(temporary)
             temporary.replace(path)

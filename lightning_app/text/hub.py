@@ -74,8 +74,15 @@ def _load(spec: str, *, streaming: bool) -> Any:
     config, _, split = rest.partition(":")
     try:
         if name in BUILDERS and rest:
-            return datasets.load_dataset(name, data_files=rest, split="train", streaming=streaming)
+            # a text may be "NA" or "null"; the values that pandas would take for missing stay what they are
+            options: dict[str, Any] = {"keep_default_na": False} if name == "csv" else {}
+            return datasets.load_dataset(name, data_files=rest, split="train", streaming=streaming, **options)
         return datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
+    except RuntimeError as error:  # "Dataset scripts are no longer supported"
+        raise InputError(
+            f"cannot load the dataset {spec!r} ({_first_line(error)}); its code is never run here: give its files as "
+            "hf:json:FILES, hf:parquet:FILES, hf:csv:FILES or hf:text:FILES"
+        ) from error
     except _reading_errors() as error:
         raise InputError(
             f"cannot load the dataset {spec!r} ({type(error).__name__}: {_first_line(error)}); if it is a local file, "

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document, clean, is_dataset, read_documents, split_documents
+from lightning_app.text.reading import END_OF_TEXT, say_once
 
 SPLITS = ("train", "val", "test", "predict")
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Source:
         text_field: the field of a JSON line, or the column of a dataset, that holds the text.
         streaming: read a dataset while it is trained on, instead of writing its tokens to disk first. For train.
         shuffle_buffer: windows that are shuffled together while streaming.
+        split_at_end_of_text: <|endoftext|> in a text ends a document; else it is ordinary text, and that is said.
     """
 
     path: str
@@ -30,6 +32,7 @@ class Source:
     text_field: str = "text"
     streaming: bool = False
     shuffle_buffer: int = 1_000
+    split_at_end_of_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,25 @@ class Corpus:
     path: str
     clean: bool = False
     text_field: str = "text"
+    split_at_end_of_text: bool = False
 
     def __iter__(self) -> Iterator[Document]:
-        for document in read_documents(self.path, text_field=self.text_field):
-            yield cleaned(document) if self.clean else document
+        for whole in read_documents(self.path, text_field=self.text_field):
+            for document in self._parts(whole):
+                yield cleaned(document) if self.clean else document
+
+    def _parts(self, document: Document) -> list[Document]:
+        """Of a document with end-of-text marks; those of a pair stay."""
+        if document.prompt is not None or END_OF_TEXT not in document.text:
+            return [document]
+        if self.split_at_end_of_text:
+            texts = document.text.split(END_OF_TEXT)
+            return [Document(text, name=document.name) for text in texts if text.strip()]
+        say_once(
+            f"{document.name} holds {END_OF_TEXT} {document.text.count(END_OF_TEXT):,} times, read as ordinary text; "
+            "split_at_end_of_text: true, beside the path, makes it a document's end"
+        )
+        return [document]
 
 
 def cleaned(document: Document) -> Document:
@@ -165,7 +183,11 @@ class Splits:
             )
         if self.split is not None:
             raise InputError("data.split deals out all documents, so data.train.streaming must be false; give data.val")
-        for option, value in (("max_samples", source.max_samples), ("stride", source.stride)):
+        for option, value in (
+            ("max_samples", source.max_samples),
+            ("stride", source.stride),
+            ("split_at_end_of_text", source.split_at_end_of_text or None),
+        ):
             if value is not None:
                 raise InputError(
                     f"data.train.{option} is {value}, which a streamed text does not know; leave it out "
@@ -207,7 +229,7 @@ class Splits:
 
     def _corpus(self, name: str) -> Corpus:
         source = self.sources[name]
-        return Corpus(source.path, clean=self.clean, text_field=source.text_field)
+        return Corpus(source.path, self.clean, source.text_field, source.split_at_end_of_text)
 
     def forget(self) -> None:
         """Read the files anew when asked next."""

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 from lightning_app.errors import InputError
 from lightning_app.text.corpus import Document
 from lightning_app.text.encoding import Encoded, encode_documents, token_dtype
-from lightning_app.text.files import locked, sync, writing_into
+from lightning_app.text.files import locked, remove_leftovers, sync, temporary_name, writing_into
 from lightning_app.text.shards import SHARD_BYTES, ShardWriter, shard_name
 from lightning_app.text.token_array import (
     FORMAT,
@@ -145,8 +144,7 @@ def _open_or_write(folder: Path, work: _Work) -> TokenArray:
         log.warning("the token cache %s is damaged (%s); writing %s anew", folder, damage, what)
     # a token is a byte or more
     needed = (work.content.n_bytes + work.content.n_documents) * token_dtype(work.tokenizer).itemsize
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of killed processes: the lock is ours
-        shutil.rmtree(leftover)
+    remove_leftovers(folder.parent)
     with writing_into(folder.parent, needed=needed):
         if not (damaged and _mend(folder, work, damaged)):
             _write(folder, work)
@@ -165,7 +163,9 @@ def _write(folder: Path, work: _Work) -> None:
 @contextmanager
 def _temporary(folder: Path) -> Iterator[Path]:
     """A new folder beside this one, gone afterwards."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    temporary = temporary_name(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()  # with the modes of the user's umask; mkdtemp's are for the user alone
     try:
         yield temporary
     finally:

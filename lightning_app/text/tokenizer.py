@@ -12,8 +12,8 @@ import tiktoken
 
 from lightning_app.errors import InputError
 from lightning_app.text.bpe import GPT2_PATTERN, Ranks, Texts, dump_ranks, ensure_trained, parse_ranks, read_ranks
+from lightning_app.text.reading import END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"
 MAX_SPACES = 100_000  # tiktoken's regex overflows its stack on runs of some 10^6 white space characters
 _TOO_LONG = re.compile(rf"(?<!\s)\s{{{MAX_SPACES},}}")  # tried at the start of a run only: linear

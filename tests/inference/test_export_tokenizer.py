@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lightning_app.inference.export_tokenizer import fast_tokenizer, merges_of, onig_pattern, write_tokenizer
 from lightning_app.text.bpe import GPT2_PATTERN, train_ranks
-from lightning_app.text.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from lightning_app.text.reading import END_OF_TEXT
+from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 
 # That of cl100k_base: possessive, with a bounded repetition, an end of text and groups of its own.
 CL100K = (

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import random
+import time
 from functools import partial
 
 import pytest
@@ -47,6 +49,16 @@ def test_training_is_deterministic_and_ranks_are_ids(prose):
     first, second = train_ranks(prose, size=350), train_ranks(prose, size=350)
     assert dump_ranks(first) == dump_ranks(second)
     assert sorted(first.values()) == list(range(350))
+
+
+@pytest.mark.parametrize("signs", ["abcdefgh", " \t"])
+def test_one_long_run_trains_in_linear_time(signs):
+    """160,000 letters without a cut take 9 s of CPU time."""
+    drawn = random.Random(0)
+    start = time.process_time()
+    ranks = train_ranks(["".join(drawn.choices(signs, k=160_000))], size=400)
+    assert len(ranks) == 400
+    assert time.process_time() - start < 3
 
 
 def test_a_small_text_gives_fewer_tokens_and_says_so(caplog):

@@ -160,6 +160,28 @@ def test_local_files_through_datasets(tmp_path, monkeypatch):
         texts(f"hf:json:{tmp_path}/missing.jsonl")
 
 
+def test_a_csv_file_keeps_na_and_null_and_names_numbers(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    (tmp_path / "a.csv").write_text("text,n\nNA,1\nnull,2\n\ufeffplain,3\n", encoding="utf-8")
+    assert texts(f"hf:csv:{tmp_path}/a.csv") == ["NA", "null", "plain"]
+    with pytest.raises(InputError, match=r"a\.csv\[0\]: 'n' is 1, not a text \(fields: text, n\)"):
+        list(read_documents(f"hf:csv:{tmp_path}/a.csv", text_field="n"))
+
+
+def test_a_folder_with_a_script_is_refused_in_one_line(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("raise SystemExit(3)")
+    with pytest.raises(InputError, match=r"cannot load the dataset .*mine") as error:
+        texts(f"hf:{tmp_path}/mine")
+    assert "\n" not in str(error.value)
+
+
 def test_clean():
     assert clean("a  \r\nb\t\n\n \n\n\n\nc\u00a0\n\n\nd \n  e ") == "a\nb\n\n\nc\n\n\nd\n  e"
     assert clean("e\u0301 é") == "e\u0301 é"  # not normalised
@@ -188,3 +210,30 @@ def test_no_split_is_empty_unless_asked_to_be():
     for fractions in ({"train": 0.9, "val": 0.2}, {"train": 1.5, "val": -0.5}):
         with pytest.raises(InputError, match="sum to 1"):
             split_documents(documents, fractions, seed=0)
+
+
+def test_equal_documents_are_never_on_both_sides_of_a_split():
+    documents = [Document(f"text {i % 7}") for i in range(40)]
+    for seed in range(20):
+        parts = split_documents(documents, {"train": 0.6, "val": 0.3, "test": 0.1}, seed=seed)
+        sides = [{d.text for d in part} for part in parts.values()]
+        assert sum(map(len, sides)) == 7
+        assert sum(map(len, parts.values())) == 40
+    with pytest.raises(InputError, match=r"40 document\(s\), 1 of them different, cannot fill the 2 splits"):
+        split_documents([documents[0]] * 40, {"train": 0.5, "val": 0.5}, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "text", "prompt"),
+    [
+        ({"text": "a", "target": 1}, "text", "a", None),
+        ({"prompt": "p", "text": "a"}, "text", "a", None),
+        ({"prompt": "p", "target": "t"}, "text", "t", "p"),
+        ({"prompt": "p", "target": "t"}, "prompt", "p", None),
+        ({"prompt": "p", "target": "t", "other": "o"}, "other", "o", None),
+        ({"prompt": "\ufeffp", "target": "\ufefft"}, "text", "t", "p"),
+    ],
+)
+def test_text_field_says_what_is_read(tmp_path, row, field, text, prompt):
+    path = write_lines(tmp_path / "A.JSONL", row)
+    assert [(d.text, d.prompt) for d in read_documents(str(path), text_field=field)] == [(text, prompt)]

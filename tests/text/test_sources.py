@@ -86,3 +86,13 @@ def test_loader_options_are_checked():
     ]:
         with pytest.raises(InputError, match=said):
             check_dataloader(options)
+
+
+def test_end_of_text_in_a_file_is_named_or_ends_a_document(tmp_path, caplog):
+    path = tmp_path / "a.txt"
+    path.write_text("one<|endoftext|>\ntwo<|endoftext|>\n")
+    assert [d.text for d in Corpus(str(path))] == [path.read_text()]
+    assert "holds <|endoftext|> 2 times, read as ordinary text; split_at_end_of_text: true" in caplog.text
+    options = {"path": str(path), "split_at_end_of_text": True}
+    splits = Splits({"train": Source(**options)}, None, clean=False)
+    assert [d.text for d in splits.documents("train", seed=0)] == ["one", "\ntwo"]

@@ -14,6 +14,7 @@ import pytest
 from lightning_app.errors import InputError
 from lightning_app.text import encoding, token_cache
 from lightning_app.text.corpus import Document
+from lightning_app.text.files import temporary_name
 from lightning_app.text.token_cache import prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -24,6 +25,12 @@ IDS = [97, 98, 32, 99, 256, 0xC3, 0xA9, 256]
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return load_tokenizer("bytes")
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def folders(cache_dir) -> list:
@@ -129,7 +136,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, tokenizer, monkeypatch):
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path, tokenizer):
     folder = prepare_tokens(DOCUMENTS, tokenizer, tmp_path).folder
-    folder.rename(tmp_path / f".{folder.name}.abc.tmp")
+    folder.rename(tmp_path / temporary_name(folder).name.replace(str(os.getpid()), str(dead_process())))
     assert prepare_tokens(DOCUMENTS, tokenizer, tmp_path).ids.tolist() == IDS
     assert folders(tmp_path) == [folder]
 
@@ -293,3 +300,14 @@ def test_two_processes_at_once_write_once(tmp_path):
     assert lines.count("wrote") == 1
     assert len(set(lines)) == 2  # both found the same number of tokens
     assert len(folders(tmp_path / "cache")) == 1
+
+
+def test_a_cache_has_the_modes_of_the_users_umask(tmp_path, tokenizer):
+    before = os.umask(0o022)
+    try:
+        prepare_tokens(DOCUMENTS, tokenizer, tmp_path)
+    finally:
+        os.umask(before)
+    (folder,) = folders(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
