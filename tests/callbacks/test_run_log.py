@@ -2,6 +2,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from lightning_app.callbacks.run_log import JSONLinesLogger, read_log
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
