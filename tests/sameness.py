@@ -12,7 +12,7 @@ from lightning_app.callbacks.run_log import read_log
 
 TIMED = ("time", "tokens_per_s", "model_tflops", "peak_share", "elapsed", "seconds")
 OF_PROCESSES = ("started", "resumed", "data", "interrupted", "failed", "ended", "closed")  # events, one or more each
-MEASURED = ("latency_ms", "measured", "peak_memory_mb", "time_elapsed")  # by a clock
+MEASURED = ("latency_ms", "latency_spread", "measured", "time_elapsed")  # by a clock
 PARTS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")
 
 
