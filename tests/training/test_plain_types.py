@@ -26,7 +26,7 @@ class Scores(L.Callback):
 @pytest.mark.parametrize(
     "value",
     [Path("x"), np.float64(1.0), np.int64(1), np.zeros(2), Pair(1, 2), Kind.one, lambda: 0, object(), np.float32],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_other_types_are_refused_with_their_place(value: object):
     for checkpoint, words in (
