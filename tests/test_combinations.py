@@ -20,12 +20,6 @@ from lightning_app.modules import ARTRegularizer, CausalLM, LanguageModule, Vard
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-    pytest.mark.filterwarnings("ignore:segment_length is"),
-]
-
 STEPS = 6
 
 

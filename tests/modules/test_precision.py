@@ -13,10 +13,6 @@ from lightning_app.modules import ArticleGPT, ARTRegularizer
 from lightning_app.modules.measures import LanguageMeasures
 from lightning_app.text.datamodule import Dataloader, Source, TextDataModule
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:the run has [0-9]+ steps"),
-]
 Fit = Callable[..., tuple[L.Trainer, ArticleGPT]]
 
 
@@ -27,7 +23,8 @@ def fit(folder: object) -> Fit:
         data = TextDataModule(
             train=Source("train.txt"), val=Source("val.txt"), block_size=16, dataloader=Dataloader(batch_size=4)
         )
-        module = ArticleGPT(Decoder(vocab_size=257, block_size=16, embedding_dim=16, layers=1, heads=2), **options)
+        decoder = Decoder(vocab_size=257, block_size=16, embedding_dim=16, layers=1, heads=2)
+        module = ArticleGPT(decoder, scheduler=None, **options)
         trainer = L.Trainer(
             accelerator="cpu",
             precision=precision,

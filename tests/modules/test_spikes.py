@@ -19,10 +19,6 @@ from lightning_app.text.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-]
 POISONED = 40
 STEPS = 44
 WARM_UP = functools.partial(WarmupCosine, warmup_steps=4, total_steps=STEPS)
@@ -163,15 +159,16 @@ def judged(guard: SpikeGuard, loss: float) -> bool:
     return guard.judge(Alone(), torch.tensor(loss), torch.tensor(1.0 + loss / 10))
 
 
-@pytest.mark.filterwarnings("ignore:step 7 is left out")
 def test_a_new_level_is_learned_after_eight_steps():
     guard = SpikeGuard()
     assert not any(judged(guard, 2.0 + i % 2) for i in range(ENOUGH))
     assert guard.ready
-    assert all(judged(guard, 9.0) for _ in range(IN_A_ROW))
+    with pytest.warns(UserWarning, match="step 7 is left out"):
+        assert all(judged(guard, 9.0) for _ in range(IN_A_ROW))
     assert guard.skipped == IN_A_ROW
     assert not any(judged(guard, 9.0 + i % 2) for i in range(ENOUGH))
-    assert judged(guard, 50.0)
+    with pytest.warns(UserWarning, match="step 7 is left out"):
+        assert judged(guard, 50.0)
 
 
 def test_what_cannot_be_meant_is_refused():
