@@ -84,6 +84,26 @@ def article() -> ArticleGPT:
     return ArticleGPT(decoder(), scheduler=None)
 
 
+SPIKE = 10  # the step that `Spiky` is to leave out
+
+
+class Spiky(ArticleGPT):
+    """At one step the last rank alone sees a loss that is far too large."""
+
+    def loss_terms(self, outputs: Outputs) -> dict[str, tuple[float, torch.Tensor]]:
+        (weight, ce) = super().loss_terms(outputs)["ce"]
+        here = self.training and self.trainer.global_step == SPIKE and rank() == world_size() - 1
+        return {"ce": (weight, ce * 100 if here else ce)}
+
+
+def spiky() -> ArticleGPT:
+    module = Spiky(decoder(), scheduler=None, skip_spikes=True)
+    before = {"loss": [4.0, 6.0] * 20, "gradient norm": [0.5, 5.0] * 20}
+    assert module.spikes is not None
+    module.spikes.load_state_dict({"seen": before, "skipped": 0, "in_a_row": 0})
+    return module
+
+
 def varda(*, streams: bool) -> VardaGPT:
     learned = AttentionReader(
         memory_size=2000,
@@ -116,6 +136,7 @@ def schedule(**options: Any) -> list[L.Callback]:
 
 CASES = {
     "article": Case(article),
+    "spikes": Case(spiky),
     "varda": Case(lambda: varda(streams=True), order="streams", callbacks=lambda: [Marks()]),
     "varda, shuffled": Case(lambda: varda(streams=False)),
     "art": Case(lambda: art("mean", "drift"), accumulate=2),
@@ -156,7 +177,12 @@ def train(name: str, ranks: int, *, sharded: bool = False) -> dict[str, Any]:
     trainer.fit(module, datamodule=data)
     if sharded:
         trainer.save_checkpoint(f"{name}.ckpt")
-    return {"losses": losses.found, "state": {key: whole(x) for key, x in module.state_dict().items()}}
+    skipped = 0 if module.spikes is None else module.spikes.skipped
+    return {
+        "losses": losses.found,
+        "skipped": skipped,
+        "state": {key: whole(x) for key, x in module.state_dict().items()},
+    }
 
 
 def sharding(ranks: int) -> ModelParallelStrategy:

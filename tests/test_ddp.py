@@ -104,6 +104,14 @@ def test_art_gpt2_learns_as_one_process_with_the_same_categories(fast: dict[str,
     assert "1 of 4 embeddings are not finite" in fast["said"]
 
 
+@pytest.mark.slow
+def test_ranks_leave_out_the_same_steps(slow: dict[str, Any]):
+    alone, one, two = slow["alone"]["spikes"], *(rank["spikes"] for rank in slow["ranks"])
+    assert [found["skipped"] for found in (alone, one, two)] == [1, 1, 1]
+    torch.testing.assert_close(one["state"], two["state"], rtol=0, atol=0)
+    torch.testing.assert_close(one["state"], alone["state"], rtol=0, atol=1e-5)
+
+
 def check_surgery(name: str, found: dict[str, Any]) -> None:
     """The same heads and neurons go and come, in the same order, and each rank's proof is that of the others."""
     _, one, two = check_equal(name, found)

@@ -17,6 +17,8 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
 
 IN_FORCE = "options_in_force"  # in a checkpoint: see `in_force`
+# Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).
+KEPT = ("amsgrad", "centered", "fused", "foreach", "capturable", "differentiable")
 OF_TRAINING = ("drop", "noise")  # in the names of a module's options that a checkpoint's weights do not show
 
 
@@ -27,7 +29,8 @@ class ResumeOptions(L.Callback):
     EarlyStopping's patience. Here the config's number holds where it is another one than that of the run that wrote the
     checkpoint; Adam's moments and the place in the schedule stay. So a lower `lr` scales the rate from there on.
 
-    - Another class of optimizer is refused: its state would not fit.
+    - Another class of optimizer is refused: its state would not fit. Options that its state is laid out for (`KEPT`)
+      stay as they were, and are named.
     - Another text, order, shift, shuffling, accumulation, dropout or noise holds from there, and is named.
 
     A checkpoint of before has no such record: then the numbers in its states count.
@@ -90,6 +93,13 @@ class ResumeOptions(L.Callback):
         if not self._saved:
             old = {**old, "lr": old["lr"] / old.get("lr_factor", 1.0)}
         for name, theirs, ours in differing(old, new):
+            if name in KEPT or (name == "momentum" and not theirs):
+                new[name] = theirs
+                rank_zero_warn(
+                    f"the optimizer's {name} is {ours}, which has no effect on a resume: the checkpoint's {theirs} "
+                    "holds"
+                )
+                continue
             change_group(group, name, ours, before=theirs)
             _say(f"the optimizer's {name}", theirs, ours)
             for config in trainer.lr_scheduler_configs if name == "lr" else ():

@@ -150,6 +150,16 @@ def test_another_optimizer_is_refused(fit: Fit):
         fit(path="a.ckpt", make=torch.optim.SGD)
 
 
+def test_options_that_the_state_is_laid_out_for_are_the_checkpoints(fit: Fit):
+    fit(4)
+    with pytest.warns(UserWarning, match=r"amsgrad is True, which has no effect on a resume: the checkpoint's False"):
+        trainer, _ = fit(path="a.ckpt", optimizer={"amsgrad": True})
+    assert not any(group["amsgrad"] for group in trainer.optimizers[0].param_groups)
+    trainer.save_checkpoint("b.ckpt")
+    groups = torch.load("b.ckpt", weights_only=True)[IN_FORCE]["optimizers"][0]["groups"]
+    assert [group["amsgrad"] for group in groups] == [False, False]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
