@@ -7,26 +7,27 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.golden.compare import Difference, compared
-from tests.golden.runner import HERE, NAMES
+from tests.golden.runner import HERE, NAMES, shipped
 
 ROOT = HERE.parent.parent
 
 
-def run_all(tree: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """All runs with the code of a tree, in a process of its own, by this tree's runner and configs."""
+def run_all(tree: Path, folder: Path, names: Sequence[str] = NAMES) -> subprocess.Popen[bytes]:
+    """Runs with the code of a tree, in a process of its own, by this tree's runner and configs."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", str(HERE / "runner.py"), str(folder)]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-W", "ignore", str(HERE / "runner.py"), str(folder), *names]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def wait_for(process: subprocess.Popen[bytes]) -> None:
-    if process.wait():
-        sys.exit(f"{' '.join(map(str, process.args))} failed")  # type: ignore[arg-type]
+    said = process.communicate()[1].decode(errors="replace")
+    if process.returncode:
+        sys.exit(f"{said}\n{' '.join(map(str, process.args))} failed")  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def tree_of(revision: str) -> Iterator[Path]:
 
 
 def write() -> None:
-    wait_for(run_all(ROOT, HERE / "expected"))
+    wait_for(run_all(ROOT, HERE / "expected", [*NAMES, *(f"shipped/{name}" for name in shipped.NAMES)]))
 
 
 def largest(name: str, before: Path, after: Path) -> Difference:

@@ -74,7 +74,7 @@ def _no_document_mask(patch: Patch) -> None:
 
 
 MUTATIONS = {
-    "weight decay 0": Mutation("article_gpt", _optimizer(lr=1e-2, betas=[0.9, 0.95], weight_decay=0.0)),
+    "weight decay 0": Mutation("article_gpt", _optimizer(lr=3e-3, betas=[0.9, 0.95], weight_decay=0.0)),
     "clipping off": Mutation("article_gpt", {"trainer": {"gradient_clip_val": None}}),
     "ART's weight 0": Mutation("art_gpt2", _model(art={"lambda_art": 0.0})),
     "store cost 0": Mutation("varda_gpt", patch=_no_store_cost),
@@ -82,10 +82,10 @@ MUTATIONS = {
     "average decay 0.99": Mutation("art_gpt2", _model(art={"average_decay": 0.99})),
     "noise off": Mutation("article_gpt", _model(token_noise=0.0)),
     "bias decayed": Mutation("article_gpt", patch=_decayed_biases),
-    "betas swapped": Mutation("article_gpt", _optimizer(lr=1e-2, betas=[0.95, 0.9], weight_decay=0.1)),
+    "betas swapped": Mutation("article_gpt", _optimizer(lr=3e-3, betas=[0.95, 0.9], weight_decay=0.1)),
     "one document mask dropped": Mutation("varda_gpt", patch=_no_document_mask),
 }
 CONTROLS = {  # the same changes with the values that the runs have: they must change nothing
-    "optimizer": Mutation("article_gpt", _optimizer(lr=1e-2, betas=[0.9, 0.95], weight_decay=0.1)),
+    "optimizer": Mutation("article_gpt", _optimizer(lr=3e-3, betas=[0.9, 0.95], weight_decay=0.1)),
     "art": Mutation("art_gpt2", _model(art={"lambda_art": 0.5})),
 }

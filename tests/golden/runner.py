@@ -26,7 +26,13 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
+if __package__:
+    from tests.golden import shipped
+else:  # as a script
+    import shipped
+
 HERE = Path(__file__).parent
+
 NAMES = sorted(path.stem for path in (HERE / "runs").glob("*.yaml"))
 LIBRARIES = ("torch", "lightning", "transformers", "numpy")
 OF_TIME = ("tokens_per_s", "model_tflops", "peak_share", "train_flops", "time", "epoch")  # what no run must repeat
@@ -37,11 +43,10 @@ Record = dict[str, Any]
 Result = dict[str, Any]
 
 
-def run(name: str, *options: str, config: Mapping[str, Any] | None = None) -> Result:
+def run(name: str, *, config: Mapping[str, Any] | None = None) -> Result:
     """Fit one run in a folder of its own -> what it gave.
 
     Args:
-        options: further words of the command line.
         config: laid over the run's, as a further --config.
     """
     words = ["fit", "--config", str(HERE / "base.yaml"), "--config", str(HERE / "runs" / f"{name}.yaml")]
@@ -50,8 +55,14 @@ def run(name: str, *options: str, config: Mapping[str, Any] | None = None) -> Re
         if config is not None:
             (folder / "change.json").write_text(json.dumps(config), encoding="utf-8")
             words += ["--config", "change.json"]
-        words += ["--name", name, *options]
+        words += ["--name", name]
         return fit(words, folder / "runs" / name / "version_0" / "log.jsonl")
+
+
+def run_shipped(name: str) -> Result:
+    """20 steps of a shipped config or overlay."""
+    with _working_folder() as folder:
+        return fit(shipped.words(name, folder), folder / "runs" / name / "version_0" / "log.jsonl")
 
 
 def fit(words: Sequence[str], log: Path) -> Result:
@@ -262,9 +273,11 @@ def _json(value: Any) -> str:
 
 
 def main(folder: str, *names: str) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """Names of shipped configs begin with `shipped/`."""
     for name in names or NAMES:
-        write(run(name), Path(folder) / f"{name}.json")
+        path = Path(folder) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(run_shipped(path.stem) if name.startswith("shipped/") else run(name), path)
 
 
 if __name__ == "__main__":

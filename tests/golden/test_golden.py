@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.golden.compare import differences
 from tests.golden.mutations import CONTROLS, MUTATIONS
-from tests.golden.runner import HERE, NAMES, run
+from tests.golden.runner import HERE, NAMES, run, run_shipped, shipped
+
+CONFIGS = HERE.parent.parent / "configs"
 
 HAPPENED = {  # what each run is there for
     "accumulation": {"accumulated steps"},
@@ -31,7 +32,7 @@ def expected(name: str) -> dict:
 
 def test_each_run_has_its_file():
     assert sorted(HAPPENED) == NAMES
-    assert sorted(path.stem for path in Path(HERE / "expected").iterdir()) == NAMES
+    assert sorted(path.stem for path in (HERE / "expected").glob("*.json")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,3 +73,25 @@ def test_a_mutation_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch):
 def test_a_mutation_changes_what_it_names_alone(name: str):
     control = CONTROLS[name]
     assert not differences(expected(control.run), run(control.run, config=control.config))
+
+
+def test_each_shipped_config_and_overlay_has_its_file():
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(shipped.CONFIGS)
+    overlays = {path.stem for path in (CONFIGS / "overlays").glob("*.yaml")}
+    assert overlays == shipped.OVERLAYS.keys() | shipped.LEFT_OUT
+    assert sorted(path.stem for path in (HERE / "expected" / "shipped").iterdir()) == shipped.NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # 20 steps are short for what the configs are for, and all say so
+@pytest.mark.parametrize("name", shipped.NAMES)
+def test_a_shipped_config_gives_what_it_gave(name: str):
+    found = differences(expected(f"shipped/{name}"), run_shipped(name))
+    assert not found, "\n".join(map(str, found[:10]))
+
+
+@pytest.mark.slow
+def test_no_run_leaves_anything_to_the_next():
+    """In the other order than above, in one process."""
+    for name in reversed(NAMES):
+        assert not differences(expected(name), run(name)), name
