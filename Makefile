@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow test-soak golden golden-compare test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -45,6 +45,16 @@ golden: .venv/user ## write the golden values anew (CONTRIBUTING.md says when)
 
 golden-compare: .venv/user ## the golden runs of REV and of this tree side by side: the largest difference
 	$(BIN)/python -m tests.golden compare $(or $(REV),HEAD)
+
+test-resume: .venv/user ## kill, stop and resume 32 runs of 8 kinds at random moments: each ends as if it had not been stopped (RESUME_SEED=0)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/test_interruptions.py tests/callbacks/test_interruption.py
+
+test-fuzz: .venv/user ## damage N files and requests of each kind (N=10000 SEED=0)
+	$(BIN)/python -m tests.fuzz --n $(or $(N),10000) --seed $(or $(SEED),0)
+
+test-gpu: .venv/user ## what only a CUDA device can show: golden runs, exact resume, surgery, memory, compile, NCCL, throughput
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	  $(BIN)/python -m pytest -n 0 -m gpu tests && $(BIN)/python -m benchmarks.cuda; else echo "not run: there is no CUDA device"; fi
 
 test-soak: .venv/dev ## 2,000 steps with everything on: what grows without end shows (3 minutes)
 	$(BIN)/python -m tests.soak
