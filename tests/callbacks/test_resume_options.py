@@ -20,10 +20,6 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens"),
-]
 ADAMW: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}
 STEPS = 8
 WARM_UP = functools.partial(WarmupCosine, warmup_steps=2, total_steps=STEPS)
