@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_app.errors import InputError
+from lightning_app.errors import InputError, is_full
 from lightning_app.option_checks import entries
 
 # All that a constructor raises which is given what it cannot take; `--debug` shows where.
@@ -70,7 +70,7 @@ def told_in_one_line(options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BUILD_ERRORS as error:
-        if any(isinstance(cause, InputError) for cause in _causes(error)):
+        if any(isinstance(cause, InputError) or is_full(cause) for cause in _causes(error)):
             raise
         raise InputError(f"{_key(error, options)}: {_said(error)}") from error
 

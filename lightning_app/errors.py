@@ -1,5 +1,7 @@
 """What the command line ends with, without a traceback."""
 
+import errno
+
 
 class InputError(ValueError):
     """A mistake in what the user gave (a file, an option, a checkpoint).
@@ -19,3 +21,9 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int, *, code: int):
         super().__init__(code)
         self.signum = signum
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk or quota is behind it: torch.save turns an OSError of its file into a RuntimeError."""
+    causes = (error, error.__context__)
+    return any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes)

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
@@ -46,7 +45,7 @@ from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.kept_best import KeptBest
 from lightning_app.training.loggers import placed, tensorboard
-from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here
+from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here, runs_on_cpu
 from lightning_app.training.run_place import check_place, saying_when_full
 from lightning_app.training.run_versions import claim_version, next_version, release_empty
 
@@ -186,6 +185,8 @@ class Harness(LightningCLI):
     def _take_fast_precision(self) -> None:
         """A config is written for many machines; what the command line says counts as it is."""
         trainer = self._options.trainer
+        if trainer.precision in FLOAT16 and runs_on_cpu(trainer.accelerator):
+            raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
         if is_slow_here(trainer.precision, trainer.accelerator) and not self._asked_for_precision:
             trainer.precision = INSTEAD
             rank_zero_info(
@@ -212,8 +213,6 @@ class Harness(LightningCLI):
         )
         summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
-        if isinstance(trainer.accelerator, CPUAccelerator) and self._options.trainer.precision in FLOAT16:
-            raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
         last = LastCheckpoint(self._options.save_every_n_steps, writes=checkpoints)
         end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
         # RandomState first: what other callbacks draw lies outside the training's stream.

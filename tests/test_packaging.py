@@ -23,7 +23,6 @@ FILES_OF_EXTRA = {
     "experiments": ("experiments/",),
 }
 NOT_IMPORTED = {  # by lightning_app, and still a user's dependency
-    "jsonargparse": "LightningCLI",
     "tensorboard": "Lightning's TensorBoardLogger",
     "accelerate": "transformers.Trainer",
 }
@@ -61,7 +60,8 @@ def imports(path: Path) -> set[str]:
             found.add(node.module or "")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "importorskip":
             found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
-    return {name.split(".")[0] for name in found} - OURS - sys.stdlib_module_names
+    names = {name.split(".")[0] for name in found} - OURS - sys.stdlib_module_names
+    return {name for name in names if not path.with_name(f"{name}.py").exists()}  # a file beside it, for a script
 
 
 @pytest.fixture(scope="module")

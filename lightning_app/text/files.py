@@ -1,6 +1,5 @@
 """Files that exist whole or not at all."""
 
-import errno
 import os
 import platform
 import re
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning_app.errors import InputError
+from lightning_app.errors import InputError, is_full
 
 _MACHINE = re.sub(r"\W", "", platform.node())  # a folder may be shared with others
 _TEMPORARY = re.compile(rf"\..+\.{_MACHINE}-(\d+)\.tmp")
@@ -35,7 +34,7 @@ def writing_into(folder: Path, *, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise InputError(
                 f"no space left in {folder}: up to {needed:,} bytes are needed, {_free_bytes(folder):,} are free; "
                 "make room or choose a folder on another disk"

@@ -1,6 +1,5 @@
 """Checkpoints that are either whole or not there, and plain words about those that are damaged."""
 
-import errno
 import logging
 import os
 import pickle
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_app.errors import DamagedError, InputError
+from lightning_app.errors import DamagedError, InputError, is_full
 from lightning_app.ops.archive import damage
 from lightning_app.training import side_files
 from lightning_app.training.generations import previous, put_in_place
@@ -152,7 +151,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 keep=self.keep_previous and self._is_good(target),
             )
         except (OSError, RuntimeError) as error:
-            if not _is_full(error):
+            if not is_full(error):
                 raise
             raise InputError(
                 f"the disk of {target.parent} is full: {target.name} was not written, what was there is kept; "
@@ -242,9 +241,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether a full disk or quota is behind it: torch.save turns an OSError of its file into a RuntimeError."""
-    causes = (error, error.__context__)
-    return any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning_app.errors import InputError
+from lightning_app.errors import InputError, is_full
 
 LONGEST = 255  # bytes of a file's name, on all file systems in use
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_place(runs_dir: str, name: str, *, writes: bool) -> None:
@@ -43,7 +41,7 @@ def saying_when_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_full(error):
             raise
         where = f" at {error.filename}" if error.filename else ""
         raise InputError(

@@ -277,6 +277,7 @@ def test_the_data_module_streams(folder, tmp_path, monkeypatch):
         data.dataset("train")
     changing = GradientAccumulationScheduler({0: 3, 1: 4})
     trainer = {"global_rank": 0, "world_size": 1, "max_steps": 7, "accumulate_grad_batches": 2, "callbacks": []}
+    trainer["overfit_batches"] = 0.0
     data.trainer = type("Attached", (), trainer)()
     assert len(data.train_dataloader()) == data.batches_per_epoch() == 14
     data.trainer.callbacks = [changing]
