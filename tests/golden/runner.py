@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 
 NAMES = sorted(path.stem for path in (HERE / "runs").glob("*.yaml"))
 LIBRARIES = ("torch", "lightning", "transformers", "numpy")
-OF_TIME = ("tokens_per_s", "model_tflops", "peak_share", "train_flops", "time", "epoch")  # what no run must repeat
+OF_TIME = ("tokens_per_s", "model_tflops", "peak_share", "train_flops", "time", "epoch", "crc")  # what no run repeats
 RESUMED_AT = 20
 DIGITS = 9
 
