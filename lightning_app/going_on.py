@@ -11,15 +11,20 @@ from pathlib import Path
 REPLACED = ("--ckpt_path", "--init_from", "--trainer.max_time")  # by what goes on; --init_from contradicts it
 
 
-def command(argv: Sequence[str], checkpoint: Path, *, max_time: timedelta | None = None) -> str:
+def command(
+    argv: Sequence[str], checkpoint: Path, *, max_time: timedelta | None = None, init_from: bool = False
+) -> str:
     """`argv` with this checkpoint, and where the time was up with more of it.
 
     Args:
         argv: the words of the command that was stopped, without the program.
         checkpoint: its last.ckpt.
         max_time: the new limit, which counts the time before the stop too.
+        init_from: whether a config may name one, which contradicts the checkpoint.
     """
     words = [*_program(), *_without(argv), "--ckpt_path", str(checkpoint)]
+    if init_from:
+        words += ["--init_from", "null"]
     if max_time is not None:
         words += ["--trainer.max_time", _clock(max_time)]
     return shlex.join(words)

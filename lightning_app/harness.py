@@ -167,7 +167,7 @@ class Harness(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self._options
-        check_place(options.runs_dir, options.name, writes=self.subcommand == "fit")
+        check_place(options.runs_dir, options.name, writes=self.subcommand != "prepare")
         precision = options.float32_matmul_precision
         if precision not in ("highest", "high", "medium"):
             raise InputError(f"float32_matmul_precision is {precision!r}; it must be highest, high or medium")
@@ -211,8 +211,9 @@ class Harness(LightningCLI):
             bar=self._options.trainer.enable_progress_bar is not False,
             checkpoints=checkpoints,
         )
-        summary = self._options.trainer.enable_model_summary is not False
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
+        has_one = any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)
+        summary = self._options.trainer.enable_model_summary is not False and not has_one
         last = LastCheckpoint(self._options.save_every_n_steps, writes=checkpoints)
         end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
         # RandomState first: what other callbacks draw lies outside the training's stream.
@@ -230,9 +231,9 @@ class Harness(LightningCLI):
         options = self._options
         runs = Path(options.runs_dir) / options.name
         if options.get("ckpt_path"):
-            run = Path(options.ckpt_path).resolve().parent.parent
-            if run.parent == runs.resolve() and Path(options.ckpt_path).parent.name == "checkpoints":
-                return runs / run.name
+            path = Path(options.ckpt_path).resolve()
+            if path.parent.name == "checkpoints" and path.parent.parent.parent == runs.resolve():
+                return runs / path.parent.parent.name
         return runs / next_version(runs) if self.subcommand == "prepare" else claim_version(runs)
 
     def _loggers(self, folder: Path) -> list[Logger]:
@@ -307,7 +308,10 @@ class Harness(LightningCLI):
         late = [timer._duration or 0 for timer in self.trainer.callbacks if isinstance(timer, Timer) and _is_up(timer)]
         if last is not None and last.exists() and (early or late):
             more = timedelta(seconds=2 * max(late)) if late else None
-            print(f"\nto go on:\n  {command(self._argv, last, max_time=more)}", flush=True)
+            print(
+                f"\nto go on:\n  {command(self._argv, last, max_time=more, init_from=bool(self._options.init_from))}",
+                flush=True,
+            )
 
 
 def _is_up(timer: Timer) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
+from lightning_app.training.generations import generations
 from tests.conftest import merged, write_config
 from tests.killing import Blow, draw, fit, start, start_ranks, wait
 from tests.sameness import assert_same_run
@@ -114,9 +115,9 @@ def counts_of_writes() -> dict[str, int]:
 
 def train(words: list[str], said: Path, blow: Blow | None) -> int:
     """One more attempt: from last.ckpt if there is one, else anew."""
-    if not LAST.exists():
+    if not generations(LAST):
         shutil.rmtree("runs", ignore_errors=True)
-    return fit([*words, "--ckpt_path", "last"] if LAST.exists() else words, said, blow)
+    return fit([*words, "--ckpt_path", "last"] if generations(LAST) else words, said, blow)
 
 
 @pytest.mark.slow

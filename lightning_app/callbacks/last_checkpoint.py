@@ -68,6 +68,8 @@ class LastCheckpoint(Checkpoint):
             return
         if not self.whole:
             self._due = True
+            if trainer.should_stop:  # let the step that was begun be finished
+                trainer.should_stop, self._stops = False, True
         elif _ends(trainer):
             self.save(trainer, again=True)
 
@@ -98,7 +100,8 @@ class LastCheckpoint(Checkpoint):
 def _ends(trainer: L.Trainer) -> bool:
     """Whether the batch that was just learned is the run's last."""
     last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-    return trainer.global_step == trainer.max_steps or trainer.should_stop or (last_epoch and trainer.is_last_batch)
+    stops = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_steps and min_epochs
+    return trainer.global_step == trainer.max_steps or stops or (last_epoch and trainer.is_last_batch)
 
 
 def _is_finite(trainer: L.Trainer) -> bool:

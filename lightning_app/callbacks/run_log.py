@@ -21,6 +21,7 @@ from lightning_app.modules.measures import SUMS
 from lightning_app.reporting.log import FILE_NAME, line_of
 from lightning_app.reporting.log import read_log as read_log  # beside what writes it
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.loggers import keep_ids
 
 LOG_LINES = "log_lines"  # in a checkpoint
 
@@ -145,6 +146,7 @@ class RunLog(L.Callback):
     def _begin(self, trainer: L.Trainer) -> None:
         self._begun = True
         if self._waiting and not trainer.fast_dev_run:
+            keep_ids(self._waiting, self.folder or Path(str(trainer.default_root_dir)))
             trainer.loggers, self._waiting = [*self._waiting, *trainer.loggers], []
             if trainer.enable_autolog_hparams:
                 _log_hyperparams(trainer)

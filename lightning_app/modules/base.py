@@ -389,7 +389,9 @@ class LanguageModule(L.LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        if self.spikes is None or not self.spikes.skips:
+        if self.spikes is not None and self.spikes.skips:
+            self.learned, self.grad_norm = {}, None  # those of the step before are not logged again
+        else:
             with torch.no_grad():
                 self.learn(self._seen)
         self._seen.clear()

@@ -123,7 +123,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self, side_file_bytes: int = SIDE_FILE_BYTES, keep_previous: bool = True):
         super().__init__()
         self.side_file_bytes, self.keep_previous = side_file_bytes, keep_previous
-        self._written: set[Path] = set()  # by this process, so that they need not be read again to be trusted
+        self._written: dict[Path, int | None] = {}  # steps by this process: these need not be read again to be trusted
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -148,7 +148,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _write(
                 side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
                 target,
-                keep=self.keep_previous and self._is_good(target),
+                keep=self.keep_previous and self._is_good(target, checkpoint.get("global_step")),
             )
         except (OSError, RuntimeError) as error:
             if not is_full(error):
@@ -157,16 +157,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the disk of {target.parent} is full: {target.name} was not written, what was there is kept; "
                 "free some space or set the ModelCheckpoint's dirpath to another disk, then resume"
             ) from error
-        self._written.add(target.absolute())
+        self._written[target.absolute()] = checkpoint.get("global_step")
         _remove_unnamed(target.parent)
 
-    def _is_good(self, target: Path) -> bool:
-        """Whether what a save would replace is worth more than the generation before it."""
-        if not target.is_file() or target.absolute() in self._written:
+    def _is_good(self, target: Path, step: int | None) -> bool:
+        """Whether what a save of this step would replace is worth more than the generation before it: it is whole, and
+        of another step."""
+        if not target.is_file():
             return True
+        if target.absolute() in self._written:
+            return step is None or self._written[target.absolute()] != step
         try:
             _check_file(target)
             _check_sums(target)
+            if step is not None and read_numbers(target).get("global_step") == step:
+                return False
         except DamagedError as error:
             log.warning("%s is replaced, %s is kept: %s", target, previous(target).name, error)
             return False

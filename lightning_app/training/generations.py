@@ -21,8 +21,14 @@ def generations(path: Path) -> list[Path]:
 def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
     """Rename a whole file to `target`; what was there becomes the previous generation, or goes.
 
-    A kill between the two renames leaves the previous generation alone, which `find_checkpoint` then takes.
+    There is a file at `target` all the time, but on file systems without hard links: a kill between the two renames
+    leaves the previous generation alone there, which `find_checkpoint` then takes.
     """
     if keep and target.is_file():
-        os.replace(target, previous(target))
+        second = temporary.with_name(f"{temporary.name}.tmp")
+        try:
+            os.link(target, second)
+            os.replace(second, previous(target))
+        except OSError:
+            os.replace(target, previous(target))
     os.replace(temporary, target)

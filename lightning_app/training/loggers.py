@@ -65,6 +65,12 @@ def _wandb_id(folder: Path) -> str | None:
     if any(os.environ.get(name) for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")):
         return None
     path = folder / WANDB_ID
-    if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else uuid.uuid4().hex[:12]
+
+
+@rank_zero_only
+def keep_ids(loggers: Sequence[Logger], folder: Path) -> None:
+    """Write what a run that goes on needs; not before training begins, as a refused run leaves its folder alone."""
+    for logger in loggers:
+        if type(logger) is WandbLogger and isinstance(logger.version, str) and not (folder / WANDB_ID).is_file():
+            (folder / WANDB_ID).write_text(logger.version, encoding="utf-8")

@@ -7,6 +7,7 @@ checkpoints/memory/<sha256>.npy   the tensor, as `numpy.load` reads it; checkpoi
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import re
@@ -106,15 +107,28 @@ def _write(tensor: Tensor, folder: Path) -> dict[str, Any]:
         "shape": list(rows.shape),
         "dtype": rows.dtype.name,
     }
-    if not _is_there(target, rows):
+    if not _is_there(target, mark):
         folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(rows, target)
+        _whole.add(target.absolute())
     return mark
 
 
-def _is_there(target: Path, rows: np.ndarray) -> bool:
-    """By its size alone: reading shows damage, and a gigabyte takes a second to hash."""
-    return target.is_file() and target.stat().st_size >= rows.nbytes
+_whole: set[Path] = set()  # that this process has written or read: a gigabyte takes a second to hash
+
+
+def _is_there(target: Path, mark: dict[str, Any]) -> bool:
+    """Whole: a damaged one is written again while the vectors are at hand."""
+    if not target.is_file() or target.stat().st_size < math.prod(mark["shape"]) * np.dtype(mark["dtype"]).itemsize:
+        return False
+    if target.absolute() not in _whole:
+        try:
+            if _digest(_mapped(target, mark)) != mark["sha256"]:
+                return False
+        except (ValueError, OSError):
+            return False
+        _whole.add(target.absolute())
+    return True
 
 
 def _write_atomically(rows: np.ndarray, target: Path) -> None:

@@ -57,7 +57,8 @@ def test_a_golden_run_gives_the_losses_of_the_cpu(name: str, precision: str):
 
 
 def test_a_resume_is_exact():
-    result = run("article_gpt", "--trainer.accelerator", ON)  # with dropout and noise, drawn on the device
+    trainer = {"accelerator": ON, "precision": "32-true"}
+    result = run("article_gpt", config={"trainer": trainer})  # with dropout and noise, drawn on the device
     column = result["steps"]["columns"].index("train/loss")
     whole = {row[0]: row[column] for row in result["steps"]["rows"]}
     resumed = {row[0]: row[column] for row in result["resumed"]["steps"]["rows"]}
@@ -88,7 +89,7 @@ def test_compiled_it_learns_the_same():
     plain = golden("article_gpt", ON)
     change = without_draws("article_gpt")
     change["model"]["init_args"] = change["model"]["init_args"] | {"compile": True}
-    compiled = run("article_gpt", config=change | {"trainer": {"accelerator": ON}})
+    compiled = run("article_gpt", config=change | {"trainer": {"accelerator": ON, "precision": "32-true"}})
     assert max(size for _, size in losses(plain, compiled)) < 1e-3
 
 

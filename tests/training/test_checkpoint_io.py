@@ -113,7 +113,24 @@ def test_a_kill_at_either_rename_leaves_a_whole_file(saved, monkeypatch, killed_
     monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
-    assert [read_checkpoint(path)["step"] for path in generations(saved)] == [1]
+    assert generations(saved)[0] == saved
+    assert {read_checkpoint(path)["step"] for path in generations(saved)} == {1}
+
+
+def test_without_hard_links_a_kill_leaves_the_generation_before(saved, monkeypatch):
+    def refuse(*_paths):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
+    assert [read_checkpoint(path)["step"] for path in generations(saved)] == [2, 1]
+
+
+def test_the_same_step_again_keeps_the_generation_before(saved):
+    for writer in (AtomicCheckpointIO(), AtomicCheckpointIO()):  # in one process, and after a resume
+        for step in (2, 2):
+            writer.save_checkpoint({"step": 2, "global_step": step}, saved)
+        assert [read_checkpoint(path)["step"] for path in generations(saved)] == [2, 1]
 
 
 def test_one_generation_if_asked(saved):

@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.training.loggers import UNNAMED, placed
+from lightning_app.training.loggers import UNNAMED, keep_ids, placed
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = Path("runs/tiny/version_0")
@@ -138,12 +138,15 @@ def test_a_run_of_weights_and_biases_has_the_same_id_whenever_it_goes_on(
     for variable in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(variable, raising=False)
 
-    def version(name: str, **options: Any) -> str | None:
+    def version(name: str, keep: bool = False, **options: Any) -> str | None:
         options = {"save_dir": ".", "offline": True, **options}
         (made,) = placed([WandbLogger(**options)], [options], tmp_path / "tiny" / name)
+        assert not (tmp_path / "tiny" / name / "wandb_id.txt").exists() or name == "version_0"  # not before training
+        if keep:
+            keep_ids([made], tmp_path / "tiny" / name)
         return str(made.version)
 
-    first = version("version_0")
+    first = version("version_0", keep=True)
     assert len(first or "") == 12
     assert version("version_0") == version("version_0", save_dir=str(tmp_path)) == first
     assert version("version_1") != first
