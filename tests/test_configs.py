@@ -12,6 +12,7 @@ import yaml
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.cli import PACKAGES
 from lightning_app.models.pretrained import PretrainedLM
+from tests.advice import LITTLE_TEXT, SHORT, advised
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -54,6 +55,12 @@ FITTED = {"art", "art_varda", "controller", "csv_logger", "gradient_checkpointin
 SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
 IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}
+SAID = {  # of two steps, where it is other advice than that on little text
+    "controller": (SHORT, LITTLE_TEXT, "the controller decides from step"),
+    "lora": (SHORT, "lora trains adapters beside random weights"),
+    "streaming": (SHORT, "The number of training batches"),
+}
+OVERLAP = "training text"
 
 Main = Callable[..., None]
 
@@ -118,39 +125,34 @@ def two_steps(folder: Path) -> list[object]:
         if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS | SCHEDULED
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
-@pytest.mark.filterwarnings("ignore:You have turned on .Trainer.detect_anomaly", "ignore:the controller decides from")
-@pytest.mark.filterwarnings(
-    "ignore:lora trains adapters beside random weights", "ignore:The number of training batches"
-)
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     if missing := missing_packages(path):
         pytest.skip(f"{missing[0]} is not installed: requirements-dev.txt")
     monkeypatch.chdir(ROOT)
-    main("fit", *words(path), *two_steps(tmp_path))
+    with advised(*SAID.get(path.stem, (SHORT, LITTLE_TEXT))):
+        main("fit", *words(path), *two_steps(tmp_path))
     (run,) = tmp_path.glob("*/version_0")
     assert [r["step"] for r in read_log(run) if "val/ce" in r and "event" not in r] == [2]
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULED))
-@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 2 steps")
 def test_a_schedule_is_refused_where_it_does_not_fit(
     name: str, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as stopped:
+    with advised(LITTLE_TEXT), pytest.raises(SystemExit) as stopped:
         main("fit", *words(ROOT / f"configs/overlays/{name}.yaml"), *two_steps(tmp_path))
     assert stopped.value.code == 1
     assert "and the run has 2: lower cycles" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens")
 def test_a_whole_schedule_ends_with_fewer_parameters_and_its_proofs(
     main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(ROOT)
-    main("fit", *words(ROOT / "configs/overlays/plasticity_quick.yaml"), "--runs_dir", tmp_path)
+    with advised(LITTLE_TEXT):
+        main("fit", *words(ROOT / "configs/overlays/plasticity_quick.yaml"), "--runs_dir", tmp_path)
     (run,) = tmp_path.glob("*/version_0")
     said = capsys.readouterr().out
     assert "heads: 18 -> 13" in said
@@ -162,45 +164,30 @@ def test_a_whole_schedule_ends_with_fewer_parameters_and_its_proofs(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has 50 steps")
 def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)
-    main(
-        "fit",
-        *(
-            "--config",
-            "configs/article_gpt_seed.yaml",
-            "--data.tokenizer",
-            "bytes",
-            "--data.cache_dir",
-            tmp_path / "cache",
-        ),
-        *(
-            "--runs_dir",
-            tmp_path,
-            "--trainer.accelerator",
-            "cpu",
-            "--trainer.max_epochs",
-            1,
-            "--trainer.limit_val_batches",
-            2,
-        ),
-    )
+    with advised(SHORT, LITTLE_TEXT):
+        main(
+            "fit",
+            *("--config", "configs/article_gpt_seed.yaml", "--data.tokenizer", "bytes"),
+            *("--data.cache_dir", tmp_path / "cache", "--runs_dir", tmp_path, "--trainer.accelerator", "cpu"),
+            *("--trainer.max_epochs", 1, "--trainer.limit_val_batches", 2),
+        )
     assert read_log(tmp_path / "article_gpt_seed" / "version_0")[-1]["step"] == 50  # 100 windows in batches of 2
 
 
-@pytest.mark.filterwarnings("ignore:.*parameters for .* training tokens", "ignore:the run has .* steps")
 def test_gpt2_takes_a_directory_and_other_texts(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)
     sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2}
     source = PretrainedLM(architecture="gpt2", options=sizes, vocab_size=257, block_size=512)
     source.model.save_pretrained(tmp_path / "source")
-    main(
-        "fit",
-        *("--config", "configs/gpt2.yaml", "--runs_dir", tmp_path, "--data.cache_dir", tmp_path / "cache"),
-        *("--model.init_args.backbone.init_args.pretrained", tmp_path / "source", "--data.tokenizer", "bytes"),
-        *("--data.train.path", "data/articles/val", "--data.val.path", "data/articles/val"),
-        *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.limit_val_batches", 1),
-        *("--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 1),
-    )
+    with advised(SHORT, OVERLAP):
+        main(
+            "fit",
+            *("--config", "configs/gpt2.yaml", "--runs_dir", tmp_path, "--data.cache_dir", tmp_path / "cache"),
+            *("--model.init_args.backbone.init_args.pretrained", tmp_path / "source", "--data.tokenizer", "bytes"),
+            *("--data.train.path", "data/articles/val", "--data.val.path", "data/articles/val"),
+            *("--trainer.accelerator", "cpu", "--trainer.max_steps", 2, "--trainer.limit_val_batches", 1),
+            *("--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 1),
+        )
     assert read_log(tmp_path / "gpt2" / "version_0")[-1]["step"] == 2
