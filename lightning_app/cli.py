@@ -19,6 +19,7 @@ from lightning_app.errors import InputError
 from lightning_app.ops.tree import leaves
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
+from lightning_app.yaml_file import read_yaml
 
 # Those without a trainer: a module of `inference` each, with a function `command`.
 COMMANDS = ("generate", "chat", "export", "serve", "compare", "memory", "categories", "report")
@@ -49,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
         mistake = _mistake(error)
         if mistake is None or argv != given:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         drop(sys.stdout)
@@ -98,6 +99,8 @@ def check_arguments(argv: Sequence[str]) -> None:
     _check_packages(given)
     for key, value in given.items():
         name = key.rsplit(".", 1)[-1]
+        if "\0" in key or (isinstance(value, str) and "\0" in value):
+            raise InputError(f"{key!r} holds a zero byte, which no name of a file may have: {value!r}")
         if key.startswith("dataloader."):
             raise InputError(
                 "a config has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`"
@@ -167,11 +170,9 @@ def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
     except FileNotFoundError:
         raise InputError(f"there is no config {path}; those at hand: {_configs()}") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no readable YAML: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a mapping such as `model: ...`, not {type(config).__name__}")
     return config

@@ -110,6 +110,9 @@ def check_options(options: Mapping[str, Any], *, fit: bool) -> None:
     for key in ("trainer", "data", "name", "runs_dir"):
         if options.get(key) is None:
             raise InputError(f"{key} is null; leave it out to take its defaults")
+    for key in ("trainer", "data"):
+        if not isinstance(options[key], Mapping):
+            raise InputError(f"{key} is {str(options[key])[:60]!r}; it must be a mapping such as `max_steps: 100`")
     if options["trainer"].get("barebones"):
         raise InputError("trainer.barebones is true; a run here has a log, a bar and checkpoints: leave it out")
     for key, value in entries(options):

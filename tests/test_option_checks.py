@@ -159,6 +159,12 @@ def fit_fails(fails: Fails, name: str, *words: object) -> str:
         ),
         ({"model": {"init_args": {"optimizer": {"init_args": {"lr": "fast"}}}}}, "model.optimizer.lr: ", "fast"),
         ({"data": {"block_size": "x"}}, "data.block_size: ", "int"),
+        ({"data": {"dataloader": "\0"}}, "'data.dataloader' holds a zero byte", r"\x00"),
+        ({"data": {"cache_dir": "a\0b"}}, "'data.cache_dir' holds a zero byte", r"a\x00b"),
+        ({"data": {"train": {"path": "a\nb"}}}, "no such file: a b", "check the path"),
+        ({"data": {"train": {"path": "hf:a\nb"}}}, "", "hf:"),
+        ({"trainer": ["cpu", 1]}, "trainer is ", "must be a mapping"),
+        ({"trainer": True}, "trainer is 'True'", "must be a mapping"),
     ],
 )
 def test_whatever_is_raised_while_a_run_is_built_is_one_line_with_its_key(

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from lightning_app.callbacks.dashboard import Dashboard
@@ -34,6 +33,7 @@ from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.loggers import CSV
+from lightning_app.yaml_file import read_yaml
 
 CATEGORIES = "categories.html"
 PAGES = {"categories": CATEGORIES, "dashboard": DASHBOARD}
@@ -212,7 +212,7 @@ def _record(
     RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
     config = path / "config.yaml"
     if config.is_file():
-        options = leaves(yaml.safe_load(config.read_text(encoding="utf-8")))
+        options = leaves(read_yaml(config))
         given = [(key, value) for key, value in options if value is not None]
         flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
         for logger in trainer.loggers:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_app.errors import InputError
 from lightning_app.inference.report import NEEDED, records_of, say_damage
 from lightning_app.reporting.compare import FILE_NAME, write_comparison
@@ -19,6 +17,7 @@ from lightning_app.reporting.compare_tables import format_comparison
 from lightning_app.reporting.log import FILE_NAME as LOG
 from lightning_app.reporting.runs import AXES, Run
 from lightning_app.text.files import writing_into
+from lightning_app.yaml_file import read_yaml
 
 BETWEEN = "\n\n---\n\n"  # two texts in a file of samples
 LARGEST = 2**20  # bytes of a file of samples that are read
@@ -128,9 +127,9 @@ def _read(folder: Path, label: str) -> Run:
 def _config(path: Path) -> dict[str, Any]:
     """Empty where there is none."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no readable YAML: {error}; a run without it can be compared, so move it") from None
+        config = read_yaml(path) if path.is_file() else {}
+    except InputError as error:
+        raise InputError(f"{error}; a run without it can be compared, so move it") from None
     return config if isinstance(config, dict) else {}
 
 

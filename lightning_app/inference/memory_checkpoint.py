@@ -23,6 +23,7 @@ from lightning_app.modules.varda_gpt import VardaGPT
 from lightning_app.text.files import write_atomic
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.yaml_file import read_yaml
 
 CLASS_PATH = "lightning_app.modules.VardaGPT"
 LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
@@ -97,7 +98,7 @@ class Opened:
         """That of the run, or of the command that wrote the checkpoint; empty where there is none."""
         for path in (self.path.with_suffix(".yaml"), self.path.parent.parent / "config.yaml"):
             if path.is_file():
-                found = yaml.safe_load(path.read_text(encoding="utf-8"))
+                found = read_yaml(path)
                 return found if isinstance(found, dict) else {}
         return {}
 

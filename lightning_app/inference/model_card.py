@@ -18,6 +18,7 @@ from lightning_app.callbacks.run_log import read_log
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.modules.base import COMMIT, LanguageModule
 from lightning_app.training.commit import UNKNOWN, commit
+from lightning_app.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +89,7 @@ def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:
 
 def _config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = read_yaml(path) if path.is_file() else None
     return found if isinstance(found, dict) else {}
 
 

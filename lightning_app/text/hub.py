@@ -72,6 +72,8 @@ def _load(spec: str, *, streaming: bool) -> Any:
 
     name, _, rest = spec.partition(":")
     config, _, split = rest.partition(":")
+    # StopIteration: of an empty file; LookupError: of an empty name
+    refusals: tuple[type[Exception], ...] = (*_reading_errors(), StopIteration, LookupError)
     try:
         if name in BUILDERS and rest:
             # a text may be "NA" or "null"; the values that pandas would take for missing stay what they are
@@ -83,7 +85,7 @@ def _load(spec: str, *, streaming: bool) -> Any:
             f"cannot load the dataset {spec!r} ({_first_line(error)}); its code is never run here: give its files as "
             "hf:json:FILES, hf:parquet:FILES, hf:csv:FILES or hf:text:FILES"
         ) from error
-    except _reading_errors() as error:
+    except refusals as error:
         raise InputError(
             f"cannot load the dataset {spec!r} ({type(error).__name__}: {_first_line(error)}); if it is a local file, "
             "check its path; a dataset of the hub needs its exact name and a network, or an earlier download and "

@@ -9,16 +9,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import tests.fuzz.files  # noqa: F401  (registers its kinds)
-from tests.fuzz.registry import FAILURES, KINDS, OTHER, REFUSED, SAME, WORD, Case
+import tests.conftest
+import tests.fuzz.files
+import tests.fuzz.requests
+import tests.fuzz.yamls  # noqa: F401  (each registers its kinds)
+from tests.fuzz.registry import ACCEPTED, FAILURES, KINDS, OTHER, REFUSED, SAME, WORD, Case, numbers
 
 log = logging.getLogger(__name__)
-OUTCOMES = (REFUSED, WORD, SAME, OTHER, *FAILURES)
+OUTCOMES = (REFUSED, WORD, SAME, OTHER, ACCEPTED, *FAILURES)
 SHOWN = 5  # failures of a kind that are printed
 
 
@@ -32,28 +35,29 @@ class Result:
 
 
 def fuzz(n: int, *, seed: int, kinds: list[str]) -> dict[str, Result]:
-    """Try `n` cases, about as many of each kind."""
-    share = {name: n // len(kinds) + (i < n % len(kinds)) for i, name in enumerate(kinds)}
-    return {name: _tried(name, range(share[name]), seed=seed) for name in kinds}
+    """Try `n` cases of these kinds."""
+    return {name: _tried(name, range(count), seed=seed) for name, count in numbers(n, kinds).items()}
 
 
-def _tried(name: str, numbers: range, *, seed: int) -> Result:
+def _tried(name: str, chosen: range, *, seed: int) -> Result:
     result, start = Result(), time.monotonic()
     with _made(name) as case:
-        for number in numbers:
+        for number in chosen:
             outcome = case(random.Random(f"{seed} {name} {number}"))
             result.counts[outcome.name] += 1
             if outcome.name in FAILURES:
                 result.failures.append(f"{outcome.name} --seed {seed} --only '{name}:{number}': {outcome.note}")
     result.seconds = time.monotonic() - start
-    log.info("%s: %d cases in %.0f s, %d failures", name, len(numbers), result.seconds, len(result.failures))
+    log.info("%s: %d cases in %.0f s, %d failures", name, len(chosen), result.seconds, len(result.failures))
     return result
 
 
 @contextmanager
 def _made(name: str) -> Iterator[Case]:
     with TemporaryDirectory(prefix="fuzz-") as folder:
-        yield KINDS[name](Path(folder))
+        made = KINDS[name](Path(folder))
+        with made if isinstance(made, AbstractContextManager) else nullcontext(made) as case:
+            yield case
 
 
 def table(results: dict[str, Result]) -> str:

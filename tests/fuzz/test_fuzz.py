@@ -2,23 +2,43 @@
 
 import random
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from lightning_app import cli
+from lightning_app.errors import InputError
 from lightning_app.training import checkpoint_io
 from tests.fuzz.__main__ import fuzz, table
 from tests.fuzz.damage import damaged
-from tests.fuzz.registry import FAILURES, KINDS, REFUSED, SILENT, TRACEBACK, Case
+from tests.fuzz.registry import FAILURES, KINDS, REFUSED, SILENT, TRACEBACK, UNCLEAR, Case, numbers
+from tests.fuzz.requests import answer_judged
+from tests.fuzz.yamls import fitted
 
 
 def test_no_damage_passes_unnoticed(capsys: pytest.CaptureFixture[str]):
-    results = fuzz(140, seed=1, kinds=list(KINDS))
-    assert len(results) >= 7
+    results = fuzz(160, seed=1, kinds=[name for name in KINDS if name != "yaml"])
+    assert len(results) >= 8
     failures = [failure for result in results.values() for failure in result.failures]
     assert not failures, "\n".join(failures)
     assert results["checkpoint"].counts[REFUSED] >= 15
+    assert results["request"].counts[REFUSED] >= 5
     assert "checkpoint" in table(results)
+
+
+def test_no_mutant_of_a_config_ends_in_a_traceback():
+    (result,) = fuzz(6, seed=1, kinds=["yaml"]).values()
+    assert not result.failures, "\n".join(result.failures)
+    assert result.counts[REFUSED] >= 3
+
+
+def test_a_tenth_of_the_cases_are_configs():
+    found = numbers(10_000, list(KINDS))
+    assert found["yaml"] == 1000
+    assert sum(found.values()) == 10_000
+    assert max(found.values()) <= 1126
+    assert numbers(7, ["yaml"]) == {"yaml": 7}
 
 
 def outcomes(case: Case, n: int = 40) -> set[str]:
@@ -39,3 +59,21 @@ def test_it_finds_a_traceback(tmp_path: Path):
     path = tmp_path / "number"
     path.write_text("1024")
     assert outcomes(damaged([path], lambda draw: int(path.read_text()))) >= {TRACEBACK, SILENT}
+
+
+@pytest.mark.parametrize(
+    "text", ["Internal Server Error", "{}", '{"error": {"message": ""}}', '{"detail": "Not Found"}']
+)
+def test_it_finds_an_answer_that_has_not_openais_form(text: str):
+    assert answer_judged(404, "application/json", text, head=False).name == UNCLEAR
+    assert answer_judged(500, "application/json", text, head=False).name == TRACEBACK
+    assert answer_judged(200, "application/json", '{"x": NaN}', head=False).name == UNCLEAR
+
+
+def test_it_finds_a_fit_that_does_not_end_in_one_line(folder: Path):
+    """An exception that is not for users, a bare exit, and one that is for users."""
+    found = []
+    for error in (LookupError("x"), SystemExit("error: " + "x" * 30), InputError("x" * 30)):
+        with mock.patch.object(cli, "check_arguments", side_effect=error):
+            found.append(fitted("", trains=False).name)
+    assert found == [TRACEBACK, UNCLEAR, REFUSED]

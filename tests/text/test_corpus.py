@@ -160,6 +160,17 @@ def test_local_files_through_datasets(tmp_path, monkeypatch):
         texts(f"hf:json:{tmp_path}/missing.jsonl")
 
 
+def test_a_dataset_without_data_or_name_is_refused(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    (tmp_path / "empty.jsonl").touch()
+    for spec in (f"json:{tmp_path}/empty.jsonl", ""):
+        with pytest.raises(InputError, match=f"cannot load the dataset '{spec}'"):
+            texts(f"hf:{spec}")
+
+
 def test_a_csv_file_keeps_na_and_null_and_names_numbers(tmp_path, monkeypatch):
     import datasets
 

@@ -1,0 +1,37 @@
+"""YAML is read in one place, and what is wrong with it is one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_app.errors import InputError
+from lightning_app.yaml_file import read_yaml
+
+PACKAGE = Path(__file__).parent.parent / "lightning_app"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: 1\n b: 2\n", "line 2, column 3: mapping values are not allowed here"),
+        (b"a: [", "line 1, column 5: expected the node content, but found '<stream end>'"),
+        (b"a:\n\t b: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
+        (b"a: \x00", "special characters are not allowed"),
+        (b"a: \xff", "can't decode byte 0xff"),
+        (b"[" * 5000, "recursion"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_place(tmp_path: Path, content: bytes, words: str):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_yaml(path)
+    assert str(refused.value).startswith(f"{path} is no readable YAML: ")
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_all_read_it_here():
+    files = [path for path in PACKAGE.rglob("*.py") if re.search(r"yaml\.\w*load\([^)]*(read|open)", path.read_text())]
+    assert [path.name for path in files] == ["yaml_file.py"]
