@@ -60,7 +60,6 @@ SAID = {  # of two steps, where it is other advice than that on little text
     "lora": (SHORT, "lora trains adapters beside random weights"),
     "streaming": (SHORT, "The number of training batches"),
 }
-OVERLAP = "training text"
 
 Main = Callable[..., None]
 
@@ -140,7 +139,7 @@ def test_a_schedule_is_refused_where_it_does_not_fit(
     name: str, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(ROOT)
-    with advised(LITTLE_TEXT), pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped:
         main("fit", *words(ROOT / f"configs/overlays/{name}.yaml"), *two_steps(tmp_path))
     assert stopped.value.code == 1
     assert "and the run has 2: lower cycles" in capsys.readouterr().err
@@ -181,7 +180,7 @@ def test_gpt2_takes_a_directory_and_other_texts(main: Main, monkeypatch: pytest.
     sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2}
     source = PretrainedLM(architecture="gpt2", options=sizes, vocab_size=257, block_size=512)
     source.model.save_pretrained(tmp_path / "source")
-    with advised(SHORT, OVERLAP):
+    with advised(SHORT):
         main(
             "fit",
             *("--config", "configs/gpt2.yaml", "--runs_dir", tmp_path, "--data.cache_dir", tmp_path / "cache"),

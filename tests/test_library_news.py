@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -84,3 +85,22 @@ def test_lines_are_the_same_on_each_machine():
     assert line_of(DeprecationWarning, "process (pid=1234) forks", "/usr/lib/python3.12/os.py") == (
         "DeprecationWarning in python: process (pid=N) forks"
     )
+
+
+OF_LIBRARIES = {  # all that tests may ignore: warnings of numpy on empty slices, of Python on forks, of pytest itself
+    *("ignore:Polyfit", "ignore:invalid value", "ignore:Mean of empty"),
+    "ignore:This process .* is multi-threaded:DeprecationWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore",  # lm_eval's own, in test_export_tools.py
+    "ignore::UserWarning",  # shipped configs in small, in golden/test_golden.py
+}
+
+
+def test_no_filter_names_anything_of_ours():
+    marks = []
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.filterwarnings"):
+                marks += [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    assert len(marks) > 3
+    assert set(marks) <= OF_LIBRARIES

@@ -23,8 +23,8 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.memory import AssociativeMemory, Payload
 from lightning_app.modules import VardaGPT
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from tests.advice import LITTLE_TEXT, advised
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*mostly learns it by heart")  # three sentences are no corpus
 TEXTS = {
     "fox": "The quick brown fox jumps over the lazy dog while 13 wizards vex bad nymphs.",
     "sea": "Waves come in from the sea and go out again, and the sand keeps no mark of them.",
@@ -98,8 +98,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("val.txt").write_text("The quick red fox sleeps by the sea, and people go out again from the light.")
         Path("tiny.yaml").write_text(yaml.safe_dump(CONFIG))
         Path("learned.yaml").write_text(yaml.safe_dump({**CONFIG, "name": "learned", "model": LEARNED}))
-        run("fit", "--config", "tiny.yaml")
-        run("fit", "--config", "learned.yaml")
+        for config in ("tiny.yaml", "learned.yaml"):
+            with advised(LITTLE_TEXT):  # three sentences are no corpus
+                run("fit", "--config", config)
         Path("built.txt").write_text(
             run(
                 "memory",
