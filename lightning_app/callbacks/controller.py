@@ -125,6 +125,7 @@ class HeadController(L.Callback):
             Tensor
         ] = []  # (3, P) of each layer: of dL/dgate, its size and its square, since the last update
         self._backwards = 0
+        self._kept: tuple[list[Tensor], int] = ([], 0)  # both, before the step in work
 
     # Before training: what cannot work is refused
 
@@ -234,12 +235,15 @@ class HeadController(L.Callback):
         if trainer.global_step == self._step:
             return  # within an accumulation
         self._step = trainer.global_step
+        if pl_module.skipped_step:
+            self._sums, self._backwards = self._kept
         if not self._done:
             self._age = (self._age + 1) * self.active
             if self._step >= self._end or self._stops(trainer):
                 self._finish(trainer, pl_module)
             elif self._step % self.freq == 0:
                 self._update(trainer, pl_module)
+        self._kept = (self._sums, self._backwards)
         pl_module.log_dict({f"controller/{name}": value for name, value in self._numbers().items()})
 
     def _mask(self, module: LanguageModule) -> None:
@@ -393,5 +397,6 @@ class HeadController(L.Callback):
             self.controller.load_state_dict(state_dict["controller"])
         self.active, self._age, self._damage = state_dict["active"], state_dict["age"], state_dict["damage"]
         self._sums, self._backwards = list(state_dict["sums"]), state_dict["backwards"]
+        self._kept = (self._sums, self._backwards)
         self._updates, self._turns = state_dict["updates"], state_dict["turns"]
         self._done, self._started = state_dict["done"], state_dict["started"]

@@ -310,7 +310,7 @@ class PlasticitySchedule(L.Callback):
         self._step = trainer.global_step
         if self.at.phase != "done":
             self.at = replace(self.at, steps=self.at.steps + 1)
-            if self.at.phase == "warmup" and self.plan.until_stable:
+            if self.at.phase == "warmup" and self.plan.until_stable and not pl_module.skipped_step:
                 loss = pl_module.train_loss  # of all batches of the step
                 self._losses.append(float(gathered(loss.reshape(1)).mean()))
                 del self._losses[:-MOST_LOSSES]

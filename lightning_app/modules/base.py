@@ -389,12 +389,17 @@ class LanguageModule(L.LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        if self.spikes is not None and self.spikes.skips:
+        if self.skipped_step:
             self.learned, self.grad_norm = {}, None  # those of the step before are not logged again
         else:
             with torch.no_grad():
                 self.learn(self._seen)
         self._seen.clear()
+
+    @property
+    def skipped_step(self) -> bool:
+        """Whether `skip_spikes` has left the last step out."""
+        return self.spikes is not None and self.spikes.skips
 
     @property
     def learns(self) -> bool:

@@ -1,7 +1,7 @@
 """A run with a poisoned batch equals, bit for bit, the run in which that step's update is left out."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_app.callbacks import HeadController
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT, ARTRegularizer, LanguageModule
@@ -18,6 +19,7 @@ from lightning_app.ops.spikes import ENOUGH
 from lightning_app.text.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
+from tests.advice import advised
 
 POISONED = 40
 STEPS = 44
@@ -59,6 +61,7 @@ def fit(folder: object) -> Fit:
         path: str | None = None,
         leave_out: bool = False,
         poison: float | None = 50.0,
+        callbacks: Sequence[L.Callback] = (),
         **options: Any,
     ) -> tuple[L.Trainer, ArticleGPT]:
         torch.manual_seed(0)
@@ -66,7 +69,9 @@ def fit(folder: object) -> Fit:
         art = ARTRegularizer(lambda_art=0.1, capacity=30)
         module = Poisoned(decoder, regularizers=[art], scheduler=WARM_UP, skip_spikes=skip)
         module.poison, module.leave_out = poison, leave_out
-        data = TextDataModule(train=Source("train.txt"), block_size=16, dataloader=Dataloader(batch_size=4))
+        data = TextDataModule(
+            train=Source("train.txt"), val=Source("val.txt"), block_size=16, dataloader=Dataloader(batch_size=4)
+        )
         trainer = L.Trainer(
             accelerator="cpu",
             max_steps=steps,
@@ -76,7 +81,7 @@ def fit(folder: object) -> Fit:
             enable_model_summary=False,
             use_distributed_sampler=False,
             limit_val_batches=0,
-            callbacks=[ExactResume()],
+            callbacks=[ExactResume(), *callbacks],
             **options,
         )
         trainer.fit(module, datamodule=data, ckpt_path=path)
@@ -177,3 +182,16 @@ def test_what_cannot_be_meant_is_refused():
             SpikeGuard(number)
     assert SpikeGuard(True).deviations == 6
     assert SpikeGuard(3).deviations == 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_controller_of_heads_does_not_hear_of_it(fit: Fit, accumulate: int):
+    heard = []
+    for poison, said in ((None, ()), (50.0, (f"step {POISONED} is left out",))):
+        controller = HeadController(controller_update_freq=STEPS - 2, warmup_steps=0, mode="logits", finally_="keep")
+        options = {"callbacks": [controller], "accumulate_grad_batches": accumulate}
+        with advised("the controller decides from step", *said):
+            fit(True, steps=POISONED + 2, poison=poison, **options)
+        heard.append(controller._backwards)
+    assert heard[0] > POISONED
+    assert heard[1] == heard[0] - accumulate
