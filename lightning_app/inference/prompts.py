@@ -31,7 +31,7 @@ def read_prompts(path: Path) -> list[Row]:
     """The prompts of a file: each line of a text, or the objects with a `prompt` of a `.jsonl` file.
 
     Raises:
-        InputError: no such file, none in it, or a line that is no such object.
+        InputError: no such file, none in it, or a line that is not such an object.
     """
     try:
         content = decode(path.read_bytes())

@@ -25,7 +25,7 @@ def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
     leaves the previous generation alone there, which `find_checkpoint` then takes.
     """
     if keep and target.is_file():
-        second = temporary.with_name(f"{temporary.name}.tmp")
+        second = temporary.with_name(temporary.name.replace(target.name, previous(target).name))
         try:
             os.link(target, second)
             os.replace(second, previous(target))

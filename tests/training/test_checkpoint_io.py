@@ -117,6 +117,19 @@ def test_a_kill_at_either_rename_leaves_a_whole_file(saved, monkeypatch, killed_
     assert {read_checkpoint(path)["step"] for path in generations(saved)} == {1}
 
 
+def test_the_next_save_removes_the_link_that_a_killed_one_left(saved, monkeypatch):
+    def kill(*_paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
+    monkeypatch.undo()
+    assert [path.name for path in saved.parent.glob(".*.tmp")]
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
+    assert not [path.name for path in saved.parent.glob(".*.tmp")]
+
+
 def test_without_hard_links_a_kill_leaves_the_generation_before(saved, monkeypatch):
     def refuse(*_paths):
         raise OSError(errno.EPERM, "no links here")
