@@ -159,7 +159,7 @@ class Pair:
         other = AssociativeMemory(**self.memory.config())
         if self.draw(st.booleans()):
             other.add(self.some(3)[0])
-            other.search(torch.zeros(1, D))  # its caches know something else
+            other.search(torch.zeros(1, D), k=1)  # its caches know something else
         other.load_state_dict(torch.load(file, weights_only=True))
         self.memory = other
 
