@@ -19,6 +19,7 @@ from lightning_app.modules import ARTRegularizer, CausalLM, LanguageModule, Outp
 from lightning_app.modules.base import OF_REGULARIZERS
 from lightning_app.text.token_array import TokenArray
 from lightning_app.text.windows import Batch, TokenWindows
+from lightning_app.training.checkpoint import start_from
 
 PLAIN, EWC_ARM, REPLAY, FROZEN = "plain", "EWC", "replay 5 %", "frozen, new head"
 REHEARSAL, RANDOM = "ART, rehearsal", "random texts, rehearsal"
@@ -149,7 +150,7 @@ def new_module(
     elif arm in ART_OPTIONS:
         regularizers = [ARTRegularizer(lambda_art=strength, normalize="center", **ART_OPTIONS[arm])]
     module = CausalLM(decoder, regularizers=regularizers)
-    module.start_from({"state_dict": {f"backbone.{name}": x for name, x in state.items()} | _others(module)})
+    start_from(module, {"state_dict": {f"backbone.{name}": x for name, x in state.items()} | _others(module)})
     for regularizer in module.regularizers:
         if isinstance(regularizer, EWC):
             regularizer.anchor()

@@ -40,6 +40,7 @@ from lightning_app.option_checks import check_options
 from lightning_app.own_parts import beside, with_atomic_writer
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
+from lightning_app.training.checkpoint import start_from, tokenizer_state
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -258,11 +259,11 @@ class Harness(LightningCLI):
         if not path or not Path(path).is_file():  # a sharded checkpoint is a folder
             return
         checkpoint = read_checkpoint(path, mmap=True)
-        tokenizer = checkpoint.get(TextDataModule.__qualname__)
+        tokenizer = tokenizer_state(checkpoint)
         if tokenizer:
             self.datamodule.adopt_tokenizer(tokenizer)
         if path == self._options.init_from:
-            self.model.start_from(checkpoint)
+            start_from(self.model, checkpoint)
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
 

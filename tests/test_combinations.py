@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lightning_app.callbacks import PlasticitySchedule, RandomState
-from lightning_app.inference.loading import load_module
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
@@ -19,6 +18,7 @@ from lightning_app.models.readers import AttentionReader
 from lightning_app.modules import ARTRegularizer, CausalLM, LanguageModule, VardaGPT
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
+from lightning_app.training.checkpoint import load_module
 
 STEPS = 6
 

@@ -12,9 +12,9 @@ import torch
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
 from lightning_app.modules import ArticleGPT, LanguageModule
 from lightning_app.modules.sharding import shard
+from lightning_app.training.checkpoint import load_module
 from tests.ddp_cases import CASES, STEPS
 from tests.test_ddp import ROOT, run, trained
 

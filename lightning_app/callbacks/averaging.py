@@ -10,11 +10,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_app.errors import InputError
-from lightning_app.models.heads import units_made
+from lightning_app.models.heads import Kind
 from lightning_app.modules.base import LanguageModule
+from lightning_app.training.checkpoint import CURRENT, WEIGHTS
 from lightning_app.training.strategies import shards_parameters
-
-CURRENT = "current_model_state"  # in a checkpoint: the trained weights; its state_dict has their average
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -97,7 +96,7 @@ class AveragedWeights(EMAWeightAveraging):
             return
         self._follow(pl_module)
         if CURRENT in checkpoint:
-            checkpoint = {**checkpoint, CURRENT: checkpoint["state_dict"] | checkpoint[CURRENT]}
+            checkpoint = {**checkpoint, CURRENT: checkpoint[WEIGHTS] | checkpoint[CURRENT]}
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     # Whatever surgery does to the model
@@ -106,7 +105,7 @@ class AveragedWeights(EMAWeightAveraging):
     def _follow(self, module: L.LightningModule) -> None:
         """Give the average the shape of the model: its heads, neurons and buffers."""
         assert isinstance(module, LanguageModule)
-        for kind in units_made(module.backbone):
+        for kind in cast(dict[Kind, Any], module.backbone.core.units):
             for ours, theirs in zip(self.average.units(kind), module.units(kind), strict=True):
                 ours.follow(theirs)
         own = dict(self.average.named_buffers())

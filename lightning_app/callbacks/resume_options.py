@@ -10,13 +10,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import class_path
+from lightning_app.models.registry import Description, class_path, describe
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.tree import leaves
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
 
-IN_FORCE = "options_in_force"  # in a checkpoint: see `in_force`
 # Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).
 KEPT = ("amsgrad", "centered", "fused", "foreach", "capturable", "differentiable")
 OF_TRAINING = ("drop", "noise")  # in the names of a module's options that a checkpoint's weights do not show
@@ -50,8 +50,9 @@ class ResumeOptions(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
-        self._saved, self._resumes = checkpoint.get(IN_FORCE), True
-        for name, theirs, ours in differing(_training_options(checkpoint), _training_options_of(pl_module)):
+        saved = Checkpoint.of(checkpoint)
+        self._saved, self._resumes = saved.options, True
+        for name, theirs, ours in differing(_training_options(saved.model), _training_options_of(pl_module)):
             _name(f"{name} is {ours}, the checkpoint's run had {theirs}")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,7 +108,7 @@ class ResumeOptions(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._given:
-            checkpoint[IN_FORCE] = self._given
+            put(checkpoint, options=self._given)
 
 
 def in_force(trainer: L.Trainer) -> dict[str, Any]:
@@ -139,13 +140,12 @@ def _digest(data: TextDataModule) -> str:
 
 
 def _training_options_of(module: L.LightningModule) -> dict[str, Any]:
-    own = module.hyper_parameters() if isinstance(module, LanguageModule) else {}
-    return _training_options({"hyper_parameters": own})
+    return _training_options(describe(module) if isinstance(module, LanguageModule) else None)
 
 
-def _training_options(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Dropout and noise in the options of a checkpoint's module."""
-    found = leaves(checkpoint.get("hyper_parameters") or {}, "model.")
+def _training_options(model: Description | None) -> dict[str, Any]:
+    """Dropout and noise in the options of a described module."""
+    found = leaves(model or {}, "model.")
     return {key: value for key, value in found if any(word in key.rsplit(".", 1)[-1] for word in OF_TRAINING)}
 
 

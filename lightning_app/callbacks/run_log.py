@@ -16,14 +16,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_app.modules.base import OF_REGULARIZERS, LanguageModule
+from lightning_app.modules.base import LanguageModule
 from lightning_app.modules.measures import SUMS
 from lightning_app.reporting.log import FILE_NAME, line_of
 from lightning_app.reporting.log import read_log as read_log  # beside what writes it
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.checkpoint import OF_REGULARIZERS, Checkpoint, put
 from lightning_app.training.loggers import keep_ids
-
-LOG_LINES = "log_lines"  # in a checkpoint
 
 
 def _plain(value: float) -> float | int | None:
@@ -177,10 +176,10 @@ class RunLog(L.Callback):
         for logger in _own(trainer):
             if trainer.is_global_zero:
                 _write_step(trainer, logger)
-                checkpoint[LOG_LINES] = logger.lines
+                put(checkpoint, log_lines=logger.lines)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._lines = checkpoint.get(LOG_LINES)
+        self._lines = Checkpoint.of(checkpoint).log_lines
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each passage of the text adds to the measures, so that intervals can be drawn from the log."""

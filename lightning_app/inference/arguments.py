@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint import load_module
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.utf8 import as_text
 

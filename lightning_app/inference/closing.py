@@ -19,7 +19,6 @@ from lightning_app.callbacks.samples import Samples
 from lightning_app.errors import DamagedError
 from lightning_app.inference.categories import networks_of, write_page
 from lightning_app.inference.generate import continue_text
-from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
@@ -30,6 +29,7 @@ from lightning_app.reporting.log import damage
 from lightning_app.reporting.table import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.loggers import CSV

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_app.inference.memory_reads import SeenText, reads_of
-from lightning_app.models.heads import units_made
-from lightning_app.models.heads.attention_heads import innermost
+from lightning_app.models.heads import cut_units
 from lightning_app.models.memory_lm import MemoryLM
 from lightning_app.models.readers.base import SESSION
 from lightning_app.models.rehearsal import evaluated
@@ -58,7 +57,7 @@ def explain(
             found["memory"] = reads_of(module, outputs.found, seen, positions=positions, entries=entries)
     if arts := [one for one in module.regularizers if isinstance(one, ARTRegularizer)]:
         found["categories"] = [_category(art, outputs, tokenizer) for art in arts]
-    if units_made(module.backbone):
+    if cut_units(module.backbone):
         found["heads"] = _heads(module)
     return found
 
@@ -83,7 +82,7 @@ def _segment(module: LanguageModule) -> int:
 def _context(module: LanguageModule, tokenizer: Tokenizer, text: str) -> list[int]:
     """The last ids of a text that fit a block of the model, from the start of a character on; at least one."""
     ids = tokenizer.encode(text) or [tokenizer.eot]
-    longest, segment = innermost(module.backbone).max_length or LONGEST, _segment(module)
+    longest, segment = module.backbone.core.max_length or LONGEST, _segment(module)
     kept = ids[-(longest // segment * segment) :]
     if len(kept) == len(ids):
         return ids
@@ -145,7 +144,7 @@ def _category(regularizer: ARTRegularizer, outputs: Outputs, tokenizer: Tokenize
 def _heads(module: LanguageModule) -> dict[str, Any]:
     """Which attention heads are alive and which masked (there, but multiplied by 0; the others were removed), by layer;
     of the feed-forward neurons how many."""
-    made, found = units_made(module.backbone), dict[str, Any]()
+    made, found = {units.kind: units for units in cut_units(module.backbone)}, dict[str, Any]()
     if heads := made.get("heads"):
         found |= {"attention": heads.mask.tolist(), "masked": _masked(heads.mask, heads.present).tolist()}
     if neurons := made.get("neurons"):

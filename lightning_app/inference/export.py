@@ -31,10 +31,10 @@ from lightning_app.inference.export_models import (
 )
 from lightning_app.inference.export_onnx import check_onnx, write_onnx
 from lightning_app.inference.export_tokenizer import write_tokenizer
-from lightning_app.inference.loading import module_of
 from lightning_app.inference.model_card import Facts, model_card
 from lightning_app.models.backbone import Backbone
 from lightning_app.text.files import sync, writing_into
+from lightning_app.training.checkpoint import module_of
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.find_checkpoint import find_checkpoint
 

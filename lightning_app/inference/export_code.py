@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning_app
 from lightning_app.errors import InputError
+from lightning_app.models.registry import PLACES, is_description
 
 PACKAGE = "lightning_app"
 MODELING = "modeling_lightning_app"  # in the directory: what `auto_map` names
@@ -24,12 +25,12 @@ def code_files(described: dict[str, Any]) -> dict[str, str]:
     """Text by name of the files that rebuild a described backbone.
 
     Args:
-        described: see `rebuilt_by`.
+        described: see `models.registry`.
 
     Raises:
         InputError: a class that is not of this project.
     """
-    sources = {PARTS: _parts_source(sorted(set(class_paths(described))))}
+    sources = {PARTS: _parts_source(sorted(set(parts_in(described))))}
     waiting = [SOURCE, PARTS]
     files: dict[str, str] = {}
     while waiting:
@@ -43,15 +44,15 @@ def code_files(described: dict[str, Any]) -> dict[str, str]:
     return {f"{name}.py": text for name, text in files.items()}
 
 
-def class_paths(described: Any) -> Iterator[str]:
-    """All classes that a description names."""
+def parts_in(described: Any) -> Iterator[str]:
+    """All names of classes in a description."""
     if isinstance(described, list):
         for one in described:
-            yield from class_paths(one)
-    if isinstance(described, dict) and described.keys() == {"class_path", "init_args"}:
-        yield described["class_path"]
-        for value in described["init_args"].values():
-            yield from class_paths(value)
+            yield from parts_in(one)
+    if is_description(described):
+        yield described["part"]
+        for value in described["options"].values():
+            yield from parts_in(value)
 
 
 def flat_name(module: str) -> str:
@@ -59,15 +60,15 @@ def flat_name(module: str) -> str:
     return module.removeprefix(f"{PACKAGE}.").removeprefix("inference.").replace(".", "_")
 
 
-def _parts_source(paths: list[str]) -> str:
-    foreign = [path for path in paths if not path.startswith(f"{PACKAGE}.")]
+def _parts_source(names: list[str]) -> str:
+    foreign = [name for name in names if name not in PLACES]
     if foreign:
         raise InputError(
             f"the model has a {foreign[0]}, which is no part of {PACKAGE}: its code cannot be taken into the directory"
         )
-    split = [path.rpartition(".") for path in paths]
-    lines = [f"from {module} import {name}" for module, _, name in split]
-    entries = [f'    "{path}": {name},' for path, (_, _, name) in zip(paths, split, strict=True)]
+    places = [PLACES[name].partition(":") for name in names]
+    lines = [f"from {module} import {name}" for module, _, name in places]
+    entries = [f'    "{name}": {cls},' for name, (_, _, cls) in zip(names, places, strict=True)]
     return "\n".join(['"""The classes of this model."""', "", *lines, "", "PARTS = {", *entries, "}", ""])
 
 

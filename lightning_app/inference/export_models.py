@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_app.models.backbone import Backbone, rebuilt_by
+from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Block, Decoder
-from lightning_app.models.heads import Units, units_made
-from lightning_app.models.heads.attention_heads import innermost
+from lightning_app.models.heads import Units, cut_units
 from lightning_app.models.lora import merged
 from lightning_app.models.memory_lm import MemoryLM
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.models.registry import describe, is_description
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
@@ -35,14 +35,14 @@ def merge_adapters(backbone: Backbone) -> Backbone:
 
 def fold_masks(backbone: Backbone) -> None:
     """Write zeros for what is masked, so that nothing has to be multiplied by 0 any more."""
-    for units in units_made(backbone).values():
+    for units in cut_units(backbone):
         _write_zeros(units, units.present & ~units.mask)
         units.set_mask(torch.ones(units.shape, dtype=torch.bool))
 
 
 def fill_removed(backbone: Backbone) -> None:
     """Bring back, as zeros, what was removed: the model computes what it did, in the shape that it had at first."""
-    for units in units_made(backbone).values():
+    for units in cut_units(backbone):
         removed, everything = ~units.present, list(range(units.shape[1]))
         nothing: list[list[int]] = [[] for _ in units.layers]
         units.set_layout({"shape": units.shape, "present": [everything for _ in units.layers], "masked": nothing})
@@ -61,7 +61,7 @@ def _write_zeros(units: Units, dead: Tensor) -> None:
 
 def removed_units(backbone: Backbone) -> dict[str, int]:
     """How many units are gone, by kind, where some are."""
-    counts = {str(kind): int((~units.present).sum()) for kind, units in units_made(backbone).items()}
+    counts = {str(units.kind): int((~units.present).sum()) for units in cut_units(backbone)}
     return {kind: count for kind, count in counts.items() if count}
 
 
@@ -199,14 +199,12 @@ def own_model(backbone: Backbone) -> PreTrainedModel:
     from lightning_app.inference.modeling_lightning_app import LightningAppConfig, LightningAppForCausalLM
 
     ties = {f"backbone.{name}": f"backbone.{other}" for name, other in tied(backbone).items()}
-    layouts = {kind: units.layout() for kind, units in units_made(backbone).items()}
     config = LightningAppConfig(
         backbone=described(backbone),
-        layouts=layouts,
         tied_weights=ties,
         vocab_size=backbone.vocab_size,
         hidden_size=backbone.width,
-        num_hidden_layers=_layers(innermost(backbone)),
+        num_hidden_layers=_layers(backbone.core),
         max_position_embeddings=backbone.max_length,
         tie_word_embeddings=bool(ties),
     )
@@ -223,8 +221,8 @@ def tied(model: nn.Module) -> dict[str, str]:
 
 
 def described(backbone: Backbone) -> dict[str, Any]:
-    """`rebuilt_by`, without what belongs to the machine that it was trained on."""
-    return _without_machine(rebuilt_by(backbone))
+    """`describe`, without what belongs to the machine that it was trained on."""
+    return _without_machine(describe(backbone))
 
 
 def _without_machine(value: Any) -> Any:
@@ -233,10 +231,10 @@ def _without_machine(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     changed = {key: _without_machine(one) for key, one in value.items()}
-    if "init_args" in changed:
+    if is_description(changed):
         here = {"path": None, "gradient_checkpointing": False}  # vectors in a file of one's own; training alone
-        arguments = changed["init_args"]
-        changed["init_args"] = arguments | {key: off for key, off in here.items() if key in arguments}
+        options = changed["options"]
+        changed["options"] = options | {key: off for key, off in here.items() if key in options}
     return changed
 
 

@@ -10,24 +10,21 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.cli import instantiate_module
 
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import module_of
-from lightning_app.models.heads.attention_heads import units_made
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.models.readers import KNNReader
 from lightning_app.models.readers.base import Reader
+from lightning_app.models.registry import as_config, build, describe
 from lightning_app.modules.base import LanguageModule
 from lightning_app.modules.varda_gpt import VardaGPT
 from lightning_app.text.files import write_atomic
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint import WEIGHTS, module_of, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.yaml_file import read_yaml
 
-CLASS_PATH = "lightning_app.modules.VardaGPT"
 LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
-OF_A_FIT = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "MixedPrecision")  # belong to other weights
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
 # python main.py validate --config {name}.yaml --ckpt_path {name}.ckpt
@@ -113,7 +110,7 @@ class Opened:
     def write(self, path: str | Path, *, with_config: bool) -> None:
         """Write the model as it is now, whole or not at all, and beside it the config that fits it."""
         config = self.config()
-        checkpoint = {**self.checkpoint, "state_dict": self.module.cpu().state_dict()}
+        checkpoint = {**self.checkpoint, WEIGHTS: self.module.cpu().state_dict()}
         self.module.on_save_checkpoint(checkpoint)
         AtomicCheckpointIO(keep_previous=False).save_checkpoint(checkpoint, path)  # what was deleted is gone
         if with_config:
@@ -124,34 +121,24 @@ class Opened:
 
 def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
     """The model with an empty `KNNReader` of these options: behind its other readers, or for the one that it has."""
-    varda = opened.module.hyper_parameters()
-    readers = varda.get("readers", [])
+    varda = copy.deepcopy(describe(opened.module))
+    varda["part"], options_of = "VardaGPT", varda["options"]
+    readers = options_of.get("readers", [])
     number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
-    kept = readers[number]["init_args"] if number < len(readers) else {}
-    made = {
-        "class_path": "lightning_app.models.readers.KNNReader",
-        "init_args": {**kept, **options, "scope": "shared", "streams": 1, "writes": "never", "path": None},
-    }
-    varda["readers"] = [*readers[:number], made, *readers[number + 1 :]]
-    module = _shaped_like(opened.module, instantiate_module(VardaGPT, copy.deepcopy(varda)))
+    kept = readers[number]["options"] if number < len(readers) else {}
+    fixed = {"scope": "shared", "streams": 1, "writes": "never", "path": None}
+    made = {"part": "KNNReader", "version": 1, "options": {**kept, **options, **fixed}}
+    options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
+    module: VardaGPT = build(varda)
     own, state = f"backbone.readers.{number}.", _renamed(opened.module)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
     new = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
     module.load_state_dict(state | new)
-    plain = {name: value for name, value in opened.checkpoint.items() if name not in OF_A_FIT}
-    return replace(opened.with_module(module), checkpoint=plain)
-
-
-def _shaped_like(module: LanguageModule, made: VardaGPT) -> VardaGPT:
-    """Without the heads and neurons that the model has lost."""
-    for kind, lost in units_made(module.backbone).items():
-        for units in made.units(kind):
-            units.set_layout(lost.layout())
-    return made
+    return replace(opened.with_module(module), checkpoint=without_fit(opened.checkpoint))
 
 
 def _is_knn(reader: dict[str, Any]) -> bool:
-    return str(reader["class_path"]).endswith(".KNNReader")
+    return reader["part"] == "KNNReader"
 
 
 def _renamed(module: LanguageModule) -> dict[str, torch.Tensor]:
@@ -170,9 +157,9 @@ def with_room(opened: Opened, n: int) -> Opened:
     knn = opened.knn
     if n <= knn.bank.shared.memory_size:
         return opened
-    options = opened.varda.hyper_parameters()
-    next(reader for reader in options["readers"] if _is_knn(reader))["init_args"]["memory_size"] = n
-    module = _shaped_like(opened.module, instantiate_module(VardaGPT, options))
+    varda = copy.deepcopy(describe(opened.varda))
+    next(reader for reader in varda["options"]["readers"] if _is_knn(reader))["options"]["memory_size"] = n
+    module: VardaGPT = build(varda)
     state = module.state_dict()
     for name, tensor in opened.module.state_dict().items():
         state[name][tuple(slice(size) for size in tensor.shape)] = tensor
@@ -182,7 +169,7 @@ def with_room(opened: Opened, n: int) -> Opened:
 
 def fitting(config: dict[str, Any], varda: VardaGPT, tokenizer: Tokenizer) -> dict[str, Any]:
     """A config with the model in its place, so that `validate` and `test` can build it before they load it."""
-    parts = varda.backbone.config()
+    parts = {name: as_config(value) for name, value in varda.backbone.config().items()}
     backbone = parts["backbone"]
     without_links = {name: value for name, value in backbone["init_args"].items() if name not in LINKED}
     parts["backbone"] = {**backbone, "init_args": without_links}
@@ -191,5 +178,5 @@ def fitting(config: dict[str, Any], varda: VardaGPT, tokenizer: Tokenizer) -> di
         data["vocab_size"] = varda.backbone.vocab_size
     kept = {name: value for name, value in config.items() if name not in ("ckpt_path", "init_from", "model")}
     options = (config.get("model") or {}).get("init_args") or {}
-    model = {"class_path": CLASS_PATH, "init_args": {**options, **parts}}
+    model = {"class_path": "VardaGPT", "init_args": {**options, **parts}}
     return {**kept, "data": {name: value for name, value in data.items() if value is not None}, "model": model}

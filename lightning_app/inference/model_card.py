@@ -16,7 +16,8 @@ from torch import nn
 from lightning_app.callbacks.run_log import FILE_NAME as LOG
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.models.memory import AssociativeMemory
-from lightning_app.modules.base import COMMIT, LanguageModule
+from lightning_app.modules.base import LanguageModule
+from lightning_app.training.checkpoint import STEP, Checkpoint, tokenizer_state
 from lightning_app.training.commit import UNKNOWN, commit
 from lightning_app.yaml_file import read_yaml
 
@@ -60,18 +61,14 @@ class Facts:
     @classmethod
     def of(cls, checkpoint: dict[str, Any], path: Path, module: LanguageModule) -> Facts:
         """From a checkpoint that was read from `path`, and the folder of its run."""
-        run, step = path.absolute().parent.parent, checkpoint.get("global_step")
+        run, step = path.absolute().parent.parent, checkpoint.get(STEP)
         records = read_log(run) if (run / LOG).is_file() else []
         metrics = _metrics(records, step) or _monitored(checkpoint)
         data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
-        name = next((state["tokenizer"]["name"] for state in _states_with_tokenizer(checkpoint)), UNKNOWN)
-        tokenizer = f"`{name}`"
-        commits = (checkpoint.get(COMMIT, UNKNOWN), commit())
+        state = tokenizer_state(checkpoint)
+        tokenizer = f"`{UNKNOWN if state is None else state['tokenizer']['name']}`"
+        commits = (Checkpoint.of(checkpoint).commit, commit())
         return cls(path, type(module).__name__, step, tokenizer, metrics, _config(run), data, commits, _memory(module))
-
-
-def _states_with_tokenizer(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    return [value for value in checkpoint.values() if isinstance(value, dict) and "tokenizer" in value]
 
 
 def _metrics(records: list[dict[str, Any]], step: int | None) -> dict[str, float]:

@@ -6,12 +6,11 @@ Shapes: B batch, T new positions, P cached ones, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -20,8 +19,8 @@ from transformers.utils import can_return_tuple
 from lightning_app.inference.modeling_parts import PARTS
 from lightning_app.models.attention import KVCache
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.heads import Kind, units_of
-from lightning_app.models.heads.attention_heads import innermost
+from lightning_app.models.heads.attention_heads import take_layout
+from lightning_app.models.registry import build
 
 OUTPUTS = {field.name for field in fields(CausalLMOutputWithPast)}
 CACHE = "cache" if "cache" in OUTPUTS else "past_key_values"  # the library's name of it, until its 5.24 the latter
@@ -34,8 +33,7 @@ class LightningAppConfig(PretrainedConfig):
     """What rebuilds the model.
 
     Args:
-        backbone: class and arguments of the backbone, nested where one holds another.
-        layouts: which heads and neurons are left, by kind.
+        backbone: the description of the backbone (`models.registry`).
         tied_weights: names of parameters that are another one, whose name stands beside.
         kwargs: sizes and special ids, as other families have them.
     """
@@ -45,22 +43,11 @@ class LightningAppConfig(PretrainedConfig):
     def __init__(
         self,
         backbone: dict[str, Any] | None = None,
-        layouts: dict[Kind, Any] | None = None,
         tied_weights: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.backbone, self.layouts, self.tied_weights = backbone or {}, layouts or {}, tied_weights or {}
+        self.backbone, self.tied_weights = backbone or {}, tied_weights or {}
         super().__init__(**kwargs)
-
-
-def rebuilt(described: Any) -> Any:
-    """The inverse of `rebuilt_by`: what a class and its arguments in plain types describe; all else as it is."""
-    if isinstance(described, list):
-        return [rebuilt(one) for one in described]
-    if isinstance(described, Mapping) and described.keys() == {"class_path", "init_args"}:
-        arguments = {name: rebuilt(value) for name, value in described["init_args"].items()}
-        return PARTS[described["class_path"]](**arguments)
-    return described
 
 
 class SharedCache(KVCache):
@@ -85,10 +72,7 @@ class LightningAppForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LightningAppConfig, backbone: Backbone | None = None):
         super().__init__(config)
-        self.backbone = rebuilt(config.backbone) if backbone is None else backbone
-        with torch.device("cpu"):  # which units there are must be known while the weights are still without values
-            for kind, layout in config.layouts.items():
-                units_of(self.backbone, kind).set_layout(layout)
+        self.backbone = build(config.backbone, PARTS.__getitem__, take_layout) if backbone is None else backbone
         for module in self.modules():  # all of them lie in the file: loading leaves others without values
             module._non_persistent_buffers_set.clear()
         self._tied_weights_keys = config.tied_weights
@@ -169,14 +153,14 @@ class LightningAppForCausalLM(PreTrainedModel, GenerationMixin):
         """An empty one is made anew, as families with sliding windows need one of their own config."""
         if given is not None and given.get_seq_length():
             return given
-        model = getattr(innermost(self.backbone), "model", None)
+        model = getattr(self.backbone.core, "model", None)
         return DynamicCache(config=model.config) if isinstance(model, PreTrainedModel) else DynamicCache()
 
     def _cache(self, past: DynamicCache | None) -> Any:
         """In the form that the backbone knows."""
         if past is None:
             return None
-        own = innermost(self.backbone).new_cache(0)
+        own = self.backbone.core.new_cache(0)
         return SharedCache(past) if isinstance(own, KVCache) else type(own)(past)  # type: ignore[call-arg]
 
     def prepare_inputs_for_generation(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,17 @@ class Cache(Protocol):
         """Its rows and then those of another one, the shorter of both padded on the left; None where it cannot."""
 
 
+class Shaped(Protocol):
+    """Parts of a backbone that can be cut out of it, all of one kind."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing and nothing masked."""
+
+    def layout(self) -> dict[str, Any]:
+        """What is there, in plain types."""
+
+
 class Backbone(nn.Module, ABC):
     """A causal language model in three steps: `embed`, `hidden`, `logits`.
 
@@ -47,12 +57,17 @@ class Backbone(nn.Module, ABC):
         width: D of `embed` and `hidden`.
         max_length: the most positions that a sequence may have; None where there is no limit.
         attention_width: sum over the layers of heads x head size, for counting FLOPs; follows when heads are removed.
+        units: what can be cut out of it, by kind, once it was asked for. A deep copy has its own.
     """
 
     vocab_size: int
     width: int
     max_length: int | None
     attention_width: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units: dict[str, Shaped] = {}
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -89,6 +104,11 @@ class Backbone(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this model, in plain types."""
 
+    @classmethod
+    def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the options of `config` those that change what is computed from the same weights."""
+        return {}
+
     def flops_per_token(self, length: int) -> int:
         """FLOPs of one training step per token: 6 per matrix weight, 12 per attention weight and position.
 
@@ -98,6 +118,11 @@ class Backbone(nn.Module, ABC):
         """
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matrices + 12 * self.attention_width * length
+
+    @property
+    def core(self) -> Backbone:
+        """The language model within what wraps it; itself where nothing does."""
+        return self
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -119,14 +144,3 @@ class Backbone(nn.Module, ABC):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""
         return self.logits(self.hidden(self.embed(ids), mask=mask).last)
-
-
-def rebuilt_by(part: Any) -> dict[str, Any]:
-    """Class and arguments, in plain types, of a part that has a `config()`."""
-    return {"class_path": class_path(part), "init_args": part.config()}
-
-
-def class_path(obj: object) -> str:
-    """Where the class of an object is imported from; sharding puts a class of its own before it."""
-    cls = next(c for c in type(obj).__mro__ if not issubclass(c, FSDPModule))
-    return f"{cls.__module__}.{cls.__qualname__}"

@@ -6,7 +6,7 @@ Shapes: B batch, T positions, D embedding_dim, H heads, K head_size, V vocabular
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -227,6 +227,11 @@ class Decoder(Backbone):
 
     def config(self) -> dict[str, Any]:
         return dict(self._config)
+
+    @classmethod
+    def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        names = ("heads", "head_size", "positions", "norm", "activation")
+        return {name: options[name] for name in names if name in options}
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.transformer["wte"](ids)

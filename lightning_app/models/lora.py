@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
+from lightning_app.models.registry import build, describe
 
 if TYPE_CHECKING:  # importing peft takes seconds
     from lightning_app.models.pretrained import PretrainedLM
@@ -153,12 +154,8 @@ def named_as(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str
 def merged(backbone: PretrainedLM) -> PretrainedLM:
     """A plain model, on the CPU, that computes the same: W + (alpha / r) B A in the place of W. Heads and neurons that
     are masked or removed are so in it, too. `backbone` stays as it is; without adapters the result is a copy."""
-    from lightning_app.models.heads import units_made, units_of
-    from lightning_app.models.pretrained import PretrainedLM
-
-    plain = PretrainedLM(**{**backbone.config(), "lora": None})
-    for kind, units in units_made(backbone).items():
-        units_of(plain, kind).set_layout(units.layout())
+    described = describe(backbone)
+    plain: PretrainedLM = build({**described, "options": {**described["options"], "lora": None}})
     plain.load_state_dict(merged_state(backbone))
     return plain.train(backbone.training)
 

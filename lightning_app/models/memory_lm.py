@@ -13,8 +13,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone, Cache, HiddenStates, rebuilt_by
+from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.readers.base import Passage, Reader, Reading, merged
+from lightning_app.models.registry import describe
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class MemoryLM(Backbone):
         return self.backbone.attention_width
 
     @property
+    def core(self) -> Backbone:
+        return self.backbone.core
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.backbone.blocks
 
@@ -91,8 +96,8 @@ class MemoryLM(Backbone):
 
     def config(self) -> dict[str, Any]:
         return {
-            "backbone": rebuilt_by(self.backbone),
-            "readers": [rebuilt_by(reader) for reader in self.readers],
+            "backbone": describe(self.backbone),
+            "readers": [describe(reader) for reader in self.readers],
             "segment_length": self.segment_length,
             "isolate_segments": self.isolate_segments,
         }

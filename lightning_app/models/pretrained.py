@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what famil
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 OF_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype")  # no properties of the model
 WITHOUT_CODE = {"trust_remote_code": False}  # None would ask on the terminal
+# In the names of its settings that a training may change, or that a tensor's shape shows.
+FREE = ("drop", "token_id", "position", "vocab", "use_cache", "initializer", "output_", "implementation")
 PROBE = 8  # positions of the comparison with the family's own forward
 LOUD = 100.0  # standard deviation of its logits, at which every softcap shows
 TOLERANCE = {torch.float32: 1e-3 * LOUD}  # products of other shapes round differently; half precision: see below
@@ -180,6 +182,11 @@ class PretrainedLM(Backbone):
             "gradient_checkpointing": self._gradient_checkpointing,
             "dtype": self._dtype,
         }
+
+    @classmethod
+    def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        config = options["config"].items()
+        return {name: x for name, x in config if isinstance(x, int | float | str) and not any(w in name for w in FREE)}
 
     def embed(self, ids: Tensor) -> Tensor:
         return self._embedding(ids)

@@ -12,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_app.errors import InputError
 from lightning_app.models.art import ART, SPAN, check_term
-from lightning_app.models.backbone import Backbone, HiddenStates, rebuilt_by
+from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.ranks import gathered, rank, world_size
+from lightning_app.models.registry import describe
 from lightning_app.models.rehearsal import evaluated, forgotten
 from lightning_app.modules.base import LanguageModule, Outputs, Regularizer
 from lightning_app.ops.art import Pooling, Resonance, pool, spans, spread
@@ -244,7 +245,6 @@ class ARTGPT2(LanguageModule):
         art = ARTRegularizer() if art is None else art
         super().__init__(backbone, regularizers=[art, *(regularizers or [])], **kwargs)
 
-    def hyper_parameters(self) -> dict[str, Any]:
-        of_all = super().hyper_parameters()
+    def config(self) -> dict[str, Any]:
         art, *others = self.regularizers
-        return {**of_all, "art": rebuilt_by(art), "regularizers": [rebuilt_by(other) for other in others]}
+        return {**super().config(), "art": describe(art), "regularizers": [describe(other) for other in others]}

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning as L
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
+from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
-from lightning_app.models.heads import Kind, Units, units_made, units_of
-from lightning_app.models.lora import named_as
+from lightning_app.models.heads import Kind, Units, units_of
 from lightning_app.models.ranks import mean_over_ranks, several_ranks
+from lightning_app.models.registry import describe
 from lightning_app.modules.accumulation import next_window
 from lightning_app.modules.measures import LanguageMeasures, Passages
 from lightning_app.modules.precision import check_precision
@@ -31,8 +31,9 @@ from lightning_app.ops.accumulation import COUNTED, Over, Window, counts_of
 from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training import checkpoint as checkpoints
 from lightning_app.training.accumulation import accumulated, steps_in
-from lightning_app.training.commit import commit
+from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
 
@@ -41,12 +42,7 @@ NOT_FINITE = (
     "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
     "the checkpoints on disk are from before"
 )
-LAYOUTS = "units"  # in a checkpoint: which heads and neurons are left
 SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
-COMMIT = "commit"  # in a checkpoint: of the code that trained
-OF_REGULARIZERS = "regularizers."  # in the names of their tensors
-# What options of models call their heads.
-OF_HEADS = ("heads", "head_size", "n_head", "num_heads", "num_attention_heads", "num_key_value_heads", "head_dim")
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -213,8 +209,11 @@ class LanguageModule(L.LightningModule, ABC):
         Raises:
             InputError: a family that does not show its heads or neurons.
         """
-        copies = [copy for regularizer in self.regularizers for copy in regularizer.copies()]
-        return [units_of(model, kind) for model in (self.backbone, *copies)]
+        return [units_of(model, kind) for model in self.backbones()]
+
+    def backbones(self) -> list[Backbone]:
+        """The model, then the copies of it in regularisers."""
+        return [self.backbone, *(copy for regularizer in self.regularizers for copy in regularizer.copies())]
 
     # What is computed
 
@@ -415,7 +414,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def buffers_equal_on_all_ranks(self) -> list[str]:
         """Names of buffers that ranks keep equal by learning the same, so that DDP need not send them around."""
-        return [name for name, _ in self.named_buffers() if name.startswith(OF_REGULARIZERS)]
+        return [name for name, _ in self.named_buffers() if name.startswith(checkpoints.OF_REGULARIZERS)]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.log_step()
@@ -505,7 +504,7 @@ class LanguageModule(L.LightningModule, ABC):
         return self.backbone.max_length
 
     def _say_what_is_frozen(self) -> None:
-        own = [p for name, p in self.named_parameters() if not name.startswith(OF_REGULARIZERS)]
+        own = [p for name, p in self.named_parameters() if not name.startswith(checkpoints.OF_REGULARIZERS)]
         trained, total = sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)
         if trained < total:
             rank_zero_info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
@@ -606,27 +605,49 @@ class LanguageModule(L.LightningModule, ABC):
 
     # Checkpoints
 
-    def hyper_parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this module for use, in plain types (not how it is optimised)."""
-        regularizers = [rebuilt_by(regularizer) for regularizer in self.regularizers]
-        return {"backbone": rebuilt_by(self.backbone), "regularizers": regularizers, "token_noise": self.token_noise}
+        regularizers = [describe(regularizer) for regularizer in self.regularizers]
+        return {"backbone": describe(self.backbone), "regularizers": regularizers, "token_noise": self.token_noise}
+
+    def own_state(self) -> dict[str, Any]:
+        """What it keeps beside tensors, in plain types, for a checkpoint."""
+        return {} if self.spikes is None else {SPIKES: self.spikes.state_dict()}
+
+    def load_own_state(self, state: dict[str, Any], *, resumes: bool) -> None:
+        """Take what `own_state` gave; `resumes` is whether the run goes on from there."""
+        if self.spikes is not None and SPIKES in state and resumes:
+            self.spikes.load_state_dict(state[SPIKES])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["hyper_parameters"] = {
-            **self.hyper_parameters(),
-            "_class_path": class_path(self),
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
-        }
-        checkpoint[COMMIT] = commit()
-        if self.spikes is not None:
-            checkpoint[SPIKES] = self.spikes.state_dict()
-        layouts = {kind: units.layout() for kind, units in units_made(self.backbone).items()}
-        if layouts:
-            checkpoint[LAYOUTS] = layouts
+        checkpoints.write(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoints.WEIGHTS not in checkpoint:  # a sharded strategy has loaded the tensors itself
+            return
+        self._check_groups(checkpoint)
+        checkpoints.resume(self, checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any
+    ) -> Self:
+        """The module in a file, with the options that it has there, on the CPU or on `map_location`.
+
+        Raises:
+            InputError: the file holds another class, or another argument was given.
+        """
+        kwargs.pop("weights_only", None)  # plain types alone are ever read
+        if given := [name for name, value in kwargs.items() if value is not None]:
+            raise InputError(f"load_from_checkpoint takes no {given[0]}: a checkpoint has all options of its module")
+        module = checkpoints.module_in(read_checkpoint(checkpoint_path), checkpoint_path)
+        if not isinstance(module, cls):
+            raise InputError(f"{checkpoint_path} holds a {type(module).__name__}, not a {cls.__name__}")
+        return module if map_location is None else module.to(map_location)
 
     def _check_groups(self, checkpoint: dict[str, Any]) -> None:
         """A resume needs the parameter groups that the checkpoint's optimizer had."""
-        groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+        groups = [group for state in checkpoint.get(checkpoints.OPTIMIZERS, []) for group in state["param_groups"]]
         by_layer = any("layer" in group for group in groups)
         if groups and self.group_by_layer and not by_layer:
             raise InputError(
@@ -635,79 +656,8 @@ class LanguageModule(L.LightningModule, ABC):
             )
         self.group_by_layer = self.group_by_layer or by_layer
 
-    def start_from(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of another run. A regulariser that the checkpoint lacks starts anew; what it holds of one
-        that this module lacks stays behind; one that both have goes on.
-
-        Raises:
-            InputError: anything else in which the two differ.
-        """
-        self._take_shape(checkpoint)  # first: what a new regulariser copies has it, too
-        own = self.state_dict()
-        state = named_as(own, checkpoint["state_dict"])
-        ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
-        kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
-        new = {name: tensor for name, tensor in own.items() if _regularizer_of(name) not in theirs}
-        checkpoint = {**checkpoint, "state_dict": kept | new, "optimizer_states": []}
-        self.on_load_checkpoint(checkpoint)
-        self.load_state_dict(checkpoint["state_dict"])
-        for i, regularizer in enumerate(self.regularizers):
-            if f"{OF_REGULARIZERS}{i}" in ours - theirs:
-                regularizer.build(self.model_of_states)
-                rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
-
-    def _take_shape(self, checkpoint: dict[str, Any]) -> None:
-        """Lose the heads and neurons that the checkpoint's model has lost."""
-        for kind, layout in checkpoint.get(LAYOUTS, {}).items():
-            for units in self.units(kind):
-                units.set_layout(layout)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "state_dict" not in checkpoint:  # a sharded strategy has loaded the tensors itself
-            return
-        self._check_groups(checkpoint)
-        if self.spikes is not None and SPIKES in checkpoint and checkpoint.get("optimizer_states"):
-            self.spikes.load_state_dict(checkpoint[SPIKES])
-        self._take_shape(checkpoint)
-        own = self.state_dict()
-        for name, tensor in checkpoint["state_dict"].items():
-            if name in own and own[name].shape != tensor.shape:
-                raise InputError(
-                    f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
-                    "give the options (or the tokenizer) that the checkpoint was trained with"
-                )
-        ours, theirs = (_head_counts(found) for found in (self.hyper_parameters(), checkpoint.get("hyper_parameters")))
-        if differing := [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]:
-            name = min(differing, key=OF_HEADS.index)
-            raise InputError(
-                f"the checkpoint's model has {name} {theirs[name]}, this one {ours[name]}: give the options that the "
-                "checkpoint was trained with"
-            )
-        for names, where in (
-            (own.keys() - checkpoint["state_dict"].keys(), "checkpoint"),
-            (checkpoint["state_dict"].keys() - own.keys(), "model"),
-        ):
-            if names and self.strict_loading:
-                raise InputError(
-                    f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
-                )
-
-
-def _head_counts(options: Any) -> dict[str, int]:
-    """Numbers and sizes of heads in the options of a module's backbone: matrices need not show them."""
-    found: dict[str, int] = {}
-    while isinstance(options, Mapping):
-        found |= {name: n for name, n in options.items() if name in OF_HEADS and isinstance(n, int)}
-        options = next((options[name] for name in ("backbone", "init_args", "config") if options.get(name)), None)
-    return found
-
 
 def layer_of_parameter(name: str) -> int:
     """The number of the block in a parameter's name ("transformer.h.3.attn.c_attn.weight": 3); -1: of no block."""
     numbers = [part for part in name.split(".") if part.isdecimal()]
     return int(numbers[0]) if numbers and name.startswith("backbone.") else -1
-
-
-def _regularizer_of(tensor: str) -> str | None:
-    """ "regularizers.0" of a tensor's name; None for what is no regulariser's."""
-    return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_REGULARIZERS) else None

@@ -24,7 +24,7 @@ from lightning_app.ops.accumulation import Over
 from lightning_app.ops.losses import IGNORE, token_nll
 from lightning_app.text.datamodule import TextDataModule
 
-DOCUMENTS = "memory_documents"  # in a checkpoint: source by content key of each document that a memory holds
+DOCUMENTS = "documents"  # in a checkpoint: source by content key of each document that a memory holds
 SESSION_CHUNK = 16  # tokens
 HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this
 
@@ -306,18 +306,17 @@ class VardaGPT(LanguageModule):
     def longest_block(self) -> int | None:
         return self.backbone.backbone.max_length if self.backbone.context_length is None else None
 
-    def hyper_parameters(self) -> dict[str, Any]:
-        return {**super().hyper_parameters(), **self.backbone.config()}
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), **self.backbone.config()}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
+    def own_state(self) -> dict[str, Any]:
         memories = [memory for reader in self.backbone.readers for memory in reader.bank.memories]
         held = {key for memory in memories for key in memory.documents[: memory.size()].unique().tolist()}
-        checkpoint[DOCUMENTS] = {key: name for key, name in self.documents.items() if key in held}
+        return super().own_state() | {DOCUMENTS: {key: name for key, name in self.documents.items() if key in held}}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.documents |= checkpoint.get(DOCUMENTS, {})
+    def load_own_state(self, state: dict[str, Any], *, resumes: bool) -> None:
+        super().load_own_state(state, resumes=resumes)
+        self.documents |= state.get(DOCUMENTS, {})
 
 
 def _prefix(i: int, of: Sequence[object]) -> str:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.training.checkpoint import CALLBACKS
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.generations import generations
@@ -32,7 +33,7 @@ class KeptBest(L.Callback):
     """
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: State) -> None:
-        states = checkpoint["callbacks"]
+        states = checkpoint[CALLBACKS]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.state_key in states and callback.dirpath:
                 state = states[callback.state_key]

@@ -13,12 +13,13 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lightning_app.callbacks.averaging import CURRENT, AveragedWeights
+from lightning_app.callbacks.averaging import AveragedWeights
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
 from lightning_app.models.heads import units_of
+from lightning_app.models.registry import layouts_in
 from lightning_app.modules import ArticleGPT
+from lightning_app.training.checkpoint import CURRENT, Checkpoint, load_module
 
 DECAY = 0.75
 AVERAGE = {"class_path": "lightning_app.callbacks.AveragedWeights", "init_args": {"decay": DECAY}}
@@ -127,7 +128,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     assert whole["state_dict"][weight].shape == whole[CURRENT][weight].shape
     if surgery is None:
         return
-    layout = whole["units"]["heads"]
+    layout = layouts_in(Checkpoint.of(whole).model)["heads"]
     dead = [8 - sum(map(len, layout["present"])), sum(map(len, layout["masked"]))]
     assert dead == ([4, 0] if surgery == "remove" else [0, 4])
     module, _ = load_module("runs/whole/version_0/checkpoints/best.ckpt")

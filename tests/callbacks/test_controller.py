@@ -10,9 +10,16 @@ import torch
 from lightning_app.callbacks import HeadController
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
+from lightning_app.models.registry import layouts_in
+from lightning_app.training.checkpoint import Checkpoint
 
 Main = Callable[..., None]
 SMALL = {"model": {"init_args": {"backbone": {"layers": 2, "heads": 4}}}, "trainer": {"max_steps": 12}}
+
+
+def heads_of(saved: dict) -> dict:
+    """The layout of the heads in a checkpoint."""
+    return layouts_in(Checkpoint.of(saved).model)["heads"]
 
 
 def with_controller(name: str = "tiny", /, **options: Any) -> dict[str, Any]:
@@ -37,7 +44,10 @@ CLOSES = {"controller_reg_weight": 10.0, "controller_lr": 3.0}  # no head is wor
 def test_inactive_heads_are_cut_out_and_the_model_that_is_saved_is_smaller(config: Callable[..., str], main: Main):
     main("fit", "--config", config(with_controller(**CLOSES)))
     saved = checkpoint()
-    assert [len(present) for present in saved["units"]["heads"]["present"]] == [1, 1]  # each layer keeps one
+    assert [len(present) for present in heads_of(saved)["present"]] == [
+        1,
+        1,
+    ]  # each layer keeps one
     (proof,) = records("proof")
     assert proof["checks"]["dead heads"] == 6
     assert proof["checks"]["parameters removed"] == 6 * (4 * 16 * 4 + 3 * 4)
@@ -55,8 +65,8 @@ def test_inactive_heads_are_cut_out_and_the_model_that_is_saved_is_smaller(confi
 def test_masked_heads_stay_and_say_nothing(finally_: str, config: Callable[..., str], main: Main):
     main("fit", "--config", config(with_controller(**CLOSES, finally_=finally_)))
     saved = checkpoint()
-    assert [len(present) for present in saved["units"]["heads"]["present"]] == [4, 4]
-    assert [len(masked) for masked in saved["units"]["heads"]["masked"]] == [3, 3]
+    assert [len(present) for present in heads_of(saved)["present"]] == [4, 4]
+    assert [len(masked) for masked in heads_of(saved)["masked"]] == [3, 3]
     assert len(records("proof")) == (finally_ == "mask")
     main("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lightning_app.callbacks import PlasticitySchedule, RandomState, RunLog
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.heads import units as units_module
@@ -30,6 +29,7 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules import ArticleGPT, ARTRegularizer, CausalLM, LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
+from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing
@@ -487,7 +487,7 @@ def test_a_pruned_model_loads_with_equal_logits(fit: Fit, surgery: Any):
     fit(plain, name="plain", ckpt_path="pruned.ckpt", max_steps=STEPS)
     assert torch.equal(logits(plain), logits(module))
     begun = article_gpt()
-    begun.start_from(torch.load("pruned.ckpt", weights_only=True))
+    start_from(begun, torch.load("pruned.ckpt", weights_only=True))
     assert torch.equal(logits(begun), logits(module))
     fit(begun, name="begun", max_steps=2)
     before = article_gpt()
@@ -506,8 +506,8 @@ def test_a_checkpoint_of_other_heads_is_refused(fit: Fit, pruned: bool):
     for how in ("resume", "start"):
         other = ArticleGPT(decoder(heads=2), scheduler=None)
         with pytest.raises(InputError, match=r"has heads 4, this one 2|2 layers of 4 heads, this one 2 of 2"):
-            fit(other, name=how, ckpt_path="four.ckpt") if how == "resume" else other.start_from(
-                torch.load("four.ckpt")
+            fit(other, name=how, ckpt_path="four.ckpt") if how == "resume" else start_from(
+                other, torch.load("four.ckpt")
             )
 
 

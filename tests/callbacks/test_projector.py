@@ -6,7 +6,7 @@ import yaml
 
 from lightning_app.callbacks import Projector
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
+from lightning_app.training.checkpoint import load_module
 
 Main = Callable[..., None]
 VARDA = {

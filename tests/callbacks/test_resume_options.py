@@ -12,11 +12,12 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lightning_app.callbacks.resume_options import IN_FORCE, ResumeOptions
+from lightning_app.callbacks.resume_options import ResumeOptions
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 
@@ -110,7 +111,7 @@ def test_a_lower_rate_keeps_the_moments_and_the_schedule(fit: Fit, recorded: boo
     fit(4)
     saved = torch.load("a.ckpt", weights_only=True)
     if not recorded:
-        del saved[IN_FORCE]
+        put(saved, options=None)
         torch.save(saved, "a.ckpt")
     changed = {"lr": 1e-3, "betas": (0.8, 0.95), "weight_decay": 0.3}
     trainer, rates = fit(path="a.ckpt", optimizer=changed)
@@ -152,7 +153,7 @@ def test_options_that_the_state_is_laid_out_for_are_the_checkpoints(fit: Fit):
         trainer, _ = fit(path="a.ckpt", optimizer={"amsgrad": True})
     assert not any(group["amsgrad"] for group in trainer.optimizers[0].param_groups)
     trainer.save_checkpoint("b.ckpt")
-    groups = torch.load("b.ckpt", weights_only=True)[IN_FORCE]["optimizers"][0]["groups"]
+    groups = Checkpoint.of(torch.load("b.ckpt", weights_only=True)).options["optimizers"][0]["groups"]
     assert [group["amsgrad"] for group in groups] == [False, False]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.server.service import Limits
+from lightning_app.training.checkpoint import load_module
 from tests.fuzz.files import run_folder
 from tests.fuzz.odd import ODD, deep, spoil
 from tests.fuzz.registry import ACCEPTED, REFUSED, TRACEBACK, UNCLEAR, Case, Outcome, kind

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.memory import AssociativeMemory, Payload
+from lightning_app.training.checkpoint import load_module
 from tests.golden.compare import Result, compared
 from tests.golden.runner import NAMES, run
 

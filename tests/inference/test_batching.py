@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_app.inference.batching import JOIN_EVERY, Batcher, Job
-from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.checkpoint import load_module
 from tests.inference.conftest import READERS
 
 

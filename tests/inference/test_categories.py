@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from lightning_app.inference.categories import categories_of, networks_of
-from lightning_app.inference.loading import load_module
 from lightning_app.models.art import ART
 from lightning_app.reporting.categories import EMPTY
 from lightning_app.text.tokenizer import load_tokenizer
+from lightning_app.training.checkpoint import load_module
 
 Main = Callable[..., None]
 RUN = Path("runs/tiny/version_0")

@@ -8,8 +8,8 @@ from lightning_app.errors import InputError
 from lightning_app.inference.chat import Conversation, Session
 from lightning_app.inference.chat_template import PLAIN_STOP, ChatTemplate
 from lightning_app.inference.generate import continue_text
-from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.checkpoint import load_module
 
 OPTIONS = GenerationOptions(12, temperature=1.0, seed=4)
 

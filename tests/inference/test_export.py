@@ -22,7 +22,6 @@ from lightning_app.errors import InputError
 from lightning_app.inference import export as exporting
 from lightning_app.inference.export import Exported, command, export
 from lightning_app.inference.export_code import flat_name
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.modeling_lightning_app import CACHE
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
@@ -33,6 +32,7 @@ from lightning_app.modules import ArticleGPT, CausalLM, VardaGPT
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
+from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
 pytestmark = pytest.mark.usefixtures("modules_cache")

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from lightning_app.inference.export import export
-from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules import ArticleGPT
+from lightning_app.training.checkpoint import load_module
 from tests.inference.test_export import decoder, pruned, save
 
 pytestmark = [pytest.mark.usefixtures("modules_cache"), pytest.mark.slow]

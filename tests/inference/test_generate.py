@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_app.inference.generate import continue_text
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.prompts import as_they_end, in_order, read_prompts, write_answers
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.checkpoint import load_module
 
 PROMPTS = ["the model", "what", "", "the teacher shows what nobody asks about again", "forgets"]
 

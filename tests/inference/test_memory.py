@@ -17,11 +17,11 @@ import yaml
 from lightning_app.cli import main as command
 from lightning_app.inference import closing
 from lightning_app.inference.generate import continue_text
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.memory_look import problems, recall
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.memory import AssociativeMemory, Payload
 from lightning_app.modules import VardaGPT
+from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from tests.advice import LITTLE_TEXT, advised
 

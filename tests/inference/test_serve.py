@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from lightning_app.inference.generate import continue_text
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.serve import API_KEY, _name, is_loopback
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.checkpoint import load_module
 
 ROOT = Path(__file__).parents[2]
 

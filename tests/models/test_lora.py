@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
 from lightning_app.models.heads import units_of
 from lightning_app.models.lora import LoRA, merged, named_as
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.training.checkpoint import load_module
 
 V, BLOCK = 31, 16
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4}

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.errors import InputError
-from lightning_app.inference.loading import load_module
 from lightning_app.models.art import SPAN
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.memory import Payload
@@ -26,6 +25,7 @@ from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageM
 from lightning_app.ops.losses import IGNORE
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
+from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.exact_resume import ExactResume
 from tests.advice import SHORT, advised, missing
 
@@ -500,7 +500,7 @@ def test_a_run_starts_from_a_plain_checkpoint_with_new_categories_and_a_plain_on
     fit(plain)
     fit(module)
     fresh = art_gpt2(novelty=novelty)
-    fresh.start_from({"state_dict": plain.state_dict()})
+    start_from(fresh, {"state_dict": plain.state_dict()})
     assert_equal(fresh.backbone, plain.backbone)
     assert len(art_of(fresh).art) == 0
     if (average := art_of(fresh).average) is not None:
@@ -508,22 +508,22 @@ def test_a_run_starts_from_a_plain_checkpoint_with_new_categories_and_a_plain_on
         assert not any(p.requires_grad for p in average.parameters())
     fit(fresh)
     other = ArticleGPT(decoder())
-    other.start_from({"state_dict": module.state_dict()})
+    start_from(other, {"state_dict": module.state_dict()})
     assert_equal(other.backbone, module.backbone)
     again = art_gpt2(novelty=novelty)
-    again.start_from({"state_dict": module.state_dict()})
+    start_from(again, {"state_dict": module.state_dict()})
     assert_equal(again, module)  # what both have goes on
 
 
 def test_a_start_from_another_config_is_refused():
     with pytest.raises(InputError, match=r"\(257, 32\), this model's \(257, 16\)"):
-        art_gpt2().start_from({"state_dict": ArticleGPT(decoder(embedding_dim=32)).state_dict()})
+        start_from(art_gpt2(), {"state_dict": ArticleGPT(decoder(embedding_dim=32)).state_dict()})
     with pytest.raises(InputError, match="the checkpoint lacks"):
-        art_gpt2().start_from({"state_dict": ArticleGPT(decoder(layers=1)).state_dict()})
+        start_from(art_gpt2(), {"state_dict": ArticleGPT(decoder(layers=1)).state_dict()})
     with pytest.raises(InputError, match="the model lacks"):
-        ArticleGPT(decoder()).start_from({"state_dict": art_gpt2().state_dict() | {"other": torch.zeros(1)}})
+        start_from(ArticleGPT(decoder()), {"state_dict": art_gpt2().state_dict() | {"other": torch.zeros(1)}})
     with pytest.raises(InputError, match=r"prototypes has shape \(50, 16\), this model's \(1000, 16\)"):
-        art_gpt2().start_from({"state_dict": art_gpt2(capacity=50).state_dict()})
+        start_from(art_gpt2(), {"state_dict": art_gpt2(capacity=50).state_dict()})
 
 
 # With other parts

@@ -14,6 +14,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT, Outputs, Regularizer
 from lightning_app.ops.losses import IGNORE
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.checkpoint import start_from
 from tests.advice import SHORT, advised
 
 
@@ -187,13 +188,13 @@ def test_a_start_takes_weights_and_the_regularizers_that_both_have():
 
     for n, m, expected in ((0, 2, [9, 9]), (1, 2, [5, 9]), (2, 1, [5]), (2, 0, [])):
         one, other = module(n, 5, seed=1), module(m, 9, seed=2)
-        other.start_from({"state_dict": one.state_dict()})
+        start_from(other, {"state_dict": one.state_dict()})
         assert [regularizer.learned.item() for regularizer in other.regularizers] == expected
         assert torch.equal(other.backbone.lm_head.weight, one.backbone.lm_head.weight)
     state = module(2, 5, seed=1).state_dict()
     del state["backbone.lm_head.weight"]
     with pytest.raises(InputError, match="the checkpoint lacks 1 tensors, such as backbone"):
-        module(0, 9, seed=2).start_from({"state_dict": state})
+        start_from(module(0, 9, seed=2), {"state_dict": state})
 
 
 def test_sizes_that_the_data_contradicts_are_refused_with_both(fit: Fit):
@@ -203,7 +204,7 @@ def test_sizes_that_the_data_contradicts_are_refused_with_both(fit: Fit):
         fit(ArticleGPT(decoder(block_size=8)))
 
 
-def test_hyper_parameters_rebuild_the_module_in_plain_types(fit: Fit, tmp_path: Any):
+def test_a_checkpoint_rebuilds_the_module_in_plain_types(fit: Fit, tmp_path: Any):
     module = ArticleGPT(decoder(head_size=6, norm="rmsnorm", bias=False), token_noise=0.1)
     fit(module).save_checkpoint(tmp_path / "m.ckpt", weights_only=False)
     again = ArticleGPT.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)

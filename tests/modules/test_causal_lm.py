@@ -12,14 +12,15 @@ import torch
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.inference.loading import load_module
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.models.registry import describe
 from lightning_app.modules import CausalLM
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
+from lightning_app.training.checkpoint import Checkpoint, load_module
 from lightning_app.training.checkpoint_io import read_checkpoint
 
 OPT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "ffn_dim": 32, "word_embed_proj_dim": 8}
@@ -79,10 +80,10 @@ def test_the_checkpoint_needs_no_source(main: Main, tiny: Callable[..., str], so
     assert isinstance(module.backbone, PretrainedLM)
     assert module.backbone.max_length == 32  # the source's, data.block_size is 16
     saved = read_checkpoint(CHECKPOINT)
+    model = Checkpoint.of(saved).model
     assert all(torch.equal(x, saved["state_dict"][name]) for name, x in module.state_dict().items())
-    assert saved["hyper_parameters"]["backbone"]["init_args"] == module.backbone.config()
-    assert saved["hyper_parameters"] == read_checkpoint("python.ckpt")["hyper_parameters"]
-    assert "source" not in json.dumps(saved["hyper_parameters"])
+    assert model == describe(module) == Checkpoint.of(read_checkpoint("python.ckpt")).model
+    assert "source" not in json.dumps(model)
     texts = [
         tokenizer.decode([int(t) for t in module.generate(torch.tensor([[97, 98]]), GenerationOptions(use_cache=on))])
         for on in (True, False)

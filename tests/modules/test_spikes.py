@@ -17,6 +17,7 @@ from lightning_app.modules.base import SPIKES
 from lightning_app.modules.spikes import IN_A_ROW, SpikeGuard
 from lightning_app.ops.spikes import ENOUGH
 from lightning_app.text.datamodule import Dataloader, Source, TextDataModule
+from lightning_app.training.checkpoint import Checkpoint
 from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised
@@ -134,7 +135,7 @@ def test_a_resume_compares_with_the_same_steps(fit: Fit):
         whole = fit(True)
     trainer, _ = fit(True, steps=36)
     trainer.save_checkpoint("a.ckpt")
-    saved = torch.load("a.ckpt", weights_only=True)[SPIKES]
+    saved = Checkpoint.of(torch.load("a.ckpt", weights_only=True)).own[SPIKES]
     assert [len(values) for values in saved["seen"].values()] == [36, 36]
     with pytest.warns(UserWarning, match="is left out"):
         resumed = fit(True, path="a.ckpt")

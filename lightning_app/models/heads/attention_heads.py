@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,6 @@ REMEDY = (
 )
 
 
-def innermost(backbone: Backbone) -> Backbone:
-    """The language model within what wraps it."""
-    return [module for module in backbone.modules() if isinstance(module, Backbone)][-1]
-
-
 class AttentionHeads(Units):
     """The attention heads of a backbone; where query heads share keys and values, each group of them is a unit.
 
@@ -39,7 +34,7 @@ class AttentionHeads(Units):
     """
 
     def __init__(self, backbone: Backbone):
-        model = innermost(backbone)
+        model = backbone.core
         found = find_layers(model, ATTENTION)
         width = sum(layer.in_out.parameter.shape[layer.in_out.dim] for _, layer in found)
         if width != model.attention_width:
@@ -107,7 +102,7 @@ class Neurons(Units):
     """
 
     def __init__(self, backbone: Backbone):
-        model = innermost(backbone)
+        model = backbone.core
         found = [layer for _, layer in find_layers(model, FEED_FORWARD)]
         layers = len(find_layers(model, ATTENTION))
         if len(found) != layers or not found:
@@ -120,18 +115,27 @@ class Neurons(Units):
 UNITS: dict[Kind, Callable[[Backbone], Units]] = {"heads": AttentionHeads, "neurons": Neurons}
 
 
-def units_made(backbone: Backbone) -> dict[Kind, Units]:
-    """Those that have been asked for."""
-    return innermost(backbone).__dict__.get("units", {})
-
-
 def units_of(backbone: Backbone, kind: Kind) -> Units:
     """The units of a model, made when they are first asked for. They belong to the model: a deep copy has its own."""
-    model = innermost(backbone)
-    made = model.__dict__.setdefault("units", {})
-    if kind not in made:
-        made[kind] = UNITS[kind](model)
-    return made[kind]
+    model = backbone.core
+    if kind not in model.units:
+        model.units[kind] = UNITS[kind](model)
+    return cast(Units, model.units[kind])
+
+
+def cut_units(backbone: Backbone) -> list[Units]:
+    """Those of the kinds of which something was removed or is masked."""
+    return [cast(Units, units) for units in backbone.core.units.values() if not units.is_whole]
+
+
+def take_layout(backbone: Backbone, layouts: dict[Kind, Any]) -> None:
+    """Bring a backbone into a shape, see `Units.set_layout`.
+
+    Also one whose weights have no values yet: which units there are is known on the CPU all the same.
+    """
+    with torch.device("cpu"):
+        for kind, layout in layouts.items():
+            units_of(backbone, kind).set_layout(layout)
 
 
 def _name(model: Backbone) -> str:

@@ -410,6 +410,11 @@ class Units:
 
     # Layouts: what a checkpoint needs to know
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no unit was removed and none is masked."""
+        return bool(self.mask.all())
+
     def layout(self) -> dict[str, Any]:
         """Which units are there and which of them are masked, in plain types."""
         mask = self.mask

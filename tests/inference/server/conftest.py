@@ -13,12 +13,12 @@ import httpx
 import pytest
 import uvicorn
 
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.server.app import create_app
 from lightning_app.inference.server.engine import Engine
 from lightning_app.inference.server.service import Limits, Service
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.tokenizer import Tokenizer
+from lightning_app.training.checkpoint import load_module
 
 
 @dataclass(frozen=True)

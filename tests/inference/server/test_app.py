@@ -16,13 +16,13 @@ import torch
 from starlette.requests import ClientDisconnect
 
 from lightning_app.inference.generate import continue_text
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.serve import LOOPBACK
 from lightning_app.inference.server import guard
 from lightning_app.inference.server.app import Events, content_security_policy
 from lightning_app.inference.server.schema import ChatRequest
 from lightning_app.inference.server.service import Limits
 from lightning_app.models.generation import BatchDecoder, GenerationOptions
+from lightning_app.training.checkpoint import load_module
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from lightning_app.inference.batching import Job
-from lightning_app.inference.loading import load_module
 from lightning_app.inference.server.engine import FAILED, Engine, QueueFullError, StoppedError
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.checkpoint import load_module
 
 
 class Heard:

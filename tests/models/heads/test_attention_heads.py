@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.heads import AttentionHeads, units_made, units_of
+from lightning_app.models.heads import AttentionHeads, units_of
 from lightning_app.models.memory_lm import MemoryLM
 from lightning_app.models.pretrained import PretrainedLM
 
@@ -102,7 +102,7 @@ def test_units_belong_to_the_innermost_model(build: Build):
     model = build("decoder")
     wrapped = MemoryLM(model, [])
     assert units_of(wrapped, "heads") is units_of(model, "heads")
-    assert set(units_made(wrapped)) == {"heads"}
+    assert set(wrapped.core.units) == {"heads"}
     before = wrapped.attention_width
     dead = torch.zeros(2, 4, dtype=torch.bool)
     dead[0, :2] = True

@@ -1,0 +1,260 @@
+"""What a checkpoint holds, and the one way each to write, resume, start from and open it.
+
+`read_checkpoint` and `AtomicCheckpointIO` (training/checkpoint_io.py) know the file, this module what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_app.errors import InputError
+from lightning_app.models.lora import named_as
+from lightning_app.models.registry import (
+    Description,
+    build,
+    describe,
+    differing,
+    find_class,
+    former_name,
+    from_former,
+    layouts_in,
+    set_layouts,
+    take_layouts,
+)
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.commit import UNKNOWN, commit
+
+if TYPE_CHECKING:
+    from lightning_app.modules.base import LanguageModule
+    from lightning_app.text.tokenizer import Tokenizer
+
+FORMAT = 2
+# Keys of the file. Lightning's own:
+WEIGHTS, STEP, OPTIMIZERS, CALLBACKS, LOOPS = "state_dict", "global_step", "optimizer_states", "callbacks", "loops"
+CURRENT = "current_model_state"  # the trained weights, where WEIGHTS are their average
+TOKENIZER = "TextDataModule"  # the data module's state
+OF_A_FIT = (OPTIMIZERS, "lr_schedulers", LOOPS, CALLBACKS, "MixedPrecision")  # belong to the weights of one run
+# and ours:
+OURS = "lightning_app"
+OF_REGULARIZERS = "regularizers."  # in the names of their tensors
+
+
+@dataclass
+class Checkpoint:
+    """What this project puts into a checkpoint, beside what Lightning does.
+
+    Attributes:
+        model: the description of the module (`models.registry`).
+        commit: of the code that trained.
+        own: what the module keeps beside tensors, see `LanguageModule.own_state`.
+        log_lines: lines of log.jsonl that were written before it.
+        options: what decided how the run trained, see `callbacks.resume_options`.
+        format: of all this; 1 had the parts under keys of their own, and classes by their files.
+    """
+
+    model: Description | None = None
+    commit: str = UNKNOWN
+    own: dict[str, Any] = field(default_factory=dict)
+    log_lines: int | None = None
+    options: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Checkpoint:
+        """That of a checkpoint as it was read, in whatever format.
+
+        Raises:
+            InputError: a format of later code.
+        """
+        if OURS not in raw:
+            return _of_format_1(raw)
+        if raw[OURS]["format"] > FORMAT:
+            raise InputError(
+                f"the checkpoint has format {raw[OURS]['format']}, and this code knows those up to {FORMAT}: update it"
+            )
+        return cls(**raw[OURS])
+
+
+def put(raw: dict[str, Any], **parts: Any) -> None:
+    """Add parts, by the names of `Checkpoint`'s attributes, to a checkpoint that is being written."""
+    assert parts.keys() <= {f.name for f in fields(Checkpoint)}
+    raw[OURS] = {**asdict(Checkpoint()), **raw.get(OURS, {}), **parts}
+
+
+def tokenizer_state(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of the data module that it was trained with: the tokenizer and its fingerprint."""
+    return raw.get(TOKENIZER)
+
+
+def without_fit(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what belongs to the weights of one run."""
+    return {name: value for name, value in raw.items() if name not in OF_A_FIT}
+
+
+# Write
+
+
+def write(module: LanguageModule, raw: dict[str, Any]) -> None:
+    """What rebuilds the module and what it keeps beside tensors, into a checkpoint that has its weights."""
+    for name in ("hyper_parameters", "hparams_name"):  # Lightning's: what the command line said, in types of its own
+        raw.pop(name, None)
+    put(raw, model=describe(module), commit=commit(), own=module.own_state())
+
+
+# Resume
+
+
+def resume(module: LanguageModule, raw: dict[str, Any]) -> None:
+    """Bring a module into the shape of a checkpoint whose weights it will get, and give it what else is in there.
+
+    Raises:
+        InputError: it is another model's.
+    """
+    saved = Checkpoint.of(raw)
+    if saved.model is not None:
+        take_shape(module, saved.model)
+    _check_fits(module, raw, saved.model)
+    module.load_own_state(saved.own, resumes=bool(raw.get(OPTIMIZERS)))
+
+
+def take_shape(module: LanguageModule, model: Description) -> None:
+    """Cut out of a module, and of the copies of its model, what is missing in a described one."""
+    for backbone in module.backbones():
+        take_layouts(backbone, layouts_in(model))
+
+
+def _check_fits(module: LanguageModule, raw: Mapping[str, Any], model: Description | None) -> None:
+    own, given = module.state_dict(), raw[WEIGHTS]
+    for name, tensor in given.items():
+        if name in own and own[name].shape != tensor.shape:
+            raise InputError(
+                f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
+                "give the options (or the tokenizer) that the checkpoint was trained with"
+            )
+    for name, ours, theirs in differing(describe(module), model) if model is not None else ():
+        raise InputError(
+            f"the checkpoint's model has {name} {theirs}, this one {ours}: give the options that the checkpoint was "
+            "trained with"
+        )
+    for names, where in ((own.keys() - given.keys(), "checkpoint"), (given.keys() - own.keys(), "model")):
+        if names and module.strict_loading:
+            raise InputError(
+                f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
+            )
+
+
+# Start from
+
+
+def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
+    """Take the weights of another run. A regulariser that the checkpoint lacks starts anew; what it holds of one
+    that this module lacks stays behind; one that both have goes on.
+
+    Raises:
+        InputError: anything else in which the two differ.
+    """
+    model = Checkpoint.of(raw).model
+    if model is not None:
+        take_shape(module, model)  # first: what a new regulariser copies has it, too
+    own = module.state_dict()
+    state = named_as(own, raw[WEIGHTS])
+    ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
+    kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
+    new = {name: tensor for name, tensor in own.items() if _regularizer_of(name) not in theirs}
+    module.on_load_checkpoint({**raw, WEIGHTS: kept | new, OPTIMIZERS: []})
+    module.load_state_dict(kept | new)
+    for i, regularizer in enumerate(module.regularizers):
+        if f"{OF_REGULARIZERS}{i}" in ours - theirs:
+            regularizer.build(module.model_of_states)
+            rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
+
+
+def _regularizer_of(tensor: str) -> str | None:
+    """ "regularizers.0" of a tensor's name; None for what is no regulariser's."""
+    return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_REGULARIZERS) else None
+
+
+# Open for use
+
+
+def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
+    """The trained module, in eval mode on the CPU, and the tokenizer that travelled with it.
+
+    Raises:
+        InputError: no such file, damaged, or not a checkpoint of this project's modules and data.
+    """
+    return module_of(read_checkpoint(path), path)
+
+
+def module_of(raw: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
+    """`load_module` of what was read from `path`."""
+    from lightning_app.text.tokenizer import Tokenizer
+
+    module, state = module_in(raw, path), tokenizer_state(raw)
+    if state is None:
+        raise InputError(f"{path} holds no tokenizer: it was not trained on a TextDataModule")
+    tokenizer = Tokenizer.from_state(state["tokenizer"])
+    module.use_tokenizer(tokenizer)
+    return module.eval(), tokenizer
+
+
+def module_in(raw: dict[str, Any], path: str | Path) -> LanguageModule:
+    """The trained module of what was read from `path`."""
+    module = _built(Checkpoint.of(raw).model, path)
+    module.on_load_checkpoint(raw)  # says in plain words what does not fit
+    module.load_state_dict(raw[WEIGHTS])
+    return module
+
+
+def _built(model: Description | None, path: str | Path) -> LanguageModule:
+    from lightning_app.modules.base import LanguageModule
+
+    if model is None:
+        raise InputError(f"{path} does not say which module it holds: it is no checkpoint of this project")
+    try:
+        cls = find_class(model["part"])
+    except InputError as error:
+        raise InputError(f"{path} holds a {model['part']}, which cannot be imported here: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, LanguageModule)):
+        raise InputError(f"{path} holds a {model['part']}, which is no LanguageModule")
+    return build(model)
+
+
+# Format 1
+
+
+def _of_format_1(raw: Mapping[str, Any]) -> Checkpoint:
+    before = {"spikes": "spikes", "memory_documents": "documents"}
+    own = {ours: raw[theirs] for theirs, ours in before.items() if theirs in raw}
+    return Checkpoint(
+        model=_described_before(raw),
+        commit=raw.get("commit", UNKNOWN),
+        own=own,
+        log_lines=raw.get("log_lines"),
+        options=raw.get("options_in_force"),
+        format=1,
+    )
+
+
+def _described_before(raw: Mapping[str, Any]) -> Description | None:
+    """The module by its arguments, and what was cut out apart from them."""
+    options = dict(raw.get("hyper_parameters") or {})
+    path = options.pop("_class_path", None)
+    options.pop("_instantiator", None)
+    if path is None:
+        return None
+    parts = {name: from_former(value) for name, value in options.items()}
+    model = {"part": former_name(path), "version": 1, "options": parts}
+    cut = {kind: layout for kind, layout in raw.get("units", {}).items() if _is_cut(layout)}
+    if cut:
+        set_layouts(model, cut)
+    return model
+
+
+def _is_cut(layout: Mapping[str, Any]) -> bool:
+    return any(layout["masked"]) or any(len(present) < layout["shape"][1] for present in layout["present"])
