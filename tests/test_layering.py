@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_app"
-EVERYWHERE = {"errors", "utf8", "yaml_file"}
+EVERYWHERE = {"errors", "io", "utf8", "yaml_file"}
 MAY_IMPORT = {
     "ops": {"ops"},
     "models": {"models", "ops"},

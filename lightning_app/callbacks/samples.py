@@ -10,6 +10,7 @@ import torch
 from lightning_app.callbacks.run_log import run_folder
 from lightning_app.callbacks.series import log_texts
 from lightning_app.errors import InputError
+from lightning_app.io import write_atomic
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
@@ -70,8 +71,7 @@ class Samples(L.Callback):
             return
         texts = [prompt + continued(prompt, pl_module, data, self.options) for prompt in self.prompts]
         path = self._folder / "samples" / f"step_{trainer.global_step:06d}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
+        write_atomic(path, ("\n\n---\n\n".join(texts) + "\n").encode())
         log_texts(trainer, self.prompts, texts)
 
 

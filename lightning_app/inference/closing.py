@@ -20,6 +20,7 @@ from lightning_app.errors import DamagedError
 from lightning_app.inference.categories import networks_of, write_page
 from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
+from lightning_app.io import write_atomic
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
@@ -120,9 +121,8 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
         prompt = prompts[i % len(prompts)]
         new = continue_text(prompt, module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
-    folder = path.parent.parent / "samples"
-    folder.mkdir(exist_ok=True)
-    (folder / "best.txt").write_text("\n\n---\n\n".join(continuations) + "\n", encoding="utf-8")
+    text = "\n\n---\n\n".join(continuations) + "\n"
+    write_atomic(path.parent.parent / "samples/best.txt", text.encode())
     sampled = _sample_tokens(module, tokenizer)
     return Sampled(continuations, None if data.streamed("train") else verbatim_share(sampled, data.texts("train")))
 

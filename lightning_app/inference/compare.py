@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
-from lightning_app.inference.report import NEEDED, records_of, say_damage
+from lightning_app.inference.report import records_of, say_damage
 from lightning_app.reporting.compare import FILE_NAME, write_comparison
 from lightning_app.reporting.compare_charts import missing_on
 from lightning_app.reporting.compare_tables import format_comparison
 from lightning_app.reporting.log import FILE_NAME as LOG
 from lightning_app.reporting.runs import AXES, Run
-from lightning_app.text.files import writing_into
 from lightning_app.yaml_file import read_yaml
 
 BETWEEN = "\n\n---\n\n"  # two texts in a file of samples
@@ -48,8 +47,7 @@ def compare(
     _check_axis(runs, axis)
     if output.is_dir():
         raise InputError(f"output is {output}, a folder: give the name of the page in it, such as {output / FILE_NAME}")
-    with writing_into(output.parent, needed=NEEDED):
-        page = write_comparison(runs, output.parent, axis=axis or AXES[0], single_file=single_file, name=output.name)
+    page = write_comparison(runs, output.parent, axis=axis or AXES[0], single_file=single_file, name=output.name)
     return page, format_comparison(runs)
 
 

@@ -14,13 +14,13 @@ from lightning.pytorch.cli import instantiate_module
 
 from lightning_app.errors import InputError
 from lightning_app.inference.loading import module_of
+from lightning_app.io import write_atomic
 from lightning_app.models.heads.attention_heads import units_made
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.models.readers import KNNReader
 from lightning_app.models.readers.base import Reader
 from lightning_app.modules.base import LanguageModule
 from lightning_app.modules.varda_gpt import VardaGPT
-from lightning_app.text.files import write_atomic
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.yaml_file import read_yaml

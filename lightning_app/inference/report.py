@@ -12,9 +12,6 @@ from lightning_app.errors import InputError
 from lightning_app.reporting.dashboard import FILE_NAME, write_dashboard
 from lightning_app.reporting.log import FILE_NAME as LOG
 from lightning_app.reporting.log import damage, read_log
-from lightning_app.text.files import writing_into
-
-NEEDED = 2**24  # bytes of free disk: the page with plotly's script
 
 
 def report(folder: Path, *, output: Path | None = None, single_file: bool = False) -> Path:
@@ -28,10 +25,9 @@ def report(folder: Path, *, output: Path | None = None, single_file: bool = Fals
     if page.is_dir():
         raise InputError(f"output is {page}, a folder: give the name of the page in it, such as {page / FILE_NAME}")
     where = folder.resolve()
-    with writing_into(page.parent, needed=NEEDED):
-        return write_dashboard(
-            records, page.parent, title=f"{where.parent.name}/{where.name}", single_file=single_file, name=page.name
-        )
+    return write_dashboard(
+        records, page.parent, title=f"{where.parent.name}/{where.name}", single_file=single_file, name=page.name
+    )
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def write_comparison(
     """Write the page into `folder`; see `draw_comparison`.
 
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     return write_page(
         draw_comparison(runs, axis=axis, single_file=single_file), folder, name=name, single_file=single_file

@@ -50,10 +50,8 @@ def write_dashboard(
 ) -> Path:
     """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
 
-    A reader sees the old page or the new one, never a part.
-
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     page = draw_dashboard(records, title=title, single_file=single_file)
     return write_page(page, folder, name=name, single_file=single_file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lightning_app.io import temporary_name
+
 PREVIOUS = "-previous"
 
 
@@ -25,7 +27,7 @@ def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
     leaves the previous generation alone there, which `find_checkpoint` then takes.
     """
     if keep and target.is_file():
-        second = temporary.with_name(temporary.name.replace(target.name, previous(target).name))
+        second = temporary_name(previous(target))
         try:
             os.link(target, second)
             os.replace(second, previous(target))

@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_app.io import write_atomic
+
 UNNAMED = "lightning_logs"  # what Lightning calls a logger that was given no name
 CSV = "csv"
 WANDB_ID = "wandb_id.txt"  # in the run's folder
@@ -73,4 +75,4 @@ def keep_ids(loggers: Sequence[Logger], folder: Path) -> None:
     """Write what a run that goes on needs; not before training begins, as a refused run leaves its folder alone."""
     for logger in loggers:
         if type(logger) is WandbLogger and isinstance(logger.version, str) and not (folder / WANDB_ID).is_file():
-            (folder / WANDB_ID).write_text(logger.version, encoding="utf-8")
+            write_atomic(folder / WANDB_ID, logger.version.encode())

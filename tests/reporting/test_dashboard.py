@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lightning_app.errors import InputError
 from lightning_app.reporting import dashboard
 from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
 from lightning_app.reporting.parts import PLOTLY
@@ -337,10 +339,10 @@ def test_a_write_that_fails_leaves_the_old_page(simulate: Simulate, tmp_path: Pa
     write_dashboard(simulate(), tmp_path, title="old")
 
     def full(*paths: object) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "simulated")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space left in"):
         write_dashboard(simulate(), tmp_path, title="new")
     assert "<h1>old</h1>" in (tmp_path / "dashboard.html").read_text()
     assert len(list(tmp_path.iterdir())) == 2
