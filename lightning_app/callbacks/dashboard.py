@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from lightning_app.callbacks.run_log import FILE_NAME, read_log, run_folder
-from lightning_app.reporting.dashboard import write_dashboard
+from lightning_app.reports.dashboard import write_dashboard
 
 SHARE = 0.02
 SHOWS = ("plasticity_started", "controller_update")  # events without which there is nothing to draw

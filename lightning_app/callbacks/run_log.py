@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.modules.base import OF_REGULARIZERS, LanguageModule
 from lightning_app.modules.measures import SUMS
-from lightning_app.reporting.log import FILE_NAME, line_of
-from lightning_app.reporting.log import read_log as read_log  # beside what writes it
+from lightning_app.reports.log import FILE_NAME, line_of
+from lightning_app.reports.log import read_log as read_log  # beside what writes it
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.loggers import keep_ids
 

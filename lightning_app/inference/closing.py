@@ -25,10 +25,10 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
 from lightning_app.ops.tree import leaves
-from lightning_app.reporting.curves import best_validation, draw_loss, series
-from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
-from lightning_app.reporting.log import damage
-from lightning_app.reporting.table import format_table
+from lightning_app.reports.dashboard import FILE_NAME as DASHBOARD
+from lightning_app.reports.log import damage
+from lightning_app.reports.loss_curve import best_validation, draw_loss, series
+from lightning_app.reports.tables import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint_io import read_numbers

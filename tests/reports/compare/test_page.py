@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from lightning_app.reporting.compare import draw_comparison, write_comparison
-from lightning_app.reporting.compare_tables import costs, format_comparison, results
-from lightning_app.reporting.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
-from lightning_app.reporting.runs import ABSENT, Run, differing
-from lightning_app.reporting.sides import against, cautions, same_text, sides_of
+from lightning_app.reports.compare.page import draw_comparison, write_comparison
+from lightning_app.reports.compare.tables import costs, format_comparison, results
+from lightning_app.reports.groups import against, cautions, same_text, sides_of
+from lightning_app.reports.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
+from lightning_app.reports.runs import ABSENT, Run, differing
 
 PASSAGES = 32
 BYTES = 100.0  # of each

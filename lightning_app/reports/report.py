@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
-from lightning_app.reporting.dashboard import FILE_NAME, write_dashboard
-from lightning_app.reporting.log import FILE_NAME as LOG
-from lightning_app.reporting.log import damage, read_log
+from lightning_app.reports.dashboard import FILE_NAME, write_dashboard
+from lightning_app.reports.log import FILE_NAME as LOG
+from lightning_app.reports.log import damage, read_log
 
 
 def report(folder: Path, *, output: Path | None = None, single_file: bool = False) -> Path:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.reporting.compare_tables import format_comparison
-from lightning_app.reporting.dashboard import write_dashboard
-from lightning_app.reporting.log import damage, line_of, read_log
-from lightning_app.reporting.runs import Run
+from lightning_app.reports.compare.tables import format_comparison
+from lightning_app.reports.dashboard import write_dashboard
+from lightning_app.reports.log import damage, line_of, read_log
+from lightning_app.reports.runs import Run
 
 
 def test_a_line_has_a_checksum_that_is_no_part_of_its_record(tmp_path: Path):

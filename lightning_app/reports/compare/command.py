@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
-from lightning_app.inference.report import records_of, say_damage
-from lightning_app.reporting.compare import FILE_NAME, write_comparison
-from lightning_app.reporting.compare_charts import missing_on
-from lightning_app.reporting.compare_tables import format_comparison
-from lightning_app.reporting.log import FILE_NAME as LOG
-from lightning_app.reporting.runs import AXES, Run
+from lightning_app.reports.compare.charts import missing_on
+from lightning_app.reports.compare.page import FILE_NAME, write_comparison
+from lightning_app.reports.compare.tables import format_comparison
+from lightning_app.reports.log import FILE_NAME as LOG
+from lightning_app.reports.report import records_of, say_damage
+from lightning_app.reports.runs import AXES, Run
 from lightning_app.yaml_file import read_yaml
 
 BETWEEN = "\n\n---\n\n"  # two texts in a file of samples

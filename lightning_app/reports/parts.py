@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.io import write_atomic
-from lightning_app.reporting.charts import Chart
-from lightning_app.reporting.page import PAGE, SCRIPT, STYLE
-from lightning_app.reporting.plasticity import finite
+from lightning_app.reports.page import PAGE, SCRIPT, STYLE
+from lightning_app.reports.plasticity.facts import finite
+from lightning_app.reports.plasticity.figures import Chart
 
 PLOTLY = "plotly.min.js"
 

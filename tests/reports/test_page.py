@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
 
 Log = list[dict[str, Any]]
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from lightning_app.errors import InputError
-from lightning_app.reporting import dashboard
-from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
-from lightning_app.reporting.parts import PLOTLY
+from lightning_app.reports import dashboard
+from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reports.parts import PLOTLY
 
 Log = list[dict[str, Any]]
 Simulate = Callable[..., Log]

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lightning_app.reporting.compare_charts import (
+from lightning_app.reports.compare.charts import (
     Curves,
     colour,
     curves,
@@ -17,10 +17,10 @@ from lightning_app.reporting.compare_charts import (
     missing_on,
     reached,
 )
-from lightning_app.reporting.compare_tables import ABSENT_WORD, Table, costs, legend, results
-from lightning_app.reporting.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
-from lightning_app.reporting.runs import ABSENT, AXES, Run, differing
-from lightning_app.reporting.sides import BASE, NO_CHANCE, Side, cautions, sides_of
+from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, results
+from lightning_app.reports.groups import BASE, NO_CHANCE, Side, cautions, sides_of
+from lightning_app.reports.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
+from lightning_app.reports.runs import ABSENT, AXES, Run, differing
 
 FILE_NAME = "compare.html"
 LONGEST = 4_000  # characters of a sample that are shown
