@@ -38,23 +38,19 @@ from lightning_app.reports.plasticity.facts import (
     unpruned,
 )
 
-FILE_NAME = "dashboard.html"
 SAME = 0.01  # a relative rise of the cross-entropy up to which the verdict is a good one
 OPEN_PROMPTS = 2  # further ones are folded
 SIGNS = ('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>', "")
 KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
 
 
-def write_dashboard(
-    records: Sequence[Record], folder: Path, *, title: str, single_file: bool = False, name: str = FILE_NAME
-) -> Path:
-    """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
+def write_dashboard(records: Sequence[Record], path: Path, *, title: str, single_file: bool = False) -> Path:
+    """Write the page to `path`, and plotly's script beside it where it is not there; returns the page's path.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    page = draw_dashboard(records, title=title, single_file=single_file)
-    return write_page(page, folder, name=name, single_file=single_file)
+    return write_page(draw_dashboard(records, title=title, single_file=single_file), path, single_file=single_file)
 
 
 def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool = False) -> str:

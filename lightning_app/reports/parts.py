@@ -35,16 +35,17 @@ Section = tuple[str, str, Sequence[Part]]  # its id, its heading, and what it ho
 # The file
 
 
-def write_page(page: str, folder: Path, *, name: str, single_file: bool) -> Path:
-    """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
+def write_page(page: str, path: Path, *, single_file: bool) -> Path:
+    """Write the page to `path`, and plotly's script beside it where it is not there; returns the page's path.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    if not single_file and not (folder / PLOTLY).is_file():
-        write_atomic(folder / PLOTLY, _plotly().encode())
-    write_atomic(folder / name, page.encode(errors="replace"))
-    return folder / name
+    script = path.with_name(PLOTLY)
+    if not single_file and not script.is_file():
+        write_atomic(script, _plotly().encode())
+    write_atomic(path, page.encode(errors="replace"))
+    return path
 
 
 def _plotly() -> str:

@@ -1,4 +1,4 @@
-"""Two generations of a checkpoint that is overwritten: last.ckpt, and last-previous.ckpt, which it was before."""
+"""A checkpoint that is overwritten becomes its previous generation."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ import os
 from pathlib import Path
 
 from lightning_app.io import temporary_name
-
-PREVIOUS = "-previous"
-
-
-def previous(path: Path) -> Path:
-    """Where the generation before that at `path` lies."""
-    return path.with_name(f"{path.stem}{PREVIOUS}{path.suffix}")
-
-
-def generations(path: Path) -> list[Path]:
-    """Those that there are, the newest first."""
-    return [file for file in (path, previous(path)) if file.exists()]
+from lightning_app.reports.run_folder import previous
 
 
 def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:

@@ -56,6 +56,6 @@ def test_no_flip_or_cut_changes_a_record_or_stops_a_page(tmp_path: Path, simulat
         kinds["noticed" if damage(tmp_path) else "same"] += 1
         assert len(known) + len(others) >= 58 or not i % 3
         if i < 6 and found:
-            write_dashboard(found, tmp_path, title="x")
+            write_dashboard(found, tmp_path / "page.html", title="x")
             format_comparison([Run("x", "x", records=found)])
     assert kinds["noticed"] > 100

@@ -27,17 +27,13 @@ LONGEST = 4_000  # characters of a sample that are shown
 OPEN_PROMPTS = 3  # further ones are folded
 
 
-def write_comparison(
-    runs: Sequence[Run], folder: Path, *, axis: str = "steps", single_file: bool = False, name: str = FILE_NAME
-) -> Path:
-    """Write the page into `folder`; see `draw_comparison`.
+def write_comparison(runs: Sequence[Run], path: Path, *, axis: str = "steps", single_file: bool = False) -> Path:
+    """Write the page to `path`; see `draw_comparison`.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    return write_page(
-        draw_comparison(runs, axis=axis, single_file=single_file), folder, name=name, single_file=single_file
-    )
+    return write_page(draw_comparison(runs, axis=axis, single_file=single_file), path, single_file=single_file)
 
 
 def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bool = False) -> str:

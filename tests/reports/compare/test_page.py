@@ -241,7 +241,7 @@ def test_the_page_obeys_nothing_that_it_shows():
 @pytest.fixture
 def page(tmp_path: Path, visit: Callable[..., Any]) -> Callable[..., Any]:
     runs = [run("a"), run("b", log(2.1, every=9), data={}), run("c", log(1.9, old=True), trainer={"max_steps": 4})]
-    file = write_comparison(runs, tmp_path, axis="steps")
+    file = write_comparison(runs, tmp_path / "compare.html", axis="steps")
     return lambda **more: visit(file, **more)
 
 
