@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_app.io import write_atomic
 from lightning_app.models.decoder import Decoder
 from lightning_app.text.tokenizer import Tokenizer
 
@@ -35,10 +36,7 @@ def items_of(path: Path, documents: Sequence[str], *, n: int) -> list[Item]:
             if match.start(1) > BEFORE
         ]
         picked = [found[round(i)] for i in torch.linspace(0, len(found) - 1, min(n, len(found))).tolist()]
-        path.with_suffix(".tmp").write_text(
-            "".join(json.dumps(asdict(item)) + "\n" for item in picked), encoding="utf-8"
-        )
-        path.with_suffix(".tmp").replace(path)
+        write_atomic(path, "".join(json.dumps(asdict(item)) + "\n" for item in picked).encode())
     return [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -42,6 +42,7 @@ from experiments.domains import Domains, prepare_domains
 from experiments.levels import best_trial
 from experiments.runs import MODEL, Training, new_optimizer, training_batches
 from experiments.statistics import by_document
+from lightning_app.io import replacing
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import CausalLM, LanguageModule
 from lightning_app.ops.art import pool
@@ -218,8 +219,8 @@ def learn_first(job: Job) -> None:
     windows = TokenWindows(domains.first.train, plan.before.block_size)
     some = np.random.default_rng(job.seed).permutation(len(windows))[:FISHER_SEQUENCES].tolist()
     fisher = fisher_information(module.backbone, [windows.__getitems__(some)], seed=job.seed)
-    torch.save({"state": module.backbone.state_dict(), "fisher": fisher}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with replacing(path) as file:
+        torch.save({"state": module.backbone.state_dict(), "fisher": fisher}, file)
 
 
 def state_of(job: Job) -> Path:

@@ -27,6 +27,7 @@ import torch
 from experiments import after, report, store
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
+from lightning_app.io import replacing
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.memory_lm import MemoryLM
 from lightning_app.models.readers.base import Reader
@@ -185,8 +186,8 @@ def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float
         model.load_state_dict(saved["model"])
         return model.eval(), saved["facts"]
     facts = train(model, texts, job.plan.training, seed=job.seed)
-    torch.save({"model": model.state_dict(), "facts": facts}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with replacing(path) as file:
+        torch.save({"model": model.state_dict(), "facts": facts}, file)
     return model.eval(), facts
 
 

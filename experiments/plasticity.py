@@ -35,6 +35,7 @@ from experiments.runs import Training, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
 from experiments.texts import articles, halves, prepare
 from lightning_app.callbacks.learning_rates import HeadRates
+from lightning_app.io import replacing
 from lightning_app.models.controller import ControllerImportance
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.heads import units_of
@@ -298,8 +299,8 @@ class Run:
 
     def save(self, path: Path) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "seconds": self.seconds}
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)

@@ -25,7 +25,7 @@ from lightning_app.cli import check_arguments
 from lightning_app.errors import InputError
 from lightning_app.harness import Harness, Trainer, run
 from lightning_app.ops.tree import leaves
-from lightning_app.reporting.table import format_columns
+from lightning_app.reports.tables import format_columns
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

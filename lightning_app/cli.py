@@ -21,8 +21,11 @@ from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 from lightning_app.yaml_file import read_yaml
 
-# Those without a trainer: a module of `inference` each, with a function `command`.
-COMMANDS = ("generate", "chat", "export", "serve", "compare", "memory", "categories", "report")
+COMMANDS = {  # those without a trainer: a module each, with a function `command`
+    **{name: f"inference.{name}" for name in ("generate", "chat", "export", "serve", "memory", "categories")},
+    "compare": "reports.compare.command",
+    "report": "reports.report",
+}
 PACKAGES = {
     "DeepSpeedStrategy": "deepspeed",
     "WandbLogger": "wandb",
@@ -66,7 +69,7 @@ def _run(argv: list[str]) -> None:
     if argv[:1] and argv[0] in COMMANDS:
         if missing := [name for name in NEEDED.get(argv[0], ()) if importlib.util.find_spec(name) is None]:
             raise InputError(f"{argv[0]} needs packages that are not here: pip install {' '.join(missing)}")
-        importlib.import_module(f"lightning_app.inference.{argv[0]}").command(argv[1:])
+        importlib.import_module(f"lightning_app.{COMMANDS[argv[0]]}").command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
     check_arguments(argv)

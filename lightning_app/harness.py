@@ -38,6 +38,7 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules.base import LanguageModule
 from lightning_app.option_checks import check_options
 from lightning_app.own_parts import beside, with_atomic_writer
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.checkpoint import start_from, tokenizer_state
@@ -83,8 +84,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if stage == "fit" and folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(folder / self.config_filename), skip_none=False, overwrite=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder.config_file), skip_none=False, overwrite=True)
 
 
 class Harness(LightningCLI):
@@ -222,7 +223,7 @@ class Harness(LightningCLI):
         trainer.callbacks = [*first, *trainer.callbacks, *end]
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(folder / "checkpoints")
+                callback.dirpath = str(RunFolder(folder).checkpoints_folder)
         if loggers and trainer.profiler.dirpath is None:
             trainer.profiler.dirpath = folder  # its way is the first logger's, which is not there yet
         return trainer
@@ -232,9 +233,9 @@ class Harness(LightningCLI):
         options = self._options
         runs = Path(options.runs_dir) / options.name
         if options.get("ckpt_path"):
-            path = Path(options.ckpt_path).resolve()
-            if path.parent.name == "checkpoints" and path.parent.parent.parent == runs.resolve():
-                return runs / path.parent.parent.name
+            run = RunFolder.of(Path(options.ckpt_path).resolve())
+            if run is not None and run.path.parent == runs.resolve():
+                return runs / run.path.name
         return runs / next_version(runs) if self.subcommand == "prepare" else claim_version(runs)
 
     def _loggers(self, folder: Path) -> list[Logger]:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_summary import ModelSummary
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
-from lightning_app.reporting.curves import best_validation
+from lightning_app.reports.loss_curve import best_validation
 
 Config = Callable[..., str]
 Main = Callable[..., None]

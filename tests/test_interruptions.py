@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.training.generations import generations
+from lightning_app.reports.run_folder import generations
 from tests.conftest import merged, write_config
 from tests.killing import Blow, draw, fit, start, start_ranks, wait
 from tests.sameness import assert_same_run

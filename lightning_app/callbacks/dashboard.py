@@ -8,8 +8,9 @@ from typing import Any
 
 import lightning as L
 
-from lightning_app.callbacks.run_log import FILE_NAME, read_log, run_folder
-from lightning_app.reporting.dashboard import write_dashboard
+from lightning_app.callbacks.run_log import run_folder
+from lightning_app.reports.dashboard import write_dashboard
+from lightning_app.reports.run_folder import RunFolder
 
 SHARE = 0.02
 SHOWS = ("plasticity_started", "controller_update")  # events without which there is nothing to draw
@@ -26,7 +27,7 @@ class Dashboard(L.Callback):
     def __init__(self, every_seconds: float = 10.0, single_file: bool = False):
         self.every_seconds, self.single_file = every_seconds, single_file
         self._next = 0.0
-        self._folder: Path | None = None
+        self._folder: RunFolder | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer) if stage == "fit" else None
@@ -46,10 +47,7 @@ class Dashboard(L.Callback):
 
     def draw(self) -> Path | None:
         """The page, if there is anything to show."""
-        if self._folder is None or not (self._folder / FILE_NAME).is_file():
+        records = self._folder.records() if self._folder else []
+        if self._folder is None or not any(record.get("event") in SHOWS for record in records):
             return None
-        records = read_log(self._folder)
-        if not any(record.get("event") in SHOWS for record in records):
-            return None
-        title = f"{self._folder.parent.name}/{self._folder.name}"
-        return write_dashboard(records, self._folder, title=title, single_file=self.single_file)
+        return write_dashboard(records, self._folder.dashboard, title=self._folder.title, single_file=self.single_file)

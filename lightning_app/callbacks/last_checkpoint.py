@@ -41,7 +41,7 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer) if stage == "fit" and self.writes else None
-        self.path = folder / "checkpoints" / "last.ckpt" if folder else None
+        self.path = folder.checkpoint("last") if folder else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first = self._step = trainer.global_step

@@ -416,7 +416,7 @@ class PlasticitySchedule(L.Callback):
     def _save(self, trainer: L.Trainer, scores: Tensor, kind: Kind) -> None:
         folder = run_folder(trainer)
         if folder and self.save_importance and trainer.is_global_zero:
-            path = folder / "importance" / f"{kind}_cycle_{self.at.cycle}.json"
+            path = folder.importance(kind, self.at.cycle)
             save_importance(path, scores, kind=kind, strategy=self.strategies[kind].name)
 
     def _dead_wanted(self, units: Units) -> int:

@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_app.callbacks.run_log import run_folder
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.loader import ResumableLoader
 
 
@@ -27,8 +28,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "predict":
-            rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-            self.path = (run_folder(trainer) or Path()) / f"predictions{rank}.jsonl"
+            folder = run_folder(trainer) or RunFolder(Path())
+            self.path = folder.predictions(trainer.global_rank if trainer.world_size > 1 else None)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Not before: a command that is refused leaves the rows of an earlier one."""

@@ -18,8 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.modules.base import LanguageModule
 from lightning_app.modules.measures import SUMS
-from lightning_app.reporting.log import FILE_NAME, line_of
-from lightning_app.reporting.log import read_log as read_log  # beside what writes it
+from lightning_app.reports.log import line_of
+from lightning_app.reports.log import read_log as read_log  # beside what writes it
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.checkpoint import OF_REGULARIZERS, Checkpoint, put
 from lightning_app.training.loggers import keep_ids
@@ -131,7 +132,7 @@ class RunLog(L.Callback):
         event = None if stage == "fit" else str(trainer.state.fn.value)
         has_one = any(isinstance(logger, JSONLinesLogger) for logger in trainer.loggers)
         if folder and not has_one and not trainer.fast_dev_run:
-            trainer.loggers = [*trainer.loggers, JSONLinesLogger(Path(folder) / FILE_NAME, event)]
+            trainer.loggers = [*trainer.loggers, JSONLinesLogger(RunFolder(Path(folder)).log_file, event)]
 
     @staticmethod
     def event(trainer: L.Trainer, name: str, **fields: Any) -> None:
@@ -223,11 +224,11 @@ def _splits(data: TextDataModule) -> list[dict[str, Any]]:
     return [asdict(c) | {"text": data.tokens(c.split).manifest.content_sha256[:16]} for c in counts]
 
 
-def run_folder(trainer: L.Trainer) -> Path | None:
+def run_folder(trainer: L.Trainer) -> RunFolder | None:
     """Where all of a run lies; None where nothing is kept. To be asked on all ranks, in `setup` or later."""
     if trainer.fast_dev_run:
         return None
     for logger in trainer.loggers:
         if isinstance(logger, JSONLinesLogger):
-            return logger.path.parent
-    return Path(str(trainer.log_dir)) if trainer.loggers else None  # a collective
+            return RunFolder(logger.path.parent)
+    return RunFolder(Path(str(trainer.log_dir))) if trainer.loggers else None  # a collective

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning as L
 import torch
 
@@ -12,6 +10,7 @@ from lightning_app.callbacks.series import log_texts
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.strategies import shards_parameters
 
@@ -47,7 +46,7 @@ class Samples(L.Callback):
         self.prompts, self.every = prompts, every_n_validations
         self.options = GenerationOptions(max_new_tokens, temperature, top_k, seed=seed)
         self._validations = 0
-        self._folder: Path | None = None
+        self._folder: RunFolder | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._folder = run_folder(trainer)
@@ -69,9 +68,7 @@ class Samples(L.Callback):
         if not isinstance(data, TextDataModule) or not isinstance(pl_module, LanguageModule):
             return
         texts = [prompt + continued(prompt, pl_module, data, self.options) for prompt in self.prompts]
-        path = self._folder / "samples" / f"step_{trainer.global_step:06d}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
+        self._folder.write_samples(texts, step=trainer.global_step)
         log_texts(trainer, self.prompts, texts)
 
 

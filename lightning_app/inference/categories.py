@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.inference import arguments
+from lightning_app.io import write_atomic
 from lightning_app.models.art import ART
 from lightning_app.modules.art_gpt2 import ARTRegularizer
 from lightning_app.modules.base import LanguageModule
-from lightning_app.reporting.categories import Category, Network, draw_page, format_categories
-from lightning_app.text.files import write_atomic
+from lightning_app.reports.categories import Category, Network, draw_page, format_categories
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.find_checkpoint import find_checkpoint

@@ -19,9 +19,9 @@ from lightning_app.errors import InputError
 from lightning_app.inference import arguments
 from lightning_app.inference.chat_template import ChatTemplate, Message
 from lightning_app.inference.generate import continue_text
+from lightning_app.io import write_atomic
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
-from lightning_app.text.files import write_atomic
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.utf8 import as_text, decode
 

@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from lightning_app.callbacks.dashboard import Dashboard
-from lightning_app.callbacks.run_log import FILE_NAME as LOG
-from lightning_app.callbacks.run_log import JSONLinesLogger, RunLog, read_log, run_folder
+from lightning_app.callbacks.run_log import JSONLinesLogger, RunLog, run_folder
 from lightning_app.callbacks.samples import Samples
 from lightning_app.errors import DamagedError
 from lightning_app.inference.categories import networks_of, write_page
@@ -23,25 +22,15 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
 from lightning_app.ops.tree import leaves
-from lightning_app.reporting.curves import best_validation, draw_loss, series
-from lightning_app.reporting.dashboard import FILE_NAME as DASHBOARD
-from lightning_app.reporting.log import damage
-from lightning_app.reporting.table import format_table
+from lightning_app.reports.loss_curve import best_validation, draw_loss, series
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.tables import format_table
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.find_checkpoint import whole_generation
-from lightning_app.training.loggers import CSV
-from lightning_app.yaml_file import read_yaml
 
-CATEGORIES = "categories.html"
-PAGES = {"categories": CATEGORIES, "dashboard": DASHBOARD}
-OF_LOGGERS = {
-    "TensorBoard": "events.out.tfevents*",
-    "CSV": f"{CSV}/version_*/metrics.csv",
-    "Weights & Biases": "wandb/*run-*",
-}
 SAMPLES = 3
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
 COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
@@ -63,53 +52,46 @@ class Sampled:
 
 def close_run(trainer: L.Trainer) -> None:
     """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close."""
-    data, path = trainer.datamodule, run_folder(trainer)
-    if path is None or not isinstance(data, TextDataModule):
+    data, folder = trainer.datamodule, run_folder(trainer)
+    if folder is None or not isinstance(data, TextDataModule):
         return
-    records = read_log(path)
+    records = folder.records()
     best = best_validation(records)
-    draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
-    _draw_categories(trainer, path, data)
-    checkpoints = _checkpoints(path)
-    sampled = _sample_best(trainer, checkpoints, data) if best else None
+    draw_loss(records, folder.loss_picture, title=folder.title)
+    _draw_categories(trainer, folder, data)
+    sampled = _sample_best(trainer, folder, data) if best else None
     compressor = _compressor(data)
-    rows = _rows(path, records, best, sampled, compressor, checkpoints)
-    print("\n" + format_table(rows, title=f"{path}: what was reached"))
-    _record(trainer, path, best, sampled, compressor)
+    rows = _rows(folder, records, best, sampled, compressor)
+    print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
+    _record(trainer, folder, best, sampled, compressor)
 
 
 def close_early(trainer: L.Trainer) -> None:
     """The same without what takes long (samples, the compressor), for a fit that a signal or an error has ended."""
-    path = run_folder(trainer)
-    if path is None or not (path / LOG).is_file():
+    folder = run_folder(trainer)
+    if folder is None or not folder.log_file.is_file():
         return
-    records = read_log(path)
-    draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
+    records = folder.records()
+    draw_loss(records, folder.loss_picture, title=folder.title)
     for callback in trainer.callbacks:
         if isinstance(callback, Dashboard):
             callback.draw()
-    rows = _rows(path, records, best_validation(records), None, None, _checkpoints(path))
-    print("\n" + format_table(rows, title=f"{path}: what was reached by step {trainer.global_step}"), flush=True)
+    rows = _rows(folder, records, best_validation(records), None, None)
+    title = f"{folder.path}: what was reached by step {trainer.global_step}"
+    print("\n" + format_table(rows, title=title), flush=True)
 
 
-def _draw_categories(trainer: L.Trainer, folder: Path, data: TextDataModule) -> None:
+def _draw_categories(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> None:
     """As they are at the last step, where there are any to draw."""
     module = trainer.lightning_module
     networks = networks_of(module, data.tokenizer) if isinstance(module, LanguageModule) else []
     if networks:
-        name = f"{folder.parent.name}/{folder.name}"
-        write_page(networks, folder / CATEGORIES, of=f"{name}, step {trainer.global_step}")
+        write_page(networks, folder.categories, of=f"{folder.title}, step {trainer.global_step}")
 
 
-def _checkpoints(folder: Path) -> dict[str, Path]:
-    """Path by name ("best", "last") of the files that there are."""
-    paths = {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
-    return {name: path for name, path in paths.items() if path.is_file()}
-
-
-def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDataModule) -> Sampled | None:
+def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> Sampled | None:
     """None where the checkpoint is not one whole file (sharded strategies)."""
-    path = checkpoints.get("best") or checkpoints.get("last")
+    path = next(iter(folder.checkpoints().values()), None)
     if path is None:
         return None
     module, tokenizer = load_module(whole_generation(path))
@@ -120,9 +102,7 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
         prompt = prompts[i % len(prompts)]
         new = continue_text(prompt, module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
-    folder = path.parent.parent / "samples"
-    folder.mkdir(exist_ok=True)
-    (folder / "best.txt").write_text("\n\n---\n\n".join(continuations) + "\n", encoding="utf-8")
+    folder.write_samples(continuations, step=None)
     sampled = _sample_tokens(module, tokenizer)
     return Sampled(continuations, None if data.streamed("train") else verbatim_share(sampled, data.texts("train")))
 
@@ -151,12 +131,11 @@ def _compressor(data: TextDataModule) -> float | None:
 
 
 def _rows(
-    path: Path,
+    folder: RunFolder,
     records: Sequence[dict[str, Any]],
     best: dict[str, Any] | None,
     sampled: Sampled | None,
     compressor: float | None,
-    checkpoints: dict[str, Path],
 ) -> list[tuple[str, str]]:
     """Name and value of each line of the table."""
     rows: list[tuple[str, str]] = []
@@ -179,17 +158,17 @@ def _rows(
         rows.append(("verbatim", f"{runs} stand in the training text"))
     if sampled is not None:
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
-    rows += [(f"{name} checkpoint", f"{file}{_noted(name, file, best)}") for name, file in checkpoints.items()]
+    rows += [(f"{name} checkpoint", f"{file}{_noted(name, file, best)}") for name, file in folder.checkpoints().items()]
+    pages = {"categories": folder.categories, "dashboard": folder.dashboard}
     rows += [
-        ("loss picture", str(path / "loss.png")),
-        *((name, str(path / page)) for name, page in PAGES.items() if (path / page).is_file()),
-        ("config", str(path / "config.yaml")),
-        ("log", f"{path / 'log.jsonl'}  {damage(path)}".rstrip()),
+        ("loss picture", str(folder.loss_picture)),
+        *((name, str(page)) for name, page in pages.items() if page.is_file()),
+        ("config", str(folder.config_file)),
+        ("log", f"{folder.log_file}  {folder.damage()}".rstrip()),
     ]
-    if (path / "samples").is_dir():
-        rows.append(("samples", str(path / "samples")))
-    found = {name: sorted(path.glob(pattern)) for name, pattern in OF_LOGGERS.items()}
-    return [*rows, *((name, str(files[-1])) for name, files in found.items() if files)]
+    if folder.samples_folder.is_dir():
+        rows.append(("samples", str(folder.samples_folder)))
+    return [*rows, *((name, str(file)) for name, file in folder.of_loggers().items())]
 
 
 def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
@@ -204,16 +183,18 @@ def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
 
 
 def _record(
-    trainer: L.Trainer, path: Path, best: dict[str, Any] | None, sampled: Sampled | None, compressor: float | None
+    trainer: L.Trainer,
+    folder: RunFolder,
+    best: dict[str, Any] | None,
+    sampled: Sampled | None,
+    compressor: float | None,
 ) -> None:
     """Into the log as an event, and into the loggers' tables of hyperparameters."""
     measures = {name: value for name, value in (best or {}).items() if name.startswith("val/")}
     verbatim = sampled.verbatim if sampled else None
     RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
-    config = path / "config.yaml"
-    if config.is_file():
-        options = leaves(read_yaml(config))
-        given = [(key, value) for key, value in options if value is not None]
+    if config := folder.config():
+        given = [(key, value) for key, value in leaves(config) if value is not None]
         flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
         for logger in trainer.loggers:
             if not isinstance(logger, JSONLinesLogger):

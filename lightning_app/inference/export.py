@@ -7,7 +7,6 @@ import copy
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from lightning_app.inference.export_models import (
 from lightning_app.inference.export_onnx import check_onnx, write_onnx
 from lightning_app.inference.export_tokenizer import write_tokenizer
 from lightning_app.inference.model_card import Facts, model_card
+from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.backbone import Backbone
-from lightning_app.text.files import sync, writing_into
 from lightning_app.training.checkpoint import module_of
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -230,21 +229,18 @@ def _new_folder(output: Path, *, needed: int) -> Iterator[Path]:
     with writing_into(parent, needed=needed):
         parent.mkdir(parents=True, exist_ok=True)
         _check_space(parent, needed)
-        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=parent))
-    try:
+        remove_leftovers(parent)
+    with temporary(output.absolute()) as beside, writing_into(parent, needed=needed):
         folder = beside / output.name
-        with writing_into(parent, needed=needed):
-            folder.mkdir()
-            yield folder
-            for file in folder.iterdir():
-                file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for its owner alone
-                sync(file)
-            if output.exists():
-                output.replace(beside / "old")
-            folder.replace(output)
-            sync(parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        for file in folder.iterdir():
+            file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for its owner alone
+            sync(file)
+        if output.exists():
+            output.replace(beside / "old")
+        folder.replace(output)
+        sync(parent)
 
 
 def _check_space(parent: Path, needed: int) -> None:

@@ -39,7 +39,7 @@ from lightning_app.inference.memory_look import (
 from lightning_app.models.memory import IndexType, Storage
 from lightning_app.models.readers import KNNReader
 from lightning_app.models.readers.base import Reader
-from lightning_app.reporting.table import format_table
+from lightning_app.reports.tables import format_table
 from lightning_app.text.corpus import Document
 from lightning_app.training.find_checkpoint import find_checkpoint
 

@@ -12,13 +12,14 @@ import torch
 import yaml
 
 from lightning_app.errors import InputError
+from lightning_app.io import write_atomic
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.models.readers import KNNReader
 from lightning_app.models.readers.base import Reader
 from lightning_app.models.registry import as_config, build, describe
 from lightning_app.modules.base import LanguageModule
 from lightning_app.modules.varda_gpt import VardaGPT
-from lightning_app.text.files import write_atomic
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint import WEIGHTS, module_of, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
@@ -93,11 +94,9 @@ class Opened:
 
     def config(self) -> dict[str, Any]:
         """That of the run, or of the command that wrote the checkpoint; empty where there is none."""
-        for path in (self.path.with_suffix(".yaml"), self.path.parent.parent / "config.yaml"):
-            if path.is_file():
-                found = read_yaml(path)
-                return found if isinstance(found, dict) else {}
-        return {}
+        own, run = self.path.with_suffix(".yaml"), RunFolder.of(self.path)
+        found = read_yaml(own) if own.is_file() else run.config() if run else {}
+        return found if isinstance(found, dict) else {}
 
     def block_size(self) -> int:
         """Tokens that the model sees at once: as in its training, as far as that is known."""

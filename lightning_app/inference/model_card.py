@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import nn
 
-from lightning_app.callbacks.run_log import FILE_NAME as LOG
-from lightning_app.callbacks.run_log import read_log
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.modules.base import LanguageModule
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.checkpoint import STEP, Checkpoint, tokenizer_state
 from lightning_app.training.commit import UNKNOWN, commit
-from lightning_app.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,14 +59,14 @@ class Facts:
     @classmethod
     def of(cls, checkpoint: dict[str, Any], path: Path, module: LanguageModule) -> Facts:
         """From a checkpoint that was read from `path`, and the folder of its run."""
-        run, step = path.absolute().parent.parent, checkpoint.get(STEP)
-        records = read_log(run) if (run / LOG).is_file() else []
+        run, step = RunFolder.of(path.absolute()), checkpoint.get(STEP)
+        records, config = (run.records(), run.config()) if run else ([], {})
         metrics = _metrics(records, step) or _monitored(checkpoint)
         data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
         state = tokenizer_state(checkpoint)
         tokenizer = f"`{UNKNOWN if state is None else state['tokenizer']['name']}`"
         commits = (Checkpoint.of(checkpoint).commit, commit())
-        return cls(path, type(module).__name__, step, tokenizer, metrics, _config(run), data, commits, _memory(module))
+        return cls(path, type(module).__name__, step, tokenizer, metrics, config, data, commits, _memory(module))
 
 
 def _metrics(records: list[dict[str, Any]], step: int | None) -> dict[str, float]:
@@ -82,12 +80,6 @@ def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:
     states = [state for name, state in checkpoint.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
     watched = {state.get("monitor"): state.get("current_score") for state in states}
     return {name: float(score) for name, score in watched.items() if name in MEASURES and score is not None}
-
-
-def _config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    found = read_yaml(path) if path.is_file() else None
-    return found if isinstance(found, dict) else {}
 
 
 def _memory(module: nn.Module) -> str:
@@ -186,8 +178,9 @@ def _metrics_table(facts: Facts) -> str:
 
 
 def _training(facts: Facts, difference: float) -> str:
-    run = facts.checkpoint.parent.parent
-    trained = f"python main.py fit --config {run / 'config.yaml'}" if facts.config else f"# {UNKNOWN}: no config beside"
+    run = RunFolder.of(facts.checkpoint)
+    known = f"python main.py fit --config {run.config_file}" if run else ""
+    trained = known if facts.config else f"# {UNKNOWN}: no config beside"
     return f"""## Training and export
 
 - optimizer steps: {UNKNOWN if facts.step is None else facts.step}

@@ -10,9 +10,9 @@ from typing import Any
 
 from lightning_app.errors import InputError
 from lightning_app.inference.batching import Batcher, Job
+from lightning_app.io import write_atomic, writing_into
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
-from lightning_app.text.files import write_atomic, writing_into
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.utf8 import decode
 

@@ -20,6 +20,7 @@ from lightning_app.inference.chat_template import ChatTemplate
 from lightning_app.inference.server.app import create_app
 from lightning_app.inference.server.engine import Engine
 from lightning_app.inference.server.service import Limits, Service
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.utf8 import as_text
 
 API_KEY = "LIGHTNING_APP_API_KEY"  # the environment's variable
@@ -80,8 +81,8 @@ def command(argv: Sequence[str]) -> None:
 
 def _name(checkpoint: Path) -> str:
     """runs/article_gpt/version_0/checkpoints/best.ckpt -> article_gpt."""
-    folders = [p.name for p in checkpoint.resolve().parents if p.name != "checkpoints" and "version_" not in p.name]
-    return folders[0] if checkpoint.parent.name == "checkpoints" else checkpoint.stem
+    run = RunFolder.of(checkpoint.resolve())
+    return run.name if run else checkpoint.stem
 
 
 def _serve(app: FastAPI, listener: socket.socket, *, name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
-from lightning_app.text.files import locked, write_atomic
+from lightning_app.io import locked, write_atomic
 
 log = logging.getLogger(__name__)
 

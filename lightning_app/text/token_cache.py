@@ -6,7 +6,6 @@ import logging
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import TextIO
 import numpy as np
 
 from lightning_app.errors import InputError
+from lightning_app.io import locked, remove_leftovers, sync, temporary, writing_into
 from lightning_app.text.corpus import Document
 from lightning_app.text.encoding import Encoded, encode_documents, token_dtype
-from lightning_app.text.files import locked, remove_leftovers, sync, temporary_name, writing_into
 from lightning_app.text.shards import SHARD_BYTES, ShardWriter, shard_name
 from lightning_app.text.token_array import (
     FORMAT,
@@ -152,24 +151,13 @@ def _open_or_write(folder: Path, work: _Work) -> TokenArray:
 
 
 def _write(folder: Path, work: _Work) -> None:
-    with _temporary(folder) as temporary:
-        counted = _write_tokens(temporary, work)
-        _write_manifest(temporary, work, counted)
+    with temporary(folder) as new:
+        new.mkdir()  # with the modes of the user's umask; mkdtemp's are for the user alone
+        counted = _write_tokens(new, work)
+        _write_manifest(new, work, counted)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one; who has mapped it keeps what was mapped
-        temporary.rename(folder)
+        new.rename(folder)
         sync(folder.parent)
-
-
-@contextmanager
-def _temporary(folder: Path) -> Iterator[Path]:
-    """A new folder beside this one, gone afterwards."""
-    temporary = temporary_name(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()  # with the modes of the user's umask; mkdtemp's are for the user alone
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Counts:
@@ -238,15 +226,16 @@ def _write_manifest(folder: Path, work: _Work, counted: _Counts) -> None:
 def _mend(folder: Path, work: _Work, damaged: Sequence[int]) -> bool:
     """Write these shards anew, from their documents alone; False where they do not come out as they were."""
     manifest, offsets = read_manifest(folder), np.load(folder / OFFSETS)
-    with _temporary(folder) as temporary:
+    with temporary(folder) as new:
+        new.mkdir()
         for number in damaged:
             start = number * manifest.shard_size
             end = min(start + manifest.shard_size, manifest.n_tokens)
             first, behind = np.searchsorted(offsets, start, "right") - 1, np.searchsorted(offsets, end)
-            with ShardWriter(temporary, manifest.shard_size, first=number) as shard:
+            with ShardWriter(new, manifest.shard_size, first=number) as shard:
                 encoded = work.encode(work.read(int(first), int(behind)))
                 _write_range(shard, encoded, skip=start - int(offsets[first]), count=end - start)
-            path = temporary / shard_name(number)
+            path = new / shard_name(number)
             if not is_whole(path, *manifest.files[path.name]):
                 return False
             sync(path)

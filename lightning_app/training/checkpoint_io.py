@@ -3,9 +3,9 @@
 import logging
 import os
 import pickle
-import platform
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.errors import DamagedError, InputError, is_full
+from lightning_app.io import remove_leftovers, replacing
 from lightning_app.ops.archive import damage
+from lightning_app.reports.run_folder import previous
 from lightning_app.training import side_files
-from lightning_app.training.generations import previous, put_in_place
+from lightning_app.training.generations import put_in_place
 from lightning_app.training.plain_types import check_plain
 from lightning_app.training.side_files import SIDE_FILE_BYTES
 
@@ -142,8 +144,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         for folder in (target.parent, target.parent / side_files.FOLDER):
-            for leftover in _leftovers(folder):
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(folder)
         try:
             _write(
                 side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
@@ -194,16 +195,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _write(checkpoint: dict[str, Any], target: Path, *, keep: bool) -> None:
-    temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(temporary, target, keep=keep)
-        _sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target, put=partial(put_in_place, keep=keep)) as file:
+        torch.save(checkpoint, file)
 
 
 def _remove_unnamed(folder: Path) -> None:
@@ -216,33 +209,3 @@ def _remove_unnamed(folder: Path) -> None:
         log.warning("files in %s are kept, needed or not: %s", folder / side_files.FOLDER, error)
         return
     side_files.remove_unnamed(folder, {name for checkpoint in found for name in side_files.named_by(checkpoint)})
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the rename to the disk too; Windows cannot open a folder and need not."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files of processes of this machine that have ended (or had this one's number)."""
-    for path in folder.glob(f".*.{platform.node()}-*.tmp"):
-        pid = path.name.rpartition("-")[2].removesuffix(".tmp")
-        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
-            log.info("removed %s, left by a save that was killed", path)
-            yield path
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

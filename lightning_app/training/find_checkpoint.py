@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.reports.run_folder import PREVIOUS, RunFolder, checkpoints_below, generations, previous
 from lightning_app.training.checkpoint_io import read_checkpoint, read_numbers
-from lightning_app.training.generations import generations, previous
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def find_checkpoint(path: str, runs: Path) -> str:
     if path in ("last", "best"):
         return str(_newest(path, runs))
     if not Path(path).exists():
-        near = sorted(str(file) for file in runs.rglob("version_*/checkpoints/*.ckpt"))
+        near = sorted(str(file) for file in checkpoints_below(runs))
         raise InputError(f"there is no checkpoint {path}; those in {runs}: {', '.join(near) or 'none'}")
     return path
 
@@ -40,27 +40,28 @@ def whole_generation(path: Path) -> Path:
 
 
 def _newest(name: str, runs: Path) -> Path:
-    found = [path for ending in ("", "-previous") for path in runs.rglob(f"version_*/checkpoints/{name}{ending}.ckpt")]
+    found = [path for ending in ("", PREVIOUS) for path in checkpoints_below(runs, f"{name}{ending}")]
     if not found:
         raise InputError(f"there is no {name}.ckpt in {runs}/**/version_*/checkpoints: train first, or give a path")
-    wanted = [folder / f"{name}.ckpt" for folder in _in_order(found)]
+    wanted = [run.checkpoint(name) for run in _in_order(found)]
     return _first_whole(wanted[0], (other for path in wanted for other in _instead_of(path, first=wanted[0])))
 
 
-def _in_order(found: list[Path]) -> list[Path]:
-    """The folders of checkpoints: that which was written to last, then the others of its run's name, then the rest."""
-    times: dict[Path, float] = {}
+def _in_order(found: list[Path]) -> list[RunFolder]:
+    """The runs of these checkpoints: that which was written to last, then the others of its name, then the rest."""
+    times: dict[RunFolder, float] = {}
     for path in found:
-        times[path.parent] = max(times.get(path.parent, 0.0), path.stat().st_mtime)
+        run = RunFolder.of(path)
+        assert run is not None
+        times[run] = max(times.get(run, 0.0), path.stat().st_mtime)
     newest = max(times, key=times.__getitem__)
-    siblings = [folder for folder in times if folder.parent.parent == newest.parent.parent and folder != newest]
+    siblings = [run for run in times if run.path.parent == newest.path.parent and run != newest]
     rest = times.keys() - {newest, *siblings}
-    return [newest, *sorted(siblings, key=_version, reverse=True), *sorted(rest, key=times.__getitem__, reverse=True)]
+    return [newest, *sorted(siblings, key=_number, reverse=True), *sorted(rest, key=times.__getitem__, reverse=True)]
 
 
-def _version(folder: Path) -> int:
-    number = folder.parent.name.removeprefix("version_")
-    return int(number) if number.isdecimal() else -1
+def _number(run: RunFolder) -> int:
+    return -1 if run.number is None else run.number
 
 
 def _instead_of(path: Path, *, first: Path) -> Iterator[Path]:
@@ -68,7 +69,7 @@ def _instead_of(path: Path, *, first: Path) -> Iterator[Path]:
     if path != first:
         yield path
     names = ("last", "best") if path.stem == "last" else (path.stem,)
-    others = {file for name in names for file in generations(path.with_name(f"{name}.ckpt"))} - {path}
+    others = {file for name in names for file in generations(path.with_name(f"{name}{path.suffix}"))} - {path}
     yield from sorted(others, key=_step, reverse=True)
 
 

@@ -1,21 +1,12 @@
-"""Two generations of a checkpoint that is overwritten: last.ckpt, and last-previous.ckpt, which it was before."""
+"""A checkpoint that is overwritten becomes its previous generation."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-PREVIOUS = "-previous"
-
-
-def previous(path: Path) -> Path:
-    """Where the generation before that at `path` lies."""
-    return path.with_name(f"{path.stem}{PREVIOUS}{path.suffix}")
-
-
-def generations(path: Path) -> list[Path]:
-    """Those that there are, the newest first."""
-    return [file for file in (path, previous(path)) if file.exists()]
+from lightning_app.io import temporary_name
+from lightning_app.reports.run_folder import previous
 
 
 def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
@@ -25,7 +16,7 @@ def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
     leaves the previous generation alone there, which `find_checkpoint` then takes.
     """
     if keep and target.is_file():
-        second = temporary.with_name(temporary.name.replace(target.name, previous(target).name))
+        second = temporary_name(previous(target))
         try:
             os.link(target, second)
             os.replace(second, previous(target))

@@ -15,10 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.reports.run_folder import generations
 from lightning_app.training.checkpoint import CALLBACKS
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.find_checkpoint import whole_generation
-from lightning_app.training.generations import generations
 
 State = dict[str, Any]  # of a ModelCheckpoint
 

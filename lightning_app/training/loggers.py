@@ -11,9 +11,10 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_app.io import write_atomic
+from lightning_app.reports.run_folder import CSV, RunFolder
+
 UNNAMED = "lightning_logs"  # what Lightning calls a logger that was given no name
-CSV = "csv"
-WANDB_ID = "wandb_id.txt"  # in the run's folder
 
 
 def placed(loggers: Sequence[Logger], options: Sequence[Mapping[str, Any]], folder: Path) -> list[Logger]:
@@ -45,7 +46,7 @@ def _placed(logger: Logger, options: Mapping[str, Any], folder: Path) -> Logger:
         return CSVLogger(**{**options, "save_dir": folder, "name": CSV})
     if type(logger) is WandbLogger:
         _make(folder)  # where there is no such folder wandb takes the system's temporary one
-        name = options.get("name") or f"{folder.parent.name}/{folder.name}"
+        name = options.get("name") or RunFolder(folder).title
         place = {"save_dir": folder, "name": name} if options.get("save_dir") == "." else {}
         return WandbLogger(
             **{**options, **place, "id": options.get("id") or options.get("version") or _wandb_id(folder)}
@@ -64,13 +65,14 @@ def _wandb_id(folder: Path) -> str | None:
     the environment names the run, as a sweep does."""
     if any(os.environ.get(name) for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")):
         return None
-    path = folder / WANDB_ID
+    path = RunFolder(folder).wandb_id
     return path.read_text(encoding="utf-8").strip() if path.is_file() else uuid.uuid4().hex[:12]
 
 
 @rank_zero_only
 def keep_ids(loggers: Sequence[Logger], folder: Path) -> None:
     """Write what a run that goes on needs; not before training begins, as a refused run leaves its folder alone."""
+    path = RunFolder(folder).wandb_id
     for logger in loggers:
-        if type(logger) is WandbLogger and isinstance(logger.version, str) and not (folder / WANDB_ID).is_file():
-            (folder / WANDB_ID).write_text(logger.version, encoding="utf-8")
+        if type(logger) is WandbLogger and isinstance(logger.version, str) and not path.is_file():
+            write_atomic(path, logger.version.encode())

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lightning_app.errors import InputError
+from lightning_app.reports.run_folder import VERSION, versions_of
 
 # Those of torchrun, Lightning's launcher, SLURM and LSF, and of nodes: each but the first process finds one above 0.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
@@ -15,8 +16,8 @@ _claimed: list[Path] = []  # folders that this process made, each after those in
 
 def next_version(runs: Path) -> str:
     """ "version_N" with the first N above all that are there."""
-    taken = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-    return f"version_{max((int(number) + 1 for number in taken if number.isdecimal()), default=0)}"
+    taken = [run.number for run in versions_of(runs) if run.number is not None]
+    return f"{VERSION}{max(taken, default=-1) + 1}"
 
 
 def claim_version(runs: Path) -> Path:

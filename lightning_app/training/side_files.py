@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.io import replacing
 
 SIDE_FILE_BYTES = 2**30  # larger ones lie beside the checkpoint
 KEY = "side_files"  # in a checkpoint: {name in its state_dict: {"file", "sha256", "shape", "dtype"}}
@@ -109,7 +108,7 @@ def _write(tensor: Tensor, folder: Path) -> dict[str, Any]:
     }
     if not _is_there(target, mark):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(rows, target)
+        _write_rows(rows, target)
         _whole.add(target.absolute())
     return mark
 
@@ -131,19 +130,12 @@ def _is_there(target: Path, mark: dict[str, Any]) -> bool:
     return True
 
 
-def _write_atomically(rows: np.ndarray, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in _parts(rows):
-                file.write(part.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write_rows(rows: np.ndarray, target: Path) -> None:
+    with replacing(target) as file:
+        header = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in _parts(rows):
+            file.write(part.data)
 
 
 def _read(mark: dict[str, Any], path: Path) -> Tensor:

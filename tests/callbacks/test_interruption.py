@@ -17,7 +17,7 @@ from lightning_app.callbacks.interruption import Interruption
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.modules import ArticleGPT
-from lightning_app.reporting.curves import best_validation
+from lightning_app.reports.loss_curve import best_validation
 from lightning_app.training import checkpoint_io
 from tests.conftest import write_config
 from tests.sameness import assert_same_run

@@ -12,7 +12,7 @@ import torch
 
 from lightning_app.inference.categories import categories_of, networks_of
 from lightning_app.models.art import ART
-from lightning_app.reporting.categories import EMPTY
+from lightning_app.reports.categories import EMPTY
 from lightning_app.text.tokenizer import load_tokenizer
 from lightning_app.training.checkpoint import load_module
 

@@ -23,6 +23,7 @@ from lightning_app.inference import export as exporting
 from lightning_app.inference.export import Exported, command, export
 from lightning_app.inference.export_code import flat_name
 from lightning_app.inference.modeling_lightning_app import CACHE
+from lightning_app.io import temporary_name
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
@@ -473,6 +474,7 @@ def test_a_place_in_use_is_refused(exported, tmp_path):
     module = ArticleGPT(decoder())
     out = tmp_path / "out"
     out.mkdir()
+    (temporary_name(out) / "out").mkdir(parents=True)  # of a process that was killed, and had this one's number
     exported(module)  # an empty one is taken
     with pytest.raises(InputError, match="not empty: give another directory, or --overwrite"):
         exported(module)

@@ -10,8 +10,9 @@ import pytest
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
+from lightning_app import io
 from lightning_app.errors import InputError
-from lightning_app.text import bpe, files
+from lightning_app.text import bpe
 from lightning_app.text.bpe import (
     GPT2_PATTERN,
     byte_symbols,
@@ -164,7 +165,7 @@ def test_a_crash_while_training_leaves_nothing_that_passes_for_the_users(tmp_pat
     def crash_at_the_ranks(target, data):
         if target == path:
             raise KeyboardInterrupt
-        files.write_atomic(target, data)
+        io.write_atomic(target, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(bpe, "write_atomic", crash_at_the_ranks)

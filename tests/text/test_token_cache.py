@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lightning_app.errors import InputError
+from lightning_app.io import temporary_name
 from lightning_app.text import encoding, token_cache
 from lightning_app.text.corpus import Document
-from lightning_app.text.files import temporary_name
 from lightning_app.text.token_cache import prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 

@@ -1,6 +1,5 @@
 import errno
 import os
-import platform
 import subprocess
 import sys
 from functools import partial
@@ -12,10 +11,11 @@ import pytest
 import torch
 
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.io import temporary_name
 from lightning_app.models.memory import AssociativeMemory
+from lightning_app.reports.run_folder import generations
 from lightning_app.training import checkpoint_io
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, read_numbers
-from lightning_app.training.generations import generations
 
 OLD = {"step": 1, "weights": torch.arange(50_000)}
 
@@ -214,10 +214,14 @@ def test_other_failures_keep_their_type(saved, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_removed(saved):
+    def of_process(number: int) -> Path:
+        name = temporary_name(saved.with_name("step_0.ckpt"))
+        return name.with_name(name.name.replace(f"-{os.getpid()}.tmp", f"-{number}.tmp"))
+
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = saved.with_name(f".step_0.ckpt.{platform.node()}-{ended.pid}.tmp")
-    running = saved.with_name(f".step_0.ckpt.{platform.node()}-{os.getppid()}.tmp")
+    left = of_process(ended.pid)
+    running = of_process(os.getppid())
     foreign = saved.with_name(".step_0.ckpt.another-machine-1.tmp")
     for path in (left, running, foreign):
         path.write_bytes(b"half")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.io import write_atomic
 from lightning_app.models.heads.attention_heads import AttentionHeads
 from lightning_app.models.heads.units import Units
 from lightning_app.models.rehearsal import evaluated
@@ -357,8 +358,8 @@ class SavedImportance(Importance):
 def save_importance(path: Path, importance: Tensor, *, kind: str, strategy: str) -> None:
     """(L, N) as JSON, for `SavedImportance`."""
     rows = [[None if math.isnan(x) else x for x in row] for row in importance.tolist()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"kind": kind, "strategy": strategy, "importance": rows}) + "\n", encoding="utf-8")
+    line = json.dumps({"kind": kind, "strategy": strategy, "importance": rows}) + "\n"
+    write_atomic(path, line.encode())
 
 
 def measured(strategy: Importance, units: Units, sample: Sample, *, keep: int) -> Tensor:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from lightning_app.reporting.charts import Chart
-from lightning_app.reporting.page import PAGE, SCRIPT, STYLE
-from lightning_app.reporting.plasticity import finite
+from lightning_app.io import write_atomic
+from lightning_app.reports.page import PAGE, SCRIPT, STYLE
+from lightning_app.reports.plasticity.facts import finite
+from lightning_app.reports.plasticity.figures import Chart
 
 PLOTLY = "plotly.min.js"
 
@@ -35,28 +35,17 @@ Section = tuple[str, str, Sequence[Part]]  # its id, its heading, and what it ho
 # The file
 
 
-def write_page(page: str, folder: Path, *, name: str, single_file: bool) -> Path:
-    """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
-
-    A reader sees the old page or the new one, never a part.
+def write_page(page: str, path: Path, *, single_file: bool) -> Path:
+    """Write the page to `path`, and plotly's script beside it where it is not there; returns the page's path.
 
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not single_file and not (folder / PLOTLY).is_file():
-        _replace(folder / PLOTLY, _plotly())
-    _replace(folder / name, page)
-    return folder / name
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    script = path.with_name(PLOTLY)
+    if not single_file and not script.is_file():
+        write_atomic(script, _plotly().encode())
+    write_atomic(path, page.encode(errors="replace"))
+    return path
 
 
 def _plotly() -> str:

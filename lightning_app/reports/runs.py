@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_app.reporting.curves import best_validation
-from lightning_app.reporting.intervals import SUMS
-from lightning_app.reporting.plasticity import Record, baseline_and_now, events, finite, last_step, step_of
+from lightning_app.reports.intervals import SUMS
+from lightning_app.reports.loss_curve import best_validation
+from lightning_app.reports.plasticity.facts import Record, baseline_and_now, events, finite, last_step, step_of
 
 AXES = ("steps", "tokens", "time")
 SEEDS = ("seed_everything", "data.seed")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
 
 Log = list[dict[str, Any]]
 
@@ -16,13 +16,15 @@ Log = list[dict[str, Any]]
 @pytest.fixture
 def full(simulate: Callable[..., Log], tmp_path: Path) -> Path:
     """A page with every chart."""
-    return write_dashboard(simulate(regrowth=True, rollback=True, controller=True), tmp_path, title="runs/<b>one</b>")
+    log = simulate(regrowth=True, rollback=True, controller=True)
+    return write_dashboard(log, tmp_path / "dashboard.html", title="runs/<b>one</b>")
 
 
 @pytest.fixture
 def plain(simulate: Callable[..., Log], tmp_path: Path) -> Path:
     """A page with two charts, which is drawn sooner."""
-    return write_dashboard([r for r in simulate() if "event" not in r], tmp_path, title="runs/one")
+    log = [r for r in simulate() if "event" not in r]
+    return write_dashboard(log, tmp_path / "dashboard.html", title="runs/one")
 
 
 def test_on_a_phone_every_chart_is_drawn_in_dark_colours_and_nothing_overflows(full: Path, visit: Callable[..., Any]):
@@ -99,6 +101,6 @@ def test_a_page_without_its_script_says_so(simulate: Callable[..., Log], tmp_pat
 
 
 def test_a_single_file_draws_alone(simulate: Callable[..., Log], tmp_path: Path, visit: Callable[..., Any]):
-    page = visit(write_dashboard(simulate()[:40], tmp_path, title="t", single_file=True, name="one.html"))
+    page = visit(write_dashboard(simulate()[:40], tmp_path / "one.html", title="t", single_file=True))
     page.wait_for_function("charts.get('timeline').drawn")
     assert not page.locator("#no-plotly").is_visible()

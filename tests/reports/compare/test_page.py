@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from lightning_app.reporting.compare import draw_comparison, write_comparison
-from lightning_app.reporting.compare_tables import costs, format_comparison, results
-from lightning_app.reporting.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
-from lightning_app.reporting.runs import ABSENT, Run, differing
-from lightning_app.reporting.sides import against, cautions, same_text, sides_of
+from lightning_app.reports.compare.page import draw_comparison, write_comparison
+from lightning_app.reports.compare.tables import costs, format_comparison, results
+from lightning_app.reports.groups import against, cautions, same_text, sides_of
+from lightning_app.reports.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
+from lightning_app.reports.runs import ABSENT, Run, differing
 
 PASSAGES = 32
 BYTES = 100.0  # of each
@@ -241,7 +241,7 @@ def test_the_page_obeys_nothing_that_it_shows():
 @pytest.fixture
 def page(tmp_path: Path, visit: Callable[..., Any]) -> Callable[..., Any]:
     runs = [run("a"), run("b", log(2.1, every=9), data={}), run("c", log(1.9, old=True), trainer={"max_steps": 4})]
-    file = write_comparison(runs, tmp_path, axis="steps")
+    file = write_comparison(runs, tmp_path / "compare.html", axis="steps")
     return lambda **more: visit(file, **more)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lightning_app.inference.compare import read_runs
-from lightning_app.reporting.parts import PLOTLY
+from lightning_app.reports.compare.command import read_runs
+from lightning_app.reports.parts import PLOTLY
 
 Main = Callable[..., None]
 RECORDS: list[dict[str, Any]] = [

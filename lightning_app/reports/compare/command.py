@@ -4,23 +4,16 @@ read."""
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning_app.errors import InputError
-from lightning_app.inference.report import NEEDED, records_of, say_damage
-from lightning_app.reporting.compare import FILE_NAME, write_comparison
-from lightning_app.reporting.compare_charts import missing_on
-from lightning_app.reporting.compare_tables import format_comparison
-from lightning_app.reporting.log import FILE_NAME as LOG
-from lightning_app.reporting.runs import AXES, Run
-from lightning_app.text.files import writing_into
-from lightning_app.yaml_file import read_yaml
-
-BETWEEN = "\n\n---\n\n"  # two texts in a file of samples
-LARGEST = 2**20  # bytes of a file of samples that are read
+from lightning_app.reports.compare.charts import missing_on
+from lightning_app.reports.compare.page import FILE_NAME, write_comparison
+from lightning_app.reports.compare.tables import format_comparison
+from lightning_app.reports.report import say_damage
+from lightning_app.reports.run_folder import RunFolder, runs_below
+from lightning_app.reports.runs import AXES, Run
 
 
 def compare(
@@ -48,8 +41,7 @@ def compare(
     _check_axis(runs, axis)
     if output.is_dir():
         raise InputError(f"output is {output}, a folder: give the name of the page in it, such as {output / FILE_NAME}")
-    with writing_into(output.parent, needed=NEEDED):
-        page = write_comparison(runs, output.parent, axis=axis or AXES[0], single_file=single_file, name=output.name)
+    page = write_comparison(runs, output, axis=axis or AXES[0], single_file=single_file)
     return page, format_comparison(runs)
 
 
@@ -63,85 +55,55 @@ def _check_axis(runs: Sequence[Run], axis: str | None) -> None:
 
 def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> list[Run]:
     """The runs that the folders are or hold. Raises as `compare` does."""
-    found = [folder for given in folders for folder in _runs_in(given)]
+    found = [run for given in folders for run in _runs_in(given)]
     _check_once(found)
     names = _named(found) if labels is None else _checked(labels, found)
-    return [_read(folder, name) for folder, name in zip(found, names, strict=True)]
+    return [_read(run, name) for run, name in zip(found, names, strict=True)]
 
 
-def _runs_in(given: Path) -> list[Path]:
+def _runs_in(given: Path) -> list[RunFolder]:
     """The folder itself where it has a log; else those below it whose log says something."""
-    if (given / LOG).is_file() or not given.is_dir():
-        return [given]
-    below = sorted((path.parent for path in given.rglob(LOG) if path.stat().st_size), key=_natural)
-    if not below:
-        raise InputError(f"{given} has no {LOG}, and no folder below it has one: give the folder of a run, or of runs")
-    return below
+    own = RunFolder(given)
+    if own.log_file.is_file() or not given.is_dir():
+        return [own]
+    if below := runs_below(given):
+        return below
+    name = own.log_file.name
+    raise InputError(f"{given} has no {name}, and no folder below it has one: give the folder of a run, or of runs")
 
 
-def _natural(path: Path) -> list[Any]:
-    """version_2 before version_10."""
-    return [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)] for name in path.parts]
-
-
-def _check_once(folders: Sequence[Path]) -> None:
+def _check_once(runs: Sequence[RunFolder]) -> None:
     seen: dict[Path, Path] = {}
-    for folder in folders:
+    for folder in (run.path for run in runs):
         if (first := seen.setdefault(folder.resolve(), folder)) is not folder:
             raise InputError(f"{folder} is given twice ({first} is the same folder): leave one of them out")
 
 
-def _named(folders: Sequence[Path]) -> list[str]:
+def _named(runs: Sequence[RunFolder]) -> list[str]:
     """The shortest of the run's name, name and version, and its path, by which all can be told apart."""
-    whole = [folder.resolve() for folder in folders]
-    names = [path.parent.name if re.fullmatch(r"version_\d+", path.name) else path.name for path in whole]
-    for found in (names, [f"{path.parent.name}/{path.name}" for path in whole]):
+    for found in ([run.name for run in runs], [run.title for run in runs]):
         if len(set(found)) == len(found):
             return found
-    return [str(folder) for folder in folders]
+    return [str(run.path) for run in runs]
 
 
-def _checked(labels: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    if len(labels) != len(folders):
-        lie = ", ".join(map(str, folders))
-        raise InputError(f"there are {len(labels)} labels for {len(folders)} runs ({lie}): give one for each")
+def _checked(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+    if len(labels) != len(runs):
+        lie = ", ".join(str(run.path) for run in runs)
+        raise InputError(f"there are {len(labels)} labels for {len(runs)} runs ({lie}): give one for each")
     if len({label.strip() for label in labels} - {""}) != len(labels):
         raise InputError(f"labels are {', '.join(map(repr, labels))}: give each run one of its own")
     return list(labels)
 
 
-def _read(folder: Path, label: str) -> Run:
-    samples, source = _samples(folder / "samples")
-    records = records_of(folder)
+def _read(folder: RunFolder, label: str) -> Run:
+    records, (samples, source) = folder.known_records(), folder.samples()
     say_damage(folder)
-    return Run(
-        label,
-        str(folder),
-        records=records,
-        config=_config(folder / "config.yaml"),
-        samples=samples,
-        samples_from=source,
-    )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """Empty where there is none."""
     try:
-        config = read_yaml(path) if path.is_file() else {}
+        config = folder.config()
     except InputError as error:
         raise InputError(f"{error}; a run without it can be compared, so move it") from None
-    return config if isinstance(config, dict) else {}
-
-
-def _samples(folder: Path) -> tuple[list[str], str]:
-    """Texts of the best checkpoint, else the last ones that were drawn in training, and what they are called."""
-    files = [folder / "best.txt", *sorted(folder.glob("step_*.txt"), reverse=True)]
-    for path in files:
-        if path.is_file():
-            with path.open(encoding="utf-8", errors="replace") as file:
-                text = file.read(LARGEST)
-            return [one.strip("\n") for one in text.split(BETWEEN) if one.strip()], path.stem.replace("_", " ")
-    return [], ""
+    return Run(label, str(folder.path), records=records, config=config, samples=samples, samples_from=source)
 
 
 def command(argv: Sequence[str]) -> None:

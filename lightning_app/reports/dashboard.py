@@ -7,8 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lightning_app.reporting import charts
-from lightning_app.reporting.parts import (
+from lightning_app.reports.parts import (
     Grid,
     Part,
     draw_page,
@@ -21,7 +20,8 @@ from lightning_app.reporting.parts import (
     si,
     write_page,
 )
-from lightning_app.reporting.plasticity import (
+from lightning_app.reports.plasticity import figures
+from lightning_app.reports.plasticity.facts import (
     Record,
     baseline_and_now,
     change,
@@ -38,25 +38,19 @@ from lightning_app.reporting.plasticity import (
     unpruned,
 )
 
-FILE_NAME = "dashboard.html"
 SAME = 0.01  # a relative rise of the cross-entropy up to which the verdict is a good one
 OPEN_PROMPTS = 2  # further ones are folded
 SIGNS = ('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>', "")
 KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
 
 
-def write_dashboard(
-    records: Sequence[Record], folder: Path, *, title: str, single_file: bool = False, name: str = FILE_NAME
-) -> Path:
-    """Write the page into `folder`, and plotly's script beside it where it is not there; returns the page's path.
-
-    A reader sees the old page or the new one, never a part.
+def write_dashboard(records: Sequence[Record], path: Path, *, title: str, single_file: bool = False) -> Path:
+    """Write the page to `path`, and plotly's script beside it where it is not there; returns the page's path.
 
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the folder cannot be written.
     """
-    page = draw_dashboard(records, title=title, single_file=single_file)
-    return write_page(page, folder, name=name, single_file=single_file)
+    return write_page(draw_dashboard(records, title=title, single_file=single_file), path, single_file=single_file)
 
 
 def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool = False) -> str:
@@ -183,7 +177,7 @@ def _state(records: Sequence[Record]) -> str:
     if found := events(records, "phase_transition"):
         cycle = found[-1].get("cycle")
         name = str(found[-1].get("phase"))
-        return charts.SHOWN.get(name, name) + (f", cycle {cycle}" if cycle else "")
+        return figures.SHOWN.get(name, name) + (f", cycle {cycle}" if cycle else "")
     return "training" if records else "nothing logged"
 
 
@@ -191,24 +185,24 @@ def _state(records: Sequence[Record]) -> str:
 
 
 def _timeline(records: Sequence[Record]) -> list[Part]:
-    names = (charts.SHOWN.get(name, name) for name in KEY)
+    names = (figures.SHOWN.get(name, name) for name in KEY)
     items = "".join(
-        f'<li style="--of:var(--{charts.PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
+        f'<li style="--of:var(--{figures.PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
         for key, name in zip(KEY, names, strict=True)
     )
     key = f'<ul class="key" aria-label="Colours of the phases">{items}</ul>'
     rows = [
-        [escape(charts.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
+        [escape(figures.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
         for p in phases(records)
     ]
     table = html_table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
     fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>"
-    return [key, charts.timeline(records), fold] if rows else [charts.timeline(records)]
+    return [key, figures.timeline(records), fold] if rows else [figures.timeline(records)]
 
 
 def _stabilisation(records: Sequence[Record]) -> list[Part]:
     found = events(records, "stabilised")
-    return [Grid(charts.stabilisations(records), [_why(r) for r in found]), _absent(records, "stabilised")]
+    return [Grid(figures.stabilisations(records), [_why(r) for r in found]), _absent(records, "stabilised")]
 
 
 def _why(record: Record) -> str:
@@ -234,19 +228,19 @@ def _analyses(records: Sequence[Record]) -> list[Part]:
         "One scale for all cycles of a measure.</p>"
     ]
     for name, unit in (("entropy", "nats"), ("gradient", ""), ("importance", "")):
-        maps = charts.analysis_maps(records, name)
+        maps = figures.analysis_maps(records, name)
         parts += [f"<h3>{name.capitalize()}{unit and ', '}{unit}</h3>", Grid(maps) if maps else not_logged([name])]
     return parts
 
 
 def _gradients(records: Sequence[Record]) -> list[Part]:
     found = events(records, "analysis")
-    maps = charts.over_time("gradient", "Gradient at each analysis", found, "gradient")
+    maps = figures.over_time("gradient", "Gradient at each analysis", found, "gradient")
     return [Grid(maps, wide=True) if maps else not_logged(["gradient"])]
 
 
 def _finetuning(records: Sequence[Record]) -> list[Part]:
-    found = charts.finetunings(records)
+    found = figures.finetunings(records)
     if not found:
         return [not_logged(["phase_transition to finetuning"])]
     return [
@@ -291,12 +285,12 @@ def _per_layer(counts: Sequence[int] | None) -> str:
 
 
 def _alive(records: Sequence[Record]) -> list[Part]:
-    found = charts.heads_alive(records)
+    found = figures.heads_alive(records)
     back = [
         [
             plain(r.get("cycle")),
             f"{step_of(r):,}",
-            ", ".join(f"{layer}.{head}" for layer, head in charts.heads_of(r)),
+            ", ".join(f"{layer}.{head}" for layer, head in figures.heads_of(r)),
             ", ".join(number(score, "{:.5g}") for score in r.get("scores") or []) or number(None),
             plain(r.get("how") or ""),
             escape(str(r.get("reason") or "")) or number(None),
@@ -330,7 +324,7 @@ def _impact(records: Sequence[Record]) -> list[Part]:
     ]
     names = ("cycle", "before", "pruned", "regrown", "impact", "fine-tuned", "left after it", "against the baseline")
     table = html_table("Cross-entropy of each cycle, nats per token", names, rows)
-    return [charts.impact(records), table if rows else "", "" if ce else not_logged(["evaluation of stage baseline"])]
+    return [figures.impact(records), table if rows else "", "" if ce else not_logged(["evaluation of stage baseline"])]
 
 
 def _against(records: Sequence[Record]) -> list[Part]:
@@ -355,7 +349,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         ]
         for name, key, one, two, spec in pairs
     ]
-    stages = [f"evaluated {charts.stage_of(now)}"] if now else []
+    stages = [f"evaluated {figures.stage_of(now)}"] if now else []
     stages += [f"measured {escape(str(costs_now.get('stage')))}"] if costs_now else []
     caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
     parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
@@ -379,7 +373,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         '<p class="note">Speed-up: latency of the baseline over that of the stage, as measured. '
         "Ceiling: the one that the FLOPs allow.</p>"
     )
-    return [*parts, Grid(charts.costs(records), wide=True), table, note]
+    return [*parts, Grid(figures.costs(records), wide=True), table, note]
 
 
 def _samples(records: Sequence[Record]) -> list[Part]:
@@ -414,12 +408,12 @@ def _rates(records: Sequence[Record]) -> list[Part]:
         "Learning rate of each group where it was set", ("step", "group", "rate", "factor"), rows, texts=(1,)
     )
     fold = f"<details open><summary>{len(rows)} rates of groups as a table</summary>{table}</details>" if rows else ""
-    found = charts.rates(records)
+    found = figures.rates(records)
     return [*found, fold] if found else [not_logged(["lr", "learning_rates"])]
 
 
 def _controller(records: Sequence[Record]) -> list[Part]:
-    found = charts.controller(records)
+    found = figures.controller(records)
     return [Grid(found, wide=True) if found else not_logged(["controller_update", "controller/mean_gate"])]
 
 

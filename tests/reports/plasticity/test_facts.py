@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_app.reporting.plasticity import (
+from lightning_app.reports.plasticity.facts import (
     Cycle,
     baseline_and_now,
     cycles,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from lightning_app.reporting.table import format_columns, one_line
+from lightning_app.reports.tables import format_columns, one_line
 
 COLUMNS = ("id", "inputs", "share", "age", "unused", "nearest", "alike", "typical texts")
 MEANING = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from lightning_app.reporting.plasticity import (
+from lightning_app.reports.plasticity.facts import (
     Living,
     Matrix,
     Phase,

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lightning_app.reporting.curves import best_validation, draw_loss, series
+from lightning_app.reports.loss_curve import best_validation, draw_loss, series
 
 RECORDS = [
     {"event": "started", "step": 0},

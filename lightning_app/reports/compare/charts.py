@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_app.reporting.charts import Chart, Trace, dots, label, lines
-from lightning_app.reporting.intervals import Estimate
-from lightning_app.reporting.runs import AXES, Run
-from lightning_app.reporting.sides import BASE, Side
+from lightning_app.reports.groups import BASE, Side
+from lightning_app.reports.intervals import Estimate
+from lightning_app.reports.plasticity.figures import Chart, Trace, dots, label, lines
+from lightning_app.reports.runs import AXES, Run
 
 COLOURS = 8  # of runs; later ones have them again, with another dash
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -1,4 +1,4 @@
-from lightning_app.reporting.table import format_columns, format_table, one_line
+from lightning_app.reports.tables import format_columns, format_table, one_line
 
 
 def test_two_columns_and_indented_further_lines():

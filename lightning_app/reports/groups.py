@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_app.reporting.intervals import (
+from lightning_app.reports.intervals import (
     MEASURES,
     Estimate,
     change,
@@ -19,7 +19,7 @@ from lightning_app.reporting.intervals import (
     over_seeds,
     scored,
 )
-from lightning_app.reporting.runs import PLACES, SEEDS, Run, differing
+from lightning_app.reports.runs import PLACES, SEEDS, Run, differing
 
 EVALUATION = (  # options by which a measure of the same text differs
     "data.block_size",

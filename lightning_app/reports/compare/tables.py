@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_app.reporting.intervals import Estimate
-from lightning_app.reporting.parts import si
-from lightning_app.reporting.runs import Run
-from lightning_app.reporting.sides import Side, against, cautions, sides_of
-from lightning_app.reporting.table import format_columns
+from lightning_app.reports.groups import Side, against, cautions, sides_of
+from lightning_app.reports.intervals import Estimate
+from lightning_app.reports.parts import si
+from lightning_app.reports.runs import Run
+from lightning_app.reports.tables import format_columns
 
 ABSENT_WORD = "not in this log"
 Table = tuple[list[str], list[list[str]]]  # heads, and rows

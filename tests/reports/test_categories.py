@@ -1,7 +1,7 @@
 import re
 from html.parser import HTMLParser
 
-from lightning_app.reporting.categories import COLUMNS, EMPTY, Category, Network, draw_page, format_categories
+from lightning_app.reports.categories import COLUMNS, EMPTY, Category, Network, draw_page, format_categories
 
 LARGE = Category(7, 1200, 0.75, 1600, 0, (3, 0.5), ["<b>bold</b> & \x1b[31mred\nline", "second"])
 SMALL = Category(3, 400, 0.25, 9, 4, (7, 0.5), [])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_app.io import replacing
+
 Record = dict[str, Any]
 
 
@@ -45,4 +47,5 @@ def draw_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
     axes.set(title=title, xlabel="optimizer step", ylabel="nats per token")
     axes.grid(alpha=0.25)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

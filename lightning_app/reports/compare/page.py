@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lightning_app.reporting.compare_charts import (
+from lightning_app.reports.compare.charts import (
     Curves,
     colour,
     curves,
@@ -17,27 +17,23 @@ from lightning_app.reporting.compare_charts import (
     missing_on,
     reached,
 )
-from lightning_app.reporting.compare_tables import ABSENT_WORD, Table, costs, legend, results
-from lightning_app.reporting.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
-from lightning_app.reporting.runs import ABSENT, AXES, Run, differing
-from lightning_app.reporting.sides import BASE, NO_CHANCE, Side, cautions, sides_of
+from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, results
+from lightning_app.reports.groups import BASE, NO_CHANCE, Side, cautions, sides_of
+from lightning_app.reports.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
+from lightning_app.reports.runs import ABSENT, AXES, Run, differing
 
 FILE_NAME = "compare.html"
 LONGEST = 4_000  # characters of a sample that are shown
 OPEN_PROMPTS = 3  # further ones are folded
 
 
-def write_comparison(
-    runs: Sequence[Run], folder: Path, *, axis: str = "steps", single_file: bool = False, name: str = FILE_NAME
-) -> Path:
-    """Write the page into `folder`; see `draw_comparison`.
+def write_comparison(runs: Sequence[Run], path: Path, *, axis: str = "steps", single_file: bool = False) -> Path:
+    """Write the page to `path`; see `draw_comparison`.
 
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the folder cannot be written.
     """
-    return write_page(
-        draw_comparison(runs, axis=axis, single_file=single_file), folder, name=name, single_file=single_file
-    )
+    return write_page(draw_comparison(runs, axis=axis, single_file=single_file), path, single_file=single_file)
 
 
 def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bool = False) -> str:

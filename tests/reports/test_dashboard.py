@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from lightning_app.reporting import dashboard
-from lightning_app.reporting.dashboard import SECTIONS, draw_dashboard, write_dashboard
-from lightning_app.reporting.parts import PLOTLY
+from lightning_app.errors import InputError
+from lightning_app.reports import dashboard
+from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reports.parts import PLOTLY
 
 Log = list[dict[str, Any]]
 Simulate = Callable[..., Log]
@@ -323,25 +325,25 @@ def test_a_value_that_is_no_number_is_missing_and_no_broken_json():
 
 def test_the_script_is_written_once_and_the_page_again(simulate: Simulate, tmp_path: Path):
     log, folder = simulate(), tmp_path / "new"
-    assert write_dashboard(log[:20], folder, title="t") == folder / "dashboard.html"
+    assert write_dashboard(log[:20], folder / "dashboard.html", title="t") == folder / "dashboard.html"
     script, first = (folder / PLOTLY).stat(), (folder / "dashboard.html").read_text()
-    write_dashboard(log, folder, title="t")
+    write_dashboard(log, folder / "dashboard.html", title="t")
     assert (folder / PLOTLY).stat().st_mtime_ns == script.st_mtime_ns
     assert (folder / "dashboard.html").read_text() == draw_dashboard(log, title="t") != first
     assert sorted(path.name for path in folder.iterdir()) == ["dashboard.html", PLOTLY]
-    write_dashboard(log, tmp_path / "single", title="t", single_file=True)
+    write_dashboard(log, tmp_path / "single/dashboard.html", title="t", single_file=True)
     assert [path.name for path in (tmp_path / "single").iterdir()] == ["dashboard.html"]
 
 
 def test_a_write_that_fails_leaves_the_old_page(simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_dashboard(simulate(), tmp_path, title="old")
+    write_dashboard(simulate(), tmp_path / "dashboard.html", title="old")
 
     def full(*paths: object) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "simulated")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
-        write_dashboard(simulate(), tmp_path, title="new")
+    with pytest.raises(InputError, match="no space left in"):
+        write_dashboard(simulate(), tmp_path / "dashboard.html", title="new")
     assert "<h1>old</h1>" in (tmp_path / "dashboard.html").read_text()
     assert len(list(tmp_path.iterdir())) == 2
 
