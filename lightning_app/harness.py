@@ -30,7 +30,7 @@ from lightning_app.callbacks.resume_options import ResumeOptions
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
 from lightning_app.class_defaults import take_own_defaults
-from lightning_app.cli import LINKED, command_line_options, given_options, without_effect
+from lightning_app.cli_checks import LINKED, command_line_options, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.going_on import command
 from lightning_app.inference.closing import close_early, close_run

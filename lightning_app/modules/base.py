@@ -462,7 +462,7 @@ class LanguageModule(L.LightningModule, ABC):
         self.compile_again()
 
     def configure_model(self) -> None:
-        shard(self)
+        shard(self, self.backbone.blocks, copies=any(regularizer.copies() for regularizer in self.regularizers))
 
     def compile_again(self) -> None:
         """After surgery: gates are hooks, and what was compiled does not look for new ones."""

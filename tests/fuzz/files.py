@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_app.cli import check_arguments, given_options
+from lightning_app.cli_checks import check_arguments, given_options
 from lightning_app.inference.compare import read_runs
 from lightning_app.reporting.compare_tables import format_comparison
 from lightning_app.reporting.curves import best_validation
