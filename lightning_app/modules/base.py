@@ -14,7 +14,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates, class_path, rebuilt_by
@@ -33,6 +32,7 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.accumulation import accumulated, steps_in
 from lightning_app.training.commit import commit
+from lightning_app.training.lightning_internals.strategies import do_not_send
 from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
 
@@ -458,7 +458,7 @@ class LanguageModule(L.LightningModule, ABC):
             if stage == "fit":
                 self._say_what_is_frozen()
                 self._warn_if_it_can_only_memorise(data)
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
+        do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 
     def configure_model(self) -> None:
