@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from experiments.space import Space, check_known, read_space
-from lightning_app.cli import check_arguments
+from lightning_app.cli_checks import check_arguments
 from lightning_app.errors import InputError
 from lightning_app.harness import Harness, Trainer, run
 from lightning_app.ops.tree import leaves

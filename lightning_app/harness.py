@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -30,7 +30,7 @@ from lightning_app.callbacks.resume_options import ResumeOptions
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.throughput import Throughput
 from lightning_app.class_defaults import take_own_defaults
-from lightning_app.cli import LINKED, command_line_options, given_options, without_effect
+from lightning_app.cli_checks import LINKED, command_line_options, given_options, without_effect
 from lightning_app.errors import InputError
 from lightning_app.going_on import command
 from lightning_app.inference.closing import close_early, close_run
@@ -46,6 +46,8 @@ from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.kept_best import KeptBest
+from lightning_app.training.lightning_internals.callbacks import is_up, place_checkpoints, time_limit, timers
+from lightning_app.training.lightning_internals.command_line import CommandLine
 from lightning_app.training.loggers import placed, tensorboard
 from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here, runs_on_cpu
 from lightning_app.training.run_place import check_place, saying_when_full
@@ -88,7 +90,7 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, str(folder.config_file), skip_none=False, overwrite=True)
 
 
-class Harness(LightningCLI):
+class Harness(CommandLine):
     """One parser for all commands: each takes the same keys, so that one YAML serves them all."""
 
     def __init__(self, args: Sequence[str]):
@@ -160,9 +162,6 @@ class Harness(LightningCLI):
         take_own_defaults(self.config[self.config.subcommand], given_options(args))
         check_options(options, fit=self.config.subcommand == "fit")
 
-    def _parse_ckpt_path(self) -> None:
-        """Lightning would overwrite the command line with the checkpoint's hyperparameters: the command line counts."""
-
     @property
     def _options(self) -> Any:
         return self.config[self.subcommand]
@@ -204,7 +203,7 @@ class Harness(LightningCLI):
         folder = self._folder()
         loggers = self._loggers(folder) if self.subcommand == "fit" else []  # an evaluation adds no curves
         kwargs["logger"] = False  # RunLog adds them once training begins
-        made = self._get(self.config_init, "trainer")
+        made = self.built("trainer")
         checkpoints = self._options.trainer.enable_checkpointing is not False
         kwargs["plugins"] = with_atomic_writer(made.plugins)
         self.trainer_defaults["callbacks"] = beside(
@@ -221,9 +220,7 @@ class Harness(LightningCLI):
         # RandomState first: what other callbacks draw lies outside the training's stream.
         first = [RandomState(), ExactResume(), ResumeOptions(), KeptBest(), RunLog(folder, loggers), Monitors()]
         trainer.callbacks = [*first, *trainer.callbacks, *end]
-        for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(RunFolder(folder).checkpoints_folder)
+        place_checkpoints(trainer.callbacks, RunFolder(folder).checkpoints_folder)
         if loggers and trainer.profiler.dirpath is None:
             trainer.profiler.dirpath = folder  # its way is the first logger's, which is not there yet
         return trainer
@@ -243,7 +240,7 @@ class Harness(LightningCLI):
         given = self._options.trainer.logger
         if given in (None, True, False):
             return [] if given is False else [tensorboard(folder)]
-        made = self._get(self.config_init, "trainer").logger
+        made = self.built("trainer").logger
         given, made = (x if isinstance(x, list) else [x] for x in (given, made))
         options = [{**spec.get("init_args", {}), **spec.get("dict_kwargs", {})} for spec in given]
         return placed(made, options, folder)
@@ -288,37 +285,24 @@ class Harness(LightningCLI):
         close_run(self.trainer)
         self._say_how_to_go_on()
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Whatever ends a fit early, what was reached is drawn and printed, and how to go on."""
-        ended = False
-        try:
-            super()._run_subcommand(subcommand)
-            ended = True
-        finally:
-            if not ended and subcommand == "fit":
-                self._after_early_end()
-
     @rank_zero_only
-    def _after_early_end(self) -> None:
-        if any(isinstance(callback, Interruption) and callback.trained for callback in self.trainer.callbacks):
+    def after_early_end(self) -> None:
+        """Whatever ends a fit early, what was reached is drawn and printed, and how to go on."""
+        trained = any(isinstance(callback, Interruption) and callback.trained for callback in self.trainer.callbacks)
+        if self.subcommand == "fit" and trained:
             close_early(self.trainer)
             self._say_how_to_go_on(early=True)
 
     def _say_how_to_go_on(self, *, early: bool = False) -> None:
         """Where the fit was stopped: by a signal, an error or the clock."""
         last = next(callback.path for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint))
-        late = [timer._duration or 0 for timer in self.trainer.callbacks if isinstance(timer, Timer) and _is_up(timer)]
+        late = [time_limit(timer) or 0 for timer in timers(self.trainer) if is_up(timer)]
         if last is not None and last.exists() and (early or late):
             more = timedelta(seconds=2 * max(late)) if late else None
             print(
                 f"\nto go on:\n  {command(self._argv, last, max_time=more, init_from=bool(self._options.init_from))}",
                 flush=True,
             )
-
-
-def _is_up(timer: Timer) -> bool:
-    left = timer.time_remaining()
-    return left is not None and left <= 0
 
 
 def default_callbacks() -> list[L.Callback]:

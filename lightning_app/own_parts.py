@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from lightning_app.errors import InputError
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
+from lightning_app.training.lightning_internals.plugins import fill
 
 
 def beside(own: Sequence[L.Callback], given: Sequence[L.Callback], *, bar: bool, checkpoints: bool) -> list[L.Callback]:
@@ -44,6 +44,5 @@ def with_atomic_writer(plugins: Any) -> list[Any]:
     found = [] if plugins is None else list(plugins) if isinstance(plugins, list | tuple) else [plugins]
     writers = [plugin for plugin in found if isinstance(plugin, CheckpointIO)]
     for writer in writers:
-        if isinstance(writer, _WrappingCheckpointIO) and writer.checkpoint_io is None:
-            writer.checkpoint_io = AtomicCheckpointIO()
+        fill(writer, AtomicCheckpointIO())
     return found if writers else [*found, AtomicCheckpointIO()]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lightning_app.callbacks.run_log import read_log
-from lightning_app.cli import PACKAGES
+from lightning_app.cli_checks import PACKAGES
 from lightning_app.models.pretrained import PretrainedLM
 from tests.advice import LITTLE_TEXT, SHORT, advised
 

@@ -1,6 +1,7 @@
-"""Imports go one way (README, "How it is laid out")."""
+"""Imports go one way (README, "How it is laid out"), and in no circle."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,55 @@ def test_imports_go_one_way(path: Path):
         assert "lightning" not in others
     if part == "reports":  # a page is drawn in a second, from a folder that may be a copy on another machine
         assert not others & {"torch", "torchmetrics", "transformers", "faiss"}
+
+
+# Circles of files
+
+
+def name_of(path: Path) -> str:
+    """ "models.heads" of models/heads/__init__.py."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes, those within functions too, but for what a type checker alone looks at."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+            yield node
+            yield from run_nodes(node)
+
+
+def files_imported(source: str, files: set[str]) -> set[str]:
+    found: set[str] = set()
+    for node in run_nodes(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("lightning_app.") for name in found} & files
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Files that reach each other; the graph has the files that each imports."""
+    reached = {name: set(imports) for name, imports in graph.items()}
+    for middle in graph:
+        for name in graph:
+            if middle in reached[name]:
+                reached[name] |= reached[middle]
+    found = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph}
+    return sorted((set(circle) for circle in found if circle), key=sorted)
+
+
+def test_a_circle_is_found():
+    lazy = "def f():\n    from lightning_app import b"
+    typed = "if typing.TYPE_CHECKING:\n    import lightning_app.a\nfrom lightning_app.c.d import e"
+    graph = {"a": files_imported(lazy, {"a", "b", "c.d"}), "b": files_imported(typed, {"a", "b", "c.d"}), "c.d": set()}
+    assert graph == {"a": {"b"}, "b": {"c.d"}, "c.d": set()}
+    assert circles(graph) == []
+    assert circles({**graph, "c.d": {"a"}, "e": {"a"}}) == [{"a", "b", "c.d"}]
+
+
+def test_no_circles():
+    sources = {name_of(path): path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert len(sources) > 100
+    assert circles({name: files_imported(source, set(sources)) for name, source in sources.items()}) == []

@@ -12,8 +12,7 @@ import torch
 
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.modules import ArticleGPT, LanguageModule
-from lightning_app.modules.sharding import shard
+from lightning_app.modules import ArticleGPT
 from lightning_app.training.checkpoint import load_module
 from tests.ddp_cases import CASES, STEPS
 from tests.test_ddp import ROOT, run, trained
@@ -63,7 +62,7 @@ def test_what_cannot_be_sharded_is_refused(name: str, sizes: tuple[int, int], me
     module = CASES[name].module()
     module._device_mesh = cast(Any, mesh(*sizes))
     with pytest.raises(InputError, match=message):
-        shard(cast(LanguageModule, module))
+        module.configure_model()
 
 
 @pytest.mark.slow

@@ -6,17 +6,16 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_app.errors import InputError
 from lightning_app.models.heads import Kind
 from lightning_app.modules.base import LanguageModule
 from lightning_app.training.checkpoint import CURRENT, WEIGHTS
+from lightning_app.training.lightning_internals.averaging import Averaging
 from lightning_app.training.strategies import shards_parameters
 
 
-class AveragedWeights(EMAWeightAveraging):
+class AveragedWeights(Averaging):
     """Validates, keeps as best and ends with an exponential moving average of the trained weights.
 
     After each update average = decay x average + (1 - decay) x weights (Polyak and Juditsky 1992; Tarvainen and
@@ -49,8 +48,8 @@ class AveragedWeights(EMAWeightAveraging):
     @property
     def average(self) -> LanguageModule:
         """The averaged copy of the module; there is one while a fit lasts."""
-        assert self._average_model is not None
-        return cast(LanguageModule, self._average_model.module)
+        assert self.averaged_model is not None
+        return cast(LanguageModule, self.averaged_model.module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -60,11 +59,10 @@ class AveragedWeights(EMAWeightAveraging):
                 f"under {type(trainer.strategy).__name__} no rank has whole weights to average: use the strategy ddp, "
                 "or leave out AveragedWeights"
             )
-        # Lightning's own would shard a module that can be, and warn that it does not
-        self._average_model = AveragedModel(pl_module, device=pl_module.device, use_buffers=False, **self._kwargs)
+        self.make_averaged_model(pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        cast(AveragedModel, self._average_model).to(pl_module.device)  # it was made before the module was moved
+        self.average.to(pl_module.device)  # it was made before the module was moved
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,7 +71,7 @@ class AveragedWeights(EMAWeightAveraging):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._average_model is not None:
+        if self.averaged_model is not None:
             self._take_over(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
 
@@ -84,7 +82,7 @@ class AveragedWeights(EMAWeightAveraging):
     # Checkpoints: what is not averaged is in them once
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average_model is None:
+        if self.averaged_model is None:
             return
         self._take_over(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
@@ -92,7 +90,7 @@ class AveragedWeights(EMAWeightAveraging):
         checkpoint[CURRENT] = {name: x for name, x in checkpoint[CURRENT].items() if name in trained}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._average_model is None:  # an evaluation: the weights that were loaded are the average
+        if self.averaged_model is None:  # an evaluation: the weights that were loaded are the average
             return
         self._follow(pl_module)
         if CURRENT in checkpoint:

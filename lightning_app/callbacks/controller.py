@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from lightning_app.callbacks.evidence import plain, sample_of
 from lightning_app.callbacks.plasticity import PlasticitySchedule
 from lightning_app.callbacks.run_log import RunLog
-from lightning_app.callbacks.surgeon import Surgeon, begin_anew, check_strategy
+from lightning_app.callbacks.surgeon import Surgeon, check_strategy
 from lightning_app.errors import InputError
 from lightning_app.models.controller import (
     ANNController,
@@ -33,6 +32,7 @@ from lightning_app.models.ranks import gathered
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
 
 Finally = Literal["remove", "mask", "keep"]
 OPTIONS = {"network": ANNController, "logits": GateLogits}
@@ -181,7 +181,7 @@ class HeadController(L.Callback):
         assert self.controller is not None
         self._step, self._end = trainer.global_step, self._last_step(pl_module)
         self._sample = self._make_sample(trainer, pl_module, self.sample_rows)
-        self._timers = [c for c in trainer.callbacks if isinstance(c, Timer)]
+        self._timers = timers(trainer)
         heads = pl_module.units("heads")[0]
         if not self._started:  # heads of the start that are masked begin switched off, those that are gone stay so
             self.active = heads.mask
@@ -344,7 +344,7 @@ class HeadController(L.Callback):
         checks = surgeon.kill("heads", dead)
         after = sum(p.numel() for p in module.backbone.parameters())
         self._done = True
-        begin_anew(trainer)
+        reset_best_checkpoint(trainer)
         heads = dead.nonzero().tolist()
         assert self.controller is not None
         RunLog.event(

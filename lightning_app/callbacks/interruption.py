@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.errors import Interrupted
+from lightning_app.training.lightning_internals import signals
 
 NOTICE = b"\nstopping when this step is done; once more ends at once\n"
 
@@ -49,7 +49,7 @@ class Interruption(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.trained, self._received = False, 0
         if stage == "fit":
-            trainer._signal_connector.register_signal_handlers = lambda: None  # Lightning's would replace these
+            signals.leave_signals_alone(trainer)
             self._install(trainer)
             for callback in trainer.callbacks:
                 if isinstance(callback, RunLog):
@@ -91,9 +91,7 @@ class Interruption(L.Callback):
     def _install(self, trainer: L.Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue = environment.requeue_signal
+        self._requeue = signals.requeue_signal(trainer)
         for signum in filter(None, (signal.SIGINT, signal.SIGTERM, self._requeue)):
             before = signal.signal(signum, self._handler(trainer.is_global_zero))
             self._before.setdefault(int(signum), before)
@@ -124,6 +122,6 @@ class Interruption(L.Callback):
 
     def _leave(self, trainer: L.Trainer, signum: int) -> None:
         if signum == self._requeue and not trainer.sanity_checking and not trainer.validating:
-            trainer._signal_connector._slurm_sigusr_handler_fn(signum, None)
+            signals.requeue(trainer, signum)
         # a rank that ends with an error would have Lightning kill the first one, which still draws and prints
         raise Interrupted(signum, code=128 + signum if trainer.is_global_zero else 0)

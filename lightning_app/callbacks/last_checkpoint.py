@@ -13,6 +13,7 @@ from lightning_app.callbacks.run_log import run_folder
 from lightning_app.errors import InputError
 from lightning_app.modules.base import NOT_FINITE
 from lightning_app.modules.sharding import local
+from lightning_app.training.lightning_internals.fit_loop import may_stop
 
 
 class LastCheckpoint(Checkpoint):
@@ -100,7 +101,7 @@ class LastCheckpoint(Checkpoint):
 def _ends(trainer: L.Trainer) -> bool:
     """Whether the batch that was just learned is the run's last."""
     last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
-    stops = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_steps and min_epochs
+    stops = trainer.should_stop and may_stop(trainer)
     return trainer.global_step == trainer.max_steps or stops or (last_epoch and trainer.is_last_batch)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_app.errors import InputError
+from lightning_app.training.lightning_internals.callbacks import decide_after_validation, watchers
 
 
 class Monitors(L.Callback):
@@ -17,21 +17,20 @@ class Monitors(L.Callback):
     A name that begins with "val" is looked for in the validation of two batches that comes before training, any other
     in the first whole validation, by when the numbers of training are known too. Put it before those who watch.
 
-    What watches a number of the validation decides when that has ended. Lightning would wait for the epoch's end where
-    the two fall together, and a run that goes on from between them, or ends within an epoch, would decide nothing.
+    What watches a number of the validation decides when that has ended: at an epoch's end a run that goes on from
+    between the two, or ends within an epoch, would decide nothing.
 
     Raises:
         InputError: with the callback, the name that it watches, and those that there are.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for callback, name in _watched(trainer):
-            at_epochs_end = "_save" if isinstance(callback, ModelCheckpoint) else "_check"
-            if name.startswith("val/") and getattr(callback, f"{at_epochs_end}_on_train_epoch_end") is None:
-                setattr(callback, f"{at_epochs_end}_on_train_epoch_end", False)
+        for callback, name in watchers(trainer):
+            if name.startswith("val/"):
+                decide_after_validation(callback)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for callback, name in _watched(trainer):
+        for callback, name in watchers(trainer):
             if isinstance(callback, EarlyStopping) and name.startswith("val/") and not trainer.enable_validation:
                 raise InputError(
                     f"EarlyStopping's monitor is {name}, but there is no validation: set trainer.limit_val_batches "
@@ -42,7 +41,7 @@ class Monitors(L.Callback):
         if trainer.state.fn != "fit":
             return
         known = list(trainer.callback_metrics)
-        for callback, name in _watched(trainer):
+        for callback, name in watchers(trainer):
             if name not in known and (name.startswith("val") or not trainer.sanity_checking):
                 near = difflib.get_close_matches(name, known, n=1)
                 raise InputError(
@@ -50,9 +49,3 @@ class Monitors(L.Callback):
                     + (f"perhaps {near[0]}? " if near else "")
                     + f"There are: {', '.join(sorted(known))}"
                 )
-
-
-def _watched(trainer: L.Trainer) -> Iterator[tuple[L.Callback, str]]:
-    for callback in trainer.callbacks:
-        if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
-            yield callback, callback.monitor

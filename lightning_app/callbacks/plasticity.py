@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from lightning_app.callbacks.learning_rates import HeadRates, described, set_lay
 from lightning_app.callbacks.run_log import RunLog, run_folder
 from lightning_app.callbacks.samples import Samples, continued
 from lightning_app.callbacks.series import log_maps, log_numbers
-from lightning_app.callbacks.surgeon import Surgeon, Surgery, begin_anew, check_strategy, worst
+from lightning_app.callbacks.surgeon import Surgeon, Surgery, check_strategy
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.heads import Kind, Units
@@ -40,6 +39,7 @@ from lightning_app.ops.phases import LASTING, Move, Plan, Position, next_move
 from lightning_app.ops.pruning import as_mask, choose, choose_widths, dead_after
 from lightning_app.ops.stabilization import WINDOW, Verdict, quadratic_rule, slope_rule
 from lightning_app.text.datamodule import TextDataModule
+from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, reset_early_stopping
 
 MULTIPLE = 32  # widths of feed-forward layers: others lose half of the gain
 MOST_LOSSES = 1_000  # that stabilisation looks back on
@@ -457,7 +457,7 @@ class PlasticitySchedule(L.Callback):
                 **event,
             )
             self._prove(trainer, checks)
-        begin_anew(trainer)
+        reset_best_checkpoint(trainer)
         self._look(trainer, module, "pruned", with_text=True)
 
     def _regrow(self, trainer: L.Trainer, module: LanguageModule) -> None:
@@ -522,7 +522,7 @@ class PlasticitySchedule(L.Callback):
             alive=module.units("heads")[0].mask.int().tolist(),
         )
         self._prove(trainer, checks)
-        begin_anew(trainer)
+        reset_best_checkpoint(trainer)
         self._look(trainer, module, "before")
         self._log_cost(trainer, module, "gone back")
 
@@ -578,9 +578,7 @@ class PlasticitySchedule(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No early stop before the cycles are done: until then every loss is the best so far."""
         if trainer.state.fn == "fit" and self.at.phase != "done":
-            for callback in trainer.callbacks:
-                if isinstance(callback, EarlyStopping):
-                    callback.wait_count, callback.best_score = 0, worst(callback.mode)
+            reset_early_stopping(trainer)
 
     # The end
 

@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 
 from lightning_app.modules.base import LanguageModule
 from lightning_app.training.accumulation import steps_in
+from lightning_app.training.lightning_internals.callbacks import timers
 
 
 def clock(seconds: float) -> str:
@@ -49,8 +50,7 @@ class ProgressLine(TQDMProgressBar):
     def seconds_left(self, trainer: L.Trainer) -> float | None:
         """Until max_steps, the last epoch or max_time, whichever comes first; None while unknown."""
         done, elapsed = trainer.global_step - self._first_step, time.monotonic() - self._started
-        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-        limits = [left for timer in timers if (left := timer.time_remaining()) is not None]
+        limits = [left for timer in timers(trainer) if (left := timer.time_remaining()) is not None]
         if done > 0 and trainer.max_steps > 0:
             limits.append(elapsed / done * (trainer.max_steps - trainer.global_step))
         elif done > 0 and trainer.max_epochs and trainer.max_epochs > 0 and trainer.num_training_batches < math.inf:

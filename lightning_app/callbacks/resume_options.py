@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.errors import InputError
@@ -15,6 +13,7 @@ from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.tree import leaves
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.checkpoint import Checkpoint, put
+from lightning_app.training.lightning_internals import callbacks as lightning_callbacks
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
 
 # Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).
@@ -45,7 +44,7 @@ class ResumeOptions(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._saved, self._resumes = None, False
         if stage == "fit":
-            self._callbacks = [(callback, _arguments(callback)) for callback in _of_lightning(trainer)]
+            self._callbacks = lightning_callbacks.options_of_all(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
@@ -84,9 +83,13 @@ class ResumeOptions(L.Callback):
         for config, old, new in zip(
             trainer.lr_scheduler_configs, before["schedulers"], self._given["schedulers"], strict=False
         ):
-            _set_all(config.scheduler, old, new)
-        for callback, arguments in self._callbacks:
-            _set_all(callback, _arguments(callback), arguments)
+            for name, theirs, ours in differing(old, new):
+                setattr(config.scheduler, name, ours)
+                _say(f"{type(config.scheduler).__name__}'s {name}", theirs, ours)
+        for callback, options in self._callbacks:
+            for name, theirs, ours in differing(lightning_callbacks.options(callback), options):
+                lightning_callbacks.set_option(callback, name, ours)
+                _say(f"{type(callback).__name__}'s {name}", theirs, ours)
 
     def _change_group(
         self, trainer: L.Trainer, group: dict[str, Any], old: dict[str, Any], new: dict[str, Any]
@@ -114,7 +117,7 @@ class ResumeOptions(L.Callback):
 def in_force(trainer: L.Trainer) -> dict[str, Any]:
     """What decides how this run trains, in plain types."""
     run: dict[str, Any] = _data_options(trainer.datamodule) if isinstance(trainer.datamodule, TextDataModule) else {}
-    if not any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+    if lightning_callbacks.accumulation_schedule(trainer) is None:
         run["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
     optimizers = [{"class": class_path(x), "groups": group_options(x)} for x in trainer.optimizers]
     schedulers = [scheduler_options(config.scheduler) for config in trainer.lr_scheduler_configs]
@@ -147,24 +150,6 @@ def _training_options(model: Description | None) -> dict[str, Any]:
     """Dropout and noise in the options of a described module."""
     found = leaves(model or {}, "model.")
     return {key: value for key, value in found if any(word in key.rsplit(".", 1)[-1] for word in OF_TRAINING)}
-
-
-def _of_lightning(trainer: L.Trainer) -> list[L.Callback]:
-    """Callbacks whose state in a checkpoint may overrule what they were made with; ours see to that themselves."""
-    return [callback for callback in trainer.callbacks if type(callback).__module__.startswith("lightning.")]
-
-
-def _arguments(callback: L.Callback) -> dict[str, Any]:
-    """Numbers and words among a callback's arguments that it keeps under their names."""
-    names = inspect.signature(type(callback)).parameters.keys() - {"dirpath"}
-    kept = {name: value for name, value in vars(callback).items() if name in names}
-    return {name: value for name, value in kept.items() if isinstance(value, int | float | str)}
-
-
-def _set_all(part: Any, old: dict[str, Any], new: dict[str, Any]) -> None:
-    for name, theirs, ours in differing(old, new):
-        setattr(part, name, ours)
-        _say(f"{type(part).__name__}'s {name}", theirs, ours)
 
 
 def _rebase(scheduler: Any) -> None:

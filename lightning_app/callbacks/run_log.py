@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.modules.base import LanguageModule
@@ -23,6 +21,7 @@ from lightning_app.reports.log import read_log as read_log  # beside what writes
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.checkpoint import OF_REGULARIZERS, Checkpoint, put
+from lightning_app.training.lightning_internals.step_log import log_hyperparameters, numbers_of_step, step_to_log
 from lightning_app.training.loggers import keep_ids
 
 
@@ -148,8 +147,7 @@ class RunLog(L.Callback):
         if self._waiting and not trainer.fast_dev_run:
             keep_ids(self._waiting, self.folder or Path(str(trainer.default_root_dir)))
             trainer.loggers, self._waiting = [*self._waiting, *trainer.loggers], []
-            if trainer.enable_autolog_hparams:
-                _log_hyperparams(trainer)
+            log_hyperparameters(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)
@@ -207,15 +205,9 @@ def _own(trainer: L.Trainer) -> list[JSONLinesLogger]:
 
 def _write_step(trainer: L.Trainer, logger: JSONLinesLogger) -> None:
     """The line of the step whose batch is ending, where Lightning is going to log one."""
-    connector, loop = trainer._logger_connector, trainer.fit_loop
-    in_batch = trainer.training and connector._first_loop_iter is not None
-    begun = loop.epoch_loop.batch_progress.total
-    if not in_batch or begun.ready != begun.processed or loop._should_accumulate():
-        return
-    step = loop.epoch_loop._batches_that_stepped
-    if connector.should_update_logs and begun.completed < begun.processed and logger.early_step != step:
-        numbers = convert_tensors_to_scalars(connector.metrics["log"])
-        logger.log_early({**numbers, "epoch": trainer.current_epoch}, step)
+    step = step_to_log(trainer)
+    if step is not None and logger.early_step != step:
+        logger.log_early(numbers_of_step(trainer), step)
 
 
 def _splits(data: TextDataModule) -> list[dict[str, Any]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_app.errors import InputError
@@ -22,6 +20,7 @@ from lightning_app.models.ranks import gathered, several_ranks, world_size
 from lightning_app.models.rehearsal import evaluated
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.pruning import as_mask, most_missed
+from lightning_app.training.lightning_internals.strategies import wrap_again
 from lightning_app.training.strategies import shards_parameters
 
 Surgery = Literal["remove", "mask"]
@@ -163,10 +162,7 @@ class Surgeon:
         checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
         if several_ranks():  # before DDP is made anew, which gives all ranks the weights of the first
             checks["ranks with the same weights"] = self._ranks_agree()
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy):  # masks too: what is revived is a new parameter
-            strategy.model = strategy._setup_model(self.module)  # DDP holds on to the parameters that it was made with
-            strategy._register_ddp_hooks()
+        wrap_again(self.trainer, self.module)  # for masks too: what is revived is a new parameter
         self.module.compile_again()
         return checks
 
@@ -189,19 +185,3 @@ def _on_cpu(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _on_cpu(value) for key, value in state.items()}
     return type(state)(_on_cpu(value) for value in state) if isinstance(state, list | tuple) else state
-
-
-def begin_anew(trainer: L.Trainer) -> None:
-    """After surgery: the best checkpoint is to be one of the model as it is now."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor:
-            if callback.best_model_path:
-                trainer.strategy.remove_checkpoint(callback.best_model_path)
-            callback.best_model_score, callback.best_k_models = None, {}
-            callback.kth_best_model_path, callback.best_model_path = "", ""
-            callback.kth_value = worst(callback.mode)
-
-
-def worst(mode: str) -> Tensor:
-    """A score that every other one beats."""
-    return torch.tensor(math.inf if mode == "min" else -math.inf)

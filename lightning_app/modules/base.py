@@ -14,7 +14,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
@@ -34,6 +33,7 @@ from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training import checkpoint as checkpoints
 from lightning_app.training.accumulation import accumulated, steps_in
 from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.lightning_internals.strategies import do_not_send
 from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
 
@@ -457,11 +457,11 @@ class LanguageModule(L.LightningModule, ABC):
             if stage == "fit":
                 self._say_what_is_frozen()
                 self._warn_if_it_can_only_memorise(data)
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, self.buffers_equal_on_all_ranks())
+        do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 
     def configure_model(self) -> None:
-        shard(self)
+        shard(self, self.backbone.blocks, copies=any(regularizer.copies() for regularizer in self.regularizers))
 
     def compile_again(self) -> None:
         """After surgery: gates are hooks, and what was compiled does not look for new ones."""

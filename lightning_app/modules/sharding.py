@@ -5,41 +5,44 @@ Lightning's `ModelParallelStrategy` makes the mesh of devices and writes the che
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from torch import Tensor
+import lightning as L
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from lightning_app.errors import InputError
 
-if TYPE_CHECKING:
-    from lightning_app.modules.base import LanguageModule
-
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
-def shard(module: LanguageModule) -> None:
+def shard(module: L.LightningModule, blocks: Sequence[nn.Module], *, copies: bool) -> None:
     """Where `ModelParallelStrategy` has given a mesh, shard each block of the backbone, and all else as one piece.
 
     A block's parameters are gathered when it runs; those of the piece (embeddings, norms, readers) for a whole step.
+
+    Args:
+        module: what is trained.
+        blocks: of its backbone.
+        copies: whether it keeps copies of its model, which would not be sharded.
 
     Raises:
         InputError: tensor parallelism, scalar parameters, or a regulariser that keeps a copy of the model.
     """
     if module.device_mesh is None or isinstance(module, FSDPModule):
         return
-    _check(module, module.device_mesh)
+    _check(module, module.device_mesh, copies=copies)
     mesh = module.device_mesh["data_parallel"]
-    for block in module.backbone.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     for step in STEPS:
         register_fsdp_forward_method(module, step)
 
 
-def _check(module: LanguageModule, mesh: DeviceMesh) -> None:
+def _check(module: L.LightningModule, mesh: DeviceMesh, *, copies: bool) -> None:
     sizes = [mesh[name].size() for name in ("data_parallel", "tensor_parallel")]
     if sizes[1] > 1:
         raise InputError(
@@ -52,7 +55,7 @@ def _check(module: LanguageModule, mesh: DeviceMesh) -> None:
             f"{scalars[0]} is a single number, which FSDP2 cannot cut into shards: use the strategy ddp, or a reader "
             "that learns none (CacheReader, KNNReader)"
         )
-    if any(regularizer.copies() for regularizer in module.regularizers):
+    if copies:
         raise InputError(
             "ModelParallelStrategy does not shard the averaged copy of the model that novelty: drift and rehearsal "
             "keep: use the strategy ddp, or novelty: margin without rehearsal"

@@ -27,7 +27,8 @@ from lightning_app.text.stream import Reader, TokenStream
 from lightning_app.text.token_cache import TokenArray, prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
 from lightning_app.text.windows import PairSamples, TokenDataset, TokenWindows
-from lightning_app.training.accumulation import accumulated, schedule_of
+from lightning_app.training.accumulation import accumulated
+from lightning_app.training.lightning_internals.callbacks import accumulation_schedule
 from lightning_app.training.loader import Order as LoaderOrder
 from lightning_app.training.loader import ResumableLoader
 from lightning_app.training.strategies import shards_parameters
@@ -214,7 +215,7 @@ class TextDataModule(L.LightningDataModule):
                 "data.train is streamed, so nobody knows how long an epoch is: set trainer.max_steps "
                 f"(now {self.trainer.max_steps}) to the number of optimizer steps to train for"
             )
-        schedule = None if self.trainer is None else schedule_of(self.trainer)
+        schedule = None if self.trainer is None else accumulation_schedule(self.trainer)
         if schedule is not None and schedule.epochs != [0]:
             raise InputError(
                 f"data.train is streamed, which is one epoch, but GradientAccumulationScheduler changes at epochs "

@@ -3,17 +3,13 @@
 import math
 
 import lightning as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-
-def schedule_of(trainer: L.Trainer) -> GradientAccumulationScheduler | None:
-    """The callback that changes the number from epoch to epoch, if there is one."""
-    return next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+from lightning_app.training.lightning_internals.callbacks import accumulation_schedule
 
 
 def accumulated(trainer: L.Trainer, epoch: int) -> int:
     """Batches per optimizer step in an epoch."""
-    schedule = schedule_of(trainer)
+    schedule = accumulation_schedule(trainer)
     return trainer.accumulate_grad_batches if schedule is None else schedule.get_accumulate_grad_batches(epoch)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_app.errors import InputError
@@ -212,15 +213,13 @@ def module_in(raw: dict[str, Any], path: str | Path) -> LanguageModule:
 
 
 def _built(model: Description | None, path: str | Path) -> LanguageModule:
-    from lightning_app.modules.base import LanguageModule
-
     if model is None:
         raise InputError(f"{path} does not say which module it holds: it is no checkpoint of this project")
     try:
         cls = find_class(model["part"])
     except InputError as error:
         raise InputError(f"{path} holds a {model['part']}, which cannot be imported here: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, LanguageModule)):
+    if not (isinstance(cls, type) and issubclass(cls, L.LightningModule) and hasattr(cls, "own_state")):
         raise InputError(f"{path} holds a {model['part']}, which is no LanguageModule")
     return build(model)
 

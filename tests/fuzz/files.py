@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_app.cli import check_arguments, given_options
+from lightning_app.cli_checks import check_arguments, given_options
 from lightning_app.reports.compare.command import read_runs
 from lightning_app.reports.compare.tables import format_comparison
 from lightning_app.reports.loss_curve import best_validation

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from lightning_app.training.checkpoint_io import read_checkpoint
-from lightning_app.training.kept_best import relocated
 
 RUN = Path("runs/tiny/version_0")
-KEY = "callback"
 
 
 def best_state(path: Path) -> dict[str, Any]:
@@ -116,57 +114,3 @@ def test_the_table_names_the_step_of_a_best_that_is_not_the_logs(
     printed = capsys.readouterr().out
     assert "best at step      9" in printed
     assert f"{RUN}/checkpoints/best.ckpt  (of step 6)" in printed
-
-
-def state_of(folder: Path, scores: dict[str, float]) -> dict[str, Any]:
-    paths = {str(folder / name): torch.tensor(score) for name, score in scores.items()}
-    first = min(paths, key=paths.__getitem__)
-    return {
-        "monitor": "val/ce",
-        "dirpath": str(folder),
-        "best_k_models": paths,
-        "best_model_path": first,
-        "best_model_score": paths[first],
-        "kth_best_model_path": max(paths, key=paths.__getitem__),
-        "kth_value": max(paths.values()),
-        "last_model_path": "",
-        "current_score": torch.tensor(0.0),
-    }
-
-
-def test_of_several_those_that_are_there_count(tmp_path: Path):
-    """With the score that each has of itself."""
-    for name, score in {"a": 2.5, "b": 1.0}.items():
-        torch.save({"callbacks": {KEY: {"current_score": torch.tensor(score)}}}, tmp_path / f"{name}.ckpt")
-    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 3.0, "c.ckpt": 1.5})
-    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
-    a, b = (str(tmp_path / f"{name}.ckpt") for name in "ab")
-    assert kept["best_k_models"] == {a: torch.tensor(2.5), b: torch.tensor(1.0)}
-    assert (kept["best_model_path"], kept["best_model_score"]) == (b, 1.0)
-    assert (kept["kth_best_model_path"], kept["kth_value"]) == (a, 2.5)
-    assert relocated(state, str(tmp_path), key=KEY, mode="max")["best_model_path"] == a
-
-
-def test_none_is_there(tmp_path: Path):
-    kept = relocated(state_of(Path("gone"), {"a.ckpt": 2.0}), str(tmp_path), key=KEY, mode="min")
-    assert (kept["best_k_models"], kept["best_model_path"], kept["best_model_score"]) == ({}, "", None)
-    assert kept["kth_value"] == float("inf")
-
-
-def test_a_file_that_says_nothing_of_itself_keeps_the_recorded_score(tmp_path: Path):
-    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
-    (tmp_path / "b.ckpt").mkdir()  # shards
-    torch.save({"callbacks": {}}, tmp_path / "c.ckpt")
-    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 3.0, "c.ckpt": 1.5})
-    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
-    assert sorted(score.item() for score in kept["best_k_models"].values()) == [1.5, 2.0, 3.0]
-
-
-def test_of_a_damaged_file_the_generation_before_it_counts(tmp_path: Path):
-    """A model that is worse than that does not become the best; where both are damaged any does."""
-    (tmp_path / "a.ckpt").write_bytes(b"half")
-    torch.save({"callbacks": {KEY: {"current_score": torch.tensor(2.5)}}}, tmp_path / "a-previous.ckpt")
-    (tmp_path / "b.ckpt").write_bytes(b"half")
-    state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 1.0})
-    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
-    assert kept["best_k_models"] == {str(tmp_path / "a.ckpt"): torch.tensor(2.5)}

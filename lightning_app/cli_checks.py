@@ -1,0 +1,115 @@
+"""What a command line and its configs say, and the mistakes in it that need no import to be seen."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_app.errors import InputError
+from lightning_app.ops.tree import leaves
+from lightning_app.yaml_file import read_yaml
+
+PACKAGES = {
+    "DeepSpeedStrategy": "deepspeed",
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+}  # which not everyone needs
+LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+    """Refuse what the parser would accept and then overwrite without a word.
+
+    Raises:
+        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` lacks, a
+            class whose package is not installed.
+    """
+    given = given_options(argv)
+    _check_packages(given)
+    for key, value in given.items():
+        name = key.rsplit(".", 1)[-1]
+        if "\0" in key or (isinstance(value, str) and "\0" in value):
+            raise InputError(f"{key!r} holds a zero byte, which no name of a file may have: {value!r}")
+        if key.startswith("dataloader."):
+            raise InputError(
+                "a config has a top-level `dataloader`: here it is `data.dataloader`, so indent it under `data:`"
+            )
+        if key.startswith("model.") and name in LINKED and value != given.get(f"data.{name}"):
+            raise InputError(
+                f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "
+                f"give data.{name} alone, the model takes it from there"
+            )
+
+
+def _check_packages(given: dict[str, Any]) -> None:
+    for key, value in given.items():
+        if not key.startswith("trainer."):
+            continue
+        for name, package in PACKAGES.items():
+            if name in str(value) and importlib.util.find_spec(package) is None:
+                raise InputError(f"{key} has a {name}, which needs a package that is not here: pip install {package}")
+
+
+def given_options(argv: Sequence[str]) -> dict[str, Any]:
+    """Value by dotted key of all that the configs and the command line say, later ones over earlier ones."""
+    given: dict[str, Any] = {}
+    for path in config_paths(argv):
+        given |= dict(leaves(_load(path)))
+    return given | dict(command_line_options(argv))
+
+
+def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Given options that the parsed config does not have: those of a class that a later config replaced by another."""
+
+    def plain(key: str) -> str:
+        return key.replace(".init_args", "").replace(".dict_kwargs", "").removesuffix("+")
+
+    keys = [plain(key).split(".") for key, _ in leaves(config)]
+    known = {".".join(key[:n]) for key in keys for n in range(1, len(key) + 1)}  # a class's short form names a branch
+    parents = {plain(key) for key, value in leaves(config) if value is None}
+    lost = [key for key in given if plain(key) not in known and key.rsplit(".", 1)[-1] not in LINKED]
+    return [key for key in lost if not any(plain(key).startswith(f"{parent}.") for parent in parents)]
+
+
+def config_paths(argv: Sequence[str]) -> list[Path]:
+    """The values of --config and -c, in order."""
+    paths = [value for key, value in _pairs(argv) if key in ("--config", "-c")]
+    return [Path(path) for path in paths if Path(path).suffix in (".yaml", ".yml", ".json")]
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(--key, value) for `--key value` and `--key=value`."""
+    for i, word in enumerate(argv):
+        key, equals, value = word.partition("=")
+        if word.startswith("-") and equals:
+            yield key, value
+        elif word.startswith("-") and i + 1 < len(argv):
+            yield word, argv[i + 1]
+
+
+def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted options of the command line, with values read as YAML does."""
+    for key, value in _pairs(argv):
+        if key.startswith("--") and "." in key:
+            try:
+                yield key[2:], yaml.safe_load(value)
+            except yaml.YAMLError:
+                yield key[2:], value
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        config = read_yaml(path)
+    except FileNotFoundError:
+        raise InputError(f"there is no config {path}; those at hand: {_configs()}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a mapping such as `model: ...`, not {type(config).__name__}")
+    return config
+
+
+def _configs() -> str:
+    return ", ".join(str(p) for p in sorted(Path("configs").rglob("*.yaml"))) or "none in ./configs"

@@ -1,0 +1,23 @@
+"""The copy of the model that Lightning's weight averaging keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch.optim.swa_utils import AveragedModel
+
+
+class Averaging(EMAWeightAveraging):
+    """Lightning's averaging, with a name for its copy of the model. Seen in Lightning 2.6.6."""
+
+    @property
+    def averaged_model(self) -> AveragedModel | None:
+        """There is one while a fit lasts."""
+        return self._average_model
+
+    def make_averaged_model(self, module: L.LightningModule) -> None:
+        """In the place of Lightning's `setup`, which would shard a module that can be, and warn that it does not."""
+        options: dict[str, Any] = self._kwargs
+        self._average_model = AveragedModel(module, device=module.device, use_buffers=False, **options)

@@ -1,0 +1,77 @@
+"""What a ModelCheckpoint remembers of its files, in a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_app.errors import DamagedError, InputError
+from lightning_app.reports.run_folder import generations
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.find_checkpoint import whole_generation
+from lightning_app.training.lightning_internals.callbacks import worst
+
+State = dict[str, Any]  # of a ModelCheckpoint
+
+
+def relocated(state: State, dirpath: str, *, key: str, mode: str) -> State:
+    """A ModelCheckpoint's state with the paths that its files have in `dirpath`, as far as they are there.
+
+    Lightning 2.6.6 forgets the scores where `dirpath` is not spelt as it was, and the next validation then overwrites
+    the best checkpoint with whatever the model is.
+
+    Args:
+        state: as a checkpoint has it.
+        dirpath: where the files lie now.
+        key: under which a checkpoint keeps this state.
+        mode: "min" or "max", which scores are better.
+    """
+    here = {path: _here(path, state["dirpath"], dirpath) for path in _paths(state)}
+    recorded: Mapping[str, Tensor] = {here[path]: score for path, score in state["best_k_models"].items() if here[path]}
+    own = {path: _own_score(path, key, otherwise=score) for path, score in recorded.items()}
+    scores = {path: score for path, score in own.items() if score is not None}
+    first_of, last_of = (min, max) if mode == "min" else (max, min)
+    first = first_of(scores, key=scores.__getitem__, default="")
+    kth = last_of(scores, key=scores.__getitem__, default="")
+    without_scores = here.get(state["best_model_path"], "") if not state["best_k_models"] else ""
+    return {
+        **state,
+        "dirpath": dirpath,
+        "best_k_models": scores,
+        "best_model_path": first or without_scores,
+        "best_model_score": scores.get(first),
+        "kth_best_model_path": kth,
+        "kth_value": scores.get(kth, worst(mode)),
+        "last_model_path": here.get(state["last_model_path"], ""),
+    }
+
+
+def _paths(state: State) -> list[str]:
+    return [*state["best_k_models"], state["best_model_path"], state["last_model_path"]]
+
+
+def _here(path: str, old: str | None, new: str) -> str:
+    """Where a file of the folder `old` lies in `new`; "" if it does not."""
+    if not path or not old:
+        return ""
+    found = os.path.join(new, os.path.relpath(path, old))  # spelt as Lightning spells it: it compares the words
+    return found if generations(Path(found)) else ""
+
+
+def _own_score(path: str, key: str, *, otherwise: Tensor) -> Tensor | None:
+    """What a checkpoint, or where it is damaged the generation before it, says of itself; None where both are damaged.
+
+    One without callbacks' states or in shards says nothing.
+    """
+    try:
+        checkpoint = read_checkpoint(whole_generation(Path(path)), mmap=True)
+    except DamagedError:
+        return None
+    except InputError:
+        return otherwise
+    score = checkpoint.get("callbacks", {}).get(key, {}).get("current_score")
+    return otherwise if score is None else score.clone()
