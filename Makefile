@@ -47,7 +47,7 @@ golden-compare: .venv/user ## the golden runs of REV and of this tree side by si
 	$(BIN)/python -m tests.golden compare $(or $(REV),HEAD)
 
 test-resume: .venv/user ## kill, stop and resume 32 runs of 8 kinds at random moments: each ends as if it had not been stopped (RESUME_SEED=0)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/test_interruptions.py tests/callbacks/test_interruption.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" tests/test_interruptions.py tests/training/callbacks/test_interruption.py
 
 test-fuzz: .venv/user ## N damaged files, odd requests and mutants of the configs (N=10000 SEED=0; about 15 minutes)
 	$(BIN)/python -m tests.fuzz --n $(or $(N),10000) --seed $(or $(SEED),0)

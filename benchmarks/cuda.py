@@ -12,8 +12,8 @@ import torch
 from benchmarks.common import Contestant, Row, Run, Table, compare, main, ratio_row
 from benchmarks.peers import huggingface_gpt2, seeded_decoder
 from benchmarks.train_step import TINY, Shape, batches
-from lightning_app.callbacks.throughput import matmul_rate
-from lightning_app.ops.losses import cross_entropy
+from lightning_app.models.losses import cross_entropy
+from lightning_app.training.callbacks.throughput import matmul_rate
 
 GPT2 = Shape("GPT-2 124M", 50_257, layers=12, heads=12, embedding_dim=768, block_size=1024, batch_size=16)
 SIDES = {"ours": ("ours", False), "ours, compiled": ("ours", True), "hf": ("hf", False), "hf, compiled": ("hf", True)}

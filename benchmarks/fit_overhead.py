@@ -19,12 +19,12 @@ from torch import nn
 from benchmarks.common import Contestant, Row, Run, Table, Timings, check_equal, compare, main, ratio_row
 from benchmarks.peers import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape
-from lightning_app import harness
+from lightning_app import app as harness
 from lightning_app.cli import main as command
-from lightning_app.modules.article_gpt import ArticleGPT
-from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Dataloader, Source
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.sources import Dataloader, Source
 from lightning_app.training.allocator import tune_allocator
+from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.schedulers import WarmupCosine
 
 ARTICLES = Path(__file__).parent.parent / "data" / "articles" / "train"
@@ -86,7 +86,7 @@ def config(shape: Shape, folder: str) -> dict[str, Any]:
             "dataloader": {"batch_size": shape.batch_size},
         },
         "model": {
-            "class_path": "lightning_app.modules.ArticleGPT",
+            "class_path": "ArticleGPT",
             "init_args": {
                 "backbone": {"embedding_dim": shape.embedding_dim, "layers": shape.layers, "heads": shape.heads},
                 "optimizer": {

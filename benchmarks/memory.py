@@ -13,12 +13,12 @@ from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.peers import seeded_decoder
-from lightning_app.models.memory import AssociativeMemory, Origin, Payload
-from lightning_app.models.memory_lm import MemoryLM
-from lightning_app.models.readers import ConcatReader
-from lightning_app.models.readers.bank import Bank
-from lightning_app.models.readers.base import Passage
-from lightning_app.ops.losses import cross_entropy
+from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers import ConcatReader
+from lightning_app.memory.readers.bank import Bank
+from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.models.losses import cross_entropy
 
 WIDTH, K, BATCH, BLOCK = 768, 5, 4, 128
 GPT2 = {"vocab_size": 50_257, "block_size": BLOCK, "embedding_dim": WIDTH, "layers": 12, "heads": 12}

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.common import Contestant, Row, Run, Table, check_equal, compare, main, ratio_row
 from benchmarks.peers import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape, batches
-from lightning_app.ops.losses import cross_entropy
+from lightning_app.models.losses import cross_entropy
 
 SIDES = {"plain": False, "recomputed": True}
 

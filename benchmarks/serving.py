@@ -8,10 +8,10 @@ from functools import partial
 from benchmarks.common import Contestant, Row, Run, Table, compare, main
 from benchmarks.peers import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape
-from lightning_app.inference.batching import Batcher, Job
+from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
-from lightning_app.modules import ArticleGPT
-from lightning_app.text.tokenizer import load_tokenizer
+from lightning_app.serving.batching import Batcher, Job
+from lightning_app.training.compositions import ArticleGPT
 
 REQUESTS = 64
 AT_ONCE = (8, 32)

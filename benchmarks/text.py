@@ -16,13 +16,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
-from lightning_app.text.bpe import new_trainee
-from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Corpus, Dataloader, Source
-from lightning_app.text.token_cache import prepare_tokens
-from lightning_app.text.tokenizer import Tokenizer, load_tokenizer, pieces
-from lightning_app.text.windows import Batch, TokenDataset, TokenWindows
-from lightning_app.training.loader import ResumableLoader
+from lightning_app.data.bpe import new_trainee
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.loader import ResumableLoader
+from lightning_app.data.sources import Corpus, Dataloader, Source
+from lightning_app.data.token_cache import prepare_tokens
+from lightning_app.data.tokenizers import Tokenizer, load_tokenizer, pieces
+from lightning_app.data.windows import Batch, TokenDataset, TokenWindows
 
 ARTICLES = Path(__file__).parent.parent / "data" / "articles"
 VOCABULARY = 1_024
@@ -115,9 +115,9 @@ def tokenising(folder: str, *, quick: bool) -> list[Row]:
 
 PREPARE = """
 import sys, time
-from lightning_app.text.sources import Corpus
-from lightning_app.text.token_cache import prepare_tokens
-from lightning_app.text.tokenizer import load_tokenizer
+from lightning_app.data.sources import Corpus
+from lightning_app.data.token_cache import prepare_tokens
+from lightning_app.data.tokenizers import load_tokenizer
 texts, tokenizer, cache, num_proc = sys.argv[1:]
 tokenizer = load_tokenizer(tokenizer)
 start = time.perf_counter()

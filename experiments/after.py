@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from experiments.runs import Scores, blocks, passage_of, read, seconds_per_token
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
-from lightning_app.models.memory_lm import MemoryLM
-from lightning_app.models.memory_search import nearest
-from lightning_app.models.readers.bank import Effects
-from lightning_app.models.readers.base import Passage, Reader
-from lightning_app.models.readers.distribution import CacheReader, KNNReader
-from lightning_app.ops.losses import token_nll
-from lightning_app.ops.nonparametric import Interpolation, mixture_weights, p_of_target, tuned_interpolation
-from lightning_app.text.windows import Batch
+from lightning_app.data.windows import Batch
+from lightning_app.memory.exact_search import nearest
+from lightning_app.memory.knn import Interpolation, mixture_weights, p_of_target, tuned_interpolation
+from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers.bank import Effects
+from lightning_app.memory.readers.base import Passage, Reader
+from lightning_app.memory.readers.distribution import CacheReader, KNNReader
+from lightning_app.models.losses import token_nll
 
 ARMS = ("cache", "knn", "knn + cache")
 CHECKED_BLOCKS = 100

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_app.models.art import SPAN
+from lightning_app.art.extension import ARTRegularizer
+from lightning_app.art.network import SPAN
+from lightning_app.data.token_array import TokenArray
+from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.modules import ARTRegularizer, CausalLM, LanguageModule, Outputs, Regularizer
-from lightning_app.modules.base import OF_REGULARIZERS
-from lightning_app.text.token_array import TokenArray
-from lightning_app.text.windows import Batch, TokenWindows
 from lightning_app.training.checkpoint import start_from
+from lightning_app.training.compositions import CausalLM
+from lightning_app.training.module import OF_REGULARIZERS, LanguageModule, Outputs, Regularizer
 
 PLAIN, EWC_ARM, REPLAY, FROZEN = "plain", "EWC", "replay 5 %", "frozen, new head"
 REHEARSAL, RANDOM = "ART, rehearsal", "random texts, rehearsal"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.io import write_atomic
 from lightning_app.models.decoder import Decoder
-from lightning_app.text.tokenizer import Tokenizer
 
 SENTENCE = re.compile(r"[^.!?\n]+ ([A-Za-z]{4,}) ?[.!?]")  # its last word has 4 letters or more
 BEFORE = 300  # characters that stand before the sentence's last word

@@ -42,15 +42,16 @@ from experiments.domains import Domains, prepare_domains
 from experiments.levels import best_trial
 from experiments.runs import MODEL, Training, new_optimizer, training_batches
 from experiments.statistics import by_document
+from lightning_app.art.rules import pool
+from lightning_app.data.corpus import read_documents
+from lightning_app.data.token_array import TokenArray
+from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.io import replacing
 from lightning_app.models.decoder import Decoder
-from lightning_app.modules import CausalLM, LanguageModule
-from lightning_app.ops.art import pool
-from lightning_app.ops.losses import IGNORE, token_nll
-from lightning_app.text.corpus import read_documents
-from lightning_app.text.token_array import TokenArray
-from lightning_app.text.windows import Batch, TokenWindows
+from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.training.allocator import tune_allocator
+from lightning_app.training.compositions import CausalLM
+from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 
 ROOT = Path(__file__).parent.parent

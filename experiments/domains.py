@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from experiments.texts import articles, cut, halves
+from lightning_app.data.corpus import Document
+from lightning_app.data.token_cache import TokenArray, prepare_tokens
+from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
-from lightning_app.text.corpus import Document
-from lightning_app.text.token_cache import TokenArray, prepare_tokens
-from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 
 PIECE = 4000  # characters: about the size of a document that is cut out of a long text without marks
 HELD_OUT = 0.1  # of a text without held-out one of its own: so much for validation, and as much for testing

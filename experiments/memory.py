@@ -28,11 +28,11 @@ from experiments import after, report, store
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
 from lightning_app.io import replacing
+from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers.base import Reader
+from lightning_app.memory.readers.concat import ConcatReader
+from lightning_app.memory.readers.distribution import TrimeReader
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.memory_lm import MemoryLM
-from lightning_app.models.readers.base import Reader
-from lightning_app.models.readers.concat import ConcatReader
-from lightning_app.models.readers.distribution import TrimeReader
 from lightning_app.training.allocator import tune_allocator
 
 ROOT = Path(__file__).parent.parent

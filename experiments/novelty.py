@@ -27,14 +27,14 @@ from torch import Tensor
 from experiments import art_page, store
 from experiments.continual import ROOT, Job, Plan, command_of, domains_of, learn_first, out_of, parsed, state_of
 from experiments.domains import Domains
-from lightning_app.models.art import ART
+from lightning_app.art.network import ART
+from lightning_app.art.rules import pool
+from lightning_app.data.corpus import Document, read_documents
+from lightning_app.data.token_array import TokenArray
+from lightning_app.data.token_cache import prepare_tokens
+from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.models.decoder import Decoder
-from lightning_app.ops.art import pool
-from lightning_app.ops.losses import token_nll
-from lightning_app.text.corpus import Document, read_documents
-from lightning_app.text.token_array import TokenArray
-from lightning_app.text.token_cache import prepare_tokens
-from lightning_app.text.windows import Batch, TokenWindows
+from lightning_app.models.losses import token_nll
 
 LENGTHS = (128, 16)  # tokens of a sequence; the short ones are harder
 SEQUENCES = 400  # of each kind, at most

@@ -34,12 +34,14 @@ from experiments.plasticity_page import DEFAULT, UNPRUNED
 from experiments.runs import Training, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
 from experiments.texts import articles, halves, prepare
-from lightning_app.callbacks.learning_rates import HeadRates
+from lightning_app.data.corpus import read_documents
+from lightning_app.data.token_cache import prepare_tokens
+from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.io import replacing
-from lightning_app.models.controller import ControllerImportance
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.heads import units_of
-from lightning_app.models.heads.importance import (
+from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
+from lightning_app.plasticity.controller.networks import ControllerImportance
+from lightning_app.plasticity.importance import (
     EntropyImportance,
     GradientImportance,
     GradientNormImportance,
@@ -55,12 +57,10 @@ from lightning_app.models.heads.importance import (
     gate_gradients,
     measured,
 )
-from lightning_app.ops.importance import spearman
-from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
-from lightning_app.ops.pruning import as_mask, choose, choose_widths, dead_after, most_missed
-from lightning_app.text.corpus import read_documents
-from lightning_app.text.token_cache import prepare_tokens
-from lightning_app.text.windows import Batch, TokenWindows
+from lightning_app.plasticity.learning_rates import HeadRates
+from lightning_app.plasticity.pruning import as_mask, choose, choose_widths, dead_after, most_missed
+from lightning_app.plasticity.scores import spearman
+from lightning_app.plasticity.units import units_of
 from lightning_app.training.allocator import tune_allocator
 
 ROOT = Path(__file__).parent.parent

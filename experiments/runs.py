@@ -18,12 +18,12 @@ from torch import Tensor
 
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
+from lightning_app.data.token_array import TokenArray
+from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.errors import InputError
-from lightning_app.models.memory_lm import MemoryLM, MemoryStates
-from lightning_app.models.readers.base import Passage
-from lightning_app.ops.losses import IGNORE, cross_entropy, token_nll
-from lightning_app.text.token_array import TokenArray
-from lightning_app.text.windows import Batch, TokenWindows
+from lightning_app.memory.model import MemoryLM, MemoryStates
+from lightning_app.memory.readers.base import Passage
+from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.training.schedulers import WarmupCosine
 
 # options of the Decoder in all experiments

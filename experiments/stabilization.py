@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import lfilter
 
-from lightning_app.ops.stabilization import FLAT, THRESHOLD, WINDOW, curvature, since_lowest, slope_t
+from lightning_app.plasticity.stabilization import FLAT, THRESHOLD, WINDOW, curvature, since_lowest, slope_t
 
 CURVES, STEPS = 400, 1000
 SLOPE, NOISE = 0.005, 0.1  # nats per step, nats

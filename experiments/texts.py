@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_app.data.corpus import Document, read_documents
+from lightning_app.data.token_cache import TokenArray, prepare_tokens
+from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
-from lightning_app.text.corpus import Document, read_documents
-from lightning_app.text.token_cache import TokenArray, prepare_tokens
-from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
 
 TITLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)  # of an article of WikiText; ` = = ` heads a section
 

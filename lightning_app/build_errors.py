@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import InputError, is_full
+from lightning_app.former import with_names_of_today
 from lightning_app.option_checks import entries
 
 # All that a constructor raises which is given what it cannot take; `--debug` shows where.
@@ -40,7 +41,10 @@ TRAINER_OPTIONS = set(inspect.signature(L.Trainer).parameters)
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's, which says what is wrong in one line rather than below its whole usage."""
+    """Lightning's, which says what is wrong in one line rather than below its whole usage. Reads configs of before."""
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        return super()._load_config_parser_mode(with_names_of_today(content), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # that of a part, whose parser adds its key

@@ -5,21 +5,25 @@ Importing Lightning takes seconds, so cheap mistakes are looked for (`cli_checks
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning_app.cli_checks import check_arguments
 from lightning_app.errors import InputError
+from lightning_app.former import with_names_of_today
+from lightning_app.plugins import IDEAS, load
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
-COMMANDS = {  # those without a trainer: a module each, with a function `command`
-    **{name: f"inference.{name}" for name in ("generate", "chat", "export", "serve", "memory", "categories")},
-    "compare": "reports.compare.command",
-    "report": "reports.report",
+COMMANDS = {  # those without a trainer
+    "generate": "lightning_app.serving.generate:command",
+    "chat": "lightning_app.serving.chat:command",
+    "serve": "lightning_app.serving.serve:command",
+    "export": "lightning_app.export.command:command",
+    "compare": "lightning_app.reports.compare.command:command",
+    "report": "lightning_app.reports.report:command",
 }
 NEEDED = {"serve": ("fastapi", "uvicorn")}  # by a command: pyproject's extra
 
@@ -35,12 +39,12 @@ def main(args: Sequence[str] | None = None) -> None:
         restart_in_utf8_mode()
     use_utf8_streams()
     given = list(sys.argv[1:] if args is None else args)
-    argv = [word for word in given if word != "--debug"]
+    argv = [with_names_of_today(word) for word in given if word != "--debug"]
     try:
         _run(argv)
     except ValueError as error:
         mistake = _mistake(error)
-        if mistake is None or argv != given:
+        if mistake is None or "--debug" in given:
             raise
         print(f"error: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
         sys.exit(1)
@@ -55,17 +59,26 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    if argv[:1] and argv[0] in COMMANDS:
-        if missing := [name for name in NEEDED.get(argv[0], ()) if importlib.util.find_spec(name) is None]:
-            raise InputError(f"{argv[0]} needs packages that are not here: pip install {' '.join(missing)}")
-        importlib.import_module(f"lightning_app.{COMMANDS[argv[0]]}").command(argv[1:])
+    command = _command(argv[0]) if argv else None
+    if command is not None:
+        command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
     check_arguments(argv)
     with lasting():
-        from lightning_app.harness import run
+        from lightning_app.app import run
 
         run(argv)
+
+
+def _command(name: str) -> Callable[[list[str]], None] | None:
+    """The function that carries out a command without a trainer; None: it has one."""
+    if name in COMMANDS:
+        if missing := [package for package in NEEDED.get(name, ()) if importlib.util.find_spec(package) is None]:
+            raise InputError(f"{name} needs packages that are not here: pip install {' '.join(missing)}")
+        return load(COMMANDS[name])
+    found = [(idea.commands[name], idea.name) for idea in IDEAS if name in idea.commands]
+    return load(found[0][0], idea=found[0][1]) if found else None
 
 
 def _is_ctrl_c(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import InputError
-from lightning_app.ops.tree import leaves
+from lightning_app.tree import leaves
 from lightning_app.yaml_file import read_yaml
 
 PACKAGES = {

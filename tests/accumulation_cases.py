@@ -15,14 +15,17 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_app.callbacks.random_state import RandomState
+from lightning_app.art.extension import ARTGPT2, ARTRegularizer
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.sources import Source
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import AttentionReader, ConcatReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.ranks import rank
-from lightning_app.models.readers import AttentionReader, ConcatReader
-from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, Regularizer, VardaGPT
-from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Source
+from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.exact_resume import ExactResume
+from lightning_app.training.module import LanguageModule, Outputs, Regularizer
 
 PAIRS, BLOCK = 20, 24  # 20 pairs: two steps of 8, then one of 4
 WHOLE = 8  # pairs of a step, of all ranks

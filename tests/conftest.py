@@ -31,10 +31,10 @@ CONFIG: dict[str, Any] = {
         "dataloader": {"batch_size": 4},
     },
     "model": {
-        "class_path": "lightning_app.modules.ArticleGPT",
+        "class_path": "ArticleGPT",
         "init_args": {
             "backbone": {"embedding_dim": 16, "layers": 1, "heads": 2, "dropout": 0.1},
-            "scheduler": {"class_path": "lightning_app.training.WarmupCosine", "init_args": {"warmup_steps": 2}},
+            "scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 2}},
         },
     },
     "trainer": {
@@ -103,8 +103,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for the
     2,000 tokens that are sampled at the end: a second each time."""
+    from lightning_app import closing
     from lightning_app.cli import main as command
-    from lightning_app.inference import closing
 
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
 

@@ -14,14 +14,18 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_app.callbacks import PlasticitySchedule, RunLog
+from lightning_app.art.extension import ARTGPT2, ARTRegularizer
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.sources import Source
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import AttentionReader, CacheReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.ranks import rank, world_size
-from lightning_app.models.readers import AttentionReader, CacheReader
-from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, VardaGPT
-from lightning_app.modules.sharding import whole
-from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Source
+from lightning_app.plasticity.schedule import PlasticitySchedule
+from lightning_app.training.callbacks.run_log import RunLog
+from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.module import LanguageModule, Outputs
+from lightning_app.training.sharding import whole
 
 STEPS, BATCH, BLOCK = 20, 8, 16
 TEXT = " ".join(f"word{i * i % 17} and {i}" for i in range(200))[:789]  # 50 windows, the last one of 5 tokens

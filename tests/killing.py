@@ -93,8 +93,8 @@ def _child(words: Sequence[str], said: Path, blow: Blow | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if blow and blow.how != "time":
             _arm(blow)
+        from lightning_app import closing
         from lightning_app.cli import main
-        from lightning_app.inference import closing
 
         closing.SAMPLED_TOKENS = 20
         main(list(words))

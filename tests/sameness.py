@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_app.callbacks.run_log import read_log
+from lightning_app.training.callbacks.run_log import read_log
 
 TIMED = ("time", "tokens_per_s", "model_tflops", "peak_share", "elapsed", "seconds")
 OF_PROCESSES = ("started", "resumed", "data", "interrupted", "failed", "ended", "closed")  # events, one or more each

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from lightning_app.callbacks import HeadController, RunLog
-from lightning_app.ops.losses import IGNORE
+from lightning_app.models.losses import IGNORE
+from lightning_app.plasticity.controller.callback import HeadController
+from lightning_app.training.callbacks.run_log import RunLog
 from tests.accumulation_cases import CASES, article, sgd, trained, write_pairs
 from tests.test_ddp import run
 

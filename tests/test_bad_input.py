@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_app.modules import ArticleGPT, LanguageModule
+from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.module import LanguageModule
 
 Fails = Callable[..., str]
 Config = Callable[..., str]
@@ -93,7 +94,7 @@ def test_misspelt_keys_and_unknown_classes(fit_fails: Fails):
     assert "max_step" in fit_fails({"trainer": {"max_step": 3}})
     assert "max_epoch" in fit_fails({}, "--trainer.max_epoch=3")  # no abbreviations
     assert "heds" in fit_fails({"model": {"init_args": {"backbone": {"heds": 3}}}})
-    assert "NoSuchGPT" in fit_fails({"model": {"class_path": "lightning_app.modules.NoSuchGPT"}})
+    assert "NoSuchGPT" in fit_fails({"model": {"class_path": "NoSuchGPT"}})
     assert "nowhere.yaml" in fit_fails({}, "--config", "nowhere.yaml")
 
 
@@ -105,7 +106,7 @@ def test_impossible_sizes(fit_fails: Fails):
     assert "token_noise is -1" in fit_fails({"model": {"init_args": {"token_noise": -1}}})
 
 
-ART = {"class_path": "lightning_app.modules.ARTRegularizer"}
+ART = {"class_path": "ARTRegularizer"}
 
 
 @pytest.mark.parametrize(
@@ -266,9 +267,9 @@ def test_options_of_plasticity(fit_fails: Fails, options: dict[str, Any], words:
     """Refused before any training."""
     options = {**PLASTICITY, **options}
     if "neuron_strategy" in options:
-        path = f"lightning_app.models.heads.importance.{options['neuron_strategy']}"
+        path = f"lightning_app.plasticity.importance.{options['neuron_strategy']}"
         options["neuron_strategy"] = {"class_path": path}
-    schedule = {"class_path": "lightning_app.callbacks.PlasticitySchedule", "init_args": options}
+    schedule = {"class_path": "PlasticitySchedule", "init_args": options}
     error = fit_fails({"trainer": {"callbacks": [schedule]}})
     assert all(word in error for word in words), error
     assert not any('"phase"' in path.read_text() for path in Path("runs").rglob("log.jsonl"))

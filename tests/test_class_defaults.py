@@ -6,7 +6,7 @@ import pytest
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_app.class_defaults import take_own_defaults
-from lightning_app.modules import ArticleGPT
+from lightning_app.training.compositions import ArticleGPT
 
 KEY = "model.init_args.optimizer"
 

@@ -40,7 +40,7 @@ def interrupt(*args: object) -> None:
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from lightning_app.inference import compare
+    from lightning_app.serving import compare
 
     monkeypatch.setattr(compare, "command", interrupt)
     with pytest.raises(SystemExit) as ended:
@@ -53,8 +53,8 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_ctrl_c_is_one_line_where_there_is_a_trainer(
     folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Here while the text is read; in a fit, tests/callbacks/test_interruption.py."""
-    from lightning_app.text.datamodule import TextDataModule
+    """Here while the text is read; in a fit, tests/training/callbacks/test_interruption.py."""
+    from lightning_app.data.datamodule import TextDataModule
 
     monkeypatch.setattr(TextDataModule, "prepare_data", interrupt)
     before = signal.getsignal(signal.SIGINT)
@@ -68,7 +68,7 @@ def test_ctrl_c_is_one_line_where_there_is_a_trainer(
 def test_a_closed_pipe_ends_a_command_without_a_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from lightning_app.inference import compare
+    from lightning_app.serving import compare
 
     reading, writing = os.pipe()
     os.close(reading)

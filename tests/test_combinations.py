@@ -10,15 +10,20 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_app.callbacks import PlasticitySchedule, RandomState
+from lightning_app.art.extension import ARTRegularizer
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.sources import Source
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import AttentionReader
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.models.readers import AttentionReader
-from lightning_app.modules import ARTRegularizer, CausalLM, LanguageModule, VardaGPT
-from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Source
+from lightning_app.plasticity.schedule import PlasticitySchedule
+from lightning_app.plasticity.units import units_in
+from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint import load_module
+from lightning_app.training.compositions import CausalLM
+from lightning_app.training.module import LanguageModule
 
 STEPS = 6
 
@@ -114,12 +119,12 @@ def test_every_combination(folder: Path, family: str, memory: bool, art: bool, p
     trainer.save_checkpoint("run.ckpt")
     loaded, _ = load_module("run.ckpt")
     assert torch.equal(logits(loaded, trainer.datamodule), logits(module, trainer.datamodule))
-    heads = module.units("heads")
+    heads = units_in(module, "heads")
     dead = [int((~units.mask).sum()) for units in heads]
     assert dead == [4 if plasticity else 0] * (2 if art else 1)
     if plasticity:
-        assert all(int((~units.mask).sum()) == 32 for units in module.units("neurons"))
-        assert int((~loaded.units("heads")[0].mask).sum()) == 4
+        assert all(int((~units.mask).sum()) == 32 for units in units_in(module, "neurons"))
+        assert int((~units_in(loaded, "heads")[0].mask).sum()) == 4
     if isinstance(module, VardaGPT):
         assert module.backbone.readers[0].bank.size() > 0
     if art:

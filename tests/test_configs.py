@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_app.callbacks.run_log import read_log
 from lightning_app.cli_checks import PACKAGES
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.training.callbacks.run_log import read_log
 from tests.advice import LITTLE_TEXT, SHORT, advised
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
     assert stopped.value.code == 0
     config = yaml.safe_load(printed.getvalue())
     trained = MODULES[path.stem if path in CONFIGS else CHANGED[path.stem]]
-    assert config["model"]["class_path"] == f"lightning_app.modules.{trained}"
+    assert config["model"]["class_path"] == trained
     assert "vocab_size" not in config["model"]["init_args"]["backbone"].get("init_args", {})  # linked, not repeated
 
 

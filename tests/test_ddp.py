@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_app.callbacks.run_log import read_log
+from lightning_app.training.callbacks.run_log import read_log
 from tests.ddp_cases import CASES, MARK, STEPS, train, write_texts
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from experiments.memory import Job, Plan
 from experiments.runs import Training, blocks, training_batches
 from experiments.statistics import by_document, change, helped_and_hurt
 from experiments.texts import articles, halves, prepare
+from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
-from lightning_app.text.corpus import Document
 
 TEXT = "the sea was calm and the old boat lay by the shore while gulls cried over grey water all day"
 WORDS = TEXT.split()

@@ -17,11 +17,11 @@ from experiments.continual import Job, Plan
 from experiments.domains import in_three, pieces, prepare_domains
 from experiments.levels import at_level, best_trial, crossing
 from experiments.runs import Training
+from lightning_app.data.corpus import Document
+from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
-from lightning_app.modules import CausalLM
-from lightning_app.text.corpus import Document
-from lightning_app.text.windows import TokenWindows
+from lightning_app.training.compositions import CausalLM
 from tests.test_experiments import article
 
 TRIED = (PLAIN, "ART, drift per token", REHEARSAL, RANDOM, EWC_ARM, REPLAY, FROZEN)

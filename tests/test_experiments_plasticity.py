@@ -26,10 +26,10 @@ from experiments.plasticity import (
     arms,
 )
 from experiments.runs import Training
+from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.heads import units_of
-from lightning_app.models.heads.importance import HardConcreteImportance, SubsetImportance
-from lightning_app.text.tokenizer import Tokenizer, load_tokenizer
+from lightning_app.plasticity.importance import HardConcreteImportance, SubsetImportance
+from lightning_app.plasticity.units import units_of
 from tests.test_experiments_art import texts
 
 SMALL = [

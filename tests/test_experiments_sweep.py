@@ -12,8 +12,8 @@ import yaml
 
 from experiments.space import Choices, Range, check_known, read_space
 from experiments.sweep import Pruning, as_words, main
+from lightning_app import closing
 from lightning_app.errors import InputError
-from lightning_app.inference import closing
 
 LR = "model.init_args.optimizer.init_args.lr"
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_app.callbacks.run_log import read_log
 from lightning_app.reports.run_folder import generations
+from lightning_app.training.callbacks.run_log import read_log
 from tests.conftest import merged, write_config
 from tests.killing import Blow, draw, fit, start, start_ranks, wait
 from tests.sameness import assert_same_run
@@ -42,7 +42,7 @@ def callbacks(*more: dict[str, Any]) -> dict[str, Any]:
 
 
 def callback(name: str, **options: Any) -> dict[str, Any]:
-    return {"class_path": f"lightning_app.callbacks.{name}", "init_args": options}
+    return {"class_path": name, "init_args": options}
 
 
 SCHEDULE = {
@@ -59,23 +59,23 @@ SCHEDULE = {
 }
 HEADS = {"model": {"init_args": {"backbone": {"layers": 2, "heads": 4}}}}
 MEMORY = {  # instead of the model that all others have
-    "class_path": "lightning_app.modules.VardaGPT",
+    "class_path": "VardaGPT",
     "init_args": {
         "backbone": {
-            "class_path": "lightning_app.models.decoder.Decoder",
+            "class_path": "Decoder",
             "init_args": {"embedding_dim": 16, "layers": 2, "heads": 4, "dropout": 0.1},
         },
         "segment_length": 8,
         "readers": [
             {
-                "class_path": "lightning_app.models.readers.AttentionReader",
+                "class_path": "AttentionReader",
                 "init_args": {"memory_size": 300, "num_search_results": 3},
             }
         ],
         "scheduler": None,
     },
 }
-ART = {"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"novelty": "drift", "rehearsal": 0.1}}
+ART = {"class_path": "ARTRegularizer", "init_args": {"novelty": "drift", "rehearsal": 0.1}}
 KINDS: dict[str, dict[str, Any]] = {
     "article": callbacks(BY_STEPS),
     "epochs": {

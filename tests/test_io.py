@@ -83,7 +83,7 @@ def test_nobody_else_renames_what_is_written():
     """One writer for all: who has a way of their own has a reason."""
     known = {
         "lightning_app/training/generations.py": "two renames, by which two generations are kept",
-        "lightning_app/models/memory_map.py": "a file without a name, which is never renamed",
+        "lightning_app/memory/mapped.py": "a file without a name, which is never renamed",
         "experiments/tuning.py": "a folder that is gone afterwards",
     }
     own_way = re.compile(r"\bos\.(replace|rename|fsync)\(|\bimport tempfile|\.tmp\"")

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.sources import Source
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
+from lightning_app.memory.readers.base import Passage, Reader
+from lightning_app.memory.store import AssociativeMemory, Payload
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.memory import AssociativeMemory, Payload
-from lightning_app.models.memory_lm import MemoryLM
-from lightning_app.models.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
-from lightning_app.models.readers.base import Passage, Reader
-from lightning_app.modules import VardaGPT
-from lightning_app.text.datamodule import TextDataModule
-from lightning_app.text.sources import Source
 from tests.advice import SHORT, advised
 
 V, D, T, SIZE = 32, 16, 12, 40

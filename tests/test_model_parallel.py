@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.modules import ArticleGPT
+from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.checkpoint import load_module
+from lightning_app.training.compositions import ArticleGPT
 from tests.ddp_cases import CASES, STEPS
 from tests.test_ddp import ROOT, run, trained
 

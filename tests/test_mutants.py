@@ -148,8 +148,8 @@ def test_a_mutant_is_found_where_its_code_has_moved(new: bytes, number: int | No
     ("file", "expected"),
     [
         (
-            "lightning_app/ops/entropy.py",
-            [["tests/ops/test_entropy.py"], ["tests/ops", "--ignore=tests/ops/test_entropy.py"]],
+            "lightning_app/plasticity/entropy.py",
+            [["tests/plasticity/test_entropy.py"], ["tests/ops", "--ignore=tests/plasticity/test_entropy.py"]],
         ),
         ("lightning_app/ops/deep/no_test.py", [["tests/ops"]]),
         ("lightning_app/errors.py", [["tests/test_errors.py"], ["tests/test_a.py", "--ignore=tests/test_errors.py"]]),

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
-from lightning_app.callbacks.progress import ProgressLine
+from lightning_app.app import default_callbacks
 from lightning_app.errors import InputError
-from lightning_app.harness import default_callbacks
 from lightning_app.own_parts import beside, with_atomic_writer
+from lightning_app.training.callbacks.progress import ProgressLine
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
 Main = Callable[..., None]

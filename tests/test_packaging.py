@@ -17,9 +17,9 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 OURS = {"lightning_app", "experiments", "benchmarks", "tests", "main"}
 # An extra's packages are imported by these files alone.
 FILES_OF_EXTRA = {
-    "serve": ("lightning_app/inference/serve.py", "lightning_app/inference/server/"),
+    "serve": ("lightning_app/serving/serve.py", "lightning_app/inference/server/"),
     "lora": ("lightning_app/models/lora.py",),
-    "onnx": ("lightning_app/inference/export_onnx.py",),
+    "onnx": ("lightning_app/export/onnx.py",),
     "experiments": ("experiments/",),
 }
 NOT_IMPORTED = {  # by lightning_app, and still a user's dependency

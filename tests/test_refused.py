@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app.callbacks.run_log import read_log
-from lightning_app.modules import ArticleGPT
+from lightning_app.training.callbacks.run_log import read_log
+from lightning_app.training.compositions import ArticleGPT
 
 RUN = Path("runs/tiny/version_0")
 Fails = Callable[..., str]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_app.callbacks.random_state import RandomState
+from lightning_app.data.loader import ResumableLoader
+from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.exact_resume import ExactResume, OwedValidation
-from lightning_app.training.loader import ResumableLoader
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing
 

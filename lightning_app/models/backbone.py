@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+MASK, GATE = "unit_mask", "unit_gate"  # buffers of a projection whose inputs are masked and gated
+
 
 @dataclass(frozen=True)
 class HiddenStates:

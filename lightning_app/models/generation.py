@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache
-from lightning_app.ops.sampling import penalise_repetition, sample
+from lightning_app.models.sampling import penalise_repetition, sample
 
 WHOLE = ("max_new_tokens", "top_k", "seed")
 

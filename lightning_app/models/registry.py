@@ -23,8 +23,8 @@ PACKAGE = "lightning_app."
 CORE = {
     "Decoder": "lightning_app.models.decoder:Decoder",
     "PretrainedLM": "lightning_app.models.pretrained:PretrainedLM",
-    "ArticleGPT": "lightning_app.modules.article_gpt:ArticleGPT",
-    "CausalLM": "lightning_app.modules.causal_lm:CausalLM",
+    "ArticleGPT": "lightning_app.training.compositions:ArticleGPT",
+    "CausalLM": "lightning_app.training.compositions:CausalLM",
 }
 PLACES = CORE | {name: place for idea in IDEAS for name, place in idea.parts.items()}
 IDEA_OF = {name: idea.name for idea in IDEAS for name in idea.parts}
@@ -111,6 +111,13 @@ def take_layouts(backbone: Backbone, layouts: Mapping[str, Any]) -> None:
     """
     if layouts:
         _shape()(backbone, layouts)
+
+
+def follow_shape(copy: Backbone, original: Backbone) -> None:
+    """Cut out of a copy what is missing in the model that it was made from, and bring back what came back there."""
+    if original.core.units:
+        (idea,) = (idea for idea in IDEAS if idea.follow)
+        load(str(idea.follow), idea=idea.name)(copy, original)
 
 
 def _shape() -> Callable[..., None]:

@@ -31,8 +31,8 @@ from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
-    from lightning_app.modules.base import LanguageModule
-    from lightning_app.text.tokenizer import Tokenizer
+    from lightning_app.data.tokenizers import Tokenizer
+    from lightning_app.training.module import LanguageModule
 
 FORMAT = 2
 # Keys of the file. Lightning's own:
@@ -194,7 +194,7 @@ def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
 
 def module_of(raw: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     """`load_module` of what was read from `path`."""
-    from lightning_app.text.tokenizer import Tokenizer
+    from lightning_app.data.tokenizers import Tokenizer
 
     module, state = module_in(raw, path), tokenizer_state(raw)
     if state is None:

@@ -14,9 +14,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.errors import DamagedError, InputError, is_full
 from lightning_app.io import remove_leftovers, replacing
-from lightning_app.ops.archive import damage
 from lightning_app.reports.run_folder import previous
 from lightning_app.training import side_files
+from lightning_app.training.archive import damage
 from lightning_app.training.generations import put_in_place
 from lightning_app.training.plain_types import check_plain
 from lightning_app.training.side_files import SIDE_FILE_BYTES

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_app.training.accumulation import accumulated
+from lightning_app.data.accumulation import accumulated
 from lightning_app.training.lightning_internals import counters, fit_loop
 from lightning_app.training.lightning_internals.fit_loop import batches_learned
 

@@ -1,4 +1,4 @@
-"""Learning rate schedules as torch schedulers, thin around `lightning_app.ops.schedule`."""
+"""Learning rate schedules as torch schedulers, thin around `lightning_app.training.warmup`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_app.errors import InputError
-from lightning_app.ops.schedule import warmup_cosine
+from lightning_app.training.warmup import warmup_cosine
 
 MEASURES = ("val/ce", "val/ppl", "val/bpb", "val/acc", "val/f1")  # what a scheduler may wait for
 

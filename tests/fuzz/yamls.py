@@ -21,9 +21,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.strategies.launchers import multiprocessing, subprocess_script
 
+from lightning_app import closing
+from lightning_app.app import Harness
 from lightning_app.cli import main
-from lightning_app.harness import Harness
-from lightning_app.inference import closing
 from tests.conftest import CONFIG, merged
 from tests.fuzz.files import TEXT
 from tests.fuzz.odd import places, spoil, typo

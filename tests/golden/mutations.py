@@ -35,7 +35,7 @@ def _optimizer(**options: Any) -> dict[str, Any]:
 
 
 def _no_store_cost(patch: Patch) -> None:
-    from lightning_app.models.readers.learned import LearnedReader
+    from lightning_app.memory.readers.learned import LearnedReader
 
     terms = LearnedReader._terms
 
@@ -46,14 +46,14 @@ def _no_store_cost(patch: Patch) -> None:
 
 
 def _one_head_kept(patch: Patch) -> None:
-    from lightning_app.callbacks import plasticity
+    from lightning_app.plasticity import schedule as plasticity
 
     choose = plasticity.choose
     patch.setattr(plasticity, "choose", lambda scores, alive, n, **options: choose(scores, alive, n - 1, **options))
 
 
 def _decayed_biases(patch: Patch) -> None:
-    from lightning_app.modules.base import LanguageModule
+    from lightning_app.training.module import LanguageModule
 
     def all_in_one(self: LanguageModule, trained: Any) -> list[dict[str, Any]]:
         return [{"params": [parameter for _, parameter in trained]}]
@@ -63,7 +63,7 @@ def _decayed_biases(patch: Patch) -> None:
 
 def _no_document_mask(patch: Patch) -> None:
     """A query finds what stands at or behind its own position in its own document, too."""
-    from lightning_app.models.memory import AssociativeMemory
+    from lightning_app.memory.store import AssociativeMemory
 
     search = AssociativeMemory.search
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_app.memory.store import AssociativeMemory, Payload
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.models.memory import AssociativeMemory, Payload
 from lightning_app.training.checkpoint import load_module
 from tests.golden.compare import Result, compared
 from tests.golden.runner import NAMES, run

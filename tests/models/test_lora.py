@@ -15,11 +15,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
-from lightning_app.models.heads import units_of
 from lightning_app.models.lora import LoRA, merged, named_as
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.plasticity.units import units_of
+from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.checkpoint import load_module
 
 V, BLOCK = 31, 16
@@ -194,14 +194,17 @@ def test_a_family_without_a_default_shows_what_it_has(monkeypatch: pytest.Monkey
 # ---- through the command line
 
 BACKBONE = {
-    "class_path": "lightning_app.models.pretrained.PretrainedLM",
+    "class_path": "PretrainedLM",
     "init_args": {"architecture": "gpt2", "options": {"n_layer": 2, "n_embd": 16, "n_head": 4}},
 }
 
 
 def module(lora: dict[str, Any] | None) -> dict[str, Any]:
     backbone = {**BACKBONE, "init_args": {**BACKBONE["init_args"], **({"lora": lora} if lora else {})}}
-    return {"class_path": "lightning_app.modules.CausalLM", "init_args": {"backbone": backbone, "scheduler": None}}
+    return {
+        "class_path": "CausalLM",
+        "init_args": {"backbone": backbone, "scheduler": None},
+    }
 
 
 def write(name: str, lora: dict[str, Any] | None, **trainer: Any) -> str:
@@ -235,7 +238,7 @@ def test_from_a_whole_checkpoint_to_one_of_adapters_and_on_exactly(
     """With surgery: before the stop and after it."""
     lora = {"r": 2, "dropout": 0.1, "target_modules": ["c_attn", "c_proj"]}
     plasticity = {
-        "class_path": "lightning_app.callbacks.PlasticitySchedule",
+        "class_path": "PlasticitySchedule",
         "init_args": {
             "cycles": 2,
             "pruning_level": 0.5,
@@ -256,7 +259,7 @@ def test_from_a_whole_checkpoint_to_one_of_adapters_and_on_exactly(
         if module.global_step == 4:
             raise RuntimeError("power cut")
 
-    from lightning_app.modules import CausalLM
+    from lightning_app.training.compositions import CausalLM
 
     main("fit", "--config", "whole.yaml", "--init_from", base)
     with monkeypatch.context() as patch:

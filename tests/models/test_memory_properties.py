@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_app.models.memory import AssociativeMemory, Origin, Payload
-from lightning_app.models.memory_search import nearest
+from lightning_app.memory.exact_search import nearest
+from lightning_app.memory.store import AssociativeMemory, Origin, Payload
 
 D, SPAN = 4, 2
 SIZES = st.integers(1, 13)

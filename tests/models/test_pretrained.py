@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_app.errors import InputError
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
+from lightning_app.models.losses import cross_entropy
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.ops.losses import cross_entropy
 
 V, BLOCK = 31, 16
 GPT2 = {"n_layer": 2, "n_embd": 24, "n_head": 3}

@@ -6,21 +6,21 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import lightning_app.callbacks
-import lightning_app.models.readers
-import lightning_app.modules  # noqa: F401  so that all subclasses are there
 from lightning_app import plugins
+from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.errors import InputError
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers import KNNReader, Reader
 from lightning_app.models import registry
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.heads import units_of
-from lightning_app.models.memory_lm import MemoryLM
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.models.readers import KNNReader, Reader
 from lightning_app.models.registry import as_config, build, describe, differing, find_class, from_former
-from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Regularizer, VardaGPT
+from lightning_app.plasticity.units import units_of
 from lightning_app.training.checkpoint import OURS, Checkpoint, put
+from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.module import LanguageModule, Regularizer
 
 
 def decoder(**options: object) -> Decoder:

@@ -12,7 +12,7 @@ import torch
 
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.io import temporary_name
-from lightning_app.models.memory import AssociativeMemory
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.reports.run_folder import generations
 from lightning_app.training import checkpoint_io
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, read_numbers

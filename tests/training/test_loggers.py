@@ -10,14 +10,17 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from lightning_app.callbacks.run_log import read_log
+from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.loggers import UNNAMED, keep_ids, placed
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = Path("runs/tiny/version_0")
-SAMPLES = {"class_path": "lightning_app.callbacks.Samples", "init_args": {"prompts": ["the"], "max_new_tokens": 3}}
+SAMPLES = {
+    "class_path": "Samples",
+    "init_args": {"prompts": ["the"], "max_new_tokens": 3},
+}
 PLASTICITY = {
-    "class_path": "lightning_app.callbacks.PlasticitySchedule",
+    "class_path": "PlasticitySchedule",
     "init_args": {
         "cycles": 1,
         "pruning_level": 0.5,
@@ -28,7 +31,7 @@ PLASTICITY = {
         "sample_batch_size": 2,
     },
 }
-ART = {"class_path": "lightning_app.modules.ARTRegularizer", "init_args": {"vigilance": 0.9}}
+ART = {"class_path": "ARTRegularizer", "init_args": {"vigilance": 0.9}}
 PLAIN: dict[str, Any] = {"trainer": {"callbacks": [SAMPLES]}}
 WITH_ALL = {"trainer": {"callbacks": [SAMPLES, PLASTICITY]}, "model": {"init_args": {"regularizers": [ART]}}}
 KEPT = {"config.yaml", "log.jsonl", "loss.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/best.txt"}

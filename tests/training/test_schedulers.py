@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lightning_app.errors import InputError
-from lightning_app.ops.schedule import warmup_cosine
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
+from lightning_app.training.warmup import warmup_cosine
 
 
 def optimizer() -> torch.optim.Optimizer:

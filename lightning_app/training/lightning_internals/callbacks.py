@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from torch import Tensor
 
 Watcher = EarlyStopping | ModelCheckpoint
@@ -30,11 +30,6 @@ def is_up(timer: Timer) -> bool:
     """Whether it has ended the fit. Seen in Lightning 2.6.6."""
     left = timer.time_remaining()
     return left is not None and left <= 0
-
-
-def accumulation_schedule(trainer: L.Trainer) -> GradientAccumulationScheduler | None:
-    """What changes `accumulate_grad_batches` from epoch to epoch, if anything does. Seen in Lightning 2.6.6."""
-    return next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
 
 
 def model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from lightning_app.training.loader import ResumableLoader
+from lightning_app.data.loader import ResumableLoader
 
 BATCHES = 3  # per epoch
 

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, Timer
 
+from lightning_app.data.accumulation import accumulation_schedule
 from lightning_app.training.lightning_internals import callbacks
 from tests.training.lightning_internals.small import BATCHES, Small, trainer
 
@@ -38,14 +39,14 @@ class Accumulated(L.Callback):
         self.seen: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        schedule = callbacks.accumulation_schedule(trainer)
+        schedule = accumulation_schedule(trainer)
         assert schedule is not None
         assert trainer.accumulate_grad_batches == schedule.get_accumulate_grad_batches(trainer.current_epoch)
         self.seen.append(trainer.accumulate_grad_batches)
 
 
 def test_a_schedule_of_accumulation_says_what_is_in_force():
-    assert callbacks.accumulation_schedule(trainer(accumulate_grad_batches=2)) is None
+    assert accumulation_schedule(trainer(accumulate_grad_batches=2)) is None
     seen = Accumulated()
     trainer(GradientAccumulationScheduler({1: 3}), seen, max_steps=4).fit(Small())
     assert seen.seen == [1] * BATCHES + [3] * BATCHES

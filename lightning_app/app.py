@@ -1,0 +1,335 @@
+"""LightningCLI for this project: links, defaults, the run's folder, and the traps of LightningCLI closed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_app.build_errors import Parser, told_in_one_line
+from lightning_app.class_defaults import take_own_defaults
+from lightning_app.cli_checks import LINKED, command_line_options, given_options, without_effect
+from lightning_app.closing import close_early, close_run
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.errors import InputError
+from lightning_app.going_on import command
+from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.option_checks import check_options
+from lightning_app.own_parts import beside, with_atomic_writer
+from lightning_app.plugins import import_all
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.allocator import tune_allocator
+from lightning_app.training.callbacks.dashboard import Dashboard
+from lightning_app.training.callbacks.interruption import Interruption
+from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.training.callbacks.monitors import Monitors
+from lightning_app.training.callbacks.predictions import PredictionWriter
+from lightning_app.training.callbacks.progress import ProgressLine
+from lightning_app.training.callbacks.projector import Projector
+from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.resume_options import ResumeOptions
+from lightning_app.training.callbacks.run_log import RunLog, run_folder
+from lightning_app.training.callbacks.throughput import Throughput
+from lightning_app.training.checkpoint import start_from, tokenizer_state
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.exact_resume import ExactResume, OwedValidation
+from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.training.kept_best import KeptBest
+from lightning_app.training.lightning_internals.callbacks import is_up, place_checkpoints, time_limit, timers
+from lightning_app.training.lightning_internals.command_line import CommandLine
+from lightning_app.training.loggers import placed, tensorboard
+from lightning_app.training.module import LanguageModule
+from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here, runs_on_cpu
+from lightning_app.training.run_place import check_place, saying_when_full
+from lightning_app.training.run_versions import claim_version, next_version, release_empty
+
+THIRD_PARTY_WARNINGS = (
+    r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed
+    r".*is not supported by the model summary",  # it counts bytes as if in float32
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    r"Couldn't infer the batch indices",  # of our loader; nobody asks for them
+)
+
+
+FLOAT16 = (16, "16", "16-mixed")  # Lightning's names for one precision
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer with one more command."""
+
+    def prepare(self, model: L.LightningModule, datamodule: TextDataModule) -> None:
+        """Clean, split and tokenise the texts as fit would, and print what there is."""
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        print(datamodule.summary())
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved config of a fit, and of nothing else, into the run's folder, once training begins."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet: what is refused between here and training leaves the config of a finished run as it was."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if stage == "fit" and folder:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder.config_file), skip_none=False, overwrite=True)
+
+
+class Harness(CommandLine):
+    """One parser for all commands: each takes the same keys, so that one YAML serves them all."""
+
+    def __init__(self, args: Sequence[str]):
+        import_all()
+        self._argv = list(args)
+        super().__init__(
+            model_class=LanguageModule,
+            subclass_mode_model=True,
+            datamodule_class=TextDataModule,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            trainer_defaults={
+                "log_every_n_steps": 25,
+                "use_distributed_sampler": False,  # our loader slices by rank itself
+                "callbacks": default_callbacks(),
+            },
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},  # the first logger's; ours is the run's
+            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
+            auto_configure_optimizers=False,  # it would build the optimizer before the model is set up
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="The run's folder is RUNS_DIR/NAME/version_N.")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Where the folders of all runs lie.")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Checkpoint whose weights a fit starts from: new optimizer, step 0, other data. "
+            "--ckpt_path resumes instead.",
+        )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=str,
+            default="highest",
+            help="highest, high or medium, see torch.set_float32_matmul_precision. "
+            "Anything but highest may change results.",
+        )
+        parser.add_argument(
+            "--tune_allocator",
+            type=bool,
+            default=False,
+            help="Keep freed memory (Linux with glibc): faster steps on a CPU for 30 to 50 %% more memory.",
+        )
+        parser.add_argument(
+            "--save_every_n_steps",
+            type=int,
+            default=500,
+            help="Steps between two last.ckpt; one more at each validation.",
+        )
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.backbone.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's, with a warning where an option was dropped because a later config chose another class."""
+        self.config = parser.parse_args(args)
+        self._asked_for_precision = "trainer.precision" in dict(command_line_options(args))
+        options = self.config[self.config.subcommand].as_dict()
+        for key in without_effect(given_options(args), options):
+            rank_zero_warn(
+                f"{key} was given and has no effect: a later config chose another class, which has no such option"
+            )
+        take_own_defaults(self.config[self.config.subcommand], given_options(args))
+        check_options(options, fit=self.config.subcommand == "fit")
+
+    @property
+    def _options(self) -> Any:
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        options = self._options
+        check_place(options.runs_dir, options.name, writes=self.subcommand != "prepare")
+        precision = options.float32_matmul_precision
+        if precision not in ("highest", "high", "medium"):
+            raise InputError(f"float32_matmul_precision is {precision!r}; it must be highest, high or medium")
+        torch.set_float32_matmul_precision(precision)
+        self._take_fast_precision()
+        if options.tune_allocator:
+            tune_allocator()
+        if options.get("ckpt_path"):
+            options.ckpt_path = find_checkpoint(options.ckpt_path, Path(options.runs_dir) / options.name)
+        if options.init_from and self.subcommand == "fit":
+            options.init_from = find_checkpoint(options.init_from, Path(options.runs_dir))
+        if options.get("ckpt_path") and options.init_from:
+            raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
+
+    def _take_fast_precision(self) -> None:
+        """A config is written for many machines; what the command line says counts as it is."""
+        trainer = self._options.trainer
+        if trainer.precision in FLOAT16 and runs_on_cpu(trainer.accelerator):
+            raise InputError("trainer.precision is 16-mixed, which a CPU has not: use bf16-mixed or 32-true")
+        if is_slow_here(trainer.precision, trainer.accelerator) and not self._asked_for_precision:
+            trainer.precision = INSTEAD
+            rank_zero_info(
+                f"Computing in {INSTEAD}: this CPU has no bf16 instructions, and {SLOW} would be several times slower "
+                f"(--trainer.precision {SLOW} insists)"
+            )
+
+    def instantiate_classes(self) -> None:
+        with told_in_one_line(self._options.as_dict()):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        folder = self._folder()
+        loggers = self._loggers(folder) if self.subcommand == "fit" else []  # an evaluation adds no curves
+        kwargs["logger"] = False  # RunLog adds them once training begins
+        made = self.built("trainer")
+        checkpoints = self._options.trainer.enable_checkpointing is not False
+        kwargs["plugins"] = with_atomic_writer(made.plugins)
+        self.trainer_defaults["callbacks"] = beside(
+            default_callbacks(),
+            made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else [],
+            bar=self._options.trainer.enable_progress_bar is not False,
+            checkpoints=checkpoints,
+        )
+        trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
+        has_one = any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)
+        summary = self._options.trainer.enable_model_summary is not False and not has_one
+        last = LastCheckpoint(self._options.save_every_n_steps, writes=checkpoints)
+        end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
+        # RandomState first: what other callbacks draw lies outside the training's stream.
+        first = [RandomState(), ExactResume(), ResumeOptions(), KeptBest(), RunLog(folder, loggers), Monitors()]
+        trainer.callbacks = [*first, *trainer.callbacks, *end]
+        place_checkpoints(trainer.callbacks, RunFolder(folder).checkpoints_folder)
+        if loggers and trainer.profiler.dirpath is None:
+            trainer.profiler.dirpath = folder  # its way is the first logger's, which is not there yet
+        return trainer
+
+    def _folder(self) -> Path:
+        """Of a new version, or of the run that the checkpoint belongs to."""
+        options = self._options
+        runs = Path(options.runs_dir) / options.name
+        if options.get("ckpt_path"):
+            run = RunFolder.of(Path(options.ckpt_path).resolve())
+            if run is not None and run.path.parent == runs.resolve():
+                return runs / run.path.name
+        return runs / next_version(runs) if self.subcommand == "prepare" else claim_version(runs)
+
+    def _loggers(self, folder: Path) -> list[Logger]:
+        """Those that were configured, TensorBoard if none were; RunLog adds log.jsonl."""
+        given = self._options.trainer.logger
+        if given in (None, True, False):
+            return [] if given is False else [tensorboard(folder)]
+        made = self.built("trainer").logger
+        given, made = (x if isinstance(x, list) else [x] for x in (given, made))
+        options = [{**spec.get("init_args", {}), **spec.get("dict_kwargs", {})} for spec in given]
+        return placed(made, options, folder)
+
+    def after_instantiate_classes(self) -> None:
+        """Take the tokenizer that a checkpoint was trained with, and for `--init_from` its weights."""
+        path = self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
+        if not path and self.subcommand == "fit":
+            self._warn_of_random_weights()
+        if not path and self.subcommand in ("validate", "test", "predict"):
+            rank_zero_info(
+                "No --ckpt_path: the model is evaluated as the config builds it, not as a run has trained it"
+            )
+        if not path or not Path(path).is_file():  # a sharded checkpoint is a folder
+            return
+        checkpoint = read_checkpoint(path, mmap=True)
+        tokenizer = tokenizer_state(checkpoint)
+        if tokenizer:
+            self.datamodule.adopt_tokenizer(tokenizer)
+        if path == self._options.init_from:
+            start_from(self.model, checkpoint)
+            if tokenizer:
+                self.datamodule.load_state_dict(tokenizer)
+
+    def _warn_of_random_weights(self) -> None:
+        backbones = [module for module in self.model.modules() if isinstance(module, PretrainedLM)]
+        if any(backbone.lora is not None and backbone.is_fresh for backbone in backbones):
+            rank_zero_warn(
+                "lora trains adapters beside random weights, which stay as they are: give `pretrained`, or start from "
+                "a whole model's checkpoint (--init_from)"
+            )
+
+    def before_fit(self) -> None:
+        if self._options.ckpt_path:
+            rank_zero_info(
+                f"Resuming {self._options.ckpt_path}: weights, the optimizer's moments and the place in the schedule "
+                "go on; options of the config that were others in its run are named"
+            )
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        close_run(self.trainer)
+        self._say_how_to_go_on()
+
+    @rank_zero_only
+    def after_early_end(self) -> None:
+        """Whatever ends a fit early, what was reached is drawn and printed, and how to go on."""
+        trained = any(isinstance(callback, Interruption) and callback.trained for callback in self.trainer.callbacks)
+        if self.subcommand == "fit" and trained:
+            close_early(self.trainer)
+            self._say_how_to_go_on(early=True)
+
+    def _say_how_to_go_on(self, *, early: bool = False) -> None:
+        """Where the fit was stopped: by a signal, an error or the clock."""
+        last = next(callback.path for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint))
+        late = [time_limit(timer) or 0 for timer in timers(self.trainer) if is_up(timer)]
+        if last is not None and last.exists() and (early or late):
+            more = timedelta(seconds=2 * max(late)) if late else None
+            print(
+                f"\nto go on:\n  {command(self._argv, last, max_time=more, init_from=bool(self._options.init_from))}",
+                flush=True,
+            )
+
+
+def default_callbacks() -> list[L.Callback]:
+    """What every run has, whatever its YAML adds, besides those that `instantiate_trainer` puts first and last."""
+    return [
+        Throughput(),
+        ProgressLine(),
+        PredictionWriter(),
+        Projector(),
+        Dashboard(),
+        ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
+    ]
+
+
+def run(argv: Sequence[str], *, harness: Callable[[Sequence[str]], object] = Harness) -> None:
+    """Parse and carry out one command; `harness` may be a subclass that adds to it."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda line: "litlogger" not in line.getMessage()
+    )
+    for message in THIRD_PARTY_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    try:
+        with saying_when_full():
+            harness(argv)
+    except MisconfigurationException as error:  # Lightning's word for a mistake in the Trainer's options
+        raise InputError(str(error)) from error
+    finally:
+        release_empty()

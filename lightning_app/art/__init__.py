@@ -1,0 +1,1 @@
+"""Adaptive Resonance Theory: categories that the states of a model are pulled to."""

@@ -1,0 +1,100 @@
+"""`python main.py categories`: what an ART network has sorted its inputs into, as a table and as a page."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_app.art.extension import ARTRegularizer
+from lightning_app.art.network import ART
+from lightning_app.art.pages import Category, Network, draw_page, format_categories
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import InputError
+from lightning_app.io import write_atomic
+from lightning_app.training import arguments
+from lightning_app.training.checkpoint import load_module
+from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.training.module import LanguageModule
+
+SHOWN = 30  # categories
+COMPARED = 1000  # prototypes with all others at once
+
+
+def networks_of(module: LanguageModule, tokenizer: Tokenizer) -> list[Network]:
+    """Those of all its ARTRegularizers."""
+    found = [regularizer for regularizer in module.regularizers if isinstance(regularizer, ARTRegularizer)]
+    return [Network(one.name, one.art.vigilance, int(one.art.seen), categories_of(one.art, tokenizer)) for one in found]
+
+
+def categories_of(art: ART, tokenizer: Tokenizer) -> list[Category]:
+    """All of a network, the largest first."""
+    n, seen = len(art), int(art.seen)
+    ids, counts, born, used = (x[:n].tolist() for x in (art.ids, art.counts, art.born, art.used))
+    others, overlaps = (x.tolist() for x in _nearest(art))
+    categories = [
+        Category(
+            id=ids[slot],
+            inputs=counts[slot],
+            share=counts[slot] / seen,
+            age=seen - born[slot],
+            unused=seen - 1 - used[slot],
+            nearest=(ids[others[slot]], overlaps[slot]) if n > 1 else None,
+            texts=[tokenizer.decode(text) for text in art.typical(slot)],
+        )
+        for slot in range(n)
+    ]
+    return sorted(categories, key=lambda category: (-category.inputs, category.id))
+
+
+@torch.no_grad()
+def _nearest(art: ART) -> tuple[Tensor, Tensor]:
+    """Slot of the other category that each is most alike, (C,), and how much, (C,)."""
+    n = len(art)
+    others, overlaps = torch.zeros(n, dtype=torch.int64), torch.zeros(n)
+    for start in range(0, n, COMPARED):
+        slots = torch.arange(start, min(start + COMPARED, n))
+        overlap = art.rule.overlap(art.prototypes[slots], art.prototypes[:n], vigilance=-torch.inf).cpu()
+        overlap[torch.arange(len(slots)), slots] = -torch.inf  # with itself
+        overlaps[slots], others[slots] = overlap.max(-1)
+    return others, overlaps
+
+
+def write_page(networks: Sequence[Network], path: Path, *, of: str) -> None:
+    """The page of these networks; `of` says where they come from."""
+    write_atomic(path, draw_page(networks, title=f"Categories of {of}").encode("utf-8", errors="replace"))
+
+
+def command(argv: Sequence[str]) -> None:
+    """Parse the arguments, print the tables, and write the page where one is asked for."""
+    args = _parser().parse_args(argv)
+    if args.limit < 1:
+        raise InputError(f"limit is {args.limit}; it must be at least 1")
+    path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
+    module, tokenizer = load_module(path)
+    networks = networks_of(module, tokenizer)
+    if not networks:
+        raise InputError(
+            f"{path} holds a {type(module).__name__} without an ARTRegularizer, so there are no categories: train with "
+            "one under model.init_args.regularizers, as `--config configs/overlays/art.yaml` adds it to any run"
+        )
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n\n".join(format_categories(network, limit=args.limit, width=width) for network in networks))
+    if args.output:
+        write_page(networks, Path(args.output), of=path)
+        print(f"\npage: {args.output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py categories", description=__doc__, allow_abbrev=False)
+    arguments.add_checkpoint(parser)
+    parser.add_argument("--output", help="an HTML page with all categories is written there")
+    parser.add_argument(
+        "--limit", type=int, default=SHOWN, help="how many categories the table shows, the largest first"
+    )
+    return parser

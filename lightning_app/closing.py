@@ -1,0 +1,214 @@
+"""The end of a fit: the loss picture, the categories' page, samples of the best checkpoint, a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from lightning_app.art.categories import networks_of, write_page
+from lightning_app.data.compression import lzma_bits_per_byte, verbatim_share
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import DamagedError
+from lightning_app.models.generation import GenerationOptions
+from lightning_app.reports.loss_curve import best_validation, draw_loss, series
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.tables import format_table
+from lightning_app.serving.generate import continue_text
+from lightning_app.training.callbacks.dashboard import Dashboard
+from lightning_app.training.callbacks.run_log import JSONLinesLogger, RunLog, run_folder
+from lightning_app.training.callbacks.samples import Samples
+from lightning_app.training.checkpoint import load_module
+from lightning_app.training.checkpoint_io import read_numbers
+from lightning_app.training.find_checkpoint import whole_generation
+from lightning_app.training.module import LanguageModule
+from lightning_app.tree import leaves
+
+SAMPLES = 3
+SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
+COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the best checkpoint writes.
+
+    Attributes:
+        continuations: prompt and continuation.
+        verbatim: share of the 8-word runs in 2,000 sampled tokens that stand verbatim in the training text; None
+            where that was streamed.
+    """
+
+    continuations: list[str]
+    verbatim: float | None
+
+
+def close_run(trainer: L.Trainer) -> None:
+    """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close."""
+    data, folder = trainer.datamodule, run_folder(trainer)
+    if folder is None or not isinstance(data, TextDataModule):
+        return
+    records = folder.records()
+    best = best_validation(records)
+    draw_loss(records, folder.loss_picture, title=folder.title)
+    _draw_categories(trainer, folder, data)
+    sampled = _sample_best(trainer, folder, data) if best else None
+    compressor = _compressor(data)
+    rows = _rows(folder, records, best, sampled, compressor)
+    print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
+    _record(trainer, folder, best, sampled, compressor)
+
+
+def close_early(trainer: L.Trainer) -> None:
+    """The same without what takes long (samples, the compressor), for a fit that a signal or an error has ended."""
+    folder = run_folder(trainer)
+    if folder is None or not folder.log_file.is_file():
+        return
+    records = folder.records()
+    draw_loss(records, folder.loss_picture, title=folder.title)
+    for callback in trainer.callbacks:
+        if isinstance(callback, Dashboard):
+            callback.draw()
+    rows = _rows(folder, records, best_validation(records), None, None)
+    title = f"{folder.path}: what was reached by step {trainer.global_step}"
+    print("\n" + format_table(rows, title=title), flush=True)
+
+
+def _draw_categories(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> None:
+    """As they are at the last step, where there are any to draw."""
+    module = trainer.lightning_module
+    networks = networks_of(module, data.tokenizer) if isinstance(module, LanguageModule) else []
+    if networks:
+        write_page(networks, folder.categories, of=f"{folder.title}, step {trainer.global_step}")
+
+
+def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> Sampled | None:
+    """None where the checkpoint is not one whole file (sharded strategies)."""
+    path = next(iter(folder.checkpoints().values()), None)
+    if path is None:
+        return None
+    module, tokenizer = load_module(whole_generation(path))
+    module.to(trainer.strategy.root_device)
+    prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
+    continuations = []
+    for i in range(SAMPLES):
+        prompt = prompts[i % len(prompts)]
+        new = continue_text(prompt, module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i))
+        continuations.append(prompt + "".join(new))
+    folder.write_samples(continuations, step=None)
+    sampled = _sample_tokens(module, tokenizer)
+    return Sampled(continuations, None if data.streamed("train") else verbatim_share(sampled, data.texts("train")))
+
+
+def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
+    """`SAMPLED_TOKENS` tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
+    ids = torch.tensor([[tokenizer.eot]], device=module.device)
+    tokens = [int(t) for t in module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))]
+    return tokenizer.decode(tokens)
+
+
+def _compressor(data: TextDataModule) -> float | None:
+    """Bits per byte of LZMA for the validation text after the training text.
+
+    None where that would not compare (no validation, pairs, a part of the text), or there is too much of it.
+    """
+    if data.streamed("train"):
+        return None
+    sources = [data.splits.source(name) for name in ("train", "val") if data.splits.origin(name)]
+    texts = [data.tokens("train"), data.tokens("val")] if len(sources) == 2 else []
+    whole = bool(texts) and all(source.max_samples is None for source in sources)
+    if not whole or any(t.prompt_lengths is not None or t.n_bytes > COMPRESSOR_LIMIT for t in texts):
+        return None
+    train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
+    return lzma_bits_per_byte(train, val) if val else None
+
+
+def _rows(
+    folder: RunFolder,
+    records: Sequence[dict[str, Any]],
+    best: dict[str, Any] | None,
+    sampled: Sampled | None,
+    compressor: float | None,
+) -> list[tuple[str, str]]:
+    """Name and value of each line of the table."""
+    rows: list[tuple[str, str]] = []
+    if best is not None:
+        rows += [
+            ("best at step", f"{best['step']}"),
+            ("val loss", f"{best['val/ce']:.4f} nats per token"),
+            ("perplexity", f"{best['val/ppl']:.2f}"),
+            ("bits per byte", f"{best['val/bpb']:.3f}" if "val/bpb" in best else "unknown"),
+        ]
+    lzma = f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed"
+    rows.append(("  the compressor", lzma))
+    if best is not None:
+        rows += [("accuracy", f"{best['val/acc']:.3f}"), ("macro F1", f"{best['val/f1']:.3f}")]
+    rates = series(records, "tokens_per_s")[1]
+    unknown = "not measured: fewer steps than log_every_n_steps"
+    rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else unknown))
+    if sampled is not None and sampled.verbatim is not None:
+        runs = f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens"
+        rows.append(("verbatim", f"{runs} stand in the training text"))
+    if sampled is not None:
+        rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]
+    rows += [(f"{name} checkpoint", f"{file}{_noted(name, file, best)}") for name, file in folder.checkpoints().items()]
+    pages = {"categories": folder.categories, "dashboard": folder.dashboard}
+    rows += [
+        ("loss picture", str(folder.loss_picture)),
+        *((name, str(page)) for name, page in pages.items() if page.is_file()),
+        ("config", str(folder.config_file)),
+        ("log", f"{folder.log_file}  {folder.damage()}".rstrip()),
+    ]
+    if folder.samples_folder.is_dir():
+        rows.append(("samples", str(folder.samples_folder)))
+    return [*rows, *((name, str(file)) for name, file in folder.of_loggers().items())]
+
+
+def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
+    """The step of a best checkpoint that is not of the log's best validation: a run that went back keeps the better."""
+    if name != "best" or best is None or not path.is_file():
+        return ""
+    try:
+        step = read_numbers(path).get("global_step")
+    except DamagedError:
+        return "  (damaged)"
+    return "" if step == best["step"] else f"  (of step {step})"
+
+
+def _record(
+    trainer: L.Trainer,
+    folder: RunFolder,
+    best: dict[str, Any] | None,
+    sampled: Sampled | None,
+    compressor: float | None,
+) -> None:
+    """Into the log as an event, and into the loggers' tables of hyperparameters."""
+    measures = {name: value for name, value in (best or {}).items() if name.startswith("val/")}
+    verbatim = sampled.verbatim if sampled else None
+    RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
+    if config := folder.config():
+        given = [(key, value) for key, value in leaves(config) if value is not None]
+        flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
+        for logger in trainer.loggers:
+            if not isinstance(logger, JSONLinesLogger):
+                best_values = {f"best/{name}": value for name, value in measures.items()}
+                _tell(logger, flat, best_values, step=trainer.global_step)
+
+
+def _tell(logger: Logger, options: dict[str, Any], measures: dict[str, float], *, step: int) -> None:
+    """The options of a run and what it reached, and an end: the fit has closed the logger before."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(options, measures)
+    else:
+        logger.log_hyperparams(options)
+        logger.log_metrics(measures, step)
+    logger.finalize("success")
+    if isinstance(logger, WandbLogger):  # else the next run of this process would write into this one
+        logger.experiment.finish()

@@ -1,0 +1,265 @@
+"""Documents: read from files and data sets, cleaned, and split."""
+
+import codecs
+import glob
+import hashlib
+import json
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from lightning_app.data.reading import BOM, check_file, decoded, text_files
+from lightning_app.errors import InputError
+
+DATASET = "hf:"
+_MANY_NEWLINES = re.compile(r"\n\n\n\n+")  # \n{4,} has no literal start to search for: 10 times slower
+_DATASET_NAME = re.compile(r"[\w-]+(/[\w-]+)?(:.*)?")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that stands for itself, or the answer (`text`) to a prompt.
+
+    Prompt and text are encoded one by one, so the first token of `text` never reaches into the prompt.
+    """
+
+    text: str
+    prompt: str | None = None
+    name: str = ""  # where it came from, for messages
+
+
+def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]:
+    """Read a source; which kind it is follows from `path`.
+
+    ==========================  =====================================================================
+    `file.txt`, any other file  one document, UTF-8
+    `folder`                    every `*.txt` below it, sorted by path; links are followed, hidden ones left out
+    `texts/**/*.md`             every file that the pattern matches, sorted by path
+    `file.jsonl`                a document per line: {"text": ...}, or {"prompt": ..., "target": ...}
+    `hf:name:config:split`      a Hugging Face dataset; config and split ("train") may be left out
+    `hf:json:file.jsonl`        local files through a builder of `datasets`: json, text, parquet or csv
+    `name`, `org/name`          a Hugging Face dataset, if no such file exists and the name has no suffix
+    ==========================  =====================================================================
+
+    Line ends become "\\n", a byte order mark is dropped, and nothing else is changed.
+
+    Args:
+        path: the source.
+        text_field: the field of a JSON line or the column of a dataset that holds the text.
+
+    Raises:
+        InputError: a source that is missing, empty, binary or no UTF-8, or a bad line; some while iterating.
+    """
+    if not path:
+        raise InputError("the path of a source is empty; give a file, a folder, a pattern or hf:name")
+    if path.startswith(DATASET):
+        return _read_dataset(path.removeprefix(DATASET), text_field=text_field)
+    if Path(path).exists():
+        return _read_path(Path(path), text_field=text_field)
+    if glob.has_magic(path):
+        return _read_glob(path, text_field=text_field)
+    if is_dataset(path):
+        return _read_dataset(path, text_field=text_field)
+    raise _missing(path)
+
+
+def is_dataset(path: str) -> bool:
+    """Whether a source is a Hugging Face dataset."""
+    if path.startswith(DATASET):
+        return True
+    in_a_folder_here = bool(path) and Path(Path(path).parts[0]).is_dir()  # data/missing is a mistake, org/name is not
+    return not Path(path).exists() and not in_a_folder_here and _DATASET_NAME.fullmatch(path) is not None
+
+
+def _missing(path: str) -> InputError:
+    return InputError(
+        f"no such file: {path}; check the path against the folder you run in ({Path.cwd()}), "
+        "or name a Hugging Face dataset as hf:name"
+    )
+
+
+def _read_path(path: Path, *, text_field: str) -> Iterator[Document]:
+    if path.is_dir():
+        return map(read_text, text_files(path))
+    check_file(path)
+    if path.suffix.lower() == ".jsonl":
+        return _read_jsonl(path, text_field=text_field)
+    return iter([read_text(path)])
+
+
+def _read_glob(pattern: str, *, text_field: str) -> Iterator[Document]:
+    files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+    if not files:
+        raise InputError(f"no file matches {pattern}; check the pattern against the folder you run in ({Path.cwd()})")
+    return (document for file in files for document in _read_path(file, text_field=text_field))
+
+
+def read_text(path: Path) -> Document:
+    """Read a file as one document. Raises as `read_documents` does."""
+    text = decoded(_read_bytes(path), path)
+    if not text or text.isspace():  # strip copies all of it
+        raise InputError(f"{path} is empty; give a file with text, or remove it")
+    return Document(unify_newlines(text), name=str(path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
+
+
+def _read_jsonl(path: Path, *, text_field: str) -> Iterator[Document]:
+    first: Document | None = None
+    with path.open("rb") as lines:  # by bytes: JSON strings may hold signs that str.splitlines takes for line ends
+        for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            document = _from_row(_parse_json(line, where=f"{path}:{number}"), f"{path}:{number}", text_field)
+            first = first or document
+            if (first.prompt is None) != (document.prompt is None):
+                raise InputError(f"{document.name}: pairs and plain texts in one file ({first.name}); use two files")
+            yield document
+    if first is None:
+        raise InputError(f"{path} is empty; give one JSON object per line, with text, or with prompt and target")
+
+
+def _parse_json(line: bytes, *, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON in UTF-8 ({error}); give one object per line") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a {type(row).__name__}, not an object; give one object per line")
+    return row
+
+
+def _from_row(row: Mapping[str, Any], name: str, text_field: str) -> Document:
+    """A pair where there are a prompt and a target, unless another field is asked for; else a text."""
+    if "target" in row and not (text_field in row and (text_field != "text" or "prompt" not in row)):
+        return Document(_field(row, "target", name), _field(row, "prompt", name), name)
+    return Document(_field(row, text_field, name), name=name)
+
+
+def _field(row: Mapping[str, Any], field: str, name: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not _is_unicode(value):
+        raise InputError(
+            f"{name}: {field!r} is {value!r:.60}, not a text (fields: {', '.join(row) or 'none'}); "
+            "give strings under 'text' or another text_field, or under 'prompt' and 'target'"
+        )
+    if not value.strip():
+        raise InputError(f"{name}: {field!r} is empty; fill it in or remove the line")
+    return unify_newlines(value.removeprefix(BOM))
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _read_dataset(spec: str, *, text_field: str) -> Iterator[Document]:
+    from lightning_app.data.hub import load_rows
+
+    found = False
+    for number, row in enumerate(load_rows(spec)):
+        document = document_of(row, f"{DATASET}{spec}[{number}]", text_field)
+        if document is not None:
+            yield document
+            found = True
+    if not found:
+        raise InputError(f"the dataset {spec} has no text; choose another split as hf:name:config:split")
+
+
+def document_of(row: Mapping[str, Any], name: str, text_field: str) -> Document | None:
+    """A dataset's row; None for an empty one. (Many have some, such as wikitext between its articles.)
+
+    Raises:
+        InputError: it has no such column, or something else than a text in it.
+    """
+    value = row.get(text_field)
+    if (
+        text_field in row
+        and not {"prompt", "target"} <= row.keys()
+        and (value is None or (isinstance(value, str) and not value.strip()))
+    ):
+        return None
+    return _from_row(row, name, text_field)
+
+
+def unify_newlines(text: str) -> str:
+    """Windows' and old Macs' line ends -> "\\n"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def clean(text: str) -> str:
+    """Unify line ends, strip spaces at line ends, and let at most two empty lines follow each other."""
+    stripped = "\n".join(map(str.rstrip, unify_newlines(text).split("\n")))  # a regex tries every space
+    return _MANY_NEWLINES.sub("\n\n\n", stripped)
+
+
+def split_documents(
+    documents: Iterable[Document], fractions: Mapping[str, float], *, seed: int
+) -> dict[str, list[Document]]:
+    """Deal whole documents out to splits, decided by the seed and their content, not by their order.
+
+    Args:
+        documents: each lands in one split, equal ones in the same; the order stays as it was.
+        fractions: of the number of documents, by name of the split; they sum to 1. 0 asks for no documents.
+        seed: another one gives another split.
+
+    Raises:
+        InputError: fractions that do not sum to 1, or fewer documents than splits asked for.
+    """
+    wanted = _checked(fractions)
+    listed = list(documents)
+    keys = [_split_key(document, seed) for document in listed]
+    copies = Counter(keys)
+    if len(copies) < len(wanted):
+        equal = f", {len(copies)} of them different," if len(copies) < len(listed) else ""
+        raise InputError(
+            f"{len(listed)} document(s){equal} cannot fill the {len(wanted)} splits {', '.join(wanted)}; whole "
+            "documents are split, so give more of them (cut the file into several), or give data.val.path"
+        )
+    ordered = sorted(copies)
+    ends = _ends(list(wanted.values()), [copies[key] for key in ordered])
+    part_of = {
+        key: name for name, start, end in zip(wanted, [0, *ends], ends, strict=False) for key in ordered[start:end]
+    }
+    parts: dict[str, list[Document]] = {name: [] for name in fractions}
+    for document, key in zip(listed, keys, strict=True):
+        parts[part_of[key]].append(document)
+    return parts
+
+
+def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
+    if any(fraction < 0 for fraction in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise InputError(f"the fractions of data.split are {dict(fractions)}; they must be 0 or more and sum to 1")
+    return {name: fraction for name, fraction in fractions.items() if fraction > 0}
+
+
+def _split_key(document: Document, seed: int) -> bytes:
+    return hashlib.sha256(repr((seed, document.prompt, document.text)).encode()).digest()
+
+
+def _ends(fractions: list[float], copies: list[int]) -> list[int]:
+    """Where each part ends: at its share, but with at least one document for it and for each that follows.
+
+    Args:
+        copies: how often there is each different document; equal ones stay together.
+    """
+    up_to = [0, *accumulate(copies)]
+    ends: list[int] = []
+    for k, share in enumerate(accumulate(fractions)):
+        least, most = (ends[-1] if ends else 0) + 1, len(copies) - (len(fractions) - k - 1)
+        ends.append(min(max(bisect_left(up_to, round(share * up_to[-1])), least), most))
+    return ends

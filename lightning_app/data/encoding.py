@@ -1,0 +1,166 @@
+"""Documents -> token ids, in this process or in several, with the same result.
+
+This process reads the documents and cuts them into jobs. The others have a few of them at hand at all times; this one
+encodes, too, whenever they have. The answers come in order. In memory are the document that is being read, the texts
+that the others have at hand, and the tokens that wait for an earlier job's.
+"""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lightning_app.data.corpus import Document
+from lightning_app.data.tokenizers import Tokenizer, pieces
+from lightning_app.errors import InputError
+
+JOB = 2**18  # characters that a process encodes at once (some 20 ms), or a few more
+AT_HAND = 3  # jobs per other process: one in work, and two for as long as this one encodes
+AHEAD = 32  # jobs per process whose tokens may wait: more than this one does while the others start
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # no character above is white space
+
+
+class Part(NamedTuple):
+    """A piece of a prompt or of a text."""
+
+    text: str
+    is_prompt: bool
+    is_last: bool  # of its document: the end-of-text id follows
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of the parts of a job.
+
+    Attributes:
+        parts: (is_prompt, is_last, number of ids) of each.
+        ids: those of all parts, one behind the other, end-of-text ids included.
+        n_words: runs of anything but white space.
+    """
+
+    parts: list[tuple[bool, bool, int]]
+    ids: np.ndarray
+    n_characters: int
+    n_words: int
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """The smallest type that holds all ids."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
+def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
+    """Encode each part by itself."""
+    ends = {True: np.array([tokenizer.eot], dtype=np.uint32), False: np.empty(0, dtype=np.uint32)}
+    arrays = [array for part in parts for array in (tokenizer.encode_array(part.text), ends[part.is_last])]
+    return Encoded(
+        parts=[
+            (part.is_prompt, part.is_last, len(ids) + part.is_last)
+            for part, ids in zip(parts, arrays[::2], strict=True)
+        ],
+        ids=np.concatenate(arrays, dtype=token_dtype(tokenizer), casting="same_kind"),
+        n_characters=sum(len(part.text) for part in parts),
+        n_words=count_words("\n".join(part.text for part in parts)),  # pieces are cut at line ends, never within a word
+    )
+
+
+def count_words(text: str) -> int:
+    """`len(text.split())`, without the words."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    is_space = np.concatenate([[True], _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]])
+    return int(np.count_nonzero(is_space[:-1] > is_space[1:]))
+
+
+def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, *, num_proc: int = 1) -> Iterator[Encoded]:
+    """Encode prompt and text of each document, and end it with the end-of-text id.
+
+    Args:
+        documents: iterated over once, in this process.
+        tokenizer: a copy of it goes to each process.
+        num_proc: processes that encode, this one among them.
+
+    Raises:
+        InputError: what reading the documents raises; or a process ended before its work did.
+    """
+    jobs = _jobs(documents)
+    if num_proc == 1:
+        yield from (encode_job(job, tokenizer) for job in jobs)
+    else:
+        yield from _encode_in_processes(jobs, tokenizer, num_proc)
+
+
+def _jobs(documents: Iterable[Document]) -> Iterator[list[Part]]:
+    job: list[Part] = []
+    size = 0
+    for document in documents:
+        for part in _parts(document):
+            job.append(part)
+            size += len(part.text)
+            if size >= JOB:
+                yield job
+                job, size = [], 0
+    if job:
+        yield job
+
+
+def _parts(document: Document) -> Iterator[Part]:
+    if document.prompt is not None:
+        yield from (Part(piece, True, False) for piece in pieces(document.prompt))
+    *texts, last = pieces(document.text)
+    yield from (Part(piece, False, False) for piece in texts)
+    yield Part(last, False, True)
+
+
+def _encode_in_processes(jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_proc: int) -> Iterator[Encoded]:
+    """Spawned, not forked: a fork while the threads of torch or faiss run may hang."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_proc - 1, mp_context=context, initializer=_start, initargs=(tokenizer,))
+    try:
+        yield from _in_order(pool, jobs, tokenizer, num_proc)
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"one of the {num_proc} processes that tokenise has ended (out of memory, killed, or started by a script "
+            'that does not begin its work under if __name__ == "__main__"); lower data.num_proc, 1 needs no process'
+        ) from error
+    finally:  # after an error or Ctrl-C, too: jobs in work are ended, others are not begun
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_proc: int
+) -> Iterator[Encoded]:
+    waiting: deque[Future[Encoded]] = deque()
+    for job in jobs:
+        at_hand = sum(not future.done() for future in waiting)
+        to_others = at_hand < AT_HAND * (num_proc - 1)
+        waiting.append(pool.submit(_work, job) if to_others else _done(encode_job(job, tokenizer)))
+        while waiting and (waiting[0].done() or len(waiting) > AHEAD * num_proc):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _done(encoded: Encoded) -> Future[Encoded]:
+    future: Future[Encoded] = Future()
+    future.set_result(encoded)
+    return future
+
+
+_tokenizer: Tokenizer | None = None  # of a process that encodes
+
+
+def _start(tokenizer: Tokenizer) -> None:
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    _tokenizer = tokenizer
+
+
+def _work(job: list[Part]) -> Encoded:
+    assert _tokenizer is not None
+    return encode_job(job, _tokenizer)

@@ -1,0 +1,236 @@
+"""The options of the data, and which documents each split reads."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from lightning_app.data.corpus import Document, clean, is_dataset, read_documents, split_documents
+from lightning_app.data.reading import END_OF_TEXT, say_once
+from lightning_app.errors import InputError
+
+SPLITS = ("train", "val", "test", "predict")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from.
+
+    Args:
+        path: a text file, folder, pattern, JSONL file of pairs, or dataset; see `lightning_app.data.corpus`.
+        max_samples: keep the first windows or pairs only.
+        stride: tokens between the starts of two windows; block_size if null. Smaller: a sliding window.
+        text_field: the field of a JSON line, or the column of a dataset, that holds the text.
+        streaming: read a dataset while it is trained on, instead of writing its tokens to disk first. For train.
+        shuffle_buffer: windows that are shuffled together while streaming.
+        split_at_end_of_text: <|endoftext|> in a text ends a document; else it is ordinary text, and that is said.
+    """
+
+    path: str
+    max_samples: int | None = None
+    stride: int | None = None
+    text_field: str = "text"
+    streaming: bool = False
+    shuffle_buffer: int = 1_000
+    split_at_end_of_text: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """Fractions of the training source's documents, for the splits that have no source of their own.
+
+    Args:
+        train: kept for training.
+        val: for validation.
+        test: for the test.
+    """
+
+    train: float = 0.9
+    val: float = 0.1
+    test: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dataloader:
+    """How batches are made.
+
+    Args:
+        batch_size: samples per batch and rank.
+        shuffle: train in an order drawn anew each epoch. Evaluation is in document order.
+        num_workers: processes that fetch; 0 is the fastest for memory-mapped tokens.
+        prefetch_factor: batches fetched ahead by each worker; needs workers.
+        drop_last: leave out the training batch that is not full. Evaluation drops nothing.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+    """
+
+    batch_size: int = 8
+    shuffle: bool = True
+    num_workers: int = 0
+    prefetch_factor: int | None = None
+    drop_last: bool = False
+    pin_memory: bool = False
+
+
+def as_options(cls: type[T], value: T | dict[str, Any]) -> T:
+    """An instance of a dataclass from itself or from a dict of its fields. Raises InputError for anything else."""
+    if isinstance(value, cls):
+        return value
+    try:
+        return cls(**value)  # type: ignore[arg-type]
+    except TypeError as error:
+        names = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
+        raise InputError(f"cannot make a {cls.__name__} of {value!r} ({error}); its options are {names}") from error
+
+
+def check_least(name: str, value: int | None, least: int) -> None:
+    """Refuse `data.<name>` below `least`."""
+    if value is not None and value < least:
+        raise InputError(f"data.{name} is {value}; it must be at least {least}")
+
+
+def check_dataloader(options: Dataloader) -> None:
+    """Refuse numbers out of range, and fetching ahead without workers."""
+    check_least("dataloader.batch_size", options.batch_size, 1)
+    check_least("dataloader.num_workers", options.num_workers, 0)
+    check_least("dataloader.prefetch_factor", options.prefetch_factor, 1)
+    if options.prefetch_factor is not None and options.num_workers == 0:
+        raise InputError(
+            f"data.dataloader.prefetch_factor is {options.prefetch_factor}, but num_workers is 0, so nothing is "
+            "fetched ahead; set data.dataloader.num_workers to 1 or more, or leave prefetch_factor out"
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a source, read from disk each time that they are iterated over. See `read_documents`."""
+
+    path: str
+    clean: bool = False
+    text_field: str = "text"
+    split_at_end_of_text: bool = False
+
+    def __iter__(self) -> Iterator[Document]:
+        for whole in read_documents(self.path, text_field=self.text_field):
+            for document in self._parts(whole):
+                yield cleaned(document) if self.clean else document
+
+    def _parts(self, document: Document) -> list[Document]:
+        """Of a document with end-of-text marks; those of a pair stay."""
+        if document.prompt is not None or END_OF_TEXT not in document.text:
+            return [document]
+        if self.split_at_end_of_text:
+            texts = document.text.split(END_OF_TEXT)
+            return [Document(text, name=document.name) for text in texts if text.strip()]
+        say_once(
+            f"{document.name} holds {END_OF_TEXT} {document.text.count(END_OF_TEXT):,} times, read as ordinary text; "
+            "split_at_end_of_text: true, beside the path, makes it a document's end"
+        )
+        return [document]
+
+
+def cleaned(document: Document) -> Document:
+    """See `clean`; a pair stays as it is."""
+    return Document(clean(document.text), name=document.name) if document.prompt is None else document
+
+
+class Splits:
+    """Which documents "train", "val", "test" and "predict" read.
+
+    Args:
+        sources: those with a source of their own.
+        split: shares of train's documents for val and test.
+        clean: see `clean`.
+
+    Raises:
+        InputError: an option out of range, or a split with two origins.
+    """
+
+    def __init__(self, sources: dict[str, Source], split: Split | None, *, clean: bool) -> None:
+        self.sources = sources
+        self.split = split
+        self.clean = clean
+        self._parts: dict[str, list[Document]] | None = None
+        for name, source in sources.items():
+            check_least(f"{name}.max_samples", source.max_samples, 1)
+            check_least(f"{name}.stride", source.stride, 1)
+            check_least(f"{name}.shuffle_buffer", source.shuffle_buffer, 1)
+            if source.streaming:
+                self._check_streaming(name, source)
+        if split is not None:
+            self._check(split)
+
+    def _check(self, split: Split) -> None:
+        if "train" not in self.sources:
+            raise InputError("data.split deals out the documents of data.train, which is null; set data.train.path")
+        for name, fraction in (("val", split.val), ("test", split.test)):
+            if fraction > 0 and name in self.sources:
+                raise InputError(
+                    f"data.split.{name} is {fraction} and data.{name}.path is {self.sources[name].path!r}; "
+                    "set the fraction to 0, or leave out the path"
+                )
+
+    def _check_streaming(self, name: str, source: Source) -> None:
+        if name != "train":
+            raise InputError(
+                f"data.{name}.streaming is true, but only the training text can be streamed, because every evaluation "
+                "reads the same text; leave it out, and give a text that fits the disk"
+            )
+        if not is_dataset(source.path):
+            raise InputError(
+                f"data.train.streaming is true, but {source.path!r} is no Hugging Face dataset; give hf:name, or "
+                "local files as hf:json:FILES, hf:parquet:FILES or hf:text:FILES (a document per line); other texts "
+                "are tokenised once and then read from disk, with streaming: false"
+            )
+        if self.split is not None:
+            raise InputError("data.split deals out all documents, so data.train.streaming must be false; give data.val")
+        for option, value in (
+            ("max_samples", source.max_samples),
+            ("stride", source.stride),
+            ("split_at_end_of_text", source.split_at_end_of_text or None),
+        ):
+            if value is not None:
+                raise InputError(
+                    f"data.train.{option} is {value}, which a streamed text does not know; leave it out "
+                    "(trainer.max_steps ends the run)"
+                )
+
+    def streamed(self, name: str) -> bool:
+        """Whether the documents of a split are read while it is trained on."""
+        return name in self.sources and self.sources[name].streaming
+
+    def origin(self, name: str) -> str | None:
+        """The split whose documents `name` reads: itself, a stand-in for predict, or None where there are none."""
+        shared = self.split is not None and name in ("val", "test") and getattr(self.split, name) > 0
+        if name in self.sources or shared:
+            return name
+        return next(filter(None, map(self.origin, ("test", "val"))), None) if name == "predict" else None
+
+    def _required(self, name: str) -> str:
+        origin = self.origin(name)
+        if origin is None:
+            share = "" if name in ("train", "predict") else f", or data.split.{name} for a share of train's documents"
+            unless = "; trainer.limit_val_batches: 0 trains without validation" if name == "val" else ""
+            raise InputError(f"there is no {name} data: data.{name} is null; set data.{name}.path{share}{unless}")
+        return origin
+
+    def source(self, name: str) -> Source:
+        """The options that `name` reads its documents with. Raises InputError where there are none."""
+        origin = self._required(name)
+        return self.sources.get(origin) or Source(self.sources["train"].path)
+
+    def documents(self, name: str, *, seed: int) -> Iterable[Document]:
+        """The documents of a split, dealt out by `seed` if they are shared. Raises as `source` does."""
+        origin = self._required(name)
+        if self.split is None or (origin in self.sources and origin != "train"):
+            return self._corpus(origin)
+        if self._parts is None:
+            self._parts = split_documents(self._corpus("train"), asdict(self.split), seed=seed)
+        return self._parts[origin]
+
+    def _corpus(self, name: str) -> Corpus:
+        source = self.sources[name]
+        return Corpus(source.path, self.clean, source.text_field, source.split_at_end_of_text)
+
+    def forget(self) -> None:
+        """Read the files anew when asked next."""
+        self._parts = None

@@ -1,0 +1,93 @@
+"""The source files that a model needs, flat and with relative imports, as `transformers` loads them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning_app
+from lightning_app.errors import InputError
+from lightning_app.models.registry import PLACES, is_description
+
+PACKAGE = "lightning_app"
+MODELING = "modeling_lightning_app"  # in the directory: what `auto_map` names
+SOURCE = f"{PACKAGE}.inference.{MODELING}"
+PARTS = f"{PACKAGE}.inference.modeling_parts"  # written anew, for the classes that a model has
+AUTO_MAP = {
+    "AutoConfig": f"{MODELING}.LightningAppConfig",
+    "AutoModelForCausalLM": f"{MODELING}.LightningAppForCausalLM",
+}
+
+
+def code_files(described: dict[str, Any]) -> dict[str, str]:
+    """Text by name of the files that rebuild a described backbone.
+
+    Args:
+        described: see `models.registry`.
+
+    Raises:
+        InputError: a class that is not of this project.
+    """
+    sources = {PARTS: _parts_source(sorted(set(parts_in(described))))}
+    waiting = [SOURCE, PARTS]
+    files: dict[str, str] = {}
+    while waiting:
+        module = waiting.pop()
+        if flat_name(module) in files:
+            continue
+        source = sources[module] if module in sources else _path_of(module).read_text(encoding="utf-8")
+        imports = list(_own_imports(source))
+        files[flat_name(module)] = _with_relative_imports(source, imports)
+        waiting += [str(node.module) for node in imports]
+    return {f"{name}.py": text for name, text in files.items()}
+
+
+def parts_in(described: Any) -> Iterator[str]:
+    """All names of classes in a description."""
+    if isinstance(described, list):
+        for one in described:
+            yield from parts_in(one)
+    if is_description(described):
+        yield described["part"]
+        for value in described["options"].values():
+            yield from parts_in(value)
+
+
+def flat_name(module: str) -> str:
+    """`lightning_app.plasticity.surgery` -> `models_heads_units`; what lies in `inference` loses that."""
+    return module.removeprefix(f"{PACKAGE}.").removeprefix("inference.").replace(".", "_")
+
+
+def _parts_source(names: list[str]) -> str:
+    foreign = [name for name in names if name not in PLACES]
+    if foreign:
+        raise InputError(
+            f"the model has a {foreign[0]}, which is no part of {PACKAGE}: its code cannot be taken into the directory"
+        )
+    places = [PLACES[name].partition(":") for name in names]
+    lines = [f"from {module} import {name}" for module, _, name in places]
+    entries = [f'    "{name}": {cls},' for name, (_, _, cls) in zip(names, places, strict=True)]
+    return "\n".join(['"""The classes of this model."""', "", *lines, "", "PARTS = {", *entries, "}", ""])
+
+
+def _path_of(module: str) -> Path:
+    place = Path(str(lightning_app.__file__)).parent.joinpath(*module.split(".")[1:])
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def _own_imports(source: str) -> Iterator[ast.ImportFrom]:
+    """The `from lightning_app... import ...` of a file, wherever they stand."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == PACKAGE:
+            yield node
+        assert not (isinstance(node, ast.Import) and any(a.name.split(".")[0] == PACKAGE for a in node.names))
+
+
+def _with_relative_imports(source: str, imports: list[ast.ImportFrom]) -> str:
+    lines = source.splitlines(keepends=True)
+    for node in imports:
+        line = lines[node.lineno - 1]
+        lines[node.lineno - 1] = line.replace(f"from {node.module} ", f"from .{flat_name(str(node.module))} ", 1)
+    return "".join(lines)

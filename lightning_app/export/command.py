@@ -1,0 +1,304 @@
+"""`python main.py export`: a trained model as a Hugging Face directory, compared with what it was made from."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_app.errors import InputError
+from lightning_app.export.code import AUTO_MAP, code_files
+from lightning_app.export.hub import check_name, push
+from lightning_app.export.model_card import Facts, model_card
+from lightning_app.export.models import (
+    fill_removed,
+    fold_masks,
+    merge_adapters,
+    own_model,
+    plain_model,
+    removed_units,
+)
+from lightning_app.export.onnx import check_onnx, write_onnx
+from lightning_app.export.tokenizer import write_tokenizer
+from lightning_app.io import remove_leftovers, sync, temporary, writing_into
+from lightning_app.models.backbone import Backbone
+from lightning_app.training import arguments
+from lightning_app.training.checkpoint import module_of
+from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.find_checkpoint import find_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-5  # of a logit in fp32, relative to the largest where that is above 1
+PROBE = 64  # tokens that the written directory is compared on
+SMALL_FILES = 2**24  # bytes of all but the weights, at most
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        model_type: "gpt2", "llama" and so on; "lightning_app" is our own, whose code lies in the directory.
+        difference: the largest of a logit, between the directory and the checkpoint.
+        onnx_difference: likewise of `model.onnx`; None without one.
+    """
+
+    folder: Path
+    model_type: str
+    difference: float
+    onnx_difference: float | None
+
+
+def export(
+    checkpoint: str | Path, output: Path, *, dense: bool = False, onnx: bool = False, overwrite: bool = False
+) -> Exported:
+    """Write the model of a checkpoint to the directory `output`, load it back, and compare the logits.
+
+    Args:
+        dense: removed heads and neurons come back as zeros.
+        onnx: write `model.onnx` too.
+        overwrite: replace an earlier export.
+
+    Raises:
+        InputError: no such checkpoint, a directory that is in use, a full disk, a model that cannot be exported, or
+            one that computes other logits than the checkpoint. Nothing is left behind then.
+    """
+    check_output(output, overwrite=overwrite)
+    loaded = read_checkpoint(checkpoint)
+    module, tokenizer = module_of(loaded, checkpoint)
+    backbone, facts = module.backbone, Facts.of(loaded, Path(checkpoint), module)
+    if onnx:
+        check_onnx(backbone)
+    ids = _probe(backbone)
+    expected = _logits_of(backbone, ids)
+    model = _model(backbone, dense=dense)
+    with _new_folder(output, needed=_bytes_of(model)) as folder:
+        known = write_tokenizer(tokenizer, folder, max_length=backbone.max_length)
+        _write_model(model, folder, eot=tokenizer.eot, known=known, longest=backbone.max_length)
+        difference = _difference(folder, ids, expected)
+        onnx_difference = write_onnx(model, folder) if onnx else None
+        done = Exported(output, model.config.model_type, difference, onnx_difference)
+        card = model_card(facts, name=output.name, model=model, difference=difference)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return done
+
+
+def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
+    if dense and not removed_units(backbone):
+        raise InputError("--dense brings removed heads and neurons back as zeros, but none is removed: leave it out")
+    backbone = merge_adapters(backbone)
+    fold_masks(backbone)
+    if dense:
+        fill_removed(backbone)
+    return plain_model(backbone) or own_model(backbone)
+
+
+# The proof
+
+
+def _probe(backbone: Backbone) -> Tensor:
+    """(1, T) ids, drawn once and for all."""
+    length = min(PROBE, backbone.max_length or PROBE)
+    return torch.randint(backbone.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _logits_of(backbone: Backbone, ids: Tensor) -> Tensor:
+    """In fp32, whatever the weights are in."""
+    dtypes = {p.dtype for p in backbone.parameters()}
+    model = backbone if dtypes == {torch.float32} else copy.deepcopy(backbone).float()
+    return model.eval()(ids).float()
+
+
+@torch.no_grad()
+def _difference(folder: Path, ids: Tensor, expected: Tensor) -> float:
+    """The largest difference of a logit of the written directory.
+
+    Raises:
+        InputError: it is too large.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _without_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    found = model.eval()(input_ids=ids).logits
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise InputError(
+            f"the written {model.config.model_type} computes other logits than the checkpoint: they differ by "
+            f"{difference:.3g}, the largest is {largest:.3g}; nothing was exported"
+        )
+    return difference
+
+
+# What is written
+
+
+def _write_model(model: PreTrainedModel, folder: Path, *, eot: int, known: set[int], longest: int | None) -> None:
+    """Weights, both configs, and our own code where the library has none. Ids that are not `known` are never drawn."""
+    from transformers import GenerationConfig
+
+    own = model.config.model_type == "lightning_app"
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot)
+    for name, value in special.items():
+        setattr(model.config, name, value)
+    model.generation_config = GenerationConfig(
+        **special,
+        do_sample=True,
+        temperature=0.8,
+        top_k=50,
+        suppress_tokens=sorted(set(range(model.config.vocab_size)) - known) or None,
+        max_length=None if own else longest,  # our own code goes on with the newer half, families fail beyond it
+    )
+    if own:
+        model.config.auto_map = AUTO_MAP
+        for name, text in code_files(model.config.backbone).items():
+            (folder / name).write_text(text, encoding="utf-8")
+    with _without_bars(), _plain_disk_errors():
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The library draws a bar for each file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _plain_disk_errors() -> Iterator[None]:
+    """What safetensors meets is an OSError in its message alone."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+# Where it is written
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse a place that holds something else.
+
+    Raises:
+        InputError: a file, or a directory that is not empty; with `overwrite` one that is no export.
+    """
+    if output.name in ("", ".."):
+        raise InputError(f"output is {output}: give a directory of its own, which is replaced as a whole")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output is {output}, which is a file: give a directory")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"output is {output}, which is not empty: give another directory, or --overwrite")
+    if not (output / "config.json").is_file():
+        raise InputError(
+            f"output is {output}, which holds no config.json, so it is no earlier export: it is not overwritten"
+        )
+
+
+@contextmanager
+def _new_folder(output: Path, *, needed: int) -> Iterator[Path]:
+    """A folder beside `output`, of the same name, which takes its place at the end; an error leaves nothing of it."""
+    parent = output.absolute().parent
+    with writing_into(parent, needed=needed):
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_space(parent, needed)
+        remove_leftovers(parent)
+    with temporary(output.absolute()) as beside, writing_into(parent, needed=needed):
+        folder = beside / output.name
+        folder.mkdir(parents=True)
+        yield folder
+        for file in folder.iterdir():
+            file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for its owner alone
+            sync(file)
+        if output.exists():
+            output.replace(beside / "old")
+        folder.replace(output)
+        sync(parent)
+
+
+def _check_space(parent: Path, needed: int) -> None:
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise InputError(
+            f"no space left in {parent}: up to {needed:,} bytes are needed, {free:,} are free; make room or choose a "
+            "directory on another disk"
+        )
+
+
+def _bytes_of(model: PreTrainedModel) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    return SMALL_FILES + sum(x.numel() * x.element_size() for x in tensors)
+
+
+# The command
+
+
+def command(argv: Sequence[str]) -> None:
+    """Parse the arguments, export, and say what was written."""
+    args = _parser().parse_args(argv)
+    if args.private and not args.push_to_hub:
+        raise InputError("--private is given without --push_to_hub: there is nothing to hide")
+    if args.push_to_hub:
+        check_name(args.push_to_hub)
+    path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
+    done = export(path, Path(args.output), dense=args.dense, onnx=args.onnx, overwrite=args.overwrite)
+    for line in report(done, path):
+        print(line)
+    if args.push_to_hub:
+        print(f"on the hub        {push(done.folder, args.push_to_hub, private=args.private)}")
+
+
+def report(done: Exported, checkpoint: str | Path) -> list[str]:
+    """Lines for the terminal."""
+    own = done.model_type == "lightning_app"
+    loading = ", trust_remote_code=True" if own else ""
+    kind = "its own code, in the directory" if own else "a family of transformers, no code of its own"
+    lines = [
+        f"exported          {checkpoint}",
+        f"to                {done.folder}",
+        f"as                {done.model_type}: {kind}",
+        f"loaded back       logits differ by at most {done.difference:.2g}",
+    ]
+    if done.onnx_difference is not None:
+        lines.append(f"model.onnx        logits differ by at most {done.onnx_difference:.2g}")
+    return [*lines, f'load              AutoModelForCausalLM.from_pretrained("{done.folder}"{loading})']
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py export", description=__doc__, allow_abbrev=False)
+    arguments.add_checkpoint(parser)
+    add: Any = parser.add_argument
+    add("--output", required=True, help="the directory to write")
+    add("--dense", action="store_true", help="removed heads and neurons come back as zeros: loads without code")
+    add("--onnx", action="store_true", help="write model.onnx as well")
+    add("--overwrite", action="store_true", help="replace an earlier export in OUTPUT")
+    add("--push_to_hub", metavar="NAME", help="upload the directory as this model, such as user/model")
+    add("--private", action="store_true", help="a model on the hub that only you can see")
+    return parser

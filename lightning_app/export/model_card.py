@@ -1,0 +1,200 @@
+"""README.md of an exported directory: what the model is, what it was trained on, what it reached, how to use it.
+
+Written from the checkpoint, and from the run's config and log where these still lie beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+from lightning_app.memory.store import AssociativeMemory
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.checkpoint import STEP, Checkpoint, tokenizer_state
+from lightning_app.training.commit import UNKNOWN, commit
+from lightning_app.training.module import LanguageModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MEASURES = {  # of a record in the log: name in the card, and unit
+    "val/ce": ("cross-entropy", "nats per token"),
+    "val/ppl": ("perplexity", "per token"),
+    "val/bpb": ("bits per byte", ""),
+    "val/acc": ("accuracy", "of the next token"),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a checkpoint.
+
+    Attributes:
+        checkpoint: its path.
+        module: class of the module, without its package.
+        step: optimizer steps done.
+        tokenizer: its name and number of ids.
+        metrics: by name in the log, at that step.
+        config: of the run; empty where it is not beside the checkpoint.
+        texts: documents, words, bytes and tokens of each split, from the log.
+        commits: of the code that trained, and of that which exports.
+        memory: entries that it holds, and the documents that they are from.
+    """
+
+    checkpoint: Path
+    module: str
+    step: int | None
+    tokenizer: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    commits: tuple[str, str] = (UNKNOWN, UNKNOWN)
+    memory: str = ""
+
+    @classmethod
+    def of(cls, checkpoint: dict[str, Any], path: Path, module: LanguageModule) -> Facts:
+        """From a checkpoint that was read from `path`, and the folder of its run."""
+        run, step = RunFolder.of(path.absolute()), checkpoint.get(STEP)
+        records, config = (run.records(), run.config()) if run else ([], {})
+        metrics = _metrics(records, step) or _monitored(checkpoint)
+        data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
+        state = tokenizer_state(checkpoint)
+        tokenizer = f"`{UNKNOWN if state is None else state['tokenizer']['name']}`"
+        commits = (Checkpoint.of(checkpoint).commit, commit())
+        return cls(path, type(module).__name__, step, tokenizer, metrics, config, data, commits, _memory(module))
+
+
+def _metrics(records: list[dict[str, Any]], step: int | None) -> dict[str, float]:
+    """Of the validation at the checkpoint's step."""
+    at_step = [r for r in records if r.get("step") == step and "event" not in r and "val/ce" in r]
+    return {name: at_step[-1][name] for name in MEASURES if at_step and at_step[-1].get(name) is not None}
+
+
+def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """What the callback that wrote the checkpoint watched."""
+    states = [state for name, state in checkpoint.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
+    watched = {state.get("monitor"): state.get("current_score") for state in states}
+    return {name: float(score) for name, score in watched.items() if name in MEASURES and score is not None}
+
+
+def _memory(module: nn.Module) -> str:
+    memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
+    if not memories:
+        return ""
+    documents = len({int(key) for m in memories for key in m.documents[: m.size()].unique()} - {-1})
+    return f"{sum(m.size() for m in memories):,} entries from {documents} documents"
+
+
+def model_card(facts: Facts, *, name: str, model: PreTrainedModel, difference: float) -> str:
+    """The text of README.md."""
+    front = yaml.safe_dump(_front_matter(facts, name, model), sort_keys=False, allow_unicode=True)
+    sections = [f"# {name}", _what(facts, model), _how(facts, model), _data(facts), _metrics_table(facts)]
+    sections += [_training(facts, difference)]
+    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _own_code(model: PreTrainedModel) -> bool:
+    return model.config.model_type == "lightning_app"
+
+
+def _front_matter(facts: Facts, name: str, model: PreTrainedModel) -> dict[str, Any]:
+    tags = ["lightning_app", facts.module, *(["custom_code"] if _own_code(model) else [])]
+    front: dict[str, Any] = {
+        "license": UNKNOWN,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": tags,
+    }
+    if facts.metrics:
+        values = [{"type": k, "name": MEASURES[k][0], "value": v} for k, v in facts.metrics.items()]
+        dataset = {"name": _path_of(facts, "val"), "type": "text"}
+        task = {"type": "text-generation"}
+        front["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": values}]}]
+    return front
+
+
+def _what(facts: Facts, model: PreTrainedModel) -> str:
+    config = model.config
+    sizes = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "architecture": config.model_type + (" (its code lies in this directory)" if _own_code(model) else ""),
+        "trained as": f"`{facts.module}` of lightning_app",
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "ids": f"{config.vocab_size:,}",
+        "positions": getattr(config, "max_position_embeddings", None) or "no limit",
+        "tokenizer": facts.tokenizer,
+    }
+    if facts.memory:
+        sizes["memory"] = f"{facts.memory}; it is read, and nothing is written to it"
+    return "A language model.\n\n" + _table(("", ""), sizes.items())
+
+
+def _how(facts: Facts, model: PreTrainedModel) -> str:
+    trust = ", trust_remote_code=True" if _own_code(model) else ""
+    needs = ["torch", "transformers", *(["faiss-cpu", "numpy"] if facts.memory else [])]
+    return f"""## Use
+
+Needs {", ".join(f"`{package}`" for package in needs)}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("."{trust})
+model = AutoModelForCausalLM.from_pretrained("."{trust})
+ids = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))
+```"""
+
+
+def _data(facts: Facts) -> str:
+    rows = [
+        (split["split"], _path_of(facts, split["split"]), *(f"{split[n]:,}" for n in ("documents", "bytes", "tokens")))
+        for split in facts.texts
+    ]
+    if not rows:
+        known = ", ".join(f"{split}: {_path_of(facts, split)}" for split in ("train", "val"))
+        return f"## Data\n\nHow much text it was is unknown. From the run's config: {known}."
+    return "## Data\n\n" + _table(("split", "source", "documents", "bytes", "tokens"), rows)
+
+
+def _path_of(facts: Facts, split: str) -> str:
+    options = (facts.config.get("data") or {}).get(split)
+    source = options.get("path") if isinstance(options, Mapping) else options
+    return str(source) if source else UNKNOWN
+
+
+def _metrics_table(facts: Facts) -> str:
+    if not facts.metrics:
+        return "## Metrics\n\nUnknown: neither the checkpoint nor a log beside it has any."
+    rows = [(MEASURES[name][0], f"{value:.4f}", MEASURES[name][1]) for name, value in facts.metrics.items()]
+    of = f"On the validation text, at step {facts.step}, as training measured them."
+    return f"## Metrics\n\n{of}\n\n" + _table(("metric", "value", "unit"), rows)
+
+
+def _training(facts: Facts, difference: float) -> str:
+    run = RunFolder.of(facts.checkpoint)
+    known = f"python main.py fit --config {run.config_file}" if run else ""
+    trained = known if facts.config else f"# {UNKNOWN}: no config beside"
+    return f"""## Training and export
+
+- optimizer steps: {UNKNOWN if facts.step is None else facts.step}
+- seed: {facts.config.get("seed_everything", UNKNOWN)}
+- commit of the code that trained: {facts.commits[0]}
+- commit of the code that exported: {facts.commits[1]}
+- logits of this directory and of the checkpoint, both in fp32, differ by at most {difference:.2g}
+
+```bash
+{trained}
+python main.py export --ckpt_path {facts.checkpoint} --output DIR
+```"""
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
+    return "\n".join(lines)

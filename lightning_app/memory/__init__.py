@@ -1,0 +1,1 @@
+"""An associative memory that a model reads, writes, deletes from and forgets."""

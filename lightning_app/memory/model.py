@@ -1,0 +1,203 @@
+"""MemoryLM: a backbone that reads from memories, and says what should be written to them.
+
+Shapes: B batch, T positions, S segments of L positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+from lightning_app.memory.readers.base import Passage, Reader, Reading, merged
+from lightning_app.models.backbone import Backbone, Cache, HiddenStates
+from lightning_app.models.registry import describe
+
+
+@dataclass(frozen=True)
+class MemoryStates:
+    """What `MemoryLM.run` computed.
+
+    Attributes:
+        states: those that the logits were computed from, and the layers asked for.
+        logits: (B, T, V).
+        before: (B, T, D) last states before any reader changed them.
+        readings: one per reader.
+    """
+
+    states: HiddenStates
+    logits: Tensor
+    before: Tensor
+    readings: list[Reading]
+
+
+class MemoryLM(Backbone):
+    """A language model with readers: each changes the input, the last states, or the logits, in this order.
+
+    Args:
+        backbone: the language model.
+        readers: see `models.readers`.
+        segment_length: L: the block is cut into segments, and later ones read what earlier ones would store. None: the
+            block is one segment.
+        isolate_segments: segments do not see each other, so that the context is L tokens, and what lies before can
+            only be had from a memory. Otherwise the context is the block.
+
+    Raises:
+        InputError: options that contradict each other or the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        readers: Sequence[Reader],
+        segment_length: int | None = None,
+        isolate_segments: bool = True,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.vocab_size, self.width = backbone.vocab_size, backbone.width
+        self.context_length = segment_length if isolate_segments else None  # None: as long as the block
+        self.max_length = backbone.max_length if self.context_length is None else self.context_length
+        self.segment_length = segment_length
+        self.isolate_segments = isolate_segments
+        if segment_length is not None and not 1 <= segment_length <= (backbone.max_length or segment_length):
+            raise InputError(
+                f"segment_length is {segment_length}; it must lie between 1 and the backbone's {backbone.max_length}"
+            )
+        if segment_length is not None and not isolate_segments and any(reader.reads_input for reader in readers):
+            raise InputError(
+                "a reader at the input needs isolate_segments: true with a segment_length: "
+                "a segment's input depends on what the one before would store"
+            )
+        self.readers = cast(Sequence[Reader], nn.ModuleList(readers))
+        if sum(reader.reads_input for reader in self.readers) > 1:
+            raise InputError("two readers at the input: only one can be given, others read states or logits")
+        for reader in self.readers:
+            reader.build(width=backbone.width, vocab_size=backbone.vocab_size)
+
+    @property
+    def attention_width(self) -> int:  # type: ignore[override]
+        return self.backbone.attention_width
+
+    @property
+    def core(self) -> Backbone:
+        return self.backbone.core
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.backbone.blocks
+
+    def attention_visible(self) -> AbstractContextManager[None]:
+        return self.backbone.attention_visible()
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "backbone": describe(self.backbone),
+            "readers": [describe(reader) for reader in self.readers],
+            "segment_length": self.segment_length,
+            "isolate_segments": self.isolate_segments,
+        }
+
+    def flops_per_token(self, length: int) -> int:
+        """Of the backbone and the readers' layers; searches are not counted."""
+        layers = sum(m.weight.numel() for r in self.readers for m in r.modules() if isinstance(m, nn.Linear))
+        return self.backbone.flops_per_token(min(length, self.context_length or length)) + 6 * layers
+
+    # A whole block, in training and evaluation
+
+    def run(
+        self, ids: Tensor, passage: Passage, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
+    ) -> MemoryStates:
+        """(B, T) ids, of which `passage` says where they are from, -> logits, and what the readers did.
+
+        `ids` may differ from `passage.ids` by noise. A reader at the input searches with `memory_input` (B, T, D), or
+        with the embeddings.
+        """
+        length = self.context_length or ids.shape[1]
+        if ids.shape[1] % length:
+            raise InputError(f"a block of {ids.shape[1]} tokens is no multiple of segment_length, which is {length}")
+        states, readings = self._read_input(self.backbone.embed(ids), passage, length, layers, memory_input)
+        last = states.last
+        for reader, done in zip(self.readers, readings, strict=True):
+            last, reading = reader.at_states(last, passage)
+            done.append(reading)
+        logits = self.backbone.logits(last)
+        for reader, done in zip(self.readers, readings, strict=True):
+            logits, reading = reader.at_logits(logits, last, passage)
+            done.append(reading)
+        return MemoryStates(HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in readings])
+
+    def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
+        """(B, T) ids of a whole block -> states as they would be without any reader; T need not fill its segments."""
+        T = ids.shape[1]
+        length = min(self.context_length or T, T)
+        states = self._hidden(self.backbone.embed(nn.functional.pad(ids, (0, -T % length))), length, layers)
+        return HiddenStates(states.last[:, :T], {i: state[:, :T] for i, state in states.layers.items()})
+
+    def own_logits(self, ids: Tensor) -> Tensor:
+        return self.backbone.logits(self.states(ids).last)
+
+    def plain_logits(self, ids: Tensor, found: MemoryStates) -> Tensor:
+        """(B, T, V) as they would be without any reader."""
+        reads_input = any(reader.reads_input for reader in self.readers)
+        return self.own_logits(ids) if reads_input else self.backbone.logits(found.before)
+
+    def _read_input(
+        self, embeddings: Tensor, passage: Passage, length: int, layers: Sequence[int], memory_input: Tensor | None
+    ) -> tuple[HiddenStates, list[list[Reading]]]:
+        readings: list[list[Reading]] = [[] for _ in self.readers]
+
+        def hidden(some: Tensor) -> HiddenStates:
+            return self._hidden(some, min(length, some.shape[1]), layers)
+
+        for reader, done in zip(self.readers, readings, strict=True):
+            if reader.reads_input:
+                states, reading = reader.around(embeddings, passage, hidden, memory_input=memory_input)
+                done.append(reading)
+                return states, readings
+        return hidden(embeddings), readings
+
+    def _hidden(self, embeddings: Tensor, length: int, layers: Sequence[int]) -> HiddenStates:
+        """All segments at once: (B, S L, D) -> (B S, L, D) -> (B, S L, D)."""
+        B, T, D = embeddings.shape
+        states = self.backbone.hidden(embeddings.reshape(-1, length, D), layers=layers)
+        together = {i: state.reshape(B, T, -1) for i, state in states.layers.items()}
+        return HiddenStates(states.last.reshape(B, T, D), together)
+
+    # The Backbone contract, for generation: the session's own text is read once it has been written
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.backbone.embed(ids)
+
+    def hidden(
+        self,
+        embeddings: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        layers: Sequence[int] = (),
+    ) -> HiddenStates:
+        passage = Passage.of_next_tokens(embeddings)
+
+        def hidden(some: Tensor) -> HiddenStates:
+            return self.backbone.hidden(some, mask=mask, cache=cache, layers=layers)
+
+        reader = next((reader for reader in self.readers if reader.reads_input), None)
+        states = reader.around(embeddings, passage, hidden)[0] if reader else hidden(embeddings)
+        last = states.last
+        for reader in self.readers:
+            last, _ = reader.at_states(last, passage)
+        return HiddenStates(last, states.layers)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self.backbone.logits(hidden)
+        for reader in self.readers:
+            logits, _ = reader.at_logits(logits, hidden, Passage.of_next_tokens(hidden))
+        return logits
+
+    def new_cache(self, batch_size: int) -> Cache:
+        return self.backbone.new_cache(batch_size)

@@ -1,0 +1,8 @@
+"""Ways to read from an associative memory, chosen by YAML as `lightning_app.memory.readers.<name>`."""
+
+from lightning_app.memory.readers.attention import AttentionReader
+from lightning_app.memory.readers.base import Reader
+from lightning_app.memory.readers.concat import ConcatReader
+from lightning_app.memory.readers.distribution import CacheReader, KNNReader, TrimeReader
+
+__all__ = ["AttentionReader", "CacheReader", "ConcatReader", "KNNReader", "Reader", "TrimeReader"]

@@ -1,0 +1,166 @@
+"""AttentionReader: attention over stored vectors, after the backbone.
+
+Shapes: B batch, T positions, S segments, D width, M memory_dim, k results, C = k + T candidates (what the
+memory returned to a position, then the positions of its own block).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+from lightning_app.memory.readers.base import Passage, Reading, Reads, own_entries
+from lightning_app.memory.readers.learned import Deletions, Found, LearnedReader
+from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+
+LARGEST_SCALE = 100  # beyond it fp32 cannot tell a state that reads nothing from one that divides by zero
+
+
+class AttentionReader(LearnedReader):
+    """Attention over stored vectors, added to the last states before the output matrix.
+
+    A state h reads sum_j w_j exp(s_j) m_j / (sum_j w_j exp(s_j) + exp(null)) with s_j = scale cos(q(h), m_j), over what
+    the memory returns to q(h) and what earlier segments of the block would store; w_j is the store decision (hard
+    forward, its probability backward) times what deletions left of entry j. `null` lets a state read nothing.
+
+    Args:
+        scale: at first; it is learned, up to 100.
+        retrieval_weight: of -log of the attention on entries with the same next token, the mean over the positions that
+            can read one. How many these are only the forward knows: accumulated batches count alike.
+        kwargs: see `LearnedReader`. The memory's metric is cosine.
+    """
+
+    def __init__(self, scale: float = 10.0, retrieval_weight: float = 0.0, **kwargs: Any):
+        super().__init__(**kwargs, metric="cosine")
+        for name, value, right in (
+            ("scale", scale, 0 < scale <= LARGEST_SCALE),
+            ("retrieval_weight", retrieval_weight, retrieval_weight >= 0),
+        ):
+            if not right:
+                raise InputError(f"{name} is {value}; scale lies in (0, {LARGEST_SCALE}], retrieval_weight from 0 on")
+        self.scale, self.retrieval_weight = scale, retrieval_weight
+
+    def config(self) -> dict[str, Any]:
+        config = {**super().config(), "scale": self.scale, "retrieval_weight": self.retrieval_weight}
+        config.pop("metric")
+        return config
+
+    def build_layers(self, width: int, vocab_size: int) -> None:
+        super().build_layers(width, vocab_size)
+        assert self.memory_dim is not None
+        self.fc_query = nn.Linear(width, self.memory_dim)
+        self.fc_read = nn.Linear(self.memory_dim, width, bias=False)
+        self._start_as_attention_over_states()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.scale)))
+        self.null = nn.Parameter(torch.zeros(()))
+
+    @torch.no_grad()
+    def _start_as_attention_over_states(self) -> None:
+        """Query, key and value are the same rotation at first, so that similar states find each other from the start.
+
+        So is what is to be deleted: at first that which looks like what a state would store itself.
+        """
+        rotation = nn.init.orthogonal_(self.writer.fc_storable_vector.weight)
+        self.fc_query.weight.copy_(rotation)
+        self.fc_read.weight.copy_(rotation.t())
+        self.writer.fc_deletable_vector.weight.copy_(rotation)
+        for layer in (self.fc_query, self.writer.fc_storable_vector, self.writer.fc_deletable_vector):
+            nn.init.zeros_(layer.bias)
+
+    def queries(self, vectors: Tensor) -> Tensor:
+        return F.normalize(self.fc_query(vectors).float(), dim=-1)
+
+    def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+        queries, decisions = self.queries(states), self.writer(states)
+        with torch.autocast(states.device.type, enabled=False):
+            read, reading = self._read(queries, decisions, passage)
+        return states + self.fc_read(read.to(states.dtype)), reading
+
+    def _read(self, queries: Tensor, decisions: Decisions, passage: Passage) -> tuple[Tensor, Reading]:
+        """(B, T, M) unit queries -> (B, T, M) what they read."""
+        found = self._search(queries, passage)
+        visible = torch.cat(
+            [found.ids >= 0, passage.earlier(by_segment=True, own_document_only=self.scope == "document")], dim=-1
+        )
+        own = F.normalize(decisions.vectors, dim=-1)
+        near = (F.normalize(found.vectors, dim=-1) @ queries[..., None])[..., 0]
+        scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
+        cosines = torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
+        scores = scale * cosines
+        stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
+        deletions = self._deletions(scores, stored, decisions, found)
+        left, left_at_end = self._left(deletions, found, passage)
+        store = straight_through(decisions.store, decisions.stored)[:, None].expand_as(visible[..., self.results :])
+        weights = torch.cat([torch.ones_like(near), store], dim=-1) * left * visible
+        highest = torch.maximum(scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True), self.null).detach()
+        mass = weights * (scores - highest).masked_fill(~visible, 0).exp()
+        total = mass.sum(-1, keepdim=True) + (self.null - highest).exp()
+        total = total.clamp_min(1e-30)  # the highest may be of an entry that is not stored
+        k = self.results
+        read = ((mass[..., None, :k] @ found.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
+        gate = (mass.sum(-1) / total[..., 0])[passage.new]
+        terms = {}
+        if self.retrieval_weight > 0:
+            terms["retrieval"] = (self.retrieval_weight, self._retrieval(scores, stored, found.ids, passage))
+        statistics = {"read_gate": gate.mean() if len(gate) else gate.new_zeros(())}
+        reading = self._reading(
+            passage,
+            decisions,
+            found,
+            deletions,
+            left=left_at_end,
+            terms=terms,
+            statistics=statistics,
+            reads=lambda: Reads(_candidates(found.ids), 1 - cosines, mass / total, "cosine"),
+        )
+        return read, reading
+
+    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, passage: Passage) -> Tensor:
+        """-log of the softmax's mass on candidates with the same next token, where there are some.
+
+        Args:
+            scores, visible: (B, T, C).
+        """
+        tokens = self.bank.tokens(ids, passage.rows)
+        own = passage.next_ids[:, None].expand(-1, scores.shape[1], -1)
+        next_ids = passage.next_ids[..., None]
+        match = visible & (torch.cat([tokens, own], dim=-1) == next_ids) & (next_ids >= 0)
+        some = match.any(-1)
+        if not some.any():
+            return self._mean(scores.sum() * 0, 0)
+        scores, match, visible = scores[some], match[some], visible[some]
+        all_mass = scores.masked_fill(~visible, -math.inf).logsumexp(-1)
+        return self._mean((all_mass - scores.masked_fill(~match, -math.inf).logsumexp(-1)).mean(), some.sum())
+
+    def _deletions(self, scores: Tensor, stored: Tensor, decisions: Decisions, found: Found) -> Deletions:
+        """Each position may delete its k best candidates."""
+        with torch.no_grad():
+            best, chosen = scores.masked_fill(~stored, -math.inf).topk(self.results, dim=-1)
+        squared = squared_distances(decisions.deletable, found.vectors, decisions.vectors).gather(-1, chosen)
+        there = best.isfinite() & torch.tensor(self.deletion, device=best.device)
+        return self._delete(decisions, (squared + 1e-12).sqrt(), chosen, there)
+
+    def _left(self, deletions: Deletions, found: Found, passage: Passage) -> tuple[Tensor, Tensor]:
+        """What is left of each candidate when a position reads it (B, T, C), and of own ones at the end (B, T)."""
+        B, T, k = found.ids.shape
+        numbers, n = entry_numbers(found.ids)
+        left = alive(
+            deletions.strength,
+            numbers.gather(-1, deletions.chosen),
+            passage.segments,
+            n_entries=n,
+            decided=deletions.decided if self.hard else None,
+        )  # (B, S + 1, n)
+        where = passage.segments[None, :, None] * n + numbers
+        return left.flatten(1).gather(1, where.flatten(1)).view(B, T, k + T), left[:, -1, n - T :]
+
+
+def _candidates(ids: Tensor) -> Tensor:
+    """(B, T, k) ids -> (B, T, C) entries, see `Reads`."""
+    own = own_entries(torch.arange(ids.shape[1], device=ids.device))
+    return torch.cat([ids, own.expand(*ids.shape[:2], -1)], dim=-1)

@@ -1,0 +1,266 @@
+"""What a memory reader is: how it changes a forward, and what it asks to be written once the step is done.
+
+Shapes: B batch, T positions, D width of the backbone, M memory_dim, V vocabulary, k results, N entries.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+from lightning_app.memory.nearness import Metric
+from lightning_app.memory.readers.bank import Bank, Effects, Scope
+from lightning_app.memory.store import AssociativeMemory, Origin
+from lightning_app.models.backbone import HiddenStates
+from lightning_app.models.weighing import Over
+
+SESSION = 0  # document key of what is generated; those of texts lie above
+OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j
+Writes = Literal["always", "evaluation", "never"]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a reader may know of the tokens of a forward.
+
+    Attributes:
+        ids: (B, T) tokens.
+        next_ids: (B, T) the token after each; -1 where it is unknown.
+        documents: (B, T) content key of each token's document; -1 where it is unknown, and on padding.
+        positions: (B, T) position within the document; -1 likewise.
+        new: (B, T) bool, the tokens that are seen for the first time: what may be written.
+        rows: (B,) the stream that each row continues.
+        segments: (T,) number of each position's segment; all 0 where the block is one segment.
+    """
+
+    ids: Tensor
+    next_ids: Tensor
+    documents: Tensor
+    positions: Tensor
+    new: Tensor
+    rows: Tensor
+    segments: Tensor
+
+    @classmethod
+    def of_session(cls, ids: Tensor, *, start: int, new: int) -> Passage:
+        """A text that is being generated, from position `start` on, of which the last `new` tokens are new."""
+        B, T = ids.shape
+        fresh = torch.arange(T, device=ids.device) >= T - new
+        return cls(
+            ids=ids,
+            next_ids=nn.functional.pad(ids[:, 1:], (0, 1), value=-1),
+            documents=torch.full_like(ids, SESSION),
+            positions=torch.arange(start, start + T, device=ids.device).expand(B, T),
+            new=fresh.expand(B, T),
+            rows=torch.arange(B, device=ids.device),
+            segments=torch.zeros(T, dtype=torch.int64, device=ids.device),
+        )
+
+    @classmethod
+    def of_next_tokens(cls, embeddings: Tensor) -> Passage:
+        """The tokens that a generation has just drawn: behind all that is stored of the session, not to be written."""
+        ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
+        return cls.of_session(ids, start=2**62, new=0)
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.documents, self.positions)
+
+    def earlier(self, *, by_segment: bool, own_document_only: bool = False) -> Tensor:
+        """(B, T, T) bool: whether query t may read what position j of its own block writes.
+
+        Args:
+            by_segment: only from earlier segments, else from all earlier positions.
+            own_document_only: not from another document either.
+        """
+        T = self.ids.shape[1]
+        if by_segment:
+            before = self.segments[:, None] > self.segments[None, :]
+        else:
+            before = torch.ones(T, T, dtype=torch.bool, device=self.ids.device).tril(-1)
+        seen = before[None].expand(len(self.ids), T, T)
+        return seen & (self.documents[:, :, None] == self.documents[:, None, :]) if own_document_only else seen
+
+    def spans(self, length: int) -> Tensor:
+        """(B, T, length) the last tokens up to each position, padded with -1 on the left."""
+        padded = nn.functional.pad(self.ids, (max(0, length - 1), 0), value=-1)
+        return padded.unfold(1, max(1, length), 1)[:, :, :length]
+
+    def effects(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> Effects:
+        """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them."""
+        rows = self.rows[:, None].expand_as(self.ids)
+        return Effects(
+            rows=rows[chosen],
+            vectors=vectors[chosen].detach(),
+            tokens=self.next_ids[chosen],
+            documents=self.documents[chosen],
+            positions=self.positions[chosen],
+            spans=self.spans(span_length)[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What each position read, of C candidates.
+
+    Attributes:
+        entries: (B, T, C) id of a stored entry; OWN - j: what position j of the own block would store; -1: none.
+        distances: (B, T, C) to it, in the metric.
+        weights: (B, T, C) share of it in all that the position read, where nothing may have a share, too; of readers
+            that change the logits: the probability that it gives to its next token. 0 where it was not read.
+        metric: of the distances.
+    """
+
+    entries: Tensor
+    distances: Tensor
+    weights: Tensor
+    metric: Metric
+
+
+def own_entries(positions: Tensor) -> Tensor:
+    """`Reads.entries` of positions of the own block."""
+    return OWN - positions
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader did in a forward.
+
+    Attributes:
+        terms: weight and value of its loss terms by name, with gradients.
+        statistics: scalars to log.
+        effects: what is to be written and removed after the step; None: nothing.
+        reads: what each position read, computed when it is asked for; None: nothing.
+        distances: (n,) from what would be deleted to what was found, which the reader learns from; None: it does not.
+    """
+
+    terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    effects: Effects | None = None
+    reads: Callable[[], Reads] | None = None
+    distances: Tensor | None = None
+
+
+class Reader(nn.Module, ABC):
+    """Reads from a bank of memories of its own. Concrete readers override `around`, `at_states` or `at_logits`.
+
+    A hook gets what the backbone has computed so far and returns it changed, with a `Reading`. Hooks write nothing.
+
+    Args:
+        memory_dim: M; None: the backbone's width.
+        scope: one memory for all rows (`shared`), one per row of the batch (`stream`), or one per row that is cleared
+            at each document's end (`document`).
+        streams: number of memories where the scope is not `shared`: batch size x ranks.
+        writes: when what was seen is written: in training and evaluation, in evaluation alone, or never (the memory
+            is filled by `memory build`). Evaluation writes to a copy.
+        memory: see `AssociativeMemory`.
+    """
+
+    reads_input = False  # overrides `around`
+    by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
+    means_over: Mapping[str, Over] = {}  # of its loss terms, see `Regularizer`
+
+    bank: Bank
+
+    @abstractmethod
+    def __init__(
+        self,
+        memory_dim: int | None = None,
+        scope: Scope = "shared",
+        streams: int = 1,
+        writes: Writes = "always",
+        **memory: Any,
+    ):
+        super().__init__()
+        self.memory_dim, self.scope, self.streams, self.writes = memory_dim, scope, streams, writes
+        self._memory_options = memory
+        self._built = False
+
+    def build(self, *, width: int, vocab_size: int) -> None:
+        """Make memories and layers, now that the backbone is known."""
+        if self._built:
+            raise InputError("a reader belongs to one model: make another one for this model")
+        dim = width if self.memory_dim is None else self.memory_dim
+        self.memory_dim = dim
+        if self._memory_options.get("path") and self.scope != "shared":
+            raise InputError(
+                f"path is {self._memory_options['path']!r} with scope {self.scope!r}: one file, one memory"
+            )
+        self.bank = Bank(lambda: AssociativeMemory(memory_dim=dim, **self._memory_options), self.scope, self.streams)
+        self._built = True
+        self.build_layers(width, vocab_size)
+
+    def build_layers(self, width: int, vocab_size: int) -> None:
+        """Layers of a reader that has some."""
+
+    def config(self) -> dict[str, Any]:
+        """The arguments of `__init__` that rebuild this reader, in plain types; one with others adds them."""
+        own = {
+            "memory_dim": self.memory_dim,
+            "scope": self.scope,
+            "streams": self.streams,
+            "writes": self.writes,
+        }
+        return {**self.bank.memories[0].config(), **own} if self._built else {**self._memory_options, **own}
+
+    def writes_now(self) -> bool:
+        """In the stage that the module is in."""
+        return self.writes == "always" or (self.writes == "evaluation" and not self.training)
+
+    def queries(self, vectors: Tensor) -> Tensor:
+        """What the memory is searched with: from the embeddings (`reads_input`) or last states (..., D) -> (..., M)."""
+        return vectors.float()
+
+    def after_step(self, distances: Tensor | None) -> None:
+        """Called once after each optimizer step, with `Reading.distances` of all its batches and ranks."""
+
+    def around(
+        self,
+        embeddings: Tensor,
+        passage: Passage,
+        hidden: Callable[[Tensor], HiddenStates],
+        *,
+        memory_input: Tensor | None = None,
+    ) -> tuple[HiddenStates, Reading]:
+        """(B, T, D) token embeddings -> states, of readers with `reads_input`: all of the way through the backbone.
+
+        Args:
+            hidden: the backbone, from the embeddings of any number of segments (B, L, D) to their states.
+            memory_input: (B, T, D) what the memory is searched with; None: the embeddings.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not read at the input")
+
+    def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+        """(B, T, D) last states, before the output matrix."""
+        return states, Reading()
+
+    def at_logits(self, logits: Tensor, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+        """(B, T, V) logits, and the states that they were computed from; log-probabilities are logits too."""
+        return logits, Reading()
+
+
+def merged(readings: list[Reading]) -> Reading:
+    """One reading of several hooks of the same reader: terms and statistics averaged, effects joined; one of them
+    says what was read, and how far away it was."""
+    effects = [r.effects for r in readings if r.effects is not None]
+    return Reading(
+        {
+            name: (weight, torch.stack([r.terms[name][1] for r in readings if name in r.terms]).mean())
+            for reading in readings
+            for name, (weight, _) in reading.terms.items()
+        },
+        {
+            name: torch.stack([r.statistics[name] for r in readings if name in r.statistics]).mean()
+            for reading in readings
+            for name in reading.statistics
+        },
+        Effects.joined(effects) if effects else None,
+        next((r.reads for r in readings if r.reads is not None), None),
+        next((r.distances for r in readings if r.distances is not None), None),
+    )

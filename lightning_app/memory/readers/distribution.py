@@ -1,0 +1,377 @@
+"""Readers that change the next-token distribution by what followed similar states: kNN-LM, neural cache, TRIME.
+
+An entry is a state and the token that came after it. Shapes: B batch, T positions, D width (equal to M memory_dim), C
+entries that a position may read, V vocabulary, n entries of a memory.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_app.errors import InputError
+from lightning_app.memory.knn import (
+    interpolated,
+    joined_with_memory,
+    neighbour_distribution,
+    neighbour_weights,
+)
+from lightning_app.memory.nearness import Metric
+from lightning_app.memory.readers.bank import Bank, Scope
+from lightning_app.memory.readers.base import Passage, Reader, Reading, Reads, Writes, own_entries
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Entries that each position may read.
+
+    Attributes:
+        distances: (B, T, C) float32; inf where an entry must not be read.
+        tokens: (B, T, C) the token that followed; -1 there.
+        entries: (B, T, C) see `Reads`.
+    """
+
+    distances: Tensor
+    tokens: Tensor
+    entries: Tensor
+
+    @classmethod
+    def of(cls, distances: Tensor, tokens: Tensor, entries: Tensor, readable: Tensor) -> Neighbours:
+        """Without those that are not `readable` (B, T, C), or whose next token is unknown; tokens and entries
+        broadcast."""
+        tokens = tokens.expand_as(distances)
+        readable = readable & (tokens >= 0)
+        return cls(
+            distances.masked_fill(~readable, torch.inf), tokens.masked_fill(~readable, -1), entries.expand_as(distances)
+        )
+
+    @classmethod
+    def joined(cls, parts: list[Neighbours]) -> Neighbours:
+        """Those of several sources."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(cls)))
+
+    @property
+    def found(self) -> Tensor:
+        """(B, T, C) bool."""
+        return self.distances.isfinite()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Share of the positions that found an entry, and their mean distance to the nearest."""
+        if not self.distances.shape[-1]:
+            return {"found": self.distances.new_zeros(()), "hit_distance": self.distances.new_zeros(())}
+        nearest = self.distances.detach().amin(-1)
+        found = nearest.isfinite()
+        mean = nearest.where(found, 0.0).sum() / found.sum().clamp_min(1)
+        return {"found": found.float().mean(), "hit_distance": mean}
+
+
+def retrieved(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
+    """The entries nearest to each of the states (B, T, D)."""
+    ids, distances = bank.search(states.detach(), passage.rows, passage.origin)
+    return Neighbours.of(distances, bank.tokens(ids, passage.rows), ids, ids >= 0)
+
+
+def all_stored(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
+    """All entries of each row's memory, at a distance of -h.h_i; a gradient reaches the states alone."""
+    own = bank.scope == "document"
+    shared = bank.scope == "shared"
+    rows = [slice(None)] if shared else [slice(b, b + 1) for b in range(len(states))]
+    each = [
+        _all_of(bank, int(passage.rows[0 if shared else b]), states[rows[b]], passage, rows[b], own_document_only=own)
+        for b in range(len(rows))
+    ]
+    most = max(part.tokens.shape[-1] for part in each)
+
+    def padded(parts: list[Tensor], value: float) -> Tensor:
+        return torch.cat([F.pad(part, (0, most - part.shape[-1]), value=value) for part in parts])
+
+    return Neighbours(
+        padded([p.distances for p in each], torch.inf),
+        padded([p.tokens for p in each], -1),
+        padded([p.entries for p in each], -1),
+    )
+
+
+def _all_of(
+    bank: Bank, row: int, states: Tensor, passage: Passage, rows: slice, *, own_document_only: bool
+) -> Neighbours:
+    memory = bank.of(row)
+    ids = memory.ids()
+    known = memory.payload(ids)
+    documents, positions = passage.documents[rows, :, None], passage.positions[rows, :, None]  # (b, T, 1)
+    own = (known.documents == documents) & (documents != -1)
+    readable = ~(own & (known.positions >= positions))
+    readable = readable & own if own_document_only else readable
+    return Neighbours.of(-(states @ memory.get_all_embeddings().T), known.tokens, ids, readable)
+
+
+def earlier_in_block(states: Tensor, passage: Passage, *, own_document_only: bool = False) -> Neighbours:
+    """Earlier positions of each position's own block, at a distance of -h.h_i; gradients reach both sides."""
+    readable = passage.earlier(by_segment=False, own_document_only=own_document_only)
+    own = own_entries(torch.arange(states.shape[1], device=states.device))
+    return Neighbours.of(-(states @ states.mT), passage.next_ids[:, None, :], own, readable)
+
+
+def other_rows(states: Tensor, passage: Passage) -> Neighbours:
+    """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on.
+
+    They are no entries: -1.
+    """
+    B, T, D = states.shape
+    flat = states.reshape(B * T, D)
+    documents, positions = passage.documents[..., None], passage.positions[..., None]  # (B, T, 1)
+    own = (passage.documents.flatten() == documents) & (documents != -1)  # (B, T, B T)
+    later = own & (passage.positions.flatten() >= positions)
+    row = torch.arange(B, device=states.device)
+    same_row = row[:, None, None] == row.repeat_interleave(T)
+    entries = passage.ids.new_full((B * T,), -1)
+    return Neighbours.of(-(states @ flat.T), passage.next_ids.flatten(), entries, ~later & ~same_row)
+
+
+class DistributionReader(Reader):
+    """What the three share: entries are last states (B, T, D), and what is found changes the logits."""
+
+    @abstractmethod
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+
+    def build_layers(self, width: int, vocab_size: int) -> None:
+        if self.memory_dim != width:
+            raise InputError(
+                f"memory_dim is {self.memory_dim}, but {type(self).__name__} stores states of width {width}: "
+                "leave memory_dim out"
+            )
+
+    @abstractmethod
+    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+        """What each of the states (B, T, D), in float32, may read."""
+
+    @abstractmethod
+    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+        """(B, T, V) logits in float32 -> those with what was found."""
+
+    @abstractmethod
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        """(B, T, C) probability that each entry gave to its next token, of what `changed` returned."""
+
+    @property
+    def metric(self) -> Metric:
+        """Of the distances of `neighbours`."""
+        return "inner_product"
+
+    def reads_now(self) -> bool:
+        """In the stage that the module is in: one that is interpolated is no part of training."""
+        return not self.training
+
+    def at_logits(self, logits: Tensor, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+        """With log-probabilities, or unnormalised ones, in float32."""
+        written = passage.new & (passage.next_ids >= 0)
+        span = self.bank.shared.span_length
+        effects = passage.effects(states.float(), written, span_length=span) if self.writes_now() else None
+        if not self.reads_now():
+            return logits, Reading(effects=effects)
+        with torch.autocast(states.device.type, enabled=False):
+            found = self.neighbours(states.float(), passage)
+            changed = self.changed(logits.float(), found)
+
+        def reads() -> Reads:
+            return Reads(found.entries, found.distances, self.weights(changed, found), self.metric)
+
+        return changed, Reading(statistics=found.statistics(), effects=effects, reads=reads)
+
+
+class KNNReader(DistributionReader):
+    """kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172, eq. 2 and 3): lam p_knn + (1 - lam) p_model.
+
+    Args:
+        lam: weight of the neighbours' distribution, from 0 to 1 (the paper's 0.25); tuned on validation.
+        temperature: of the distances; tuned likewise. The paper has 1; states after a LayerNorm lie some D apart in l2.
+        writes: see `Reader`.
+        kwargs: see `Reader` and `AssociativeMemory`; `num_search_results` is k (the paper's is 1024).
+    """
+
+    lam: Tensor
+    temperature: Tensor
+
+    def __init__(self, lam: float = 0.25, temperature: float = 10.0, writes: Writes = "never", **kwargs: Any):
+        super().__init__(writes=writes, **kwargs)
+        self.register_buffer("lam", torch.zeros(()))
+        self.register_buffer("temperature", torch.ones(()))
+        self.tune(lam=lam, temperature=temperature)
+
+    def tune(self, *, lam: float, temperature: float) -> None:
+        """Set both; they are saved with the memory."""
+        _check(lam=lam, temperature=temperature)
+        self.lam.fill_(lam)
+        self.temperature.fill_(temperature)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "lam": float(self.lam), "temperature": float(self.temperature)}
+
+    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+        return retrieved(self.bank, states, passage)
+
+    @property
+    def metric(self) -> Metric:
+        return self.bank.shared.metric
+
+    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+        return _mixed(logits, found, lam=self.lam, temperature=self.temperature)
+
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        return self.lam * neighbour_weights(found.distances, found.found, temperature=self.temperature)
+
+
+class CacheReader(DistributionReader):
+    """Continuous cache (Grave et al. 2016, arXiv:1612.04426, eq. 2 and 3): p_cache = softmax(theta h.h_i), mixed in.
+
+    It reads all entries of the row's memory, whose size is that of the cache, and what its own block has seen.
+
+    Args:
+        lam: weight of the cache's distribution, from 0 to 1; tuned on validation.
+        theta: flatness of the cache's distribution; tuned likewise. States after a LayerNorm have h.h of some D.
+        memory_size: states that are kept (the paper's 2000).
+        kwargs: see `Reader` and `AssociativeMemory`.
+    """
+
+    lam: Tensor
+    theta: Tensor
+
+    def __init__(
+        self,
+        lam: float = 0.1,
+        theta: float = 0.1,
+        memory_size: int = 2000,
+        scope: Scope = "stream",
+        writes: Writes = "evaluation",
+        **kwargs: Any,
+    ):
+        super().__init__(scope=scope, writes=writes, memory_size=memory_size, **kwargs)
+        self.register_buffer("lam", torch.zeros(()))
+        self.register_buffer("theta", torch.ones(()))
+        self.tune(lam=lam, theta=theta)
+
+    def tune(self, *, lam: float, theta: float) -> None:
+        """Set both; they are saved with the memory."""
+        _check(lam=lam, theta=theta)
+        self.lam.fill_(lam)
+        self.theta.fill_(theta)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "lam": float(self.lam), "theta": float(self.theta)}
+
+    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+        own = self.scope == "document"
+        return Neighbours.joined(
+            [all_stored(self.bank, states, passage), earlier_in_block(states, passage, own_document_only=own)]
+        )
+
+    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+        return _mixed(logits, found, lam=self.lam, temperature=1 / self.theta)
+
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        return self.lam * neighbour_weights(found.distances, found.found, temperature=1 / self.theta)
+
+
+class TrimeReader(DistributionReader):
+    """TRIME (Zhong et al. 2022, arXiv:2205.12674, eq. 4): p(w) ~ exp(logit_w) + a sum of exp(sim / T) over w's entries.
+
+    sim = h.h_i / sqrt(D). Training reads its own block and the batch's other rows, with gradients to both sides, and
+    the memory, whose entries are constants; evaluation reads its own block and the memory. Of a memory with up to
+    `num_search_results` entries all are read, of a larger one the nearest.
+
+    Args:
+        temperature: T, above 0, at first: it is learned, and may be tuned on validation.
+        weight: a, likewise. The paper has both fixed, a at 1; but a test's memory may have more entries than a batch.
+        batch: whether training reads the batch's other rows.
+        metric: `inner_product` only: the entries found are those with the highest sim.
+        kwargs: see `Reader` and `AssociativeMemory`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        batch: bool = True,
+        metric: Metric = "inner_product",
+        **kwargs: Any,
+    ):
+        super().__init__(metric=metric, **kwargs)
+        if metric != "inner_product":
+            raise InputError(f"metric is {metric!r}; TrimeReader searches by 'inner_product'")
+        self.batch = batch
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_weight = nn.Parameter(torch.zeros(()))
+        self.tune(temperature=temperature, weight=weight)
+
+    @torch.no_grad()
+    def tune(self, *, temperature: float, weight: float) -> None:
+        """Set both; they are saved with the memory."""
+        _check(temperature=temperature, weight=weight)
+        self.log_temperature.fill_(math.log(temperature))
+        self.log_weight.fill_(math.log(weight))
+
+    @property
+    def temperature(self) -> float:
+        return self.log_temperature.exp().item()
+
+    @property
+    def weight(self) -> float:
+        return self.log_weight.exp().item()
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "temperature": self.temperature, "weight": self.weight, "batch": self.batch}
+
+    def reads_now(self) -> bool:
+        return True
+
+    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+        parts = [earlier_in_block(states, passage, own_document_only=self.scope == "document")]
+        if self.training and self.batch and len(states) > 1:
+            parts.append(other_rows(states, passage))
+        if self.bank.size():
+            parts.append(self._stored(states, passage))
+        return Neighbours.joined(parts)
+
+    def _stored(self, states: Tensor, passage: Passage) -> Neighbours:
+        largest = max(memory.size() for memory in self.bank.active)
+        if largest <= self.bank.shared.num_search_results:
+            return all_stored(self.bank, states, passage)
+        ids, _ = self.bank.search(states.detach(), passage.rows, passage.origin)
+        vectors = self.bank.vectors(ids, passage.rows)  # (B, T, k, D); again a product, for the query's gradient
+        products = (vectors @ states[..., None])[..., 0]
+        return Neighbours.of(-products, self.bank.tokens(ids, passage.rows), ids, ids >= 0)
+
+    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+        return joined_with_memory(logits, self._scores(found), found.tokens)
+
+    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+        return (self._scores(found) - changed.logsumexp(-1, keepdim=True)).exp()
+
+    def _scores(self, found: Neighbours) -> Tensor:
+        """(B, T, C) logits of the entries."""
+        scale = math.sqrt(self.bank.shared.memory_dim) * self.log_temperature.exp()
+        scores = self.log_weight - found.distances.where(found.found, 0.0) / scale  # inf / scale has no gradient
+        return scores.masked_fill(~found.found, -torch.inf)
+
+
+def _mixed(logits: Tensor, found: Neighbours, *, lam: Tensor, temperature: Tensor) -> Tensor:
+    """log of lam p_memory + (1 - lam) p_model, (B, T, V)."""
+    p_memory = neighbour_distribution(
+        found.distances, found.tokens, temperature=temperature, vocab_size=logits.shape[-1]
+    )
+    return interpolated(logits.log_softmax(-1), p_memory, lam=lam)
+
+
+def _check(**options: float) -> None:
+    for name, value in options.items():
+        if name == "lam" and not 0 <= value <= 1:
+            raise InputError(f"lam is {value}; it must lie between 0 and 1")
+        if name != "lam" and not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}; it must be above 0")

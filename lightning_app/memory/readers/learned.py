@@ -1,0 +1,216 @@
+"""LearnedReader: what a reader is whose model learns what to store and what to delete.
+
+Within a block later segments read, inside the graph, what earlier ones would store: so cross-entropy trains the four
+layers of the writer. After the step the hard decisions go to the memory.
+
+Shapes: B batch, T positions, S segments, L positions of a segment, D width, M memory_dim, k results, C = k + T
+candidates (what the memory returned to a position, then the positions of its own block).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_app.errors import InputError
+from lightning_app.memory.readers.bank import Effects
+from lightning_app.memory.readers.base import Passage, Reader, Reading, Reads
+from lightning_app.memory.readers.writer import (
+    Decisions,
+    DeletionThreshold,
+    Writer,
+)
+from lightning_app.models.ranks import mean_over_ranks
+from lightning_app.models.weighing import Over
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search returned.
+
+    Attributes:
+        ids, distances: (B, T, k), see `AssociativeMemory.search`.
+        vectors: (B, T, k, M) in fp32, without a graph.
+    """
+
+    ids: Tensor
+    distances: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Deletions:
+    """What the positions of a block delete.
+
+    Attributes:
+        strength: (B, T, k) in [0, 1): how much of the candidate goes while deletions are soft.
+        decided: (B, T, k) bool: whether it goes once they are hard.
+        chosen: (B, T, k) the candidate (0 to C - 1) that each speaks of.
+        distances: (n,) L2, of those that speak of a candidate that there is.
+    """
+
+    strength: Tensor
+    decided: Tensor
+    chosen: Tensor
+    distances: Tensor
+
+
+class LearnedReader(Reader):
+    """What both readers share: the writer, its loss terms, and what goes to the memory.
+
+    Args:
+        store_cost: weight of the mean store probability in the loss, once it has risen.
+        store_free_steps: steps in which storing costs nothing: with a cost from the start the memory closes before
+            the model has learned to read.
+        store_rise_steps: steps in which the cost then rises.
+        target_rate: share of the positions to be stored; None: whatever pays.
+        budget_weight: of (mean store probability - target_rate)^2. The mean of accumulated batches is known only after
+            their forwards: their step has the mean of these squares over the tokens, which one large batch has not.
+        deletion: whether the model may delete.
+        hard_deletion_after: steps with deletions that only weaken within the block; then they are all or nothing, and
+            remove from the memory.
+        delete_quantile: of recent distances: how near a result must be to what is to be deleted.
+        kwargs: see `Reader`.
+    """
+
+    by_segment = True
+    means_over: Mapping[str, Over] = {"store": "targets", "budget": "targets"}
+
+    steps: Tensor
+
+    @abstractmethod
+    def __init__(
+        self,
+        store_cost: float = 0.1,
+        store_free_steps: int = 300,
+        store_rise_steps: int = 200,
+        target_rate: float | None = None,
+        budget_weight: float = 1.0,
+        deletion: bool = True,
+        hard_deletion_after: int = 500,
+        delete_quantile: float = 0.5,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self._own_options: dict[str, Any] = {
+            "store_cost": store_cost,
+            "store_free_steps": store_free_steps,
+            "store_rise_steps": store_rise_steps,
+            "target_rate": target_rate,
+            "budget_weight": budget_weight,
+            "deletion": deletion,
+            "hard_deletion_after": hard_deletion_after,
+            "delete_quantile": delete_quantile,
+        }
+        for name in ("store_cost", "store_free_steps", "store_rise_steps", "budget_weight"):
+            if self._own_options[name] < 0:
+                raise InputError(f"{name} is {self._own_options[name]}; it must be at least 0")
+        if target_rate is not None and not 0 <= target_rate <= 1:
+            raise InputError(f"target_rate is {target_rate}; it must lie in [0, 1]")
+        self.store_cost, self.store_free_steps, self.store_rise_steps = store_cost, store_free_steps, store_rise_steps
+        self.target_rate, self.budget_weight = target_rate, budget_weight
+        self.deletion, self.hard_deletion_after = deletion, hard_deletion_after
+        self.threshold = DeletionThreshold(delete_quantile)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), **self._own_options}
+
+    def build_layers(self, width: int, vocab_size: int) -> None:
+        assert self.memory_dim is not None
+        self.results = self.bank.shared.num_search_results
+        self.span_length = self.bank.shared.span_length
+        self.writer = Writer(width, self.memory_dim, self.results)
+
+    def after_step(self, distances: Tensor | None) -> None:
+        self.steps += 1
+        if distances is not None:
+            self.threshold.follow(self.threshold.of(distances))
+
+    @property
+    def hard(self) -> bool:
+        """Whether deletions are all or nothing by now."""
+        return int(self.steps) >= self.hard_deletion_after
+
+    def _search(self, queries: Tensor, passage: Passage) -> Found:
+        with torch.no_grad():
+            ids, distances = self.bank.search(queries.detach().float(), passage.rows, passage.origin)
+            return Found(ids, distances, self.bank.vectors(ids, passage.rows).float())
+
+    def _delete(self, decisions: Decisions, distances: Tensor, chosen: Tensor, there: Tensor) -> Deletions:
+        """(B, T, k) L2 distances to the chosen candidates; `there` where there is one."""
+        nearness = self.threshold.nearness(distances)
+        decided = (decisions.delete > 0) & (nearness > 0.5) & there
+        return Deletions(decisions.delete.sigmoid() * nearness * there, decided, chosen, distances[there])
+
+    def _mean(self, mean: Tensor, n: int | Tensor) -> Tensor:
+        """In training that of all ranks, from the mean over the `n` of this one."""
+        return mean_over_ranks(mean, n) if self.training else mean
+
+    def _terms(self, decisions: Decisions, passage: Passage) -> dict[str, tuple[float, Tensor]]:
+        real = passage.new.float()
+        mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
+        unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
+        mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
+        risen = (int(self.steps) - self.store_free_steps) / max(1, self.store_rise_steps)
+        terms = {"store": (self.store_cost * min(1.0, max(0.0, risen)), mean)}
+        if self.target_rate is not None:
+            terms["budget"] = (self.budget_weight, (mean - self.target_rate).square())
+        return terms
+
+    def _reading(
+        self,
+        passage: Passage,
+        decisions: Decisions,
+        found: Found,
+        deletions: Deletions,
+        *,
+        left: Tensor,
+        terms: dict[str, tuple[float, Tensor]],
+        statistics: dict[str, Tensor],
+        reads: Callable[[], Reads],
+    ) -> Reading:
+        """`left`: (B, T) what is left of each own position at the block's end."""
+        hits = found.distances[..., 0][found.ids[..., 0] >= 0]
+        statistics = statistics | {
+            "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
+            "store_rate": _share(decisions.stored, passage.new),
+            "delete_rate": _share(deletions.decided.any(-1), passage.new),
+        }
+        effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
+        distances = deletions.distances.detach() if self.deletion else None
+        return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
+
+    def _effects(
+        self, passage: Passage, decisions: Decisions, found: Found, deletions: Deletions, left: Tensor
+    ) -> Effects:
+        hard = self.hard and self.deletion
+        chosen = passage.new & decisions.stored
+        if hard:
+            chosen = chosen & (left > 0.5)
+        gone = deletions.decided & (deletions.chosen < self.results) & passage.new[..., None] & hard
+        ids = found.ids.gather(-1, deletions.chosen.clamp_max(self.results - 1))
+        return replace(
+            passage.effects(decisions.vectors, chosen, span_length=self.span_length),
+            removed=_with_rows(ids, gone, passage.rows),
+            used=_with_rows(found.ids, (found.ids >= 0) & passage.new[..., None], passage.rows),
+        )
+
+
+def _share(chosen: Tensor, of: Tensor) -> Tensor:
+    return (chosen & of).sum() / of.sum().clamp_min(1)
+
+
+def _with_rows(ids: Tensor, chosen: Tensor, rows: Tensor) -> Tensor:
+    """(B, T, k) ids -> (n, 2) row and id of the chosen ones."""
+    row = rows[:, None, None].expand_as(ids)
+    return torch.stack([row[chosen], ids[chosen]], dim=-1)
+
+
+def _detached(statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in statistics.items()}

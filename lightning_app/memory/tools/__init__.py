@@ -1,0 +1,1 @@
+"""The command `memory`: build, look into and edit the memory of a checkpoint."""

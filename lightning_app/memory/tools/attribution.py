@@ -1,0 +1,96 @@
+"""What each position of a text read from a model's memories, in plain types.
+
+Shapes: C candidates of a reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.model import MemoryStates
+from lightning_app.memory.readers.base import OWN, Reader, Reads
+from lightning_app.memory.tools.inspect import UNKNOWN, Neighbour, neighbours, shown
+
+SPAN = 32  # tokens that show a place of the text itself
+
+
+@dataclass(frozen=True)
+class SeenText:
+    """The text that a model was given.
+
+    Attributes:
+        tokens: what each of the ids is as text.
+    """
+
+    ids: Sequence[int]
+    tokens: Sequence[str]
+    tokenizer: Tokenizer
+
+
+def reads_of(
+    varda: VardaGPT, found: MemoryStates, text: SeenText, *, positions: int, entries: int
+) -> list[dict[str, Any]]:
+    """Of each reader its name, the number of its entries, and what each of the last positions read.
+
+    A read has its position, that position's token, `weight` (what all of its entries have together) and the entries
+    with the highest weights: `id` (None: a place of this text, which the model would store), `text` (up to the entry;
+    None: it was not stored), `next_token`, `document`, `position`, `weight`, and `distance` or `similarity`.
+    """
+    last, readers = range(len(text.ids))[-positions:], []
+    for reader, reading in zip(varda.backbone.readers, found.readings, strict=True):
+        name, size = type(reader).__name__.removesuffix("Reader").lower(), reader.bank.size()
+        reads = None if reading.reads is None else reading.reads()
+        each = [
+            {"position": t, "token": text.tokens[t], **_read(reader, reads, t, text, varda.documents, at_most=entries)}
+            for t in last
+            if reads is not None
+        ]
+        readers.append({"reader": name, "entries": size, "reads": each})
+    return readers
+
+
+def _read(
+    reader: Reader, reads: Reads, position: int, text: SeenText, names: dict[int, str], *, at_most: int
+) -> dict[str, Any]:
+    weights_C, entries_C, distances_C = (x[0, position] for x in (reads.weights, reads.entries, reads.distances))
+    weights_C = weights_C.where(entries_C != -1, 0.0)
+    best = weights_C.topk(min(at_most, len(weights_C))).indices
+    best = best[weights_C[best] > 0]
+    ids, distances = entries_C[best], distances_C[best]
+    known = neighbours(reader.bank.of(0), ids.where(ids >= 0, -1), distances, text.tokenizer, names)
+    stored = {one.id: _stored(one) for one in known}
+    listed = [
+        {**(_own(OWN - i, text) if i <= OWN else stored[i]), "weight": weight, **_nearness(distance, reads.metric)}
+        for i, distance, weight in zip(ids.tolist(), distances.tolist(), weights_C[best].tolist(), strict=True)
+    ]
+    return {"weight": float(weights_C.sum()), "entries": listed}
+
+
+def _stored(known: Neighbour) -> dict[str, Any]:
+    """Of the document its name alone: where it lies is nobody's business."""
+    return {
+        "id": known.id,
+        "text": known.span or None,
+        "next_token": known.next or None,
+        "document": None if known.document == UNKNOWN else PurePath(known.document).name,
+        "position": known.position if known.position >= 0 else None,
+    }
+
+
+def _own(position: int, text: SeenText) -> dict[str, Any]:
+    """A place of the text itself."""
+    following = text.ids[position + 1] if position + 1 < len(text.ids) else -1
+    span, after = shown(text.tokenizer, text.ids[max(0, position + 1 - SPAN) : position + 1], following)
+    return {"id": None, "text": span, "next_token": after or None, "document": None, "position": position}
+
+
+def _nearness(distance: float, metric: str) -> dict[str, float]:
+    """Squared L2 is a distance, cosine and inner product are similarities."""
+    if metric == "l2":
+        return {"distance": distance}
+    return {"similarity": 1 - distance if metric == "cosine" else -distance}

@@ -1,0 +1,196 @@
+"""Texts into a kNN memory (Khandelwal et al. 2020, arXiv:1911.00172), and the choice of its weight and temperature.
+
+Shapes: B batch, T positions, D width, N tokens, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_app.data.corpus import Document
+from lightning_app.data.sources import Corpus, Source, Split, Splits, as_options
+from lightning_app.data.token_cache import TokenArray, prepare_tokens
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.data.windows import IGNORE, PairSamples, TokenDataset, TokenWindows
+from lightning_app.errors import InputError
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.knn import Interpolation, tuned_interpolation
+from lightning_app.memory.model import MemoryLM, MemoryStates
+from lightning_app.memory.readers import KNNReader
+from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.store import Payload
+from lightning_app.models.losses import token_nll
+from lightning_app.training.module import Batch
+
+BATCH = 16  # windows
+TUNING_TOKENS = 8192  # at most, out of windows that lie evenly in the text
+SCALES = tuple(2.0 ** (i / 2) for i in range(-12, 5))  # temperatures tried, times the mean distance
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens and how they are cut: every document by itself, so that its entries depend on nothing but it."""
+
+    tokens: TokenArray
+    dataset: TokenDataset
+
+    @classmethod
+    def of(
+        cls, documents: Iterable[Document], tokenizer: Tokenizer, cache_dir: str, *, block_size: int, stride: int | None
+    ) -> Text:
+        """Windows of `block_size` that start `stride` tokens apart, half of the block unless given."""
+        tokens = prepare_tokens(documents, tokenizer, cache_dir)
+        if tokens.prompt_lengths is not None:
+            return cls(tokens, PairSamples(tokens, block_size))
+        length = min(block_size, tokens.n_tokens - 1)
+        stride = max(1, block_size // 2) if stride is None else stride
+        if not 1 <= stride <= block_size:
+            raise InputError(f"stride is {stride}; it must lie between 1 and the block of {block_size} tokens")
+        return cls(tokens, TokenWindows(tokens, length, stride=min(stride, length), respect_documents=True))
+
+    def batches(self, numbers: Sequence[int] | None = None) -> Iterator[Batch]:
+        """All windows, or those of some numbers."""
+        numbers = range(len(self.dataset)) if numbers is None else numbers
+        for start in range(0, len(numbers), BATCH):
+            yield self.dataset.__getitems__(list(numbers[start : start + BATCH]))
+
+    def spans(self, batch: Batch, chosen: Tensor, *, length: int) -> Tensor:
+        """(N, length) the last tokens of the document up to each of N chosen positions, padded with -1 on the left."""
+        starts = self.tokens.offsets[batch["document_ids"][chosen].numpy()][:, None]
+        places = starts + batch["positions"][chosen].numpy()[:, None] + np.arange(1 - length, 1)
+        return torch.from_numpy(np.where(places < starts, -1, self.tokens.ids[places.clip(min=0)].astype(np.int64)))
+
+    def keys(self) -> list[int]:
+        """Content key of each document."""
+        return [int(key) for key in self.tokens.keys_of(np.arange(self.tokens.n_documents))]
+
+
+def documents_at(path: str, config: dict[str, Any]) -> Iterable[Document]:
+    """Those of a path, cleaned as the run's were."""
+    return Corpus(path, clean=bool((config.get("data") or {}).get("clean", True)))
+
+
+def documents_of_run(config: dict[str, Any], split: str) -> Iterable[Document] | None:
+    """Those that the run trained or validated on; None where its config does not say."""
+    data = config.get("data") or {}
+    given = {name: data[name] for name in ("train", "val") if data.get(name)}
+    sources = {name: as_options(Source, value) for name, value in given.items()}
+    dealt = as_options(Split, data["split"]) if data.get("split") else None
+    splits = Splits(sources, dealt, clean=data.get("clean", True)) if sources else None
+    if splits is None or splits.origin(split) is None:
+        return None
+    seeds = (data.get("seed"), config.get("seed_everything"), 0)
+    return splits.documents(split, seed=next(int(seed) for seed in seeds if seed is not None))
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `fill` wrote: documents and entries, and names of the documents that were there already."""
+
+    documents: int
+    entries: int
+    skipped: list[str]
+
+
+def wanted(text: Text, held: Iterable[int]) -> tuple[list[int], list[str]]:
+    """Numbers of the documents that are not held yet, each content once, and names of the others."""
+    seen, numbers, skipped = set(held), [], []
+    for i, key in enumerate(text.keys()):
+        if key in seen:
+            skipped.append(text.tokens.names[i])
+        else:
+            numbers.append(i)
+            seen.add(key)
+    return numbers, skipped
+
+
+def count_entries(text: Text, numbers: Sequence[int]) -> int:
+    """Entries that these documents make."""
+    chosen = torch.tensor(numbers, dtype=torch.int64)
+    return sum(int(_scored(batch, chosen).sum()) for batch in text.batches())
+
+
+def _scored(batch: Batch, numbers: Tensor) -> Tensor:
+    """(B, T) bool: what no other window has predicted, of the documents with these numbers."""
+    return (batch["targets"] != IGNORE) & torch.isin(batch["document_ids"], numbers)
+
+
+@torch.no_grad()
+def fill(varda: VardaGPT, knn: KNNReader, text: Text, numbers: Sequence[int], *, skipped: list[str]) -> Filled:
+    """Store the state at each token of these documents, with the token after it."""
+    memory, chosen, entries = knn.bank.shared, torch.tensor(numbers, dtype=torch.int64), 0
+    for batch in text.batches():
+        scored = _scored(batch, chosen)
+        if not scored.any():
+            continue
+        states = run_without(varda, knn, batch)[1].states.last[:, : scored.shape[1]].float()
+        spans = text.spans(batch, scored, length=memory.span_length)
+        tokens, documents, positions = (batch[name][scored] for name in ("targets", "document_keys", "positions"))
+        payload = Payload(tokens, documents, positions, spans)
+        entries += len(memory.add(states[scored.to(states.device)], payload))
+    keys = text.keys()
+    varda.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
+    return Filled(len(numbers), entries, skipped)
+
+
+def run_without(varda: VardaGPT, knn: KNNReader, batch: Batch) -> tuple[Passage, MemoryStates]:
+    """States and logits as they are before the kNN memory changes them."""
+    model = MemoryLM(varda.backbone.backbone, [], varda.backbone.segment_length, varda.backbone.isolate_segments)
+    model.readers = cast(Any, nn.ModuleList(reader for reader in varda.backbone.readers if reader is not knn))
+    batch = padded({name: tensor.to(varda.device) for name, tensor in batch.items()}, model.context_length or 1)
+    passage = varda.passage(batch)
+    return passage, model.run(batch["input_ids"], passage)
+
+
+def padded(batch: Batch, multiple: int) -> Batch:
+    """Padding on the right up to a multiple of the segments' length."""
+    missing = -batch["input_ids"].shape[1] % multiple
+    fills = {"input_ids": 0, "targets": IGNORE, "attention_mask": False}
+    return {name: nn.functional.pad(rows, (0, missing), value=fills.get(name, -1)) for name, rows in batch.items()}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen, on how many tokens, and the model's nats per token on them without the memory."""
+
+    chosen: Interpolation
+    tokens: int
+    nats_without: float
+
+
+@torch.no_grad()
+def tune(varda: VardaGPT, knn: KNNReader, text: Text) -> Tuned:
+    """Choose weight and temperature on a text, and set them."""
+    parts = [_looked_up(varda, knn, batch) for batch in text.batches(_spread(text))]
+    p_model, distances, match = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    finite = distances[distances.isfinite()]
+    if not len(finite):
+        raise InputError("no neighbour was found for any token of the text to tune on: the memory is empty")
+    scale = max(float(finite.mean()), 1e-6)
+    chosen = tuned_interpolation(p_model, distances, match, temperatures=[scale * x for x in SCALES])
+    knn.tune(lam=chosen.lam, temperature=chosen.temperature)
+    return Tuned(chosen, len(p_model), float(-p_model.double().log().mean()))
+
+
+def _spread(text: Text) -> list[int]:
+    """Numbers of windows that lie evenly in the text, with about `TUNING_TOKENS` tokens to predict."""
+    windows = len(text.dataset)
+    per_window = max(1, text.tokens.n_tokens // windows)
+    return np.unique(
+        np.linspace(0, windows - 1, max(1, min(windows, TUNING_TOKENS // per_window))).astype(int)
+    ).tolist()
+
+
+def _looked_up(varda: VardaGPT, knn: KNNReader, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """p of the target (N,), distances and whether they have the target (N, K), of a batch's new tokens."""
+    passage, found = run_without(varda, knn, batch)
+    real, targets = passage.new, passage.next_ids
+    p_model = (-token_nll(found.logits.float(), targets.where(real, IGNORE))[real]).exp()
+    near = knn.neighbours(found.states.last.float(), passage)
+    return p_model, near.distances[real], (near.tokens == targets[..., None])[real]

@@ -1,0 +1,181 @@
+"""A checkpoint whose memory is edited: opened, changed in size, and written again with the config that fits it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import InputError
+from lightning_app.io import write_atomic
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import KNNReader
+from lightning_app.memory.readers.base import Reader
+from lightning_app.memory.store import AssociativeMemory
+from lightning_app.models.registry import as_config, build, describe
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.checkpoint import WEIGHTS, module_of, without_fit
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.module import LanguageModule
+from lightning_app.yaml_file import read_yaml
+
+LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
+HEADER = """\
+# {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
+# python main.py validate --config {name}.yaml --ckpt_path {name}.ckpt
+"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint and what it holds.
+
+    Attributes:
+        path: where it was read.
+        checkpoint: as it was read.
+        module: the model, in eval mode.
+        tokenizer: the one that travelled with it.
+    """
+
+    path: Path
+    checkpoint: dict[str, Any]
+    module: LanguageModule
+    tokenizer: Tokenizer
+
+    @classmethod
+    def read(cls, path: str | Path) -> Opened:
+        """Raises as `load_module` does."""
+        checkpoint = read_checkpoint(path)
+        return cls(Path(path), checkpoint, *module_of(checkpoint, path))
+
+    @property
+    def varda(self) -> VardaGPT:
+        """The module, which must have a memory."""
+        if not isinstance(self.module, VardaGPT) or not self.module.backbone.readers:
+            raise InputError(
+                f"{self.path} holds a {type(self.module).__name__} without a memory: "
+                f"make one by `python main.py memory build --ckpt_path {self.path}`"
+            )
+        return self.module
+
+    @property
+    def readers(self) -> Sequence[Reader]:
+        return self.varda.backbone.readers
+
+    @property
+    def knn(self) -> KNNReader:
+        """The reader that texts are added to."""
+        for reader in self.readers:
+            if isinstance(reader, KNNReader) and reader.scope == "shared":
+                return reader
+        kinds = ", ".join(f"{type(reader).__name__} (scope {reader.scope})" for reader in self.readers)
+        raise InputError(
+            f"{self.path} has no KNNReader with one memory for all rows, but {kinds}: "
+            "texts are added to a kNN memory alone, which `memory build` makes; the others learn what to store"
+        )
+
+    @property
+    def memories(self) -> list[AssociativeMemory]:
+        """Those of all readers."""
+        return [memory for reader in self.readers for memory in reader.bank.memories]
+
+    def with_module(self, module: LanguageModule) -> Opened:
+        """Another model in its place, with this one's tokenizer."""
+        module.use_tokenizer(self.tokenizer)
+        if isinstance(module, VardaGPT) and isinstance(self.module, VardaGPT):
+            module.documents = dict(self.module.documents)
+        return replace(self, module=module.eval())
+
+    def config(self) -> dict[str, Any]:
+        """That of the run, or of the command that wrote the checkpoint; empty where there is none."""
+        own, run = self.path.with_suffix(".yaml"), RunFolder.of(self.path)
+        found = read_yaml(own) if own.is_file() else run.config() if run else {}
+        return found if isinstance(found, dict) else {}
+
+    def block_size(self) -> int:
+        """Tokens that the model sees at once: as in its training, as far as that is known."""
+        longest, wanted = self.module.longest_block, (self.config().get("data") or {}).get("block_size")
+        block = wanted or longest or 128
+        block = block if longest is None else min(block, longest)
+        segment = self.module.backbone.segment_length if isinstance(self.module, VardaGPT) else None
+        return block if segment is None else max(segment, block // segment * segment)
+
+    def write(self, path: str | Path, *, with_config: bool) -> None:
+        """Write the model as it is now, whole or not at all, and beside it the config that fits it."""
+        config = self.config()
+        checkpoint = {**self.checkpoint, WEIGHTS: self.module.cpu().state_dict()}
+        self.module.on_save_checkpoint(checkpoint)
+        AtomicCheckpointIO(keep_previous=False).save_checkpoint(checkpoint, path)  # what was deleted is gone
+        if with_config:
+            text = yaml.safe_dump(fitting(config, self.varda, self.tokenizer), sort_keys=False, allow_unicode=True)
+            header = HEADER.format(name=Path(path).stem)
+            write_atomic(Path(path).with_suffix(".yaml"), (header + text).encode())
+
+
+def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
+    """The model with an empty `KNNReader` of these options: behind its other readers, or for the one that it has."""
+    varda = copy.deepcopy(describe(opened.module))
+    varda["part"], options_of = "VardaGPT", varda["options"]
+    readers = options_of.get("readers", [])
+    number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
+    kept = readers[number]["options"] if number < len(readers) else {}
+    fixed = {"scope": "shared", "streams": 1, "writes": "never", "path": None}
+    made = {"part": "KNNReader", "version": 1, "options": {**kept, **options, **fixed}}
+    options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
+    module: VardaGPT = build(varda)
+    own, state = f"backbone.readers.{number}.", _renamed(opened.module)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
+    new = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
+    module.load_state_dict(state | new)
+    return replace(opened.with_module(module), checkpoint=without_fit(opened.checkpoint))
+
+
+def _is_knn(reader: dict[str, Any]) -> bool:
+    return reader["part"] == "KNNReader"
+
+
+def _renamed(module: LanguageModule) -> dict[str, torch.Tensor]:
+    """Its state by the names that a VardaGPT has for it."""
+    if isinstance(module, VardaGPT):
+        return dict(module.state_dict())
+    inside = "backbone.backbone."
+    return {
+        f"{inside}{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name: tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def with_room(opened: Opened, n: int) -> Opened:
+    """The kNN memory with a capacity of `n` entries at least; those that it holds keep their ids."""
+    knn = opened.knn
+    if n <= knn.bank.shared.memory_size:
+        return opened
+    varda = copy.deepcopy(describe(opened.varda))
+    next(reader for reader in varda["options"]["readers"] if _is_knn(reader))["options"]["memory_size"] = n
+    module: VardaGPT = build(varda)
+    state = module.state_dict()
+    for name, tensor in opened.module.state_dict().items():
+        state[name][tuple(slice(size) for size in tensor.shape)] = tensor
+    module.load_state_dict(state)
+    return opened.with_module(module)
+
+
+def fitting(config: dict[str, Any], varda: VardaGPT, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A config with the model in its place, so that `validate` and `test` can build it before they load it."""
+    parts = {name: as_config(value) for name, value in varda.backbone.config().items()}
+    backbone = parts["backbone"]
+    without_links = {name: value for name, value in backbone["init_args"].items() if name not in LINKED}
+    parts["backbone"] = {**backbone, "init_args": without_links}
+    data = dict(config.get("data") or {"tokenizer": tokenizer.name, "block_size": varda.longest_block})
+    if data.get("vocab_size") is None:  # a Hugging Face config says it too, and both must be equal
+        data["vocab_size"] = varda.backbone.vocab_size
+    kept = {name: value for name, value in config.items() if name not in ("ckpt_path", "init_from", "model")}
+    options = (config.get("model") or {}).get("init_args") or {}
+    model = {"class_path": "VardaGPT", "init_args": {**options, **parts}}
+    return {**kept, "data": {name: value for name, value in data.items() if value is not None}, "model": model}

@@ -1,0 +1,1 @@
+"""Neural plasticity: attention heads and neurons that are pruned and grow back."""

@@ -1,0 +1,1 @@
+"""Gates of heads that are learned."""

@@ -1,0 +1,147 @@
+"""A model, and how it may be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import InputError
+from lightning_app.serving.chat_template import ChatTemplate
+from lightning_app.serving.server.completions import Answer, Kind
+from lightning_app.serving.server.engine import Engine
+from lightning_app.serving.server.schema import ChatRequest, CompletionRequest, Sampling, Texts, error
+from lightning_app.training.module import LanguageModule
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all together, may ask for.
+
+    Attributes:
+        max_prompt_tokens: of each prompt. A model sees the end of a prompt beyond its context.
+        max_new_tokens: of each answer.
+        max_body: bytes of a request.
+        max_requests: texts that wait or run.
+        batch_size: texts that are continued at once.
+    """
+
+    max_prompt_tokens: int = 4096
+    max_new_tokens: int = 1024
+    max_body: int = 2**20
+    max_requests: int = 256
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+class RefusedError(Exception):
+    """A request that is answered by an error.
+
+    Attributes:
+        status: of HTTP.
+        body: see `openai_schema.error`.
+    """
+
+    def __init__(self, status: int, message: str, **details: Any):
+        super().__init__(message)
+        self.status, self.body = status, error(message, **details)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model, and how it may be asked.
+
+    Attributes:
+        name: of the model, for clients.
+        created: when it was trained, in seconds since 1970.
+    """
+
+    module: LanguageModule
+    tokenizer: Tokenizer
+    engine: Engine
+    name: str
+    created: int
+    limits: Limits = field(default_factory=Limits)
+    template: ChatTemplate = field(default_factory=ChatTemplate)
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name."""
+        if name != self.name:
+            message = f"there is no model {name!r} here, only {self.name!r}"
+            raise RefusedError(404, message, param="model", code="model_not_found")
+
+    def ids(self, text: str | Sequence[int], param: str) -> list[int]:
+        """Of one prompt, at least one token."""
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if wrong := [i for i in ids if not 0 <= i < self.tokenizer.vocab_size]:
+            message = f"{wrong[0]} is no token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
+            raise RefusedError(400, message, param=param)
+        if len(ids) > (most := self.limits.max_prompt_tokens):
+            message = f"the prompt has {len(ids):,} tokens, and may have at most {most:,}"
+            raise RefusedError(400, message, param=param, code="context_length_exceeded")
+        return ids or [self.tokenizer.eot]
+
+    def all_ids(self, texts: Texts, param: str) -> list[list[int]]:
+        """Of each prompt of a request."""
+        several = isinstance(texts, list) and not isinstance(texts[0], int)
+        each = texts if several else [texts]
+        return [self.ids(text, param) for text in each]  # type: ignore[arg-type]
+
+    def check_count(self, texts: int, param: str) -> None:
+        """Refuse a request for more texts than may be under way: it would have to wait for ever."""
+        if texts > (most := self.limits.max_requests):
+            raise RefusedError(400, f"{texts} texts are asked for, and at most {most} may be at once", param=param)
+
+    def completion(self, request: CompletionRequest) -> Answer:
+        prompts = self.all_ids(request.prompt, "prompt")
+        before = [self.tokenizer.decode(ids) for ids in prompts] if request.echo else []
+        if request.max_tokens == 0 and not request.echo:
+            raise RefusedError(400, "max_tokens is 0, which leaves nothing without echo: true", param="max_tokens")
+        if request.logprobs is not None:
+            self._check_logprobs(request, max(len(ids) for ids in prompts) + request.max_tokens)
+        return self._answer("completion", request, prompts, request.max_tokens, request.stops(), before)
+
+    def _check_logprobs(self, request: CompletionRequest, length: int) -> None:
+        most = self.module.backbone.max_length
+        if request.stream:
+            raise RefusedError(400, "logprobs are not offered in a stream", param="logprobs")
+        if not self.module.texts_share_batches:
+            message = "logprobs are not offered for a model that takes one text at a time"
+            raise RefusedError(400, message, param="logprobs")
+        if most is not None and length > most + 1:
+            message = (
+                f"the prompt and max_tokens have {length:,} tokens; with logprobs they may have at most {most + 1:,}"
+            )
+            raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
+
+    def chat(self, request: ChatRequest) -> Answer:
+        prompt = self.template.render([message.plain() for message in request.messages])
+        most = self.limits.max_new_tokens if request.most is None else request.most
+        stop = [*request.stops(), *self.template.stop]
+        return self._answer("chat", request, [self.ids(prompt, "messages")], most, stop)
+
+    def _answer(
+        self,
+        kind: Kind,
+        request: Sampling,
+        prompts: list[list[int]],
+        most: int,
+        stop: list[str],
+        before: Sequence[str] = (),
+    ) -> Answer:
+        self.check_model(request.model)
+        if most > self.limits.max_new_tokens:
+            message = f"max_tokens is {most:,}, and may be at most {self.limits.max_new_tokens:,}"
+            raise RefusedError(400, message, param="max_tokens")
+        self.check_count(len(prompts) * request.n, "n")
+        answer = Answer(kind, request, prompts, request.options(max(1, most)), stop=stop, before=before)
+        if most:
+            self.engine.submit(*answer.jobs)
+        else:
+            answer.nothing()
+        return answer

@@ -1,0 +1,88 @@
+"""The arguments that the commands around a trained model share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import InputError
+from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
+from lightning_app.training.checkpoint import load_module
+from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.training.module import LanguageModule
+from lightning_app.utf8 import as_text
+
+TOP_K = 50  # what a command samples among if nothing is said: small models have long, poor tails
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument(
+        "--ckpt_path", required=True, help="a checkpoint of a fit; best or last: the newest in RUNS_DIR"
+    )
+    parser.add_argument("--runs_dir", default="runs", help="where best and last are looked for, in all folders below")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    add_checkpoint(parser)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+
+
+def load(args: argparse.Namespace) -> tuple[Path, LanguageModule, Tokenizer]:
+    """The checkpoint that is meant, its module on the device, ready to generate, and its tokenizer.
+
+    Raises:
+        InputError: no such checkpoint or device.
+    """
+    path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
+    module, tokenizer = load_module(path)
+    try:
+        module.to(args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    lay_out_for_generation(module.backbone)
+    return Path(path), module, tokenizer
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How a text is continued; the defaults are those of `GenerationOptions`, but for `TOP_K`."""
+    defaults = GenerationOptions()
+    parser.add_argument("--max_new_tokens", type=int, default=defaults.max_new_tokens)
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
+    parser.add_argument("--top_k", type=int, default=TOP_K, help="only among the k most likely tokens; 0: all")
+    parser.add_argument("--top_p", type=float, default=defaults.top_p, help="nucleus sampling")
+    parser.add_argument(
+        "--min_p", type=float, default=defaults.min_p, help="only tokens with this share of the likeliest's probability"
+    )
+    parser.add_argument(
+        "--repetition_penalty",
+        type=float,
+        default=defaults.repetition_penalty,
+        help="above 1: what was said is less likely",
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws")
+    parser.add_argument(
+        "--stop", type=as_text, action="append", default=[], help="end before this text; may be given several times"
+    )
+
+
+def sampling(args: argparse.Namespace) -> tuple[GenerationOptions, list[str]]:
+    """The options and the stop strings.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+    if "" in args.stop:
+        raise InputError(f"stop is {args.stop}: an empty text would end every answer at once")
+    options = GenerationOptions(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k or None,
+        top_p=args.top_p,
+        seed=args.seed,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+    )
+    return options, args.stop

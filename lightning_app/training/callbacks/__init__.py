@@ -1,0 +1,1 @@
+"""Lightning callbacks of every run, and those that a config may add."""

@@ -1,0 +1,53 @@
+"""dashboard.html in the run's folder, drawn again and again from the run's log while it goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lightning_app.reports.dashboard import write_dashboard
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.callbacks.run_log import run_folder
+
+SHARE = 0.02
+SHOWS = ("plasticity_started", "controller_update")  # events without which there is nothing to draw
+
+
+class Dashboard(L.Callback):
+    """Draws the page of a run with plasticity while it goes, and at the end; other runs get none.
+
+    Args:
+        every_seconds: at most as often while training goes on, and so that it takes no more than `SHARE` of the time.
+        single_file: plotly's script is part of the page instead of lying beside it.
+    """
+
+    def __init__(self, every_seconds: float = 10.0, single_file: bool = False):
+        self.every_seconds, self.single_file = every_seconds, single_file
+        self._next = 0.0
+        self._folder: RunFolder | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = run_folder(trainer) if stage == "fit" else None
+        self._folder = folder if trainer.is_global_zero else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        start = time.monotonic()
+        if start > self._next:
+            self.draw()
+            end = time.monotonic()
+            self._next = end + max(self.every_seconds, (end - start) / SHARE)  # a long log takes long to read
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw()
+
+    def draw(self) -> Path | None:
+        """The page, if there is anything to show."""
+        records = self._folder.records() if self._folder else []
+        if self._folder is None or not any(record.get("event") in SHOWS for record in records):
+            return None
+        return write_dashboard(records, self._folder.dashboard, title=self._folder.title, single_file=self.single_file)

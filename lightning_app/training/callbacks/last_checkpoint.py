@@ -1,0 +1,109 @@
+"""last.ckpt: where a run can be taken up again, exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_app.errors import InputError
+from lightning_app.training.callbacks.run_log import run_folder
+from lightning_app.training.lightning_internals.fit_loop import may_stop
+from lightning_app.training.module import NOT_FINITE
+from lightning_app.training.sharding import local
+
+
+class LastCheckpoint(Checkpoint):
+    """Overwrites `checkpoints/last.ckpt` in the run's folder: every n steps, before validations, at the run's end.
+
+    Before a validation and not after it: what ends one early then needs no checkpoint in its middle, where weights may
+    be averages and memories copies. A run that is killed in it or later begins with it again.
+
+    The one of the last step is written when its batch ends and not when training ends: by then Lightning has counted
+    the epoch as done, and a run that goes on with more steps would leave out the rest of it. It is written again when
+    the last validation has ended: what that decided (best score, patience) belongs to the run.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints.
+        writes: False: no checkpoint at all.
+    """
+
+    def __init__(self, every_n_steps: int = 500, writes: bool = True):
+        if every_n_steps < 1:
+            raise InputError(f"save_every_n_steps is {every_n_steps}; it must be at least 1")
+        self.every_n_steps, self.writes = every_n_steps, writes
+        self.path: Path | None = None
+        self.saved_at = self._step = self._first = -1
+        self.whole = True  # no gradients are being accumulated: they would be in no checkpoint
+        self._due = self._stops = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = run_folder(trainer) if stage == "fit" and self.writes else None
+        self.path = folder.checkpoint("last") if folder else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first = self._step = trainer.global_step
+        self.whole, self._due, self._stops = True, False, False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        self.whole, self._step = step != self._step, step
+        if trainer.should_stop and not self.whole:  # a time limit: let the step that was begun be finished
+            trainer.should_stop, self._stops = False, True
+        elif self._stops and self.whole:
+            trainer.should_stop = True
+        if self.whole and (self._due or _ends(trainer) or step % self.every_n_steps == 0):
+            self.save(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.whole:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if not self.whole:
+            self._due = True
+            if trainer.should_stop:  # let the step that was begun be finished
+                trainer.should_stop, self._stops = False, True
+        elif _ends(trainer):
+            self.save(trainer, again=True)
+
+    def save(self, trainer: L.Trainer, *, again: bool = False) -> None:
+        """Write it, unless that of this step is there."""
+        self._due = False
+        if self.path is None or (trainer.global_step == self.saved_at and not again):
+            return
+        if not trainer.strategy.reduce_boolean_decision(_is_finite(trainer), all=True):
+            raise InputError(f"the weights are not finite after step {trainer.global_step}: {NOT_FINITE}")
+        trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too
+        self.saved_at = trainer.global_step
+
+    def save_after_failure(self, trainer: L.Trainer) -> None:
+        """Write that of the last whole step, if nothing has touched the model since and it can be written.
+
+        One of several ranks cannot: the others do not know that it has failed.
+        """
+        untouched = self.whole and trainer.global_step == self._step > self._first and not trainer.validating
+        if trainer.world_size > 1 or not untouched or not _is_finite(trainer):
+            return
+        try:
+            self.save(trainer)
+        except (InputError, OSError, RuntimeError) as error:
+            rank_zero_warn(f"{self.path} was not written for the last step: {error}")
+
+
+def _ends(trainer: L.Trainer) -> bool:
+    """Whether the batch that was just learned is the run's last."""
+    last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+    stops = trainer.should_stop and may_stop(trainer)
+    return trainer.global_step == trainer.max_steps or stops or (last_epoch and trainer.is_last_batch)
+
+
+def _is_finite(trainer: L.Trainer) -> bool:
+    return all(bool(local(parameter).isfinite().all()) for parameter in trainer.lightning_module.parameters())

@@ -1,0 +1,53 @@
+"""What a model has stored, in TensorBoard's projector."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.errors import InputError
+from lightning_app.training.module import LanguageModule
+
+
+class Projector(L.Callback):
+    """At the end of a fit TensorBoard's projector gets what the model has stored, with the text that each stands for.
+
+    That is vectors of each memory, and the prototypes of each ART network (`LanguageModule.stored`). Does nothing for a
+    module without either, or without a TensorBoard logger.
+
+    Args:
+        vectors: at most so many of each, drawn without replacement if there are more.
+        seed: of that draw.
+    """
+
+    def __init__(self, vectors: int = 2000, seed: int = 0):
+        if vectors < 1:
+            raise InputError(f"vectors is {vectors}; it must be at least 1")
+        self.vectors, self.seed = vectors, seed
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        data = trainer.datamodule
+        first = next(callback for callback in trainer.callbacks if isinstance(callback, Projector))
+        if not loggers or not isinstance(data, TextDataModule) or self is not first:  # a YAML's stands before ours
+            return
+        found = pl_module.stored(self._drawn, data.tokenizer) if isinstance(pl_module, LanguageModule) else []
+        for tag, shown in found:
+            for logger in loggers:
+                logger.experiment.add_embedding(
+                    shown.vectors.cpu(),
+                    metadata=shown.rows,
+                    metadata_header=shown.columns,
+                    global_step=trainer.global_step,
+                    tag=tag,
+                )
+
+    def _drawn(self, n: int) -> Tensor:
+        """Numbers of at most `vectors` of n, in order."""
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        return order[: self.vectors].sort().values

@@ -1,0 +1,109 @@
+"""AttentionReader against its formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_app.memory.readers.attention import AttentionReader
+from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.store import Payload
+
+D, T, L = 8, 6, 3
+
+
+def reader_with(**options: object) -> AttentionReader:
+    torch.manual_seed(0)
+    reader = AttentionReader(**{"memory_size": 10, "num_search_results": 2, **options})
+    reader.build(width=D, vocab_size=20)
+    return reader.eval()
+
+
+def passage() -> Passage:
+    session = Passage.of_session(torch.arange(T)[None], start=0, new=T)
+    return replace(session, segments=torch.arange(T) // L)
+
+
+def by_hand(reader: AttentionReader, states: Tensor) -> Tensor:
+    """Position by position: all that is stored, then what earlier segments would store; nothing is deleted."""
+    decisions, known = reader.writer(states), reader.bank.shared.get_all_embeddings()
+    assert len(known) <= 2
+    read = torch.zeros(T, D)
+    for t in range(T):
+        query = F.normalize(reader.fc_query(states[0, t]), dim=-1)
+        written = [decisions.vectors[0, j] for j in range(t // L * L) if decisions.store[0, j] > 0.5]
+        entries = torch.stack([*known, *written]) if len(known) + len(written) else torch.zeros(0, D)
+        scores = reader.scale * F.cosine_similarity(query[None], entries, dim=-1)
+        weights = torch.cat([scores, reader.null[None]]).softmax(0)[:-1]
+        read[t] = weights @ entries
+    return states + reader.fc_read(read)
+
+
+@pytest.mark.parametrize("stored", [0, 2])
+@torch.no_grad()
+def test_it_is_attention_over_the_memory_earlier_segments_and_nothing(stored: int):
+    reader = reader_with(deletion=False)
+    reader.null.fill_(3.0)
+    reader.writer.fc_store_decision.bias.zero_()  # so that some are stored
+    states = torch.randn(1, T, D)
+    assert 0 < reader.writer(states).stored[0, :L].sum() < L
+    reader.bank.shared.add(torch.randn(stored, D))
+    found, reading = reader.at_states(states, passage())
+    assert torch.allclose(found, by_hand(reader, states), atol=1e-4)
+    assert reading.effects is not None
+    assert torch.equal(reading.effects.vectors, reader.writer(states).vectors[reader.writer(states).stored])
+
+
+@torch.no_grad()
+def test_what_a_segment_deletes_later_ones_do_not_read_and_the_memory_loses():
+    """Position 1 speaks of all results; nearer than the threshold is the first entry alone."""
+    reader = reader_with(hard_deletion_after=0)
+    states = torch.randn(1, T, D)
+    reader.writer.fc_store_decision.bias.fill_(-9.0)
+    near = reader.writer(states).deletable[0, 1]
+    ids = reader.bank.shared.add(torch.stack([near, near + 50]), Payload(documents=torch.tensor([1, 1])))
+    whole, reading = reader.at_states(states, passage())
+    assert reading.effects is not None
+    assert reading.effects.removed is not None
+    assert not len(reading.effects.removed)
+    reader.writer.fc_delete_decision.bias.fill_(9.0)
+    reader.threshold.value.fill_(1e-2)
+    found, reading = reader.at_states(states, passage())
+    assert reading.effects is not None
+    assert reading.effects.removed is not None
+    assert reading.effects.removed.tolist() == [[0, int(ids[0])]]
+    assert torch.allclose(found[:, :L], whole[:, :L], atol=1e-6)  # its own segment still reads it
+    reader.bank.carry_out(reading.effects, training=False)
+    assert reader.bank.shared.ids().tolist() == [int(ids[1])]
+    gone, _ = reader.at_states(states, passage())
+    assert torch.allclose(found[:, L:], gone[:, L:], atol=1e-5)
+    assert not torch.allclose(found[:, L:], whole[:, L:], atol=1e-3)
+
+
+def test_the_cost_of_storing_rises_after_its_free_steps():
+    reader = reader_with(store_cost=0.1, store_free_steps=2, store_rise_steps=4, target_rate=0.25, budget_weight=3.0)
+    states, weights = torch.randn(1, T, D), []
+    for _ in range(8):
+        terms = reader.at_states(states, passage())[1].terms
+        weights.append(terms["store"][0])
+        reader.after_step(None)
+    assert weights == pytest.approx([0, 0, 0, 0.025, 0.05, 0.075, 0.1, 0.1])
+    mean = reader.writer(states).store.mean()
+    assert terms["store"][1].item() == pytest.approx(mean.item())
+    assert terms["budget"][0] == 3
+    assert terms["budget"][1].item() == pytest.approx((mean.item() - 0.25) ** 2)
+
+
+def test_the_retrieval_term_is_the_attention_on_entries_with_the_same_next_token():
+    reader = reader_with(retrieval_weight=2.0, deletion=False)
+    states = torch.randn(1, T, D)
+    reader.bank.shared.add(torch.randn(2, D), Payload(tokens=torch.tensor([2, 19])))  # 2 follows position 1 alone
+    weight, term = reader.at_states(states, passage())[1].terms["retrieval"]
+    query = F.normalize(reader.fc_query(states[0, 1]), dim=-1)
+    scores = reader.scale * F.cosine_similarity(query[None], reader.bank.shared.get_all_embeddings(), dim=-1)
+    assert weight == 2.0
+    assert term.item() == pytest.approx(-scores.log_softmax(0)[0].item(), abs=1e-4)

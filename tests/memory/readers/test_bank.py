@@ -1,0 +1,109 @@
+"""Bank: one memory or several, and the changes that a step asks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_app.errors import InputError
+from lightning_app.memory.readers.bank import Bank, Effects, Scope
+from lightning_app.memory.store import AssociativeMemory, Origin
+
+M = 4
+
+
+def bank_with(scope: Scope = "stream", streams: int = 2, **options: float) -> Bank:
+    return Bank(lambda: AssociativeMemory(**{"memory_size": 5, "memory_dim": M, **options}), scope, streams)
+
+
+def effects(
+    rows: list[int], *, document: int = 1, removed: Tensor | None = None, used: Tensor | None = None
+) -> Effects:
+    n = len(rows)
+    numbers = torch.arange(n)
+    vectors = torch.eye(M)[numbers % M] * (1 + numbers[:, None])
+    documents = torch.full((n,), document)
+    return Effects(
+        torch.tensor(rows), vectors, numbers, documents, numbers, torch.zeros(n, 0, dtype=torch.int64), removed, used
+    )
+
+
+def test_each_stream_has_a_memory_and_a_shared_one_has_all():
+    shared, own = bank_with("shared"), bank_with()
+    for bank in (shared, own):
+        counts = bank.carry_out(effects([0, 1, 1]), training=False)
+        assert counts == {"writes": 3, "deletions": 0, "evictions": 0, "forgotten": 0}
+    assert [memory.size() for memory in shared.memories] == [3]
+    assert [memory.size() for memory in own.memories] == [1, 2]
+    queries, rows = torch.eye(M)[None, 1:2].expand(2, 1, M), torch.tensor([1, 0])
+    origin = Origin(torch.full((2, 1), 7), torch.zeros(2, 1, dtype=torch.int64))
+    ids, distances = own.search(queries, rows, origin, k=2)
+    assert ids.shape == distances.shape == (2, 1, 2)
+    assert own.tokens(ids, rows)[:, 0].tolist() == [[1, 2], [0, -1]]
+    assert torch.equal(own.vectors(ids, rows)[1, 0, 1], torch.zeros(M))
+    with pytest.raises(InputError, match="row 2 has no memory: streams is 2"):
+        own.carry_out(effects([2]), training=False)
+    with pytest.raises(InputError, match="streams is 0"):
+        bank_with(streams=0)
+
+
+def test_an_empty_bank_finds_nothing_for_any_row():
+    bank, rows = bank_with(), torch.tensor([0, 1, 2])
+    origin = Origin(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64))
+    ids, distances = bank.search(torch.ones(3, 1, M), rows, origin, k=2)
+    assert (ids == -1).all()
+    assert distances.isinf().all()
+    assert bank.vectors(ids, rows).shape == (3, 1, 2, M)
+    assert (bank.tokens(ids, rows) == -1).all()
+
+
+def test_it_removes_counts_uses_writes_and_evicts_in_this_order():
+    bank = bank_with("shared", eviction="least_recently_used")
+    bank.carry_out(effects([0] * 5), training=True)
+    removed, used = torch.tensor([[0, 1], [0, 1], [0, 99]]), torch.tensor([[0, 0], [0, 0]])
+    counts = bank.carry_out(effects([0] * 2, removed=removed, used=used), training=False)
+    assert counts == {"writes": 2, "deletions": 1, "evictions": 1, "forgotten": 0}
+    assert bank.shared.ids().tolist() == [0, 3, 4, 5, 6]  # 1 removed, 0 used, 2 evicted
+    assert bank.shared.payload(torch.tensor([0, 3])).uses.tolist() == [1, 0]
+
+
+def test_only_training_ages_and_forgets():
+    bank = bank_with("shared", memory_size=4000, forgetfulness_factor=0.5)
+    assert bank.carry_out(effects([0] * 4000), training=False)["forgotten"] == 0
+    assert int(bank.shared.clock) == 0
+    assert 1800 < bank.carry_out(effects([]), training=True)["forgotten"] < 2200
+    assert int(bank.shared.clock) == 1
+
+
+def test_an_evaluation_has_a_copy_that_is_forgotten():
+    bank = bank_with("shared")
+    bank.carry_out(effects([0]), training=False)
+    names = list(bank.state_dict())
+    bank.begin_evaluation()
+    bank.carry_out(effects([0, 0], removed=torch.tensor([[0, 0]])), training=False)
+    assert bank.size() == 2
+    assert bank.memories[0].ids().tolist() == [0]
+    assert list(bank.state_dict()) == names
+    bank.end_evaluation()
+    assert bank.shared.ids().tolist() == [0]
+
+
+def test_a_document_s_memory_is_cleared_by_the_next_document():
+    bank = bank_with("document")
+    bank.carry_out(effects([0, 0, 1], document=1), training=False)
+    bank.carry_out(effects([0], document=2), training=False)
+    assert bank.memories[0].documents[: bank.memories[0].size()].tolist() == [2]
+    assert bank.memories[1].size() == 1
+    rows, late = torch.tensor([0, 1]), torch.full((2, 1), 9)
+    ids, _ = bank.search(torch.ones(2, 1, M), rows, Origin(torch.full((2, 1), 2), late), k=1)
+    assert (ids >= 0).flatten().tolist() == [True, False]  # row 1 holds another document
+
+
+def test_effects_are_joined_in_order():
+    joined = Effects.joined([effects([0, 1]), effects([1], removed=torch.tensor([[1, 3]]))])
+    assert joined.rows.tolist() == [0, 1, 1]
+    assert joined.removed is not None
+    assert joined.removed.tolist() == [[1, 3]]
+    assert joined.used is not None
+    assert joined.used.shape == (0, 2)

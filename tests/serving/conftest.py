@@ -1,0 +1,121 @@
+"""Small models of each kind, with random weights and a memory, categories or heads to look at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_app.art.extension import ARTRegularizer
+from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
+from lightning_app.memory.store import Payload
+from lightning_app.models.decoder import Decoder
+from lightning_app.plasticity.units import units_in
+from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.module import LanguageModule
+
+WIDTH, BLOCK, LAYERS, HEADS = 16, 24, 2, 4
+SPAN = 6  # bytes of text that go with each entry
+READERS: dict[str, Callable[..., Reader]] = {
+    "attention": AttentionReader,
+    "concat": ConcatReader,
+    "knn": lambda **o: KNNReader(lam=0.25, temperature=20.0, **o),
+    "trime": TrimeReader,
+    "cache": lambda **o: CacheReader(lam=0.3, theta=0.1, **{"scope": "shared"} | o),
+}
+Made = tuple[LanguageModule, Tokenizer]
+
+
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    backbone = Decoder(vocab_size=257, block_size=BLOCK, embedding_dim=WIDTH, layers=LAYERS, heads=HEADS)
+    torch.nn.init.normal_(backbone.transformer["wte"].weight, std=1.0)
+    return backbone
+
+
+def ready(module: LanguageModule) -> Made:
+    tokenizer = load_tokenizer("bytes")
+    module.use_tokenizer(tokenizer)
+    return module.eval(), tokenizer
+
+
+@torch.no_grad()
+def fill(module: VardaGPT, source: str) -> None:
+    """Store each byte of a text but the last, at its state, with the bytes up to it and the one behind."""
+    module.documents[7] = "/home/somebody/texts/source.txt"
+    ids = torch.tensor([list(source.encode())])
+    for reader in module.backbone.readers:
+        inner = module.backbone.backbone
+        states = inner.embed(ids) if reader.reads_input else inner.states(ids[:, -BLOCK:]).last
+        n = states.shape[1] - 1
+        first = ids.shape[1] - 1 - n
+        length = reader.bank.shared.span_length
+        spans = torch.nn.functional.pad(ids[0], (length, 0), value=-1).unfold(0, max(1, length), 1)[1:, :length]
+        at = torch.arange(first, first + n)
+        payload = Payload(ids[0, first + 1 :], torch.full((n,), 7), at, spans[at])
+        reader.bank.shared.add(reader.queries(states)[0, :-1], payload)
+
+
+@pytest.fixture
+def reading() -> Callable[..., Made]:
+    """`reading("knn", "a text", segment_length=8)`: a model with this reader of a memory that holds the text."""
+
+    def make(name: str, source: str, *, segment_length: int | None = None, **options: Any) -> Made:
+        options = {"memory_size": 50, "num_search_results": 3, "span_length": SPAN, **options}
+        torch.manual_seed(1)
+        module = VardaGPT(decoder(), [READERS[name](**options)], segment_length, isolate_segments=segment_length == 8)
+        fill(module, source)
+        return ready(module)
+
+    return make
+
+
+@pytest.fixture
+def sorting() -> Callable[..., Made]:
+    """`sorting("a text", vigilance=0.9)`: a model whose only category is that of the text, if there is one."""
+
+    def make(text: str = "", **options: Any) -> Made:
+        regularizer = ARTRegularizer(**{"vigilance": 0.5, "novelty": "margin", **options})
+        module, tokenizer = ready(ArticleGPT(decoder(), regularizers=[regularizer]))
+        if text:
+            ids = torch.tensor([tokenizer.encode(text)])
+            states = module.backbone.states(ids, layers=regularizer.layers)
+            state = states.last if regularizer.layer is None else states.layers[regularizer.layer]
+            regularizer.art.learn(state.mean(1).detach(), ids)
+        return module, tokenizer
+
+    return make
+
+
+@pytest.fixture
+def pruned() -> Made:
+    """Heads 0 and 3 of layer 0 were removed, head 1 of layer 1 is masked; a quarter of its neurons was removed."""
+    module = ArticleGPT(decoder())
+    heads, neurons = units_in(module, "heads")[0], units_in(module, "neurons")[0]
+    heads.remove(torch.tensor([[True, False, False, True], [False] * HEADS]))
+    heads.set_mask(torch.tensor([[True] * HEADS, [True, False, True, True]]))
+    dead = torch.zeros(neurons.shape, dtype=torch.bool)
+    dead[1, ::4] = True
+    neurons.remove(dead)
+    return ready(module)
+
+
+@pytest.fixture
+def plain() -> Made:
+    return ready(ArticleGPT(decoder()))
+
+
+@pytest.fixture(scope="session")
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Code that comes with a directory is copied to a temporary folder, not to the user's cache."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
