@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(tiny_run: Path) -> Path:
     """The best checkpoint of `tiny_run`."""
     return tiny_run / "checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="session")
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Code that comes with a directory is copied to a temporary folder, not to the user's cache."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture(scope="module")
