@@ -35,6 +35,15 @@ class Idea:
     commands: Mapping[str, str] = field(default_factory=dict)
 
 
+CALLBACKS = "lightning_app.training.callbacks"
+CONFIGURABLE = (  # of the core, see `Idea.configurable`
+    "lightning_app.models.decoder",
+    "lightning_app.models.pretrained",
+    "lightning_app.training.compositions",
+    "lightning_app.training.schedulers",
+    *(f"{CALLBACKS}.{name}" for name in ("averaging", "dashboard", "predictions", "progress", "projector")),
+    *(f"{CALLBACKS}.{name}" for name in ("random_state", "run_log", "samples", "throughput")),
+)
 READERS = "lightning_app.memory.readers"
 IDEAS = (
     Idea(
@@ -68,7 +77,9 @@ IDEAS = (
 
 
 def import_all() -> None:
-    """Import what a config may name of the ideas, so that it is found by the name of its class alone."""
+    """Import what a config may name, so that it is found by the name of its class alone."""
+    for module in CONFIGURABLE:
+        importlib.import_module(module)
     for idea in IDEAS:
         for module in dict.fromkeys([*(place.partition(":")[0] for place in idea.parts.values()), *idea.configurable]):
             if importlib.util.find_spec(f"lightning_app.{idea.name}") is not None:

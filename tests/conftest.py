@@ -50,6 +50,7 @@ CONFIG: dict[str, Any] = {
 
 Run = Callable[..., None]
 CHROMIUM = Path("/usr/bin/chromium")
+from tests.made_models import plain, pruned, reading, sorting  # noqa: E402, F401  fixtures of many tests
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 OURS = {"lightning_app", "experiments", "benchmarks", "tests", "main"}
 # An extra's packages are imported by these files alone.
 FILES_OF_EXTRA = {
-    "serve": ("lightning_app/serving/serve.py", "lightning_app/inference/server/"),
+    "serve": ("lightning_app/serving/serve.py", "lightning_app/serving/server/"),
     "lora": ("lightning_app/models/lora.py",),
     "onnx": ("lightning_app/export/onnx.py",),
     "experiments": ("experiments/",),

@@ -56,7 +56,7 @@ def installed(wheel: Path) -> Path:
 def test_each_file_of_the_package_is_in_the_wheel(wheel: Path):
     package = ROOT / "lightning_app"
     files = {str(path.relative_to(ROOT)) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    assert "lightning_app/inference/page.html" in files
+    assert "lightning_app/serving/page.html" in files
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == files
 

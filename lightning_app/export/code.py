@@ -13,8 +13,8 @@ from lightning_app.models.registry import PLACES, is_description
 
 PACKAGE = "lightning_app"
 MODELING = "modeling_lightning_app"  # in the directory: what `auto_map` names
-SOURCE = f"{PACKAGE}.inference.{MODELING}"
-PARTS = f"{PACKAGE}.inference.modeling_parts"  # written anew, for the classes that a model has
+SOURCE = f"{PACKAGE}.export.{MODELING}"
+PARTS = f"{PACKAGE}.export.modeling_parts"  # written anew, for the classes that a model has
 AUTO_MAP = {
     "AutoConfig": f"{MODELING}.LightningAppConfig",
     "AutoModelForCausalLM": f"{MODELING}.LightningAppForCausalLM",
@@ -56,8 +56,8 @@ def parts_in(described: Any) -> Iterator[str]:
 
 
 def flat_name(module: str) -> str:
-    """`lightning_app.plasticity.surgery` -> `models_heads_units`; what lies in `inference` loses that."""
-    return module.removeprefix(f"{PACKAGE}.").removeprefix("inference.").replace(".", "_")
+    """`lightning_app.plasticity.surgery` -> `plasticity_surgery`; what lies in `export` loses that."""
+    return module.removeprefix(f"{PACKAGE}.").removeprefix("export.").replace(".", "_")
 
 
 def _parts_source(names: list[str]) -> str:

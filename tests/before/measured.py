@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_app.inference.loading import load_module
-from lightning_app.models.art import ART
-from lightning_app.models.memory import AssociativeMemory
+from lightning_app.art.network import ART
+from lightning_app.memory.store import AssociativeMemory
+from lightning_app.training.checkpoint import load_module
 from tests.golden.runner import OF_TIME
 
 HERE = Path(__file__).parent

@@ -235,7 +235,7 @@ def test_other_models_bring_their_code(exported, tmp_path, reading, name):
     for file in code_in(done.folder):
         imports = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
         assert not [node.module for node in imports if str(node.module).startswith("lightning_app")]
-    with_memory = (done.folder / "models_memory.py").exists()
+    with_memory = (done.folder / "memory_store.py").exists()
     assert with_memory == (name in ("attention", "concat", "knn", "trime", "cache", "hnsw"))
 
 
@@ -284,7 +284,7 @@ def test_a_class_of_somebody_else_is_refused(exported, tmp_path, monkeypatch):
 
 
 def test_names_of_flat_files():
-    assert flat_name("lightning_app.plasticity.surgery") == "models_heads_units"
+    assert flat_name("lightning_app.plasticity.surgery") == "plasticity_surgery"
     assert flat_name("lightning_app.export.modeling_lightning_app") == "modeling_lightning_app"
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.inference.server.conftest import serving
 
 from lightning_app.serving.server.service import Limits
 from lightning_app.training.checkpoint import load_module
 from tests.fuzz.files import run_folder
 from tests.fuzz.odd import ODD, deep, spoil
 from tests.fuzz.registry import ACCEPTED, REFUSED, TRACEBACK, UNCLEAR, Case, Outcome, kind
+from tests.serving.server.conftest import serving
 
 LOGGERS = ("lightning_app", "uvicorn.error", "asyncio")
 PLAIN = {"model": "tiny", "prompt": "the model", "max_tokens": 2, "seed": 1}

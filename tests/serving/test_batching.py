@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.inference.conftest import READERS
 
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.serving.batching import JOIN_EVERY, Batcher, Job
 from lightning_app.training.checkpoint import load_module
+from tests.made_models import READERS
 
 
 def job(tokens: int, said: list | None = None) -> Job:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.inference.test_export import decoder, pruned, save
 
 from lightning_app.export.command import export
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import ArticleGPT
+from tests.export.test_command import decoder, pruned, save
 
 pytestmark = [pytest.mark.usefixtures("modules_cache"), pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
