@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.errors import Interrupted
+from lightning_app.reports import events
 
 NOTICE = b"\nstopping when this step is done; once more ends at once\n"
 
@@ -75,7 +76,7 @@ class Interruption(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
         if isinstance(exception, Interrupted):
-            RunLog.event(trainer, "interrupted", signal=signal.Signals(exception.signum).name)
+            RunLog.event(trainer, events.Interrupted(signal=signal.Signals(exception.signum).name))
             return
         if self.trained:
             self.last.save_after_failure(trainer)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_app.callbacks.run_log import RunLog
 from lightning_app.modules.base import Batch, LanguageModule
+from lightning_app.reports.events import Trained
 
 
 def _synchronize(device: torch.device) -> None:
@@ -112,4 +113,4 @@ class Throughput(L.Callback):
         self._tokens, self._since = 0, time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        RunLog.event(trainer, "trained", **self.total)
+        RunLog.event(trainer, Trained(tokens=self.total.get("tokens"), train_flops=self.total.get("train_flops")))

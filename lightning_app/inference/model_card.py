@@ -5,7 +5,7 @@ Written from the checkpoint, and from the run's config and log where these still
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,10 @@ from torch import nn
 
 from lightning_app.models.memory import AssociativeMemory
 from lightning_app.modules.base import COMMIT, LanguageModule
+from lightning_app.reports.events import Data
+from lightning_app.reports.record import Record
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.series import events, numbers
 from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ class Facts:
         run, step = RunFolder.of(path.absolute()), checkpoint.get("global_step")
         records, config = (run.records(), run.config()) if run else ([], {})
         metrics = _metrics(records, step) or _monitored(checkpoint)
-        data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
+        data = next((one.splits or [] for one in reversed(events(records, Data))), [])
         name = next((state["tokenizer"]["name"] for state in _states_with_tokenizer(checkpoint)), UNKNOWN)
         tokenizer = f"`{name}`"
         commits = (checkpoint.get(COMMIT, UNKNOWN), commit())
@@ -72,10 +75,10 @@ def _states_with_tokenizer(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
     return [value for value in checkpoint.values() if isinstance(value, dict) and "tokenizer" in value]
 
 
-def _metrics(records: list[dict[str, Any]], step: int | None) -> dict[str, float]:
+def _metrics(records: Sequence[Record], step: int | None) -> dict[str, float]:
     """Of the validation at the checkpoint's step."""
-    at_step = [r for r in records if r.get("step") == step and "event" not in r and "val/ce" in r]
-    return {name: at_step[-1][name] for name in MEASURES if at_step and at_step[-1].get(name) is not None}
+    at_step = [one.values for one in numbers(records) if one.step == step and "val/ce" in one.values]
+    return {name: x for name in MEASURES if at_step and (x := at_step[-1].get(name)) is not None}
 
 
 def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lightning_app.io import write_atomic
+from lightning_app.reports.figures import Chart
 from lightning_app.reports.page import PAGE, SCRIPT, STYLE
-from lightning_app.reports.plasticity.facts import finite
-from lightning_app.reports.plasticity.figures import Chart
+from lightning_app.reports.record import finite
 
 PLOTLY = "plotly.min.js"
 
@@ -29,7 +29,27 @@ class Grid:
 Part = str | Chart | Grid
 
 
-Section = tuple[str, str, Sequence[Part]]  # its id, its heading, and what it holds
+S = TypeVar("S")  # what a page is about: a run's records, or several runs
+
+
+@dataclass(frozen=True)
+class Section(Generic[S]):
+    """One part of a page, with a way to draw it. Whoever adds one adds it to a page's list.
+
+    Attributes:
+        id: of its element, and of the link to it.
+        title: its heading.
+        needs: events and series that it is drawn from: named as not logged where it draws nothing.
+        draw: what it holds.
+    """
+
+    id: str
+    title: str
+    needs: Sequence[str]
+    draw: Callable[[S], Sequence[Part]]
+
+    def parts(self, subject: S) -> Sequence[Part]:
+        return [part for part in self.draw(subject) if part] or [not_logged(self.needs)]
 
 
 # The file
@@ -54,20 +74,25 @@ def _plotly() -> str:
     return get_plotlyjs()
 
 
-def draw_page(sections: Sequence[Section], *, title: str, single_file: bool, style: str = "", script: str = "") -> str:
+def draw_page(
+    sections: Sequence[Section[S]], subject: S, *, title: str, single_file: bool, style: str = "", script: str = ""
+) -> str:
     """The page of these sections.
 
     Args:
+        subject: what they are drawn from.
+        title: of the page.
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
         style: more of it, in CSS.
         script: more of it, which runs behind the page's own.
     """
-    drawn = [chart for _, _, parts in sections for chart in _charts(parts) if chart.data]
+    filled = [(section.id, section.title, section.parts(subject)) for section in sections]
+    drawn = [chart for _, _, parts in filled for chart in _charts(parts) if chart.data]
     body = "\n".join(
         f'<section id="{id}" aria-labelledby="{id}-head">\n<h2 id="{id}-head">{name}</h2>\n{_html(parts)}\n</section>'
-        for id, name, parts in sections
+        for id, name, parts in filled
     )
-    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in sections)
+    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in filled)
     plotly = f"<script>{_plotly()}</script>" if single_file else f'<script src="{PLOTLY}"></script>'
     return PAGE.format(
         title=escape(title),

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_app.cli import check_arguments, given_options
 from lightning_app.reports.compare.command import read_runs
 from lightning_app.reports.compare.tables import format_comparison
-from lightning_app.reports.loss_curve import best_validation
+from lightning_app.reports.series import best_validation
 from lightning_app.text.corpus import Document
 from lightning_app.text.token_cache import prepare_tokens
 from lightning_app.text.tokenizer import Tokenizer, load_tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,22 @@ def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bo
         axis: that of the curves at first: one of `AXES` that a run's log has.
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
     """
-    sides = sides_of(runs)
     main, others = curves(runs, axis)
-    sections: list[Section] = [
-        ("results", "Results", _results(runs, sides)),
-        ("curves", "Curves", _curves(runs, main, others, axis)),
-        ("costs", "Cost", _costs(runs, sides)),
-        ("samples", "Samples", _samples(runs)),
-        ("options", "Options that differ", _options(runs)),
-        ("runs", "Runs", _runs(runs)),
-    ]
+    subject = Comparison(runs, sides_of(runs), main, others, axis)
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
     data = f"\nconst compared = {embedded([*main, *others], runs)};\n"
-    return draw_page(sections, title=title, single_file=single_file, style=STYLE, script=data + SCRIPT)
+    return draw_page(SECTIONS, subject, title=title, single_file=single_file, style=STYLE, script=data + SCRIPT)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the page is about: runs, those of them that belong together, and their curves on an axis."""
+
+    runs: Sequence[Run]
+    sides: Sequence[Side]
+    main: Sequence[Curves]
+    others: Sequence[Curves]
+    axis: str
 
 
 # The page
@@ -91,7 +95,8 @@ def _cell(text: str) -> str:
     return f"{escape(value)} <small>[{escape(ends)}</small>" if bracket else escape(text)
 
 
-def _results(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
+def _results(of: Comparison) -> list[Part]:
+    runs, sides = of.runs, of.sides
     warnings = "".join(f'<p class="caution">{escape(caution)}</p>' for caution in cautions(runs))
     note = f'<p class="note">{escape(legend(sides))}</p>'
     chart = reached(sides, runs)
@@ -107,7 +112,8 @@ def _lead(sides: Sequence[Side]) -> str:
     return f'<p class="lead">Lowest bits per byte: <strong>{escape(best)}</strong>, {value:.4f}.</p>'
 
 
-def _curves(runs: Sequence[Run], main: Sequence[Curves], others: Sequence[Curves], axis: str) -> list[Part]:
+def _curves(of: Comparison) -> list[Part]:
+    runs, main, others, axis = of.runs, of.main, of.others, of.axis
     if not main and not others:
         return ['<p class="missing">no numbers were logged at steps</p>']
     gone = {one: missing_on(runs, one) for one in AXES}
@@ -141,17 +147,18 @@ def _switches(runs: Sequence[Run], axes: Sequence[str], axis: str) -> str:
     )
 
 
-def _costs(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
+def _costs(of: Comparison) -> list[Part]:
     note = (
         '<p class="note">FLOPs: 6 for each weight of a matrix and 12 for each width and position of attention, per '
         "token of training. Tokens: of all processes, padding included. Tokens/s: the median. "
         "Time: validation included.</p>"
     )
-    return [_html(costs(sides), "What it took", runs, sides), note]
+    return [_html(costs(of.sides), "What it took", of.runs, of.sides), note]
 
 
-def _samples(runs: Sequence[Run]) -> list[Part]:
+def _samples(of: Comparison) -> list[Part]:
     """One fold per prompt, with a card of each run."""
+    runs = of.runs
     by_prompt: dict[str, list[tuple[Run, str]]] = {}
     for run in runs:
         for text in run.samples:
@@ -173,7 +180,8 @@ def _fold(prompt: str, found: Sequence[tuple[Run, str]], *, opened: bool) -> str
     return f'{begin}<div class="samples">{cards}</div></details>'
 
 
-def _options(runs: Sequence[Run]) -> list[Part]:
+def _options(of: Comparison) -> list[Part]:
+    runs = of.runs
     known = [run for run in runs if run.config]
     without = [run.label for run in runs if not run.config]
     parts: list[Part] = []
@@ -215,8 +223,8 @@ def _option(key: str, value: Any) -> str:
     return escape(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _runs(runs: Sequence[Run]) -> list[Part]:
-    rows = [[_breakable(r.label), _breakable(r.folder), escape(r.state), *_text(r)] for r in runs]
+def _runs(of: Comparison) -> list[Part]:
+    rows = [[_breakable(r.label), _breakable(r.folder), escape(r.state), *_text(r)] for r in of.runs]
     heads = ["run", "folder", "state", "validation text"]
     return [html_table("Where they lie", heads, rows, texts=(0, 1, 2, 3))]
 
@@ -230,6 +238,15 @@ def _text(run: Run) -> list[str]:
     )
     return [escape(f"{counts}{', digest ' + str(text['text']) if text.get('text') else ''}")]
 
+
+SECTIONS = (
+    Section("results", "Results", (), _results),
+    Section("curves", "Curves", (), _curves),
+    Section("costs", "Cost", (), _costs),
+    Section("samples", "Samples", (), _samples),
+    Section("options", "Options that differ", (), _options),
+    Section("runs", "Runs", (), _runs),
+)
 
 STYLE = """
 :root {
