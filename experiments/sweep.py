@@ -24,8 +24,8 @@ from experiments.space import Space, check_known, read_space
 from lightning_app.cli import check_arguments
 from lightning_app.errors import InputError
 from lightning_app.harness import Harness, Trainer, run
-from lightning_app.ops.tree import leaves
 from lightning_app.reports.tables import format_columns
+from lightning_app.yaml_file import leaves
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -16,10 +16,9 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import InputError
-from lightning_app.ops.tree import leaves
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
-from lightning_app.yaml_file import read_yaml
+from lightning_app.yaml_file import leaves, read_yaml
 
 COMMANDS = {  # those without a trainer: a module each, with a function `command`
     **{name: f"inference.{name}" for name in ("generate", "chat", "export", "serve", "memory", "categories")},

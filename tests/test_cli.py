@@ -91,7 +91,7 @@ def interrupt(*args: object) -> None:
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from lightning_app.inference import compare
+    from lightning_app.reports.compare import command as compare
 
     monkeypatch.setattr(compare, "command", interrupt)
     with pytest.raises(SystemExit) as ended:
@@ -119,7 +119,7 @@ def test_ctrl_c_is_one_line_where_there_is_a_trainer(
 def test_a_closed_pipe_ends_a_command_without_a_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from lightning_app.inference import compare
+    from lightning_app.reports.compare import command as compare
 
     reading, writing = os.pipe()
     os.close(reading)

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import class_path
 from lightning_app.modules.base import LanguageModule
-from lightning_app.ops.tree import leaves
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
+from lightning_app.yaml_file import leaves
 
 IN_FORCE = "options_in_force"  # in a checkpoint: see `in_force`
 # Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).

@@ -22,7 +22,6 @@ from lightning_app.inference.loading import load_module
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.modules.base import LanguageModule
 from lightning_app.ops.compression import lzma_bits_per_byte, verbatim_share
-from lightning_app.ops.tree import leaves
 from lightning_app.reports.events import Closed
 from lightning_app.reports.loss_curve import draw_loss
 from lightning_app.reports.record import Numbers, Record
@@ -33,6 +32,7 @@ from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.find_checkpoint import whole_generation
+from lightning_app.yaml_file import leaves
 
 SAMPLES = 3
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs

@@ -6,7 +6,7 @@ Pure: records, options and samples in, facts out. What was not logged is None, n
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from lightning_app.reports.plasticity.events import Cost
 from lightning_app.reports.plasticity.facts import baseline_and_now
 from lightning_app.reports.record import Numbers, Record
 from lightning_app.reports.series import best_validation, events, is_of_fit, last_step, numbers, series
+from lightning_app.yaml_file import leaves
 
 AXES = ("steps", "tokens", "time")
 SEEDS = ("seed_everything", "data.seed")
@@ -157,7 +158,7 @@ class Run:
     @cached_property
     def options(self) -> dict[str, Any]:
         """Value by dotted key; of a list of parts each stands under the name of its class."""
-        return dict(_leaves(self.config))
+        return dict(leaves(self.config, lists="classes"))
 
     @property
     def seed(self) -> tuple[Any, ...]:
@@ -179,18 +180,6 @@ def _total(record: Record, name: str) -> float | None:
 
 def _has(record: Record, name: str) -> bool:
     return is_of_fit(record) and record.values.get(name) is not None
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list) and any(isinstance(one, Mapping) for one in tree):
-        for i, one in enumerate(tree):
-            name = str(one["class_path"]).rpartition(".")[2] if "class_path" in one else str(i)
-            yield from _leaves(one, f"{prefix}[{name}]")
-    else:
-        yield prefix, tree
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:

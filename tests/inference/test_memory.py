@@ -18,7 +18,8 @@ from lightning_app.cli import main as command
 from lightning_app.inference import closing
 from lightning_app.inference.generate import continue_text
 from lightning_app.inference.loading import load_module
-from lightning_app.inference.memory_look import problems, recall
+from lightning_app.inference.memory import _line
+from lightning_app.inference.memory_look import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.memory import AssociativeMemory, Payload
 from lightning_app.modules import VardaGPT
@@ -320,6 +321,11 @@ def test_search_finds_a_stored_text_at_distance_0(folder: Path):
     assert re.match(r" +0\.0000  A tax on wind \[o\]  \(texts/tax.txt, token 12\)", first)
     assert len(others) == 2
     assert [float(line.split()[0]) for line in others] == sorted(float(line.split()[0]) for line in others)
+
+
+def test_a_text_that_was_found_is_one_line_that_no_terminal_obeys():
+    found = Neighbour(id=1, distance=0.5, span="a\tb\x1b[31m", next="\n", document="d", position=3)
+    assert _line(found) == "    0.5000  a\\tb\\x1b[31m [\\n]  (d, token 3)"
 
 
 def test_a_learned_memory_is_listed_searched_checked_and_deleted_from(folder: Path):
