@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 
 from lightning_app.reports.events import Closed, Data, Ended, Failed, Started
-from lightning_app.reports.parts import Part, Section, draw_page, html_table, plain, write_page
+from lightning_app.reports.page import Section, draw_page, write_page
+from lightning_app.reports.parts import Part, html_table, plain
 from lightning_app.reports.plasticity import sections as plasticity
 from lightning_app.reports.plasticity.events import PlasticityStarted
 from lightning_app.reports.record import Record

@@ -17,7 +17,7 @@ import pytest
 from lightning_app.errors import InputError
 from lightning_app.reports import dashboard
 from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
-from lightning_app.reports.parts import PLOTLY
+from lightning_app.reports.page import PLOTLY
 from tests.reports.conftest import typed
 
 Log = list[dict[str, Any]]

@@ -20,7 +20,8 @@ from lightning_app.reports.compare.charts import (
 )
 from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, results
 from lightning_app.reports.groups import BASE, NO_CHANCE, Side, cautions, sides_of
-from lightning_app.reports.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
+from lightning_app.reports.page import Section, draw_page, template, write_page
+from lightning_app.reports.parts import Grid, Part, html_table, plain, sample_card
 from lightning_app.reports.runs import ABSENT, AXES, Run, differing
 
 FILE_NAME = "compare.html"
@@ -49,7 +50,8 @@ def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bo
     subject = Comparison(runs, sides_of(runs), main, others, axis)
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
     data = f"\nconst compared = {embedded([*main, *others], runs)};\n"
-    return draw_page(SECTIONS, subject, title=title, single_file=single_file, style=STYLE, script=data + SCRIPT)
+    style, script = template("compare.css"), data + template("compare.js")
+    return draw_page(SECTIONS, subject, title=title, single_file=single_file, style=style, script=script)
 
 
 @dataclass(frozen=True)
@@ -247,46 +249,3 @@ SECTIONS = (
     Section("options", "Options that differ", (), _options),
     Section("runs", "Runs", (), _runs),
 )
-
-STYLE = """
-:root {
-  --run-a: light-dark(#1f5fb8, #7fb2f8); --run-b: light-dark(#c1440e, #f59560); --run-c: light-dark(#1b7a43, #6fd196);
-  --run-d: light-dark(#7b45c0, #c3a0f7); --run-e: light-dark(#a86d00, #f0c04a); --run-f: light-dark(#0f8a8a, #5ad3d3);
-  --run-g: light-dark(#b3267a, #f58ac8); --run-h: light-dark(#59646e, #aab4be);
-}
-.caution { border-left: 4px solid var(--warn); padding: 0.4rem 0.8rem; background: var(--mark); }
-.caution::before { content: "\\26A0  "; color: var(--warn); }
-td small { display: block; color: var(--soft); white-space: nowrap; }
-.switches { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; margin-bottom: 0.5rem; }
-fieldset {
-  border: 1px solid var(--line); border-radius: 0.6rem; padding: 0.2rem 0.8rem 0.4rem; margin: 0; min-width: 0;
-  display: flex; flex-wrap: wrap; gap: 0.1rem 1.1rem;
-}
-legend { color: var(--soft); font-size: 0.85rem; padding: 0 0.3rem; }
-fieldset label { display: flex; align-items: center; gap: 0.35rem; min-height: 2rem; overflow-wrap: anywhere; }
-.swatch { display: inline-block; width: 1.2rem; border-top: 3px var(--dash) var(--of); flex: none; }
-.swatch { vertical-align: middle; margin-right: 0.25rem; }
-.text { overflow-wrap: break-word; }
-tbody th.text { min-width: 8.5rem; }
-"""
-
-SCRIPT = """\
-function ofCharts(change) {
-  for (const id of Object.keys(compared.axes)) {
-    const chart = charts.get(id);
-    change(chart, compared.axes[id]);
-    if (chart.drawn) draw(chart.element);
-  }
-}
-for (const input of document.querySelectorAll('input[name="axis"]')) input.addEventListener("change", () => {
-  ofCharts((chart, axes) => {
-    chart.data.forEach((trace, i) => { trace.x = axes[input.value][i]; });
-    chart.layout.xaxis.title.text = compared.titles[input.value];
-  });
-});
-for (const input of document.querySelectorAll('input[name="run"]')) input.addEventListener("change", () => {
-  ofCharts((chart) => {
-    for (const trace of chart.data) if (trace.meta === Number(input.value)) trace.visible = input.checked;
-  });
-});
-"""

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lightning_app.reports.parts import (
-    Grid,
-    Part,
-    Section,
-    html_table,
-    not_logged,
-    number,
-    plain,
-)
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, plain
 from lightning_app.reports.plasticity import figures
 from lightning_app.reports.plasticity.events import Analysis, Pruning, Regrowth
 from lightning_app.reports.plasticity.facts import (

@@ -6,17 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lightning_app.reports.parts import (
-    Grid,
-    Part,
-    Section,
-    html_table,
-    not_logged,
-    number,
-    percent,
-    plain,
-    sample_card,
-)
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain, sample_card
 from lightning_app.reports.plasticity import figures
 from lightning_app.reports.plasticity.events import Cost, Evaluation, LearningRates, Proof, Rollback, TextSamples
 from lightning_app.reports.plasticity.facts import (

@@ -7,13 +7,8 @@ from html import escape
 from typing import Any
 
 from lightning_app.reports.events import end_of
-from lightning_app.reports.parts import (
-    Part,
-    Section,
-    number,
-    percent,
-    si,
-)
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Part, number, percent, si
 from lightning_app.reports.plasticity import figures
 from lightning_app.reports.plasticity.events import (
     Cost,
