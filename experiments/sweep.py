@@ -25,7 +25,7 @@ from lightning_app.app import Harness, Trainer, run
 from lightning_app.cli_checks import check_arguments
 from lightning_app.errors import InputError
 from lightning_app.reports.tables import format_columns
-from lightning_app.tree import leaves
+from lightning_app.yaml_file import leaves
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import InputError, is_full
 from lightning_app.former import with_names_of_today
-from lightning_app.option_checks import entries
+from lightning_app.yaml_file import leaves
 
 # All that a constructor raises which is given what it cannot take; `--debug` shows where.
 BUILD_ERRORS = (
@@ -95,7 +95,7 @@ def _key(error: BaseException, options: Mapping[str, Any]) -> str:
     """Of the innermost part of the config in whose constructor it was raised."""
     keys = {"TextDataModule": "data", "Trainer": "trainer"} | {
         str(value).rpartition(".")[2]: key.removesuffix(".class_path")
-        for key, value in entries(options)
+        for key, value in leaves(options, lists="numbers")
         if key.endswith(".class_path")
     }
     built = [name for cause in _causes(error) for name in _constructed(cause.__traceback__) if name in keys]

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import InputError
-from lightning_app.tree import leaves
-from lightning_app.yaml_file import read_yaml
+from lightning_app.yaml_file import leaves, read_yaml
 
 PACKAGES = {
     "DeepSpeedStrategy": "deepspeed",

@@ -18,8 +18,11 @@ from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import DamagedError
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.reports.loss_curve import best_validation, draw_loss, series
+from lightning_app.reports.events import Closed
+from lightning_app.reports.loss_curve import draw_loss
+from lightning_app.reports.record import Numbers, Record
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.series import best_validation, series
 from lightning_app.reports.tables import format_table
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.callbacks.dashboard import Dashboard
@@ -29,7 +32,7 @@ from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.module import LanguageModule
-from lightning_app.tree import leaves
+from lightning_app.yaml_file import leaves
 
 SAMPLES = 3
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
@@ -132,8 +135,8 @@ def _compressor(data: TextDataModule) -> float | None:
 
 def _rows(
     folder: RunFolder,
-    records: Sequence[dict[str, Any]],
-    best: dict[str, Any] | None,
+    records: Sequence[Record],
+    best: Numbers | None,
     sampled: Sampled | None,
     compressor: float | None,
 ) -> list[tuple[str, str]]:
@@ -141,15 +144,15 @@ def _rows(
     rows: list[tuple[str, str]] = []
     if best is not None:
         rows += [
-            ("best at step", f"{best['step']}"),
-            ("val loss", f"{best['val/ce']:.4f} nats per token"),
-            ("perplexity", f"{best['val/ppl']:.2f}"),
-            ("bits per byte", f"{best['val/bpb']:.3f}" if "val/bpb" in best else "unknown"),
+            ("best at step", f"{best.step}"),
+            ("val loss", f"{best.values['val/ce']:.4f} nats per token"),
+            ("perplexity", f"{best.values['val/ppl']:.2f}"),
+            ("bits per byte", f"{best.values['val/bpb']:.3f}" if "val/bpb" in best.values else "unknown"),
         ]
     lzma = f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed"
     rows.append(("  the compressor", lzma))
     if best is not None:
-        rows += [("accuracy", f"{best['val/acc']:.3f}"), ("macro F1", f"{best['val/f1']:.3f}")]
+        rows += [("accuracy", f"{best.values['val/acc']:.3f}"), ("macro F1", f"{best.values['val/f1']:.3f}")]
     rates = series(records, "tokens_per_s")[1]
     unknown = "not measured: fewer steps than log_every_n_steps"
     rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else unknown))
@@ -171,7 +174,7 @@ def _rows(
     return [*rows, *((name, str(file)) for name, file in folder.of_loggers().items())]
 
 
-def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
+def _noted(name: str, path: Path, best: Numbers | None) -> str:
     """The step of a best checkpoint that is not of the log's best validation: a run that went back keeps the better."""
     if name != "best" or best is None or not path.is_file():
         return ""
@@ -179,26 +182,26 @@ def _noted(name: str, path: Path, best: dict[str, Any] | None) -> str:
         step = read_numbers(path).get("global_step")
     except DamagedError:
         return "  (damaged)"
-    return "" if step == best["step"] else f"  (of step {step})"
+    return "" if step == best.step else f"  (of step {step})"
 
 
 def _record(
     trainer: L.Trainer,
     folder: RunFolder,
-    best: dict[str, Any] | None,
+    best: Numbers | None,
     sampled: Sampled | None,
     compressor: float | None,
 ) -> None:
     """Into the log as an event, and into the loggers' tables of hyperparameters."""
-    measures = {name: value for name, value in (best or {}).items() if name.startswith("val/")}
+    measures = {name: x for name, x in (best.values if best else {}).items() if name.startswith("val/")}
     verbatim = sampled.verbatim if sampled else None
-    RunLog.event(trainer, "closed", **measures, lzma_bpb=compressor, verbatim=verbatim)
+    RunLog.event(trainer, Closed(more=measures, lzma_bpb=compressor, verbatim=verbatim))
     if config := folder.config():
         given = [(key, value) for key, value in leaves(config) if value is not None]
         flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
         for logger in trainer.loggers:
             if not isinstance(logger, JSONLinesLogger):
-                best_values = {f"best/{name}": value for name, value in measures.items()}
+                best_values = {f"best/{name}": x for name, x in measures.items() if x is not None}
                 _tell(logger, flat, best_values, step=trainer.global_step)
 
 

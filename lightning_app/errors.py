@@ -23,6 +23,12 @@ class Interrupted(SystemExit):
         self.signum = signum
 
 
+def first_line(error: BaseException, *, longest: int = 200) -> str:
+    """What an error says, as far as one line goes; the name of its class where it says nothing."""
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def is_full(error: BaseException) -> bool:
     """Whether a full disk or quota is behind it: torch.save turns an OSError of its file into a RuntimeError."""
     causes = (error, error.__context__)

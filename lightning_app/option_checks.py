@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
 from lightning_app.errors import InputError
+from lightning_app.yaml_file import leaves
 
 
 @dataclass(frozen=True)
@@ -115,24 +116,11 @@ def check_options(options: Mapping[str, Any], *, fit: bool) -> None:
             raise InputError(f"{key} is {str(options[key])[:60]!r}; it must be a mapping such as `max_steps: 100`")
     if options["trainer"].get("barebones"):
         raise InputError("trainer.barebones is true; a run here has a log, a bar and checkpoints: leave it out")
-    for key, value in entries(options):
+    for key, value in leaves(options, lists="numbers"):
         _check(key, value)
     _check_max_time(options["trainer"].get("max_time"))
     if fit:
         _check_fit(options["trainer"])
-
-
-def entries(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all leaves; items of lists are numbered."""
-    if isinstance(tree, Mapping):
-        parts = [(str(name), value) for name, value in tree.items()]
-    elif isinstance(tree, list | tuple):
-        parts = [(str(i), value) for i, value in enumerate(tree)]
-    else:
-        yield prefix, tree
-        return
-    for name, value in parts:
-        yield from entries(value, f"{prefix}.{name}" if prefix else name)
 
 
 def _check(key: str, value: Any) -> None:

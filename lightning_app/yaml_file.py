@@ -1,9 +1,10 @@
-"""Reading YAML."""
+"""Reading YAML, and walking through what it holds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -31,3 +32,36 @@ def _told(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     return " ".join(str(error).split())
+
+
+def leaves(
+    tree: Mapping[Any, Any], prefix: str = "", *, lists: Literal["values", "numbers", "classes"] = "values"
+) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is no mapping, or an empty one.
+
+    Args:
+        tree: such as the options of a run.
+        prefix: of all keys.
+        lists: "values": a list is a value. "numbers": its items stand under their numbers, as trainer.callbacks.0.
+            "classes": items that are mappings under the names of their classes, as trainer.callbacks[Samples].
+    """
+    for key, value in tree.items():
+        inner = dict(value) if isinstance(value, Mapping) else _items(value, lists)
+        if inner:
+            joint = "" if lists == "classes" and isinstance(value, list) else "."
+            yield from leaves(inner, f"{prefix}{key}{joint}", lists=lists)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _items(value: Any, lists: str) -> dict[str, Any]:
+    """What stands under a list; empty for what counts as a value."""
+    if lists == "numbers" and isinstance(value, list | tuple):
+        return {str(i): one for i, one in enumerate(value)}
+    if lists == "classes" and isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        return {f"[{_class(one) or i}]": one for i, one in enumerate(value)}
+    return {}
+
+
+def _class(part: Any) -> str:
+    return str(part.get("class_path", "")).rpartition(".")[2] if isinstance(part, Mapping) else ""

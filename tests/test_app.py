@@ -13,7 +13,8 @@ import yaml
 from lightning.pytorch.utilities.model_summary import ModelSummary
 
 from lightning_app.models.decoder import Decoder
-from lightning_app.reports.loss_curve import best_validation
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.series import best_validation
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.compositions import ArticleGPT
 
@@ -197,7 +198,7 @@ def test_validate_test_and_predict_from_a_checkpoint(main: Main, config: Config,
     events = [r for r in read_log(RUN) if "event" in r and ("val/ce" in r or "test/ce" in r)]
     assert [r["event"] for r in events] == ["closed", "validate", "test"]
     assert [r.get("val/ce", r.get("test/ce")) for r in events] == pytest.approx([best] * 3)
-    assert best_validation(read_log(RUN))["step"] in (3, 6)  # evaluations later on are no part of the curve
+    assert best_validation(RunFolder(RUN).records()).step in (3, 6)  # evaluations later on are no part of the curve
     assert (RUN / "config.yaml").read_text() == saved
     assert same(kept, weights(RUN / "checkpoints/best.ckpt"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_app.errors import InputError
-from lightning_app.yaml_file import read_yaml
+from lightning_app.yaml_file import leaves, read_yaml
 
 PACKAGE = Path(__file__).parent.parent / "lightning_app"
 
@@ -35,3 +35,37 @@ def test_what_is_wrong_is_one_line_with_its_place(tmp_path: Path, content: bytes
 def test_all_read_it_here():
     files = [path for path in PACKAGE.rglob("*.py") if re.search(r"yaml\.\w*load\([^)]*(read|open)", path.read_text())]
     assert [path.name for path in files] == ["yaml_file.py"]
+
+
+TREE = {
+    "data": {"seed": 1, "val": {}, "paths": ["a", "b"]},
+    "callbacks": [{"class_path": "x.Samples", "init_args": {"prompts": ["p"]}}, {"y": 2}, "z"],
+}
+
+
+def test_a_list_is_a_value():
+    assert dict(leaves(TREE)) == {
+        "data.seed": 1,
+        "data.val": {},
+        "data.paths": ["a", "b"],
+        "callbacks": TREE["callbacks"],
+    }
+
+
+def test_items_of_a_list_are_numbered():
+    found = dict(leaves(TREE, "o.", lists="numbers"))
+    assert found["o.data.paths.1"] == "b"
+    assert found["o.callbacks.0.init_args.prompts.0"] == "p"
+    assert found["o.callbacks.2"] == "z"
+
+
+def test_parts_stand_under_their_classes():
+    assert dict(leaves(TREE, lists="classes")) == {
+        "data.seed": 1,
+        "data.val": {},
+        "data.paths": ["a", "b"],
+        "callbacks[Samples].class_path": "x.Samples",
+        "callbacks[Samples].init_args.prompts": ["p"],
+        "callbacks[1].y": 2,
+        "callbacks[2]": "z",
+    }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from lightning_app.reports.page import template
 from lightning_app.reports.tables import format_columns, one_line
 
 COLUMNS = ("id", "inputs", "share", "age", "unused", "nearest", "alike", "typical texts")
@@ -110,7 +111,8 @@ def draw_page(networks: Sequence[Network], *, title: str) -> str:
     """One HTML file that needs nothing else: a section for each network, sorted by a click on a column's head."""
     sections = "\n".join(_section(network, number) for number, network in enumerate(networks))
     legend = "".join(f"<dt>{column}</dt><dd>{escape(MEANING[column])}</dd>" for column in COLUMNS)
-    return PAGE.format(title=escape(title), legend=legend, style=STYLE, sections=sections, script=SCRIPT)
+    frame, style, script = (template(f"categories.{kind}") for kind in ("html", "css", "js"))
+    return frame.format(title=escape(title), legend=legend, style=style, sections=sections, script=script)
 
 
 def _section(network: Network, number: int) -> str:
@@ -144,99 +146,3 @@ def _row(category: Category, section: int, most: int) -> str:
     )
     texts = "".join(f"<li>{escape(one_line(text, line_end=' ↵ '))}</li>" for text in category.texts)
     return f'<tr id="c{section}-{category.id}">{cells}<td class="texts"><ul dir="auto">{texts}</ul></td></tr>'
-
-
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-<details><summary>what the columns say</summary><dl>{legend}</dl></details>
-{sections}
-<script>
-{script}</script>
-</body>
-</html>
-"""
-
-STYLE = """\
-:root {
-  color-scheme: light dark;
-  --page: #fff; --ink: #1d2329; --soft: #5b6670; --line: #dfe4e8; --bar: #3b7dd8; --accent: #1f5fb8; --mark: #eaf2fd;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #15191d; --ink: #e4e8eb; --soft: #9aa6b0; --line: #2c343b; --bar: #5b9bf0; --accent: #8ab8f7;
-    --mark: #1d2a3a;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 1.5rem clamp(0.75rem, 3vw, 2.5rem); max-width: 90rem;
-  background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, "Segoe UI", Roboto, sans-serif;
-}
-h1 { font-size: 1.35rem; margin: 0 0 0.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2rem 0 0.25rem; }
-details { color: var(--soft); }
-details summary { cursor: pointer; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; margin: 0.5rem 0; }
-dt { color: var(--ink); }
-dd { margin: 0; }
-.summary { margin: 0 0 0.75rem; color: var(--soft); }
-a { color: var(--accent); }
-table { border-collapse: collapse; width: 100%; }
-th {
-  position: sticky; top: 0; background: var(--page); padding: 0;
-  text-align: right; font-weight: 600; white-space: nowrap;
-}
-th:last-child { text-align: left; padding: 0.4rem 0.6rem; width: 100%; }
-th button { all: unset; cursor: pointer; padding: 0.4rem 0.6rem; }
-th button:focus-visible { outline: 2px solid var(--accent); }
-th[aria-sort] { color: var(--accent); }
-th[aria-sort="descending"] button::after { content: " ↓"; }
-th[aria-sort="ascending"] button::after { content: " ↑"; }
-td {
-  padding: 0.5rem 0.6rem; border-top: 1px solid var(--line); vertical-align: top; text-align: right;
-  font-variant-numeric: tabular-nums; white-space: nowrap;
-}
-td.texts { text-align: left; white-space: normal; }
-tr:target { background: var(--mark); }
-.bar { display: block; height: 4px; margin-top: 0.3rem; background: var(--bar); border-radius: 2px; }
-td[data-label="share"] { min-width: 5.5rem; }
-ul { margin: 0; padding: 0; list-style: none; overflow-wrap: anywhere; }
-li + li { margin-top: 0.3rem; color: var(--soft); }
-@media (max-width: 48rem) {
-  table, thead, tbody { display: block; }
-  thead tr, tbody tr { display: flex; flex-wrap: wrap; }
-  thead tr { gap: 0.1rem 0; margin-left: -0.6rem; }
-  thead tr::before { content: "sort by"; padding: 0.4rem 0.6rem; color: var(--soft); }
-  th:last-child { display: none; }
-  th { position: static; }
-  tbody tr { border-top: 1px solid var(--line); padding: 0.6rem 0; gap: 0.1rem 1.1rem; }
-  td { border: 0; padding: 0; text-align: left; }
-  td[data-label]::before { content: attr(data-label) " "; color: var(--soft); }
-  td[data-label="share"] { min-width: 0; }
-  .bar { display: none; }
-  td.texts { flex-basis: 100%; margin-top: 0.3rem; }
-}
-"""
-
-SCRIPT = """\
-for (const button of document.querySelectorAll("th button")) {
-  button.addEventListener("click", () => {
-    const head = button.parentElement, body = head.closest("table").tBodies[0];
-    const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
-    const key = row => Number(row.cells[head.cellIndex].dataset.by);
-    body.append(...[...body.rows].sort((a, b) => sign * (key(a) - key(b))));
-    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-  });
-}
-"""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from lightning_app.errors import InputError
+from lightning_app.errors import InputError, first_line
 
 BUILDERS = ("json", "text", "parquet", "csv")  # of `datasets`, which read local files
 
@@ -51,7 +51,7 @@ class StreamedRows:
                 yield {name: values[0] for name, values in batch.items()}
         except _reading_errors() as error:
             raise InputError(
-                f"the stream {self.spec!r} broke off ({type(error).__name__}: {_first_line(error)}); check the network "
+                f"the stream {self.spec!r} broke off ({type(error).__name__}: {first_line(error)}); check the network "
                 "(or the files) and go on from the last checkpoint with --ckpt_path last"
             ) from error
 
@@ -82,16 +82,12 @@ def _load(spec: str, *, streaming: bool) -> Any:
         return datasets.load_dataset(name, config or None, split=split or "train", streaming=streaming)
     except RuntimeError as error:  # "Dataset scripts are no longer supported"
         raise InputError(
-            f"cannot load the dataset {spec!r} ({_first_line(error)}); its code is never run here: give its files as "
+            f"cannot load the dataset {spec!r} ({first_line(error)}); its code is never run here: give its files as "
             "hf:json:FILES, hf:parquet:FILES, hf:csv:FILES or hf:text:FILES"
         ) from error
     except refusals as error:
         raise InputError(
-            f"cannot load the dataset {spec!r} ({type(error).__name__}: {_first_line(error)}); if it is a local file, "
+            f"cannot load the dataset {spec!r} ({type(error).__name__}: {first_line(error)}); if it is a local file, "
             "check its path; a dataset of the hub needs its exact name and a network, or an earlier download and "
             "HF_HUB_OFFLINE=1; without either give local text files, or hf:json:file.jsonl"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

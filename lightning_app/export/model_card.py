@@ -5,7 +5,7 @@ Written from the checkpoint, and from the run's config and log where these still
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,10 @@ import yaml
 from torch import nn
 
 from lightning_app.memory.store import AssociativeMemory
+from lightning_app.reports.events import Data
+from lightning_app.reports.record import Record
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.series import events, numbers
 from lightning_app.training.checkpoint import STEP, Checkpoint, tokenizer_state
 from lightning_app.training.commit import UNKNOWN, commit
 from lightning_app.training.module import LanguageModule
@@ -62,17 +65,17 @@ class Facts:
         run, step = RunFolder.of(path.absolute()), checkpoint.get(STEP)
         records, config = (run.records(), run.config()) if run else ([], {})
         metrics = _metrics(records, step) or _monitored(checkpoint)
-        data: list[dict[str, Any]] = next((r["splits"] for r in reversed(records) if r.get("event") == "data"), [])
+        data = next((one.splits or [] for one in reversed(events(records, Data))), [])
         state = tokenizer_state(checkpoint)
         tokenizer = f"`{UNKNOWN if state is None else state['tokenizer']['name']}`"
         commits = (Checkpoint.of(checkpoint).commit, commit())
         return cls(path, type(module).__name__, step, tokenizer, metrics, config, data, commits, _memory(module))
 
 
-def _metrics(records: list[dict[str, Any]], step: int | None) -> dict[str, float]:
+def _metrics(records: Sequence[Record], step: int | None) -> dict[str, float]:
     """Of the validation at the checkpoint's step."""
-    at_step = [r for r in records if r.get("step") == step and "event" not in r and "val/ce" in r]
-    return {name: at_step[-1][name] for name in MEASURES if at_step and at_step[-1].get(name) is not None}
+    at_step = [one.values for one in numbers(records) if one.step == step and "val/ce" in one.values]
+    return {name: x for name in MEASURES if at_step and (x := at_step[-1].get(name)) is not None}
 
 
 def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:

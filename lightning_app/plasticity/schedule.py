@@ -44,6 +44,7 @@ from lightning_app.plasticity.pruning import as_mask, choose, choose_widths, dea
 from lightning_app.plasticity.stabilization import WINDOW, Verdict, quadratic_rule, slope_rule
 from lightning_app.plasticity.surgery import Kind, Units
 from lightning_app.plasticity.units import units_in
+from lightning_app.reports.plasticity import events
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
 from lightning_app.training.callbacks.samples import Samples, continued
 from lightning_app.training.callbacks.series import log_numbers
@@ -291,21 +292,20 @@ class PlasticitySchedule(L.Callback):
             self._advance(trainer, pl_module)  # if it failed in a phase that does not last
             return
         self._started = True
-        shown = {kind: list(units_in(pl_module, kind)[0].shape) for kind in self.targets}
+        shown: dict[str, list[int]] = {kind: list(units_in(pl_module, kind)[0].shape) for kind in self.targets}
         heads = units_in(pl_module, "heads")[0]
         of_heads = sum(part.parameter.numel() for layer in heads.layers for part in layer.parts)
-        RunLog.event(
-            trainer,
-            "plasticity_started",
+        started = events.PlasticityStarted(
             shape=list(heads.shape),
             units=shown,
-            targets=self.targets,
+            targets=[*self.targets],
             strategy=", ".join(f"{kind}: {self.strategies[kind].name}" for kind in self.targets),
             surgery=self.surgery,
             pruning_level=self.levels["heads"],
             head_parameters_share=of_heads / sum(p.numel() for p in pl_module.backbone.parameters()),
             **asdict(self.plan),
         )
+        RunLog.event(trainer, started)
         self._transition(trainer, Move(Position("training", 0), "the run begins"))
         self._look(trainer, pl_module, "baseline", with_text=True)
         self._advance(trainer, pl_module)
@@ -350,7 +350,8 @@ class PlasticitySchedule(L.Callback):
         if self.at.phase in LASTING:
             self._left = self.at
         self.at = move.to
-        RunLog.event(trainer, "phase_transition", phase=move.to.phase, cycle=move.to.cycle, reason=move.reason)
+        transition = events.PhaseTransition(phase=move.to.phase, cycle=move.to.cycle, reason=move.reason)
+        RunLog.event(trainer, transition)
         if move.to.phase not in ("training", "evaluation"):
             rank_zero_info(f"plasticity, cycle {move.to.cycle}: {move.to.phase} ({move.reason})")
 
@@ -378,18 +379,17 @@ class PlasticitySchedule(L.Callback):
         return quadratic_rule(self._losses, min_steps=self.stability_window or 20, patience=self.stability_window or 20)
 
     def _log_verdict(self, trainer: L.Trainer, verdict: Verdict) -> None:
-        RunLog.event(
-            trainer,
-            "stabilised",
+        stabilised = events.Stabilised(
             cycle=self.at.cycle,
             rule=self.stability_rule,
             window=verdict.window,
             statistic=verdict.statistic if math.isfinite(verdict.statistic) else None,
-            losses=self._losses[-max(verdict.window, 1) :],
+            losses=[*self._losses[-max(verdict.window, 1) :]],
             after=self.at.steps,
             stable=verdict.stable,
             reason=verdict.reason,
         )
+        RunLog.event(trainer, stabilised)
 
     # Phases
 
@@ -411,14 +411,15 @@ class PlasticitySchedule(L.Callback):
             self._scores[kind] = scores = trainer.strategy.broadcast(scores)
             if kind == "heads":
                 matrices = {"importance": scores.where(units.mask, math.nan), "gradient": gradient, "entropy": entropy}
-                RunLog.event(
-                    trainer,
-                    "analysis",
+                analysis = events.Analysis(
                     cycle=self.at.cycle,
                     strategy=self.strategies[kind].name,
                     alive=units.mask.int().tolist(),
-                    **{name: plain(matrix) for name, matrix in matrices.items()},
+                    importance=plain(matrices["importance"]),
+                    gradient=plain(gradient),
+                    entropy=plain(entropy),
                 )
+                RunLog.event(trainer, analysis)
                 log_maps(trainer, {f"plasticity/{name}": matrix for name, matrix in matrices.items()})
             self._save(trainer, scores, kind)
 
@@ -457,14 +458,8 @@ class PlasticitySchedule(L.Callback):
                     "alive": units.mask.int().tolist(),
                 }
             name = self.strategies[kind].name
-            RunLog.event(
-                trainer,
-                "pruning_event",
-                cycle=self.at.cycle,
-                target=kind,
-                reason=f"the least important by {name}; {int(dead.sum())} {kind} to reach level {self.levels[kind]}",
-                **event,
-            )
+            reason = f"the least important by {name}; {int(dead.sum())} {kind} to reach level {self.levels[kind]}"
+            RunLog.event(trainer, events.Pruning(cycle=self.at.cycle, target=kind, reason=reason, **event))
             self._prove(trainer, checks)
         reset_best_checkpoint(trainer)
         self._look(trainer, module, "pruned", with_text=True)
@@ -472,9 +467,7 @@ class PlasticitySchedule(L.Callback):
     def _regrow(self, trainer: L.Trainer, module: LanguageModule) -> None:
         surgeon = self._surgeon(trainer, module)
         chosen, missed, checks = surgeon.revive("heads", self.regrow, self.regrow_how, self._sample(trainer, module))
-        RunLog.event(
-            trainer,
-            "regrowth_event",
+        regrowth = events.Regrowth(
             cycle=self.at.cycle,
             heads=[list(unit) for unit in chosen],
             scores=missed,
@@ -482,6 +475,7 @@ class PlasticitySchedule(L.Callback):
             reason="missed most: the largest |dL/dgate| at a gate of 0",
             alive=units_in(module, "heads")[0].mask.int().tolist(),
         )
+        RunLog.event(trainer, regrowth)
         self._prove(trainer, checks)
         self._look(trainer, module, "regrown")
 
@@ -497,7 +491,7 @@ class PlasticitySchedule(L.Callback):
             share = 1 - mask.float().mean(1, keepdim=True)
             self._factors = (1 + (self.head_lr_factor - 1) * share).expand(mask.shape).clone()
             self._attach_rates(trainer, module)
-        RunLog.event(trainer, "learning_rates", groups=described(trainer))
+        RunLog.event(trainer, events.LearningRates(groups=described(trainer)))
 
     def _attach_rates(self, trainer: L.Trainer, module: LanguageModule) -> None:
         assert self._factors is not None
@@ -510,7 +504,7 @@ class PlasticitySchedule(L.Callback):
         if self._rates is not None:
             self._rates.detach()
         self._rates = self._factors = None
-        RunLog.event(trainer, "learning_rates", groups=described(trainer))
+        RunLog.event(trainer, events.LearningRates(groups=described(trainer)))
         ce = self._look(trainer, module, "recovered", with_text=True)
         limit = self._ce_at_start * (1 + self.tolerance)
         if self.plan.automatic and ce > limit:
@@ -521,22 +515,21 @@ class PlasticitySchedule(L.Callback):
     def _go_back(self, trainer: L.Trainer, module: LanguageModule, ce: float, limit: float) -> None:
         assert self._snapshot is not None
         checks = self._surgeon(trainer, module).go_back(self._snapshot)
-        RunLog.event(
-            trainer,
-            "rollback",
+        rollback = events.Rollback(
             cycle=self.at.cycle,
             ce=ce,
             limit=limit,
             reason=f"{ce:.4f} nats per token after fine-tuning, more than {limit:.4f}: back to before this cycle",
             alive=units_in(module, "heads")[0].mask.int().tolist(),
         )
+        RunLog.event(trainer, rollback)
         self._prove(trainer, checks)
         reset_best_checkpoint(trainer)
         self._look(trainer, module, "before")
         self._log_cost(trainer, module, "gone back")
 
     def _prove(self, trainer: L.Trainer, checks: dict[str, float | int]) -> None:
-        RunLog.event(trainer, "proof", cycle=self.at.cycle, checks=checks)
+        RunLog.event(trainer, events.Proof(cycle=self.at.cycle, checks=checks))
         self._proved |= checks
 
     # What is logged
@@ -556,10 +549,10 @@ class PlasticitySchedule(L.Callback):
     def _evaluate(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> float:
         ce = trainer.strategy.broadcast(cross_entropy_of(module, self._sample(trainer, module)))  # one for all ranks
         sparsity = units_in(module, "heads")[0].sparsity
-        RunLog.event(
-            trainer, "evaluation", cycle=self.at.cycle, stage=stage, ce=ce, ppl=math.exp(min(ce, 50)), sparsity=sparsity
-        )
-        log_numbers(trainer, {"plasticity/sample_ce": ce, "plasticity/sample_ppl": math.exp(min(ce, 50))})
+        ppl = math.exp(min(ce, 50))
+        evaluation = events.Evaluation(cycle=self.at.cycle, stage=stage, ce=ce, ppl=ppl, sparsity=sparsity)
+        RunLog.event(trainer, evaluation)
+        log_numbers(trainer, {"plasticity/sample_ce": ce, "plasticity/sample_ppl": ppl})
         return ce
 
     def _log_cost(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
@@ -571,7 +564,7 @@ class PlasticitySchedule(L.Callback):
             cost["measured"] = self._baseline["latency_ms"] / cost["latency_ms"]
             self._cost = cost
         name = "baseline" if stage == "baseline" else f"{stage}, cycle {self.at.cycle}"
-        RunLog.event(trainer, "cost", cycle=self.at.cycle, stage=name, **cost)
+        RunLog.event(trainer, events.Cost(cycle=self.at.cycle, stage=name, **cost))
         log_numbers(trainer, {f"plasticity/{key}": x for key, x in cost.items() if isinstance(x, int | float)})
 
     def _log_text(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
@@ -580,7 +573,7 @@ class PlasticitySchedule(L.Callback):
             return
         options = GenerationOptions(40, own[0].options.temperature, own[0].options.top_k, seed=0)
         texts = [{"prompt": prompt, "text": continued(prompt, module, data, options)} for prompt in own[0].prompts]
-        RunLog.event(trainer, "text_samples", stage=stage, texts=texts)
+        RunLog.event(trainer, events.TextSamples(stage=stage, texts=texts))
 
     # Others that watch the validation loss
 

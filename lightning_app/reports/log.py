@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_app.reports.events import Data, Resumed, Started
+
 FILE_NAME = "log.jsonl"
 _SUM = b', "crc": "'  # behind all else in a line: 8 hexadecimal digits, of the line without it
 NAMED = 5  # damaged lines whose numbers are listed
@@ -29,7 +31,7 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     for number, record in _lines(folder):
         if record is None:
             continue
-        if record.get("event") == "resumed":
+        if record.get("event") == Resumed.NAME:
             records = {n: r for n, r in records.items() if _counts(n, r, record)}
         records[number] = record
     return list(records.values())
@@ -69,7 +71,7 @@ def _is_record(record: Any) -> bool:
         return False
     if "event" not in record:
         return "step" in record and _are_numbers(*record.values())
-    return isinstance(record["event"], str) and (record["event"] != "resumed" or record.get("step") is not None)
+    return isinstance(record["event"], str) and (record["event"] != Resumed.NAME or record.get("step") is not None)
 
 
 def _are_numbers(*values: Any) -> bool:
@@ -79,6 +81,6 @@ def _are_numbers(*values: Any) -> bool:
 
 def _counts(number: int, record: dict[str, Any], resumed: dict[str, Any]) -> bool:
     """Whether a record before a resume belongs to the run: what was learned and measured up to its checkpoint."""
-    if record.get("event") in ("started", "data") or "step" not in record:
+    if record.get("event") in (Started.NAME, Data.NAME) or "step" not in record:
         return True
     return number <= resumed.get("lines", number) and (record["step"] or 0) <= resumed["step"]

@@ -1,20 +1,15 @@
-"""What pages are put together from: charts, tables, numbers in words, and the page itself as one file."""
+"""What the sections of a page hold: charts, tables, samples, numbers in words."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from lightning_app.io import write_atomic
-from lightning_app.reports.page import PAGE, SCRIPT, STYLE
-from lightning_app.reports.plasticity.facts import finite
-from lightning_app.reports.plasticity.figures import Chart
-
-PLOTLY = "plotly.min.js"
+from lightning_app.reports.figures import Chart
+from lightning_app.reports.record import finite
 
 
 @dataclass(frozen=True)
@@ -29,72 +24,14 @@ class Grid:
 Part = str | Chart | Grid
 
 
-Section = tuple[str, str, Sequence[Part]]  # its id, its heading, and what it holds
-
-
-# The file
-
-
-def write_page(page: str, path: Path, *, single_file: bool) -> Path:
-    """Write the page to `path`, and plotly's script beside it where it is not there; returns the page's path.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    script = path.with_name(PLOTLY)
-    if not single_file and not script.is_file():
-        write_atomic(script, _plotly().encode())
-    write_atomic(path, page.encode(errors="replace"))
-    return path
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs  # half a second, only where the script has to be written
-
-    return get_plotlyjs()
-
-
-def draw_page(sections: Sequence[Section], *, title: str, single_file: bool, style: str = "", script: str = "") -> str:
-    """The page of these sections.
-
-    Args:
-        single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
-        style: more of it, in CSS.
-        script: more of it, which runs behind the page's own.
-    """
-    drawn = [chart for _, _, parts in sections for chart in _charts(parts) if chart.data]
-    body = "\n".join(
-        f'<section id="{id}" aria-labelledby="{id}-head">\n<h2 id="{id}-head">{name}</h2>\n{_html(parts)}\n</section>'
-        for id, name, parts in sections
-    )
-    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in sections)
-    plotly = f"<script>{_plotly()}</script>" if single_file else f'<script src="{PLOTLY}"></script>'
-    return PAGE.format(
-        title=escape(title),
-        style=STYLE + style,
-        nav=nav,
-        sections=body,
-        charts=_embedded(drawn),
-        plotly=plotly,
-        script=SCRIPT + script,
-    )
-
-
-def _embedded(drawn: Sequence[Chart]) -> str:
-    """The charts as JSON that cannot end the script element that it stands in."""
-    figures = [{name: x for name, x in asdict(c).items() if name in ("id", "data", "layout", "height")} for c in drawn]
-    return json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-# What a section holds
-
-
-def _charts(parts: Iterable[Part]) -> list[Chart]:
+def charts_of(parts: Iterable[Part]) -> list[Chart]:
+    """Those of some parts, in their order."""
     both = [[part] if isinstance(part, Chart) else part.charts if isinstance(part, Grid) else [] for part in parts]
     return [chart for some in both for chart in some]
 
 
-def _html(parts: Iterable[Part]) -> str:
+def html_of(parts: Iterable[Part]) -> str:
+    """Their elements; a chart's is empty until the page's script draws it."""
     return "\n".join(_part(part) for part in parts)
 
 

@@ -21,6 +21,8 @@ from typing import Any
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.reports import log
+from lightning_app.reports.events import parsed
+from lightning_app.reports.record import Record
 from lightning_app.yaml_file import read_yaml
 
 CHECKPOINTS, CHECKPOINT = "checkpoints", ".ckpt"
@@ -132,11 +134,11 @@ class RunFolder:
         config = read_yaml(self.config_file) if self.config_file.is_file() else {}
         return config if isinstance(config, dict) else {}
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """Those of the log; none where there is no log."""
-        return log.read_log(self.path) if self.log_file.is_file() else []
+        return [parsed(one) for one in log.read_log(self.path)] if self.log_file.is_file() else []
 
-    def known_records(self) -> list[dict[str, Any]]:
+    def known_records(self) -> list[Record]:
         """The same for a page, which needs some.
 
         Raises:

@@ -6,16 +6,20 @@ Pure: records, options and samples in, facts out. What was not logged is None, n
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from lightning_app.reports.events import Data, Ended, Failed, Passages, Started, Trained, end_of
 from lightning_app.reports.intervals import SUMS
-from lightning_app.reports.loss_curve import best_validation
-from lightning_app.reports.plasticity.facts import Record, baseline_and_now, events, finite, last_step, step_of
+from lightning_app.reports.plasticity.events import Cost
+from lightning_app.reports.plasticity.facts import baseline_and_now
+from lightning_app.reports.record import Numbers, Record
+from lightning_app.reports.series import best_validation, events, is_of_fit, last_step, numbers, series
+from lightning_app.yaml_file import leaves
 
 AXES = ("steps", "tokens", "time")
 SEEDS = ("seed_everything", "data.seed")
@@ -45,34 +49,33 @@ class Run:
     # What was reached
 
     @cached_property
-    def best(self) -> Record | None:
-        """The record of the best validation of the model as it ended."""
+    def best(self) -> Numbers | None:
+        """Those of the best validation of the model as it ended."""
         return best_validation(self.records)
 
     def measure(self, name: str) -> float | None:
         """A number of the best validation, such as "val/bpb"."""
-        return finite(self.best.get(name)) if self.best else None
+        return self.best.values.get(name) if self.best else None
 
     @cached_property
     def passages(self) -> np.ndarray | None:
         """(P, S) sums of the passages of the validation text at the best validation; see `intervals`."""
-        step = step_of(self.best) if self.best else None
-        found = [r for r in events(self.records, "passages") if step_of(r) == step]
-        sums = _table([found[-1].get(name) for name in SUMS]) if found else None
-        return sums.T if sums is not None and sums[1:3].sum(1).all() else None
+        found = [one for one in events(self.records, Passages) if self.best and one.step == self.best.step]
+        columns = [getattr(found[-1], name) for name in SUMS] if found else []
+        if not all(columns) or len(set(map(len, columns))) != 1:
+            return None
+        sums = np.array(columns, dtype=float)
+        return sums.T if sums[1:3].sum(1).all() else None
 
     @property
-    def text(self) -> Record | None:
+    def text(self) -> dict[str, Any] | None:
         """Counts of the validation text, and its digest in newer logs."""
-        splits = (split for r in reversed(events(self.records, "data")) for split in r.get("splits") or [])
+        splits = (split for one in reversed(events(self.records, Data)) for split in one.splits or [])
         return next((split for split in splits if split.get("split") == "val"), None)
 
     @property
     def state(self) -> str:
-        last = next(reversed(events(self.records, "started", "resumed", "ended", "failed")), {})
-        if last.get("event") == "failed":
-            return f"failed: {last.get('error', 'reason not logged')}"
-        return "ended" if last.get("event") == "ended" else "not ended"
+        return end_of(self.records) or "not ended"
 
     @property
     def steps(self) -> int:
@@ -83,30 +86,32 @@ class Run:
     @property
     def parameters(self) -> tuple[float | None, float | None]:
         """At the start, and after the last surgery that measured them."""
-        start = next(iter(events(self.records, "started", "resumed")), {})
-        _, now = baseline_and_now(self.records, "cost")
-        first = finite(start.get("parameters"))
-        return first, (finite(now.get("parameters")) if now else None) or first
+        _, now = baseline_and_now(self.records, Cost)
+        first = self._start.parameters if self._start else None
+        return first, (now.parameters if now else None) or first
+
+    @property
+    def _start(self) -> Started | None:
+        return next(iter(events(self.records, Started)), None)
 
     @cached_property
     def flops_per_token(self) -> tuple[float | None, float | None]:
         """Of a training step, at the start and at the end."""
-        start = next(iter(events(self.records, "started", "resumed")), {})
-        ranks = finite(start.get("world_size")) or 1
-        rates = [(finite(r.get("model_tflops")), finite(r.get("tokens_per_s"))) for r in self.records]
+        ranks = (self._start.world_size if self._start else None) or 1
+        rates = [(r.values.get("model_tflops"), r.values.get("tokens_per_s")) for r in numbers(self.records)]
         found = [1e12 * flops * ranks / tokens for flops, tokens in rates if flops and tokens]
-        first = finite(start.get("flops_per_token")) or (found[0] if found else None)
+        first = (self._start.flops_per_token if self._start else None) or (found[0] if found else None)
         return first, found[-1] if found else first
 
     def total(self, name: str) -> float | None:
         """The last logged "tokens" or "train_flops"."""
-        found = [value for r in self.records if (value := finite(r.get(name))) is not None]
-        return found[-1] if found else None
+        found = (_total(record, name) for record in reversed(self.records))
+        return next((value for value in found if value is not None), None)
 
     @property
     def tokens_per_s(self) -> float | None:
         """Median over the run."""
-        found = [rate for r in self.records if (rate := finite(r.get("tokens_per_s"))) is not None]
+        found = self.values("tokens_per_s")
         return statistics.median(found) if found else None
 
     @cached_property
@@ -114,19 +119,18 @@ class Run:
         """Seconds of the run until each record; what lies between a crash and its resume does not count."""
         passed, before, found = 0.0, None, []
         for record in self.records:
-            now = finite(record.get("time"))
-            if now is not None:
-                if before is not None and record.get("event") not in ("started", "resumed", "data"):
-                    passed += max(0.0, now - before)
-                before = now
+            if record.time is not None:
+                if before is not None and not isinstance(record, Started | Data):
+                    passed += max(0.0, record.time - before)
+                before = record.time
             found.append(passed)
         return found
 
     @property
     def seconds(self) -> float | None:
         """Until the last step or the end of training; what closes a run is no part of it."""
-        ours = [t for t, r in zip(self.clock, self.records, strict=True) if r.get("event") in (None, "ended", "failed")]
-        return max(ours, default=None)
+        found = zip(self.clock, self.records, strict=True)
+        return max((t for t, r in found if is_of_fit(r) or isinstance(r, Ended | Failed)), default=None)
 
     # Curves
 
@@ -134,29 +138,27 @@ class Run:
         """Where on an axis the points of `values(name)` lie; None where the log does not say."""
         found = [(i, r) for i, r in enumerate(self.records) if _has(r, name)]
         if axis == "steps":
-            return [step_of(r) for _, r in found]
+            return [r.step for _, r in found]
         if axis == "time":
             return [self.clock[i] for i, _ in found] if self.clock and self.clock[-1] else None
-        known = [(step_of(r), n) for r in self.records if (n := finite(r.get("tokens"))) is not None]
-        steps, tokens = zip((0, 0), *known, strict=True)
-        return np.interp([step_of(r) for _, r in found], steps, tokens).tolist() if known else None
+        steps, tokens = series(self.records, "tokens")
+        return np.interp([r.step for _, r in found], [0, *steps], [0, *tokens]).tolist() if steps else None
 
     def values(self, name: str) -> list[float]:
         """All finite values of a number that was logged at steps."""
-        return [r[name] for r in self.records if _has(r, name)]
+        return series(self.records, name)[1]
 
     @property
     def numbers(self) -> list[str]:
         """Names of what was logged at steps."""
-        own = ("time", "step", "epoch")
-        return list(dict.fromkeys(n for r in self.records if "event" not in r for n in r if n not in own))
+        return list(dict.fromkeys(name for r in numbers(self.records) for name in r.values))
 
     # Options
 
     @cached_property
     def options(self) -> dict[str, Any]:
         """Value by dotted key; of a list of parts each stands under the name of its class."""
-        return dict(_leaves(self.config))
+        return dict(leaves(self.config, lists="classes"))
 
     @property
     def seed(self) -> tuple[Any, ...]:
@@ -169,29 +171,15 @@ class Run:
         return sorted({str(prompt) for prompts in found for prompt in prompts}, key=len, reverse=True)
 
 
-def _table(columns: list[Any]) -> np.ndarray | None:
-    """Columns of numbers as one array; None where they are not that, as a damaged line may have them."""
-    try:
-        table = np.array(columns, dtype=float)
-    except (ValueError, TypeError):
-        return None
-    return table if table.ndim == 2 and table.size and np.isfinite(table).all() else None
+def _total(record: Record, name: str) -> float | None:
+    if isinstance(record, Trained):
+        found: float | None = getattr(record, name)
+        return found
+    return record.values.get(name) if is_of_fit(record) else None
 
 
 def _has(record: Record, name: str) -> bool:
-    return "event" not in record and finite(record.get(name)) is not None
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list) and any(isinstance(one, Mapping) for one in tree):
-        for i, one in enumerate(tree):
-            name = str(one["class_path"]).rpartition(".")[2] if "class_path" in one else str(i)
-            yield from _leaves(one, f"{prefix}[{name}]")
-    else:
-        yield prefix, tree
+    return is_of_fit(record) and record.values.get(name) is not None
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -8,6 +8,8 @@ import struct
 import zipfile
 import zlib
 
+from lightning_app.errors import first_line
+
 STEP = 2**20  # bytes that are read at once
 # What `zipfile` raises on damage: RuntimeError where a bit says "encrypted", NotImplementedError "of another version".
 UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, struct.error, lzma.LZMAError)
@@ -23,5 +25,5 @@ def damage(path: str | os.PathLike[str], ending: str = "") -> str | None:
                     while file.read(STEP):
                         pass
     except UNREADABLE as error:
-        return str(error).partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_app.errors import DamagedError, InputError, is_full
+from lightning_app.errors import DamagedError, InputError, first_line, is_full
 from lightning_app.io import remove_leftovers, replacing
 from lightning_app.reports.run_folder import previous
 from lightning_app.training import side_files
@@ -60,11 +60,11 @@ def _load(
         checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"checkpoint {path} holds more than tensors and plain types, so it is not loaded: {_first_line(error)}; "
+            f"checkpoint {path} holds more than tensors and plain types, so it is not loaded: {first_line(error)}; "
             "if you trust its author, load it with weights_only=False and save what you need in plain types"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise DamagedError(f"checkpoint {path} is damaged: {_first_line(error)}; {_others(path)}") from error
+        raise DamagedError(f"checkpoint {path} is damaged: {first_line(error)}; {_others(path)}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; {_others(path)}")
     return checkpoint
@@ -99,10 +99,6 @@ def _others(path: Path) -> str:
         return f"there is no other checkpoint in {path.parent}: give another path, or start without one"
     more = f" and {len(newest) - _NAMED} more" if len(newest) > _NAMED else ""
     return f"others in {path.parent}, newest first: {', '.join(other.name for other in newest[:_NAMED])}{more}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -12,10 +12,10 @@ from torchmetrics import Metric
 
 from lightning_app.data.token_array import TokenArray
 from lightning_app.models.losses import IGNORE, bits_per_byte, macro_f1, token_nll
+from lightning_app.reports.intervals import SUMS
 
 _DOUBLE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
 PASSAGES = 32
-SUMS = ("nats", "tokens", "bytes", "right")  # kept of each passage
 
 
 class Passages:

@@ -21,7 +21,7 @@ from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.reports.compare.command import read_runs
 from lightning_app.reports.compare.tables import format_comparison
-from lightning_app.reports.loss_curve import best_validation
+from lightning_app.reports.series import best_validation
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.find_checkpoint import find_checkpoint
 from tests.fuzz.damage import damaged

@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 
+from lightning_app.reports.events import parsed
+from lightning_app.reports.record import Record
+
 LAYERS, HEADS = 4, 3
-Log = list[dict[str, Any]]
+Log = list[dict[str, Any]]  # lines, as they stand in the file
+
+
+def typed(log: Log) -> list[Record]:
+    """The lines of a log as pages get them."""
+    return [parsed(record) for record in log]
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import pytest
 from lightning_app.errors import InputError
 from lightning_app.reports import dashboard
 from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
-from lightning_app.reports.parts import PLOTLY
+from lightning_app.reports.page import PLOTLY
+from tests.reports.conftest import typed
 
 Log = list[dict[str, Any]]
 Simulate = Callable[..., Log]
@@ -79,7 +80,7 @@ def log(simulate: Simulate) -> Log:
 
 
 def page_of(log: Log) -> Page:
-    return Page(draw_dashboard(log, title="runs/one"))
+    return Page(draw_dashboard(typed(log), title="runs/one"))
 
 
 def without(log: Log, *names: str) -> Log:
@@ -126,6 +127,7 @@ def test_after_a_rollback_the_summary_is_of_the_model_that_is_left(log: Log):
     [
         ({"event": "failed", "step": 5, "error": "OutOfMemoryError"}, "failed: OutOfMemoryError"),
         ({"event": "ended", "step": 5}, "ended"),
+        ({"event": "interrupted", "step": 5, "signal": "SIGTERM"}, "interrupted by SIGTERM"),
         ({"event": "phase_transition", "step": 5, "phase": "finetuning", "cycle": 2}, "fine-tuning, cycle 2"),
         ({"step": 5, "train/ce": 2.0}, "training"),
     ],
@@ -228,10 +230,10 @@ def test_rollbacks_and_regrown_heads(log: Log, simulate: Simulate):
 
 
 def test_each_section_can_be_reached_and_each_chart_has_words_and_data(log: Log):
-    html = draw_dashboard(log, title="t")
+    html = draw_dashboard(typed(log), title="t")
     page = Page(html)
-    assert page.links >= {f"#{id}" for id in SECTIONS}
-    assert set(page.sections) >= set(SECTIONS)
+    assert page.links >= {f"#{section.id}" for section in SECTIONS}
+    assert set(page.sections) >= {section.id for section in SECTIONS}
     charts = json.loads(html.split('id="charts">')[1].split("</script>")[0])
     assert {chart["id"] for chart in charts} == set(page.charts)
     assert len(charts) == len(page.charts) == 30
@@ -294,7 +296,7 @@ def test_no_text_of_the_log_is_obeyed(log: Log):
     evil += [{"event": "analysis", "step": 1, "cycle": PAYLOAD, "alive": [[1]], "entropy": [[0.5]]}]
     evil += [{"event": "proof", "step": 1, "cycle": PAYLOAD, "checks": {PAYLOAD: PAYLOAD}}]
     evil += [{"event": "phase_transition", "step": 1, "phase": PAYLOAD, "cycle": 1}]
-    html = draw_dashboard(evil, title=PAYLOAD)
+    html = draw_dashboard(typed(evil), title=PAYLOAD)
     page = Page(html)
     assert "img" not in page.opened
     assert page.opened.count("script") == 3
@@ -305,13 +307,13 @@ def test_no_text_of_the_log_is_obeyed(log: Log):
 
 
 def test_the_page_asks_nothing_of_a_network(log: Log):
-    html = draw_dashboard(log, title="t")
+    html = draw_dashboard(typed(log), title="t")
     assert re.findall(r'(?:src|href)="([^#"][^"]*)"', html) == ["data:,", PLOTLY]
     assert not re.search(r"https?:|@import|url\(", html)
 
 
 def test_a_single_file_holds_the_script(log: Log):
-    html = draw_dashboard(log, title="t", single_file=True)
+    html = draw_dashboard(typed(log), title="t", single_file=True)
     assert len(html) > 3_000_000
     assert f'src="{PLOTLY}"' not in html
 
@@ -319,31 +321,31 @@ def test_a_single_file_holds_the_script(log: Log):
 def test_a_value_that_is_no_number_is_missing_and_no_broken_json():
     log = [{"step": 1, "train/ce": float("nan")}, {"step": 2, "train/ce": 2.0}]
     log += [{"event": "analysis", "step": 2, "cycle": 1, "alive": [[1, 1]], "entropy": [[float("inf"), 0.5]]}]
-    html = draw_dashboard(log, title="t")
+    html = draw_dashboard(typed(log), title="t")
     assert "NaN" not in html.split('id="charts">')[1].split("</script>")[0]
 
 
 def test_the_script_is_written_once_and_the_page_again(simulate: Simulate, tmp_path: Path):
     log, folder = simulate(), tmp_path / "new"
-    assert write_dashboard(log[:20], folder / "dashboard.html", title="t") == folder / "dashboard.html"
+    assert write_dashboard(typed(log[:20]), folder / "dashboard.html", title="t") == folder / "dashboard.html"
     script, first = (folder / PLOTLY).stat(), (folder / "dashboard.html").read_text()
-    write_dashboard(log, folder / "dashboard.html", title="t")
+    write_dashboard(typed(log), folder / "dashboard.html", title="t")
     assert (folder / PLOTLY).stat().st_mtime_ns == script.st_mtime_ns
-    assert (folder / "dashboard.html").read_text() == draw_dashboard(log, title="t") != first
+    assert (folder / "dashboard.html").read_text() == draw_dashboard(typed(log), title="t") != first
     assert sorted(path.name for path in folder.iterdir()) == ["dashboard.html", PLOTLY]
-    write_dashboard(log, tmp_path / "single/dashboard.html", title="t", single_file=True)
+    write_dashboard(typed(log), tmp_path / "single/dashboard.html", title="t", single_file=True)
     assert [path.name for path in (tmp_path / "single").iterdir()] == ["dashboard.html"]
 
 
 def test_a_write_that_fails_leaves_the_old_page(simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_dashboard(simulate(), tmp_path / "dashboard.html", title="old")
+    write_dashboard(typed(simulate()), tmp_path / "dashboard.html", title="old")
 
     def full(*paths: object) -> None:
         raise OSError(errno.ENOSPC, "simulated")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match="no space left in"):
-        write_dashboard(simulate(), tmp_path / "dashboard.html", title="new")
+        write_dashboard(typed(simulate()), tmp_path / "dashboard.html", title="new")
     assert "<h1>old</h1>" in (tmp_path / "dashboard.html").read_text()
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -354,7 +356,7 @@ def test_a_page_is_drawn_fast_enough_to_be_drawn_again_and_again(simulate: Simul
     took = []
     for _ in range(3):
         began = time.process_time()
-        dashboard.draw_dashboard(log, title="t")
+        dashboard.draw_dashboard(typed(log), title="t")
         took.append(time.process_time() - began)
     assert len(log) == 3000
     assert min(took) < 0.3

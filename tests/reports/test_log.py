@@ -9,6 +9,7 @@ from lightning_app.reports.compare.tables import format_comparison
 from lightning_app.reports.dashboard import write_dashboard
 from lightning_app.reports.log import damage, line_of, read_log
 from lightning_app.reports.runs import Run
+from tests.reports.conftest import typed
 
 
 def test_a_line_has_a_checksum_that_is_no_part_of_its_record(tmp_path: Path):
@@ -56,6 +57,6 @@ def test_no_flip_or_cut_changes_a_record_or_stops_a_page(tmp_path: Path, simulat
         kinds["noticed" if damage(tmp_path) else "same"] += 1
         assert len(known) + len(others) >= 58 or not i % 3
         if i < 6 and found:
-            write_dashboard(found, tmp_path / "page.html", title="x")
-            format_comparison([Run("x", "x", records=found)])
+            write_dashboard(typed(found), tmp_path / "page.html", title="x")
+            format_comparison([Run("x", "x", records=typed(found))])
     assert kinds["noticed"] > 100

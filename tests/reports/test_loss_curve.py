@@ -1,15 +1,19 @@
 from pathlib import Path
 
-from lightning_app.reports.loss_curve import best_validation, draw_loss, series
+from lightning_app.reports.loss_curve import draw_loss
+from lightning_app.reports.series import best_validation, series
+from tests.reports.conftest import typed
 
-RECORDS = [
-    {"event": "started", "step": 0},
-    {"step": 5, "train/ce": 3.0},
-    {"step": 5, "val/ce": 3.5},
-    {"step": 10, "train/ce": None},
-    {"step": 10, "val/ce": 2.5},
-    {"step": 15, "val/ce": 2.75},
-]
+RECORDS = typed(
+    [
+        {"event": "started", "step": 0},
+        {"step": 5, "train/ce": 3.0},
+        {"step": 5, "val/ce": 3.5},
+        {"step": 10, "train/ce": None},
+        {"step": 10, "val/ce": 2.5},
+        {"step": 15, "val/ce": 2.75},
+    ]
+)
 
 
 def test_series_leaves_out_what_is_missing():
@@ -21,7 +25,7 @@ def test_series_leaves_out_what_is_missing():
 def test_best_is_the_lowest_cross_entropy():
     best = best_validation(RECORDS)
     assert best is not None
-    assert best["step"] == 10
+    assert best.step == 10
     assert best_validation(RECORDS[:2]) is None
 
 

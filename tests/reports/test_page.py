@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from tests.reports.conftest import typed
 
 Log = list[dict[str, Any]]
 
@@ -17,14 +18,14 @@ Log = list[dict[str, Any]]
 def full(simulate: Callable[..., Log], tmp_path: Path) -> Path:
     """A page with every chart."""
     log = simulate(regrowth=True, rollback=True, controller=True)
-    return write_dashboard(log, tmp_path / "dashboard.html", title="runs/<b>one</b>")
+    return write_dashboard(typed(log), tmp_path / "dashboard.html", title="runs/<b>one</b>")
 
 
 @pytest.fixture
 def plain(simulate: Callable[..., Log], tmp_path: Path) -> Path:
     """A page with two charts, which is drawn sooner."""
     log = [r for r in simulate() if "event" not in r]
-    return write_dashboard(log, tmp_path / "dashboard.html", title="runs/one")
+    return write_dashboard(typed(log), tmp_path / "dashboard.html", title="runs/one")
 
 
 def test_on_a_phone_every_chart_is_drawn_in_dark_colours_and_nothing_overflows(full: Path, visit: Callable[..., Any]):
@@ -85,14 +86,14 @@ def test_the_keyboard_reaches_content_theme_and_sections(plain: Path, visit: Cal
     for _ in SECTIONS:
         page.keyboard.press("Tab")
         hashes.append(page.evaluate(f"{focus}.hash"))
-    assert hashes == [f"#{id}" for id in SECTIONS]
+    assert hashes == [f"#{section.id}" for section in SECTIONS]
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#run"
     page.wait_for_function("document.getElementById('run').getBoundingClientRect().top < innerHeight")
 
 
 def test_a_page_without_its_script_says_so(simulate: Callable[..., Log], tmp_path: Path, browser: Any):
-    (tmp_path / "alone.html").write_text(draw_dashboard(simulate(), title="t"))
+    (tmp_path / "alone.html").write_text(draw_dashboard(typed(simulate()), title="t"))
     page = browser.new_page()
     page.goto((tmp_path / "alone.html").as_uri())
     assert page.locator("#no-plotly").is_visible()
@@ -101,6 +102,6 @@ def test_a_page_without_its_script_says_so(simulate: Callable[..., Log], tmp_pat
 
 
 def test_a_single_file_draws_alone(simulate: Callable[..., Log], tmp_path: Path, visit: Callable[..., Any]):
-    page = visit(write_dashboard(simulate()[:40], tmp_path / "one.html", title="t", single_file=True))
+    page = visit(write_dashboard(typed(simulate()[:40]), tmp_path / "one.html", title="t", single_file=True))
     page.wait_for_function("charts.get('timeline').drawn")
     assert not page.locator("#no-plotly").is_visible()

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_app.errors import InputError
 from lightning_app.reports import run_folder
+from lightning_app.reports.record import Numbers
 from lightning_app.reports.run_folder import (
     RunFolder,
     checkpoints_below,
@@ -82,13 +83,8 @@ def test_a_checkpoint_belongs_to_the_run_that_wrote_it(run: RunFolder, tmp_path:
 
 
 def test_what_is_there_is_found(run: RunFolder, tmp_path: Path):
-    assert (run.checkpoints(), run.config(), run.records(), run.samples(), run.of_loggers()) == (
-        {},
-        {},
-        [],
-        ([], ""),
-        {},
-    )
+    assert (run.checkpoints(), run.config(), run.records(), run.of_loggers()) == ({}, {}, [], {})
+    assert run.samples() == ([], "")
     run.checkpoint("last").write_bytes(b"x")
     previous(run.checkpoint("last")).write_bytes(b"y")
     run.config_file.write_text("data: {seed: 1}")
@@ -99,7 +95,8 @@ def test_what_is_there_is_found(run: RunFolder, tmp_path: Path):
     assert run.checkpoints() == {"last": run.checkpoint("last")}
     assert generations(run.checkpoint("last")) == [run.checkpoint("last"), previous(run.checkpoint("last"))]
     assert run.config() == {"data": {"seed": 1}}
-    assert (run.records(), run.damage()) == ([{"step": 1, "train/ce": 2.5}], "1 damaged line left out (2)")
+    assert run.records() == [Numbers(step=1, values={"train/ce": 2.5})]
+    assert run.damage() == "1 damaged line left out (2)"
     assert list(run.of_loggers()) == ["CSV"]
     assert sorted(checkpoints_below(tmp_path)) == sorted(run.checkpoints_folder.iterdir())
     assert (runs_below(tmp_path), versions_of(run.path.parent)) == ([run], [run])

@@ -40,7 +40,7 @@ from lightning_app.memory.tools.inspect import (
     remove_documents,
     search,
 )
-from lightning_app.reports.tables import format_table
+from lightning_app.reports.tables import format_table, one_line
 from lightning_app.training.find_checkpoint import find_checkpoint
 
 VECTORS_PER_CLUSTER = 39  # fewer and k-means of `ivf` has too little to learn from
@@ -178,12 +178,8 @@ def search_text(args: argparse.Namespace) -> None:
 
 
 def _line(neighbour: Neighbour) -> str:
-    text = f"{_one_line(neighbour.span)} [{_one_line(neighbour.next)}]"
+    text = f"{one_line(neighbour.span)} [{one_line(neighbour.next)}]"
     return f"{neighbour.distance:10.4f}  {text}  ({neighbour.document}, token {neighbour.position})"
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", "\\n").replace("\t", "\\t")
 
 
 def delete(args: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from lightning_app.plasticity.measurements import plain, sample_of
 from lightning_app.plasticity.pruner import Surgeon, check_strategy
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.units import AttentionHeads, units_in
+from lightning_app.reports.plasticity import events
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
 from lightning_app.training.module import LanguageModule
@@ -281,9 +282,7 @@ class HeadController(L.Callback):
         for units in units_in(module, "heads"):
             units.set_mask(self.active)
         if self._updates % self.log_every == 0 or bool((before != self.active).any()):
-            RunLog.event(
-                trainer,
-                "controller_update",
+            update = events.ControllerUpdate(
                 gates=plain(self.controller.gates),
                 entropy=plain(metrics.entropy),
                 gradient=plain(metrics.gradient),
@@ -291,6 +290,7 @@ class HeadController(L.Callback):
                 total=self.active.numel(),
                 alive=self.active.int().tolist(),
             )
+            RunLog.event(trainer, update)
 
     def _metrics(self, module: LanguageModule) -> HeadMetrics:
         """The same on every rank."""
@@ -347,9 +347,7 @@ class HeadController(L.Callback):
         reset_best_checkpoint(trainer)
         heads = dead.nonzero().tolist()
         assert self.controller is not None
-        RunLog.event(
-            trainer,
-            "pruning_event",
+        pruning = events.Pruning(
             cycle=1,
             target="heads",
             heads=heads,
@@ -357,7 +355,8 @@ class HeadController(L.Callback):
             reason=f"gates of at most 0.5 when the controller ended; {self.finally_}",
             alive=main.mask.int().tolist(),
         )
-        RunLog.event(trainer, "proof", cycle=1, checks=checks)
+        RunLog.event(trainer, pruning)
+        RunLog.event(trainer, events.Proof(cycle=1, checks=checks))
         left = int(self.active.sum())
         rank_zero_info(
             f"controller: {left} of {self.active.numel()} heads are left ({self.finally_}); parameters: {before:,} -> "

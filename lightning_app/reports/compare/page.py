@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from lightning_app.reports.compare.charts import (
 )
 from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, results
 from lightning_app.reports.groups import BASE, NO_CHANCE, Side, cautions, sides_of
-from lightning_app.reports.parts import Grid, Part, Section, draw_page, html_table, plain, sample_card, write_page
+from lightning_app.reports.page import Section, draw_page, template, write_page
+from lightning_app.reports.parts import Grid, Part, html_table, plain, sample_card
 from lightning_app.reports.runs import ABSENT, AXES, Run, differing
 
 FILE_NAME = "compare.html"
@@ -44,19 +46,23 @@ def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bo
         axis: that of the curves at first: one of `AXES` that a run's log has.
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
     """
-    sides = sides_of(runs)
     main, others = curves(runs, axis)
-    sections: list[Section] = [
-        ("results", "Results", _results(runs, sides)),
-        ("curves", "Curves", _curves(runs, main, others, axis)),
-        ("costs", "Cost", _costs(runs, sides)),
-        ("samples", "Samples", _samples(runs)),
-        ("options", "Options that differ", _options(runs)),
-        ("runs", "Runs", _runs(runs)),
-    ]
+    subject = Comparison(runs, sides_of(runs), main, others, axis)
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
     data = f"\nconst compared = {embedded([*main, *others], runs)};\n"
-    return draw_page(sections, title=title, single_file=single_file, style=STYLE, script=data + SCRIPT)
+    style, script = template("compare.css"), data + template("compare.js")
+    return draw_page(SECTIONS, subject, title=title, single_file=single_file, style=style, script=script)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the page is about: runs, those of them that belong together, and their curves on an axis."""
+
+    runs: Sequence[Run]
+    sides: Sequence[Side]
+    main: Sequence[Curves]
+    others: Sequence[Curves]
+    axis: str
 
 
 # The page
@@ -91,7 +97,8 @@ def _cell(text: str) -> str:
     return f"{escape(value)} <small>[{escape(ends)}</small>" if bracket else escape(text)
 
 
-def _results(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
+def _results(of: Comparison) -> list[Part]:
+    runs, sides = of.runs, of.sides
     warnings = "".join(f'<p class="caution">{escape(caution)}</p>' for caution in cautions(runs))
     note = f'<p class="note">{escape(legend(sides))}</p>'
     chart = reached(sides, runs)
@@ -107,7 +114,8 @@ def _lead(sides: Sequence[Side]) -> str:
     return f'<p class="lead">Lowest bits per byte: <strong>{escape(best)}</strong>, {value:.4f}.</p>'
 
 
-def _curves(runs: Sequence[Run], main: Sequence[Curves], others: Sequence[Curves], axis: str) -> list[Part]:
+def _curves(of: Comparison) -> list[Part]:
+    runs, main, others, axis = of.runs, of.main, of.others, of.axis
     if not main and not others:
         return ['<p class="missing">no numbers were logged at steps</p>']
     gone = {one: missing_on(runs, one) for one in AXES}
@@ -141,17 +149,18 @@ def _switches(runs: Sequence[Run], axes: Sequence[str], axis: str) -> str:
     )
 
 
-def _costs(runs: Sequence[Run], sides: Sequence[Side]) -> list[Part]:
+def _costs(of: Comparison) -> list[Part]:
     note = (
         '<p class="note">FLOPs: 6 for each weight of a matrix and 12 for each width and position of attention, per '
         "token of training. Tokens: of all processes, padding included. Tokens/s: the median. "
         "Time: validation included.</p>"
     )
-    return [_html(costs(sides), "What it took", runs, sides), note]
+    return [_html(costs(of.sides), "What it took", of.runs, of.sides), note]
 
 
-def _samples(runs: Sequence[Run]) -> list[Part]:
+def _samples(of: Comparison) -> list[Part]:
     """One fold per prompt, with a card of each run."""
+    runs = of.runs
     by_prompt: dict[str, list[tuple[Run, str]]] = {}
     for run in runs:
         for text in run.samples:
@@ -173,7 +182,8 @@ def _fold(prompt: str, found: Sequence[tuple[Run, str]], *, opened: bool) -> str
     return f'{begin}<div class="samples">{cards}</div></details>'
 
 
-def _options(runs: Sequence[Run]) -> list[Part]:
+def _options(of: Comparison) -> list[Part]:
+    runs = of.runs
     known = [run for run in runs if run.config]
     without = [run.label for run in runs if not run.config]
     parts: list[Part] = []
@@ -215,8 +225,8 @@ def _option(key: str, value: Any) -> str:
     return escape(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _runs(runs: Sequence[Run]) -> list[Part]:
-    rows = [[_breakable(r.label), _breakable(r.folder), escape(r.state), *_text(r)] for r in runs]
+def _runs(of: Comparison) -> list[Part]:
+    rows = [[_breakable(r.label), _breakable(r.folder), escape(r.state), *_text(r)] for r in of.runs]
     heads = ["run", "folder", "state", "validation text"]
     return [html_table("Where they lie", heads, rows, texts=(0, 1, 2, 3))]
 
@@ -231,45 +241,11 @@ def _text(run: Run) -> list[str]:
     return [escape(f"{counts}{', digest ' + str(text['text']) if text.get('text') else ''}")]
 
 
-STYLE = """
-:root {
-  --run-a: light-dark(#1f5fb8, #7fb2f8); --run-b: light-dark(#c1440e, #f59560); --run-c: light-dark(#1b7a43, #6fd196);
-  --run-d: light-dark(#7b45c0, #c3a0f7); --run-e: light-dark(#a86d00, #f0c04a); --run-f: light-dark(#0f8a8a, #5ad3d3);
-  --run-g: light-dark(#b3267a, #f58ac8); --run-h: light-dark(#59646e, #aab4be);
-}
-.caution { border-left: 4px solid var(--warn); padding: 0.4rem 0.8rem; background: var(--mark); }
-.caution::before { content: "\\26A0  "; color: var(--warn); }
-td small { display: block; color: var(--soft); white-space: nowrap; }
-.switches { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; margin-bottom: 0.5rem; }
-fieldset {
-  border: 1px solid var(--line); border-radius: 0.6rem; padding: 0.2rem 0.8rem 0.4rem; margin: 0; min-width: 0;
-  display: flex; flex-wrap: wrap; gap: 0.1rem 1.1rem;
-}
-legend { color: var(--soft); font-size: 0.85rem; padding: 0 0.3rem; }
-fieldset label { display: flex; align-items: center; gap: 0.35rem; min-height: 2rem; overflow-wrap: anywhere; }
-.swatch { display: inline-block; width: 1.2rem; border-top: 3px var(--dash) var(--of); flex: none; }
-.swatch { vertical-align: middle; margin-right: 0.25rem; }
-.text { overflow-wrap: break-word; }
-tbody th.text { min-width: 8.5rem; }
-"""
-
-SCRIPT = """\
-function ofCharts(change) {
-  for (const id of Object.keys(compared.axes)) {
-    const chart = charts.get(id);
-    change(chart, compared.axes[id]);
-    if (chart.drawn) draw(chart.element);
-  }
-}
-for (const input of document.querySelectorAll('input[name="axis"]')) input.addEventListener("change", () => {
-  ofCharts((chart, axes) => {
-    chart.data.forEach((trace, i) => { trace.x = axes[input.value][i]; });
-    chart.layout.xaxis.title.text = compared.titles[input.value];
-  });
-});
-for (const input of document.querySelectorAll('input[name="run"]')) input.addEventListener("change", () => {
-  ofCharts((chart) => {
-    for (const trace of chart.data) if (trace.meta === Number(input.value)) trace.visible = input.checked;
-  });
-});
-"""
+SECTIONS = (
+    Section("results", "Results", (), _results),
+    Section("curves", "Curves", (), _curves),
+    Section("costs", "Cost", (), _costs),
+    Section("samples", "Samples", (), _samples),
+    Section("options", "Options that differ", (), _options),
+    Section("runs", "Runs", (), _runs),
+)

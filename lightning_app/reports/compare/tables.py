@@ -28,7 +28,7 @@ def results(sides: Sequence[Side]) -> Table:
     for side in sides:
         cells = [_interval(side.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
         change = "\u2013" if side is sides[0] else _interval(against(side, sides[0]), "{:+.1f}", unit=" %")
-        steps = ", ".join(f"{run.best['step']:,}" if run.best else ABSENT_WORD for run in side.runs)
+        steps = ", ".join(f"{run.best.step:,}" if run.best else ABSENT_WORD for run in side.runs)
         rows.append([side.label, *cells, *[change] * several, steps, side.chance])
     return heads, rows
 

@@ -6,13 +6,24 @@ Letters of a shape: L layers, H heads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
-Record = dict[str, Any]
-Matrix = list[list[float | None]]  # L x H
+from lightning_app.reports.plasticity.events import (
+    Analysis,
+    Cost,
+    Evaluation,
+    Matrix,
+    PhaseTransition,
+    PlasticityStarted,
+    Pruning,
+    Regrowth,
+    Rollback,
+)
+from lightning_app.reports.record import Record
+from lightning_app.reports.series import change, events, last_step
+
 Head = tuple[int, int]  # layer and head, both from 0
 
 
@@ -74,44 +85,14 @@ class Cycle:
         return change(self.before, self.recovered)
 
 
-def finite(value: Any) -> float | int | None:
-    """The number, or None for whatever is none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else None
-
-
-def change(before: float | None, after: float | None) -> float | None:
-    """(after - before) / before; None where one is missing."""
-    return None if not before or after is None else after / before - 1
-
-
-def events(records: Sequence[Record], *names: str) -> list[Record]:
-    """The events of these names in order."""
-    return [r for r in records if r.get("event") in names]
-
-
-def step_of(record: Record) -> int:
-    return int(finite(record.get("step")) or 0)
-
-
-def last_step(records: Sequence[Record]) -> int:
-    return max(map(step_of, records), default=0)
-
-
-def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one number among the logged steps, where it is finite."""
-    found = [(step_of(r), value) for r in records if "event" not in r and (value := finite(r.get(name))) is not None]
-    return [step for step, _ in found], [value for _, value in found]
-
-
 def phases(records: Sequence[Record]) -> list[Phase]:
     """In order; the last one ends with the log."""
-    found = events(records, "phase_transition")
-    ends = [*map(step_of, found[1:]), last_step(records)]
+    found = events(records, PhaseTransition)
+    ends = [*(one.step for one in found[1:]), last_step(records)]
     return [
-        Phase(str(r.get("phase")), int(r.get("cycle") or 0), step_of(r), end, str(r.get("reason") or ""))
-        for r, end in zip(found, ends, strict=False)
-        if r.get("phase") != "done"
+        Phase(str(one.phase), one.cycle or 0, one.step, end, one.reason or "")
+        for one, end in zip(found, ends, strict=False)
+        if one.phase != "done"
     ]
 
 
@@ -119,47 +100,41 @@ def standing(records: Sequence[Record]) -> list[Record]:
     """The records without what a rollback undid: all from its cycle's first pruning on."""
     kept: list[Record] = []
     for record in records:
-        if record.get("event") == "rollback":
-            ours = (i for i, r in enumerate(kept) if r.get("event") == "pruning_event" and _same_cycle(r, record))
+        if isinstance(record, Rollback):
+            ours = (i for i, r in enumerate(kept) if isinstance(r, Pruning) and r.cycle == record.cycle)
             kept = kept[: next(ours, len(kept))]
         kept.append(record)
     return kept
 
 
-def _same_cycle(one: Record, other: Record) -> bool:
-    return one.get("cycle") == other.get("cycle")
-
-
 def living(records: Sequence[Record]) -> list[Living]:
     """Which heads are alive, at the start of plasticity and after each event that says so."""
     found: list[Living] = []
-    for r in events(records, "plasticity_started", "analysis", "pruning_event", "regrowth_event", "rollback"):
-        alive = r.get("alive")
-        if alive is None and r["event"] == "plasticity_started" and not found and r.get("shape"):
-            layers, heads = r["shape"]
-            alive = [[1] * heads for _ in range(layers)]
-        if alive is not None:
-            found.append(Living(step_of(r), r.get("cycle"), [[int(bool(x)) for x in row] for row in alive]))
+    for r in records:
+        if isinstance(r, PlasticityStarted) and not found and r.shape and len(r.shape) == 2:
+            layers, heads = r.shape
+            found.append(Living(r.step, None, [[1] * heads for _ in range(layers)]))
+        elif isinstance(r, Analysis | Pruning | Regrowth | Rollback) and r.alive is not None:
+            found.append(Living(r.step, r.cycle, [[int(bool(x)) for x in row] for row in r.alive]))
     return found
 
 
-def heads_of(record: Record) -> list[Head]:
-    return [(int(layer), int(head)) for layer, head in record.get("heads") or []]
+def heads_of(record: Pruning | Regrowth) -> list[Head]:
+    return [(one[0], one[1]) for one in record.heads or [] if len(one) == 2]
 
 
 def pruned_heads(records: Sequence[Record]) -> list[PrunedHead]:
     """One for each head of each pruning event, in order."""
     found = []
     for i, r in enumerate(records):
-        if r.get("event") != "pruning_event":
+        if not isinstance(r, Pruning):
             continue
         heads = heads_of(r)
-        scores = [*(r.get("scores") or []), *[None] * len(heads)]
-        own, of_all = r.get("reasons") or [], str(r.get("reason") or "")
-        reasons = [*(f"{one}; {of_all}" if of_all else str(one) for one in own), *[of_all] * len(heads)]
+        scores = [*(r.scores or []), *[None] * len(heads)]
+        of_all = r.reason or ""
+        reasons = [*(f"{one}; {of_all}" if of_all else one for one in r.reasons or []), *[of_all] * len(heads)]
         for head, score, reason in zip(heads, scores, reasons, strict=False):
-            fate = _fate(head, records[i + 1 :])
-            found.append(PrunedHead(r.get("cycle"), step_of(r), head, finite(score), reason, fate))
+            found.append(PrunedHead(r.cycle, r.step, head, score, reason, _fate(head, records[i + 1 :])))
     return found
 
 
@@ -167,16 +142,19 @@ def _fate(head: Head, later: Sequence[Record]) -> str:
     """What became of a head that was pruned just before these records."""
     layer, number = head
     for r in later:
-        where = f"cycle {r.get('cycle', '?')}, step {step_of(r):,}"
-        if r.get("event") == "regrowth_event" and head in heads_of(r):
-            how = {"undo": "its old weights", "new": "new weights"}.get(r.get("how", ""), str(r.get("how") or ""))
-            return f"regrown in {where}" + (f" with {how}" if how else "")
-        if r.get("event") == "rollback" and (r.get("alive") or [[]])[layer : layer + 1]:
-            if r["alive"][layer][number]:
-                return f"rolled back in {where}"
-        elif r.get("event") == "pruning_event" and head in heads_of(r):
+        if isinstance(r, Regrowth) and head in heads_of(r):
+            how = {"undo": "its old weights", "new": "new weights"}.get(r.how or "", r.how)
+            return f"regrown in {_where(r)}" + (f" with {how}" if how else "")
+        if isinstance(r, Rollback) and (r.alive or [[]])[layer : layer + 1]:
+            if r.alive and r.alive[layer][number]:
+                return f"rolled back in {_where(r)}"
+        elif isinstance(r, Pruning) and head in heads_of(r):
             break
     return "no"
+
+
+def _where(r: Regrowth | Rollback) -> str:
+    return f"cycle {'?' if r.cycle is None else r.cycle}, step {r.step:,}"
 
 
 def deaths(records: Sequence[Record]) -> tuple[Matrix, Matrix]:
@@ -196,28 +174,25 @@ def deaths(records: Sequence[Record]) -> tuple[Matrix, Matrix]:
     return cycles, steps
 
 
-def evaluations(records: Sequence[Record]) -> list[Record]:
+def evaluations(records: Sequence[Record]) -> list[Evaluation]:
     """Those with a cross-entropy."""
-    return [r for r in events(records, "evaluation") if finite(r.get("ce")) is not None]
+    return [one for one in events(records, Evaluation) if one.ce is not None]
 
 
-def unpruned(records: Sequence[Record]) -> Record | None:
+def unpruned(records: Sequence[Record]) -> Evaluation | None:
     """The last evaluation before the first pruning: the fairest of the run's own with which to compare what is left."""
-    found: Record | None = None
-    for r in records:
-        if r.get("event") == "pruning_event":
-            return found
-        found = r if r.get("event") == "evaluation" and finite(r.get("ce")) is not None else found
-    return None
+    first = next((i for i, r in enumerate(records) if isinstance(r, Pruning)), None)
+    before = evaluations(records[:first]) if first is not None else []
+    return before[-1] if before else None
 
 
 def cycles(records: Sequence[Record]) -> list[Cycle]:
     """One for each cycle that was evaluated, in order; of each stage the last evaluation counts."""
     found: dict[int, dict[str, float]] = {}
-    for r in evaluations(records):
-        if r.get("stage") != "baseline":
-            found.setdefault(int(r.get("cycle") or 0), {})[str(r.get("stage"))] = r["ce"]
-    undone = {r.get("cycle") for r in events(records, "rollback")}
+    for one in events(records, Evaluation):
+        if one.stage != "baseline" and one.ce is not None:
+            found.setdefault(one.cycle or 0, {})[str(one.stage)] = one.ce
+    undone = {one.cycle for one in events(records, Rollback)}
     return [
         Cycle(
             cycle,
@@ -231,9 +206,12 @@ def cycles(records: Sequence[Record]) -> list[Cycle]:
     ]
 
 
-def baseline_and_now(records: Sequence[Record], event: str) -> tuple[Record | None, Record | None]:
-    """Of "evaluation" or "cost": the one of stage "baseline", and the last one that no rollback undid."""
-    found = events(standing(records), event)
-    baseline = next((r for r in found if r.get("stage") == "baseline"), None)
-    now = next((r for r in reversed(found) if r.get("stage") != "baseline"), None)
+Staged = TypeVar("Staged", Evaluation, Cost)
+
+
+def baseline_and_now(records: Sequence[Record], kind: type[Staged]) -> tuple[Staged | None, Staged | None]:
+    """Of evaluations or costs: the one of stage "baseline", and the last one that no rollback undid."""
+    found = events(standing(records), kind)
+    baseline = next((one for one in found if one.stage == "baseline"), None)
+    now = next((one for one in reversed(found) if one.stage != "baseline"), None)
     return baseline, now

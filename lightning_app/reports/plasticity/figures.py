@@ -1,34 +1,35 @@
-"""The charts of a plasticity run, as plain dicts in plotly's format: building plotly's own objects takes seconds.
-
-A colour is "@" and the name of a CSS variable of the page, which its script looks up, so that charts follow the theme.
-Text of the log goes through `label`: plotly obeys some tags in its texts.
-"""
+"""The charts of a plasticity run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
+from lightning_app.reports.figures import Chart, Trace, dots, label, lines
+from lightning_app.reports.plasticity.events import (
+    Analysis,
+    ControllerUpdate,
+    Cost,
+    Evaluation,
+    LearningRates,
+    Pruning,
+    Regrowth,
+    Rollback,
+    Stabilised,
+)
 from lightning_app.reports.plasticity.facts import (
     Living,
     Matrix,
     Phase,
-    Record,
     deaths,
     evaluations,
-    events,
-    finite,
     heads_of,
-    last_step,
     living,
     phases,
-    series,
-    step_of,
 )
+from lightning_app.reports.record import Record, finite
+from lightning_app.reports.series import events, last_step, series
 
-Trace = dict[str, Any]
 PHASES = {  # name of a phase, and the colour that it has everywhere
     "training": "@training",
     "warmup": "@warmup",
@@ -39,12 +40,13 @@ PHASES = {  # name of a phase, and the colour that it has everywhere
     "evaluation": "@analysis",
 }
 SHOWN = {"finetuning": "fine-tuning"}  # other names are shown as they are
-MARKS = {  # events that get a vertical line: what they are called, their colour and sign
-    "stabilised": ("stabilised", "@warmup", "diamond"),
-    "analysis": ("analysed", "@analysis", "circle"),
-    "pruning_event": ("pruned", "@pruning", "triangle-down"),
-    "regrowth_event": ("regrown", "@regrowth", "triangle-up"),
-    "rollback": ("rolled back", "@rollback", "x"),
+Marked = Stabilised | Analysis | Pruning | Regrowth | Rollback
+MARKS: dict[type[Marked], tuple[str, str, str]] = {  # with a vertical line: what they are called, their colour and sign
+    Stabilised: ("stabilised", "@warmup", "diamond"),
+    Analysis: ("analysed", "@analysis", "circle"),
+    Pruning: ("pruned", "@pruning", "triangle-down"),
+    Regrowth: ("regrown", "@regrowth", "triangle-up"),
+    Rollback: ("rolled back", "@rollback", "x"),
 }
 STAGES = {  # of an evaluation
     "baseline": "@ink",
@@ -57,44 +59,6 @@ STAGES = {  # of an evaluation
 }
 COLUMNS = 200  # of a heatmap over time; of more, one in so many is shown
 LOW_TO_HIGH = [[0, "@low"], [0.5, "@middle"], [1, "@high"]]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure of the page.
-
-    Attributes:
-        id: of its element.
-        title: above it.
-        label: what it shows in words, for those who do not see it.
-        data, layout: as plotly has them.
-        height: in pixels.
-        missing: names of the series that were not logged.
-    """
-
-    id: str
-    title: str
-    label: str
-    data: list[Trace]
-    layout: dict[str, Any] = field(default_factory=dict)
-    height: int = 300
-    missing: Sequence[str] = ()
-
-
-def label(text: object) -> str:
-    """Text of the log in a chart: shown, not obeyed."""
-    return escape(str(text))
-
-
-def lines(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, **more: Any) -> Trace:
-    trace = {"type": "scatter", "mode": "lines", "name": name, "x": list(x), "y": list(y), "line": {"color": colour}}
-    trace["line"] |= more.pop("line", {})
-    return trace | more
-
-
-def dots(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, **more: Any) -> Trace:
-    marker = {"color": colour, "size": 7} | more.pop("marker", {})
-    return {"type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": list(y), "marker": marker} | more
 
 
 # The whole run
@@ -160,14 +124,13 @@ def _curves(records: Sequence[Record], names: dict[str, str], key: str) -> list[
         if name.startswith("val/"):
             style = {"mode": "lines+markers", "marker": {"size": 4, "color": colour}}
         data += [lines(name, steps, values, colour, **style)] if values else []
-    found = [r for r in evaluations(records) if finite(r.get(key)) is not None]
+    found = [one for one in evaluations(records) if getattr(one, key) is not None]
     return [*data, _scores(found, key, symbol="diamond-open")] if found else data
 
 
-def stage_of(record: Record) -> str:
+def stage_of(one: Evaluation) -> str:
     """The stage of an evaluation, with its cycle."""
-    cycle = record.get("cycle")
-    return label(record.get("stage")) + (f", cycle {cycle}" if cycle else "")
+    return label(one.stage) + (f", cycle {one.cycle}" if one.cycle else "")
 
 
 def _above(text: str, y: float) -> dict[str, Any]:
@@ -197,12 +160,12 @@ def _lanes(records: Sequence[Record]) -> tuple[list[Trace], list[str]]:
         "insidetextfont": {"color": ["@ink" if phase.name == "training" else "@on-phase" for phase in found]},
     }
     lanes, ticks = ([bars], ["phase"]) if found else ([], [])
-    for event, (name, colour, symbol) in MARKS.items():
-        marks = events(records, event)
+    for kind, (name, colour, symbol) in MARKS.items():
+        marks = [r for r in _marked(records) if isinstance(r, kind)]
         if not marks:
             continue
         text = [label(_what(r)) for r in marks]
-        steps, lane = [step_of(r) for r in marks], [len(ticks)] * len(marks)
+        steps, lane = [r.step for r in marks], [len(ticks)] * len(marks)
         lanes.append(dots(name, steps, lane, colour, text=text, marker={"symbol": symbol, "size": 8}))
         lanes[-1]["hovertemplate"] = "step %{x}: %{text}<extra></extra>"
         ticks.append(name)
@@ -213,22 +176,29 @@ def _phase_name(phase: Phase) -> str:
     return SHOWN.get(phase.name, phase.name) + (f" {phase.cycle}" if phase.cycle else "")
 
 
-def _what(record: Record) -> str:
+def _marked(records: Sequence[Record]) -> list[Marked]:
+    return [r for r in records if isinstance(r, Marked)]
+
+
+def _what(one: Marked) -> str:
     """An event in a few words."""
-    words = {
-        "stabilised": lambda r: "stable" if r.get("stable", True) else "not stable: waited long enough",
-        "analysis": lambda r: f"analysed, {r.get('strategy', 'strategy not logged')}",
-        "pruning_event": lambda r: _pruned(r),
-        "regrowth_event": lambda r: f"{len(heads_of(r))} heads regrown",
-        "rollback": lambda r: str(r.get("reason") or "rolled back"),
-    }[record["event"]](record)
-    return f"cycle {record['cycle']}: {words}" if record.get("cycle") else words
+    if isinstance(one, Stabilised):
+        words = "not stable: waited long enough" if one.stable is False else "stable"
+    elif isinstance(one, Analysis):
+        words = f"analysed, {one.strategy or 'strategy not logged'}"
+    elif isinstance(one, Pruning):
+        words = _pruned(one)
+    elif isinstance(one, Regrowth):
+        words = f"{len(heads_of(one))} heads regrown"
+    else:
+        words = one.reason or "rolled back"
+    return f"cycle {one.cycle}: {words}" if one.cycle else words
 
 
-def _pruned(record: Record) -> str:
-    if record.get("target") == "neurons":
-        return f"{sum(record.get('removed') or []):,} neurons pruned"
-    heads = heads_of(record)
+def _pruned(one: Pruning) -> str:
+    if one.target == "neurons":
+        return f"{sum(one.removed or []):,} neurons pruned"
+    heads = heads_of(one)
     some = ", ".join(f"{layer}.{head}" for layer, head in heads[:8]) + (", …" if len(heads) > 8 else "")
     return f"{len(heads)} head{'s' * (len(heads) != 1)} pruned ({some})"
 
@@ -242,8 +212,8 @@ def _bands(records: Sequence[Record], top: float) -> list[dict[str, Any]]:
         if p.end > p.start
     ]
     marks: list[dict[str, Any]] = [
-        {"type": "line", "x0": step_of(r), "x1": step_of(r), "y1": 1, "line": {"color": MARKS[r["event"]][1]}} | below
-        for r in events(records, *MARKS)
+        {"type": "line", "x0": r.step, "x1": r.step, "y1": 1, "line": {"color": MARKS[type(r)][1]}} | below
+        for r in _marked(records)
     ]
     for band in bands:
         band |= {"opacity": 0.13, "line": {"width": 0}}
@@ -258,19 +228,23 @@ def _bands(records: Sequence[Record], top: float) -> list[dict[str, Any]]:
 def stabilisations(records: Sequence[Record]) -> list[Chart]:
     """The losses that each rule looked at when it fired."""
     charts = []
-    for i, r in enumerate(events(records, "stabilised")):
-        losses = [finite(loss) for loss in r.get("losses") or []]
-        colour = "@warmup" if r.get("stable", True) else "@rollback"
+    for i, r in enumerate(events(records, Stabilised)):
+        losses = r.losses or []
+        colour = "@rollback" if r.stable is False else "@warmup"
         count = len(losses)
         style = {"mode": "lines+markers", "marker": {"size": 4, "color": colour}}
         layout = {"xaxis": {"title": {"text": "loss of the window"}}, "showlegend": False}
-        words = f"{count} losses of the window before step {step_of(r)}"
-        title = f"Cycle {r.get('cycle', '?')}, step {step_of(r):,}"
+        words = f"{count} losses of the window before step {r.step}"
+        title = _when(r)
         trace = lines("window", range(1, count + 1), losses, colour, **style)
         charts.append(
             Chart(f"stable-{i}", title, words, [trace] if count else [], layout, 190, _not([("losses", count)]))
         )
     return charts
+
+
+def _when(one: Stabilised | Analysis) -> str:
+    return f"Cycle {'?' if one.cycle is None else one.cycle}, step {one.step:,}"
 
 
 def _not(found: Sequence[tuple[str, Any]]) -> list[str]:
@@ -280,20 +254,18 @@ def _not(found: Sequence[tuple[str, Any]]) -> list[str]:
 
 def analysis_maps(records: Sequence[Record], name: str) -> list[Chart]:
     """One heatmap per analysis that has this matrix, all on one scale."""
-    found = [(i, r) for i, r in enumerate(events(records, "analysis")) if r.get(name)]
-    values = [v for _, r in found for row in r[name] for x in row if (v := finite(x)) is not None]
+    found = [(i, one, matrix) for i, one in enumerate(events(records, Analysis)) if (matrix := getattr(one, name))]
+    values = [x for _, _, matrix in found for row in matrix for x in row if x is not None]
     scale = {"zmin": min(values), "zmax": max(values)} if values else {}
     charts = []
-    for i, r in found:
-        dead = [[not alive for alive in row] for row in r.get("alive") or []]
-        title = f"Cycle {r.get('cycle', '?')}, step {step_of(r):,}"
-        charts.append(heatmap(f"{name}-{i}", title, r[name], dead, name=name, **scale))
+    for i, one, matrix in found:
+        dead = [[not alive for alive in row] for row in one.alive or []]
+        charts.append(heatmap(f"{name}-{i}", _when(one), matrix, dead, name=name, **scale))
     return charts
 
 
-def heatmap(id: str, title: str, matrix: Matrix, dead: Sequence[Sequence[bool]], *, name: str, **scale: Any) -> Chart:
+def heatmap(id: str, title: str, z: Matrix, dead: Sequence[Sequence[bool]], *, name: str, **scale: Any) -> Chart:
     """Layers x heads. A dead head has a cross, one that was not measured a dash."""
-    z = [[finite(x) for x in row] for row in matrix]
     trace: Trace = {"type": "heatmap", "name": name, "z": z, "colorscale": LOW_TO_HIGH, "xgap": 1, "ygap": 1} | scale
     trace |= {"hovertemplate": f"layer %{{y}}, head %{{x}}: {name} %{{z}}<extra></extra>", "colorbar": _bar()}
     crosses = [(h, la) for la, row in enumerate(dead) for h, gone in enumerate(row) if gone]
@@ -328,16 +300,16 @@ def _bar() -> dict[str, Any]:
     return {"thickness": 10, "len": 1, "outlinewidth": 0, "tickfont": {"size": 10}, "nticks": 4}
 
 
-def over_time(id: str, title: str, found: Sequence[Record], name: str) -> list[Chart]:
+def over_time(id: str, title: str, seen: Sequence[Analysis] | Sequence[ControllerUpdate], name: str) -> list[Chart]:
     """A matrix per event as two charts: mean and range over heads, and a row for each head."""
-    found = [r for r in found if r.get(name)]
+    found: list[tuple[int, Matrix]] = [(one.step, matrix) for one in seen if (matrix := getattr(one, name))]
     if not found:
         return []
     every = -(-len(found) // COLUMNS)
     found = found[::-1][::every][::-1]  # the last one always stays
     title += f", one in {every}" if every > 1 else ""
-    steps = [step_of(r) for r in found]
-    flat = [[finite(x) for row in r[name] for x in row] for r in found]
+    steps = [step for step, _ in found]
+    flat = [[x for row in matrix for x in row] for _, matrix in found]
     known = [(s, [x for x in row if x is not None]) for s, row in zip(steps, flat, strict=True)]
     known = [(s, row) for s, row in known if row]
     x = [s for s, _ in known]
@@ -349,7 +321,7 @@ def over_time(id: str, title: str, found: Sequence[Record], name: str) -> list[C
     ]
     curves[1] |= {"fillcolor": "@band", "showlegend": True}
     axis = {"xaxis": {"title": {"text": "optimizer steps"}}}
-    names = [f"{layer}.{head}" for layer, row in enumerate(found[0][name]) for head in range(len(row))]
+    names = [f"{layer}.{head}" for layer, row in enumerate(found[0][1]) for head in range(len(row))]
     rows = [list(row) for row in zip(*flat, strict=True)]
     by_head: Trace = {"type": "heatmap", "name": name, "x": [f"{s:,}" for s in steps], "y": names, "z": rows}
     by_head |= {"colorscale": LOW_TO_HIGH, "colorbar": _bar(), "ygap": 1 if len(names) <= 60 else 0}
@@ -380,8 +352,8 @@ def finetunings(records: Sequence[Record]) -> list[Chart]:
                 data.append(lines(name, steps, values, colour, **dotted if name == "val/ce" else {}))
             else:
                 missing.append(name)
-        inside = [r for r in evaluations(records) if phase.start <= step_of(r) <= phase.end]
-        inside = [r for r in inside if r.get("stage") in ("pruned", "regrown", "finetuning", "recovered")]
+        inside = [one for one in evaluations(records) if phase.start <= one.step <= phase.end]
+        inside = [one for one in inside if one.stage in ("pruned", "regrown", "finetuning", "recovered")]
         if inside:
             data.append(_scores(inside))
         title = f"Cycle {phase.cycle}: steps {phase.start:,} to {phase.end:,}"
@@ -391,10 +363,11 @@ def finetunings(records: Sequence[Record]) -> list[Chart]:
     return charts
 
 
-def _scores(found: Sequence[Record], key: str = "ce", *, symbol: str = "diamond") -> Trace:
+def _scores(found: Sequence[Evaluation], key: str = "ce", *, symbol: str = "diamond") -> Trace:
     """Evaluations on the seeded sample, coloured by stage."""
-    marker = {"color": [STAGES.get(str(r.get("stage")), "@ink") for r in found], "symbol": symbol, "size": 8}
-    trace = dots(f"evaluation/{key}", [step_of(r) for r in found], [r[key] for r in found], "@ink", marker=marker)
+    marker = {"color": [STAGES.get(str(one.stage), "@ink") for one in found], "symbol": symbol, "size": 8}
+    x, y = [one.step for one in found], [getattr(one, key) for one in found]
+    trace = dots(f"evaluation/{key}", x, y, "@ink", marker=marker)
     return trace | {"text": [stage_of(r) for r in found], "hovertemplate": "%{text}: %{y}<extra></extra>"}
 
 
@@ -403,25 +376,24 @@ def impact(records: Sequence[Record]) -> Chart:
     found = evaluations(records)
     data = []
     if found:
-        x = [step_of(r) for r in found]
-        data = [lines("from stage to stage", x, [r["ce"] for r in found], "@soft", showlegend=False, hoverinfo="skip")]
+        x, y = [one.step for one in found], [one.ce for one in found]
+        data = [lines("from stage to stage", x, y, "@soft", showlegend=False, hoverinfo="skip")]
         data[0]["line"] |= {"width": 1, "dash": "dot"}
     for stage, colour in STAGES.items():
-        ours = [r for r in found if r.get("stage") == stage]
+        ours = [one for one in found if one.stage == stage]
         if ours:
             marker = {
                 "size": 10 if stage not in ("warmup", "finetuning") else 5,
                 "symbol": "diamond" if stage == "baseline" else "circle",
             }
-            trace = dots(
-                SHOWN.get(stage, stage), [step_of(r) for r in ours], [r["ce"] for r in ours], colour, marker=marker
-            )
+            x, y = [one.step for one in ours], [one.ce for one in ours]
+            trace = dots(SHOWN.get(stage, stage), x, y, colour, marker=marker)
             data.append(trace | {"text": [stage_of(r) for r in ours], "hovertemplate": "%{text}: %{y}<extra></extra>"})
     shapes = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": r["ce"], "y1": r["ce"], "layer": "below"}
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": one.ce, "y1": one.ce, "layer": "below"}
         | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}
-        for r in found
-        if r.get("stage") == "baseline"
+        for one in found
+        if one.stage == "baseline"
     ]
     layout = {
         "xaxis": {"title": {"text": "optimizer steps"}},
@@ -468,7 +440,7 @@ def _death_map(died: Matrix, steps: Matrix, records: Sequence[Record]) -> Chart:
     trace |= {"customdata": steps, "colorscale": [[0, "@early"], [1, "@late"]], "textfont": {"color": "@on-phase"}}
     trace["hovertemplate"] = "layer %{y}, head %{x}: died in cycle %{z}, step %{customdata}<extra></extra>"
     alive = [(h, la) for la, row in enumerate(died) for h, cycle in enumerate(row) if cycle is None]
-    again = {head for r in events(records, "regrowth_event") for head in heads_of(r)}
+    again = {head for one in events(records, Regrowth) for head in heads_of(one)}
     back = [(h, la) for h, la in alive if (la, h) in again]
     data = [trace, *_signs([place for place in alive if place not in back], "alive", "circle")]
     data += _signs(back, "regrown", "triangle-up")
@@ -486,30 +458,30 @@ def _death_map(died: Matrix, steps: Matrix, records: Sequence[Record]) -> Chart:
 
 def costs(records: Sequence[Record]) -> list[Chart]:
     """Parameters, FLOPs and latency as shares of the baseline's, and the speed-up measured below its ceiling."""
-    found = events(records, "cost")
-    base = next((r for r in found if r.get("stage") == "baseline"), None)
-    stages = [label(r.get("stage")) for r in found]
+    found = events(records, Cost)
+    base = next((one for one in found if one.stage == "baseline"), None)
+    stages = [label(one.stage) for one in found]
     charts = []
     if base:
         names = (("parameters", "@accent"), ("flops_per_token", "@regrowth"), ("latency_ms", "@val"))
         data = []
         for name, colour in names:
-            if known := finite(base.get(name)):
-                y = [None if (v := finite(r.get(name))) is None else v / known for r in found]
+            if known := getattr(base, name):
+                y = [None if (value := getattr(one, name)) is None else value / known for one in found]
                 data.append(lines(name, stages, y, colour, mode="lines+markers"))
                 if name == "latency_ms":
                     data[-1] |= _spread(found, known)
-        missing = [name for name, _ in names if not finite(base.get(name))]
+        missing = [name for name, _ in names if not getattr(base, name)]
         layout = {"yaxis": {"tickformat": ".0%", "rangemode": "tozero"}, "xaxis": {"type": "category"}}
         words = "Parameters, FLOPs per token and latency at each stage as shares of the baseline's."
         charts.append(Chart("costs", "Shares of the baseline", words, data, layout, 300, missing))
     data = [
-        lines(name, [label(r.get("stage")) for r in found if finite(r.get(name)) is not None], y, colour, **style)
+        lines(name, [label(one.stage) for one in found if getattr(one, name) is not None], y, colour, **style)
         for name, colour, style in (
             ("measured", "@val", {"mode": "lines+markers"}),
             ("ceiling", "@soft", {"mode": "lines+markers", "line": {"dash": "dash"}}),
         )
-        if (y := [r[name] for r in found if finite(r.get(name)) is not None])
+        if (y := [value for one in found if (value := getattr(one, name)) is not None])
     ]
     if found:
         missing = [name for name in ("measured", "ceiling") if name not in [trace["name"] for trace in data]]
@@ -519,13 +491,14 @@ def costs(records: Sequence[Record]) -> list[Chart]:
     return charts
 
 
-def _spread(found: Sequence[Record], base: float) -> Trace:
+def _spread(found: Sequence[Cost], base: float) -> Trace:
     """Error bars of the latency, where its spread was logged."""
     above, below = [], []
-    for r in found:
-        low, high = r.get("latency_spread") or [r.get("latency_ms")] * 2
-        above.append((high - r["latency_ms"]) / base if finite(r.get("latency_ms")) else 0)
-        below.append((r["latency_ms"] - low) / base if finite(r.get("latency_ms")) else 0)
+    for one in found:
+        latency = one.latency_ms or 0.0
+        spread = one.latency_spread or [latency]
+        above.append((max(spread) - latency) / base if latency else 0)
+        below.append((latency - min(spread)) / base if latency else 0)
     return {"error_y": {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}}
 
 
@@ -533,10 +506,10 @@ def rates(records: Sequence[Record]) -> list[Chart]:
     """The scheduler's learning rate, and those of the groups where they were set."""
     data = [lines("lr", *logged, "@train")] if (logged := series(records, "lr"))[0] else []
     groups: dict[str, list[tuple[int, float]]] = {}
-    for r in events(records, "learning_rates"):
-        for group in r.get("groups") or []:
+    for one in events(records, LearningRates):
+        for group in one.groups or []:
             if (lr := finite(group.get("lr"))) is not None:
-                groups.setdefault(str(group.get("name")), []).append((step_of(r), lr))
+                groups.setdefault(str(group.get("name")), []).append((one.step, lr))
     colours = ("@val", "@regrowth", "@accent", "@finetuning", "@pruning", "@analysis")
     for i, (name, points) in enumerate(groups.items()):
         steps, values = zip(*points, strict=True)
@@ -550,7 +523,7 @@ def rates(records: Sequence[Record]) -> list[Chart]:
 
 def controller(records: Sequence[Record]) -> list[Chart]:
     """Gates, and what the controller saw, over its updates."""
-    found = events(records, "controller_update")
+    found = events(records, ControllerUpdate)
     charts = []
     for name in ("gates", "entropy", "gradient"):
         charts += over_time(f"controller-{name}", f"Controller: {name}", found, name)

@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 
 from lightning_app.reports.dashboard import write_dashboard
+from lightning_app.reports.plasticity.events import ControllerUpdate, PlasticityStarted
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.run_log import run_folder
 
 SHARE = 0.02
-SHOWS = ("plasticity_started", "controller_update")  # events without which there is nothing to draw
+SHOWS = (PlasticityStarted, ControllerUpdate)  # events without which there is nothing to draw
 
 
 class Dashboard(L.Callback):
@@ -48,6 +49,6 @@ class Dashboard(L.Callback):
     def draw(self) -> Path | None:
         """The page, if there is anything to show."""
         records = self._folder.records() if self._folder else []
-        if self._folder is None or not any(record.get("event") in SHOWS for record in records):
+        if self._folder is None or not any(isinstance(record, SHOWS) for record in records):
             return None
         return write_dashboard(records, self._folder.dashboard, title=self._folder.title, single_file=self.single_file)

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from lightning_app.errors import Interrupted
+from lightning_app.reports import events
 from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals import signals
@@ -75,7 +76,7 @@ class Interruption(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
         if isinstance(exception, Interrupted):
-            RunLog.event(trainer, "interrupted", signal=signal.Signals(exception.signum).name)
+            RunLog.event(trainer, events.Interrupted(signal=signal.Signals(exception.signum).name))
             return
         if self.trained:
             self.last.save_after_failure(trainer)

@@ -8,6 +8,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from lightning_app.models.ranks import rank, several_ranks, world_size
+
 
 def random_states() -> dict[str, Any]:
     """The state of every global generator of this process, in plain types and tensors (loads with weights_only).
@@ -33,15 +35,11 @@ def set_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
 
 
-def _several_ranks() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _gathered(states: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of all ranks. Lightning asks every rank for its state, and writes what rank 0 answers."""
-    if not _several_ranks():
+    if not several_ranks():
         return [states]
-    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    ranks: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(ranks, states)
     return ranks
 
@@ -84,10 +82,10 @@ class RandomState(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks = state_dict["ranks"]
-        rank = torch.distributed.get_rank() if _several_ranks() else 0
-        if rank < len(ranks):
-            self._states = ranks[rank]
+        own = rank()
+        if own < len(ranks):
+            self._states = ranks[own]
         else:
             warnings.warn(
-                f"rank {rank} resumes without its random state: the checkpoint holds {len(ranks)} ranks", stacklevel=2
+                f"rank {own} resumes without its random state: the checkpoint holds {len(ranks)} ranks", stacklevel=2
             )

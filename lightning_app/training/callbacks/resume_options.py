@@ -15,7 +15,7 @@ from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.lightning_internals import callbacks as lightning_callbacks
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
-from lightning_app.tree import leaves
+from lightning_app.yaml_file import leaves
 
 # Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).
 KEPT = ("amsgrad", "centered", "fused", "foreach", "capturable", "differentiable")

@@ -6,7 +6,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.reports.events import Data, Ended, Failed, Passages, Started
+from lightning_app.reports.intervals import SUMS
 from lightning_app.reports.log import line_of
 from lightning_app.reports.log import read_log as read_log  # beside what writes it
+from lightning_app.reports.record import Event
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.checkpoint import OF_REGULARIZERS, Checkpoint, put
 from lightning_app.training.lightning_internals.step_log import log_hyperparameters, numbers_of_step, step_to_log
 from lightning_app.training.loggers import keep_ids
-from lightning_app.training.measures import SUMS
 from lightning_app.training.module import LanguageModule
 
 
@@ -108,8 +110,8 @@ class RunLog(L.Callback):
     The numbers of a step are written before a checkpoint of that step, and the checkpoint knows how many lines there
     were: those that follow do not count when a run goes on from it, since it writes them again.
 
-    Other callbacks call `RunLog.event(trainer, name, **fields)`, and ask `run_folder(trainer)` where to write, so it
-    stands before them.
+    Other callbacks call `RunLog.event(trainer, event)`, with one of `reports.events` or of their own, and ask
+    `run_folder(trainer)` where to write, so it stands before them.
 
     Nothing is written before training begins, so that a resume which is refused leaves the run's folder as it was.
 
@@ -134,10 +136,10 @@ class RunLog(L.Callback):
             trainer.loggers = [*trainer.loggers, JSONLinesLogger(RunFolder(Path(folder)).log_file, event)]
 
     @staticmethod
-    def event(trainer: L.Trainer, name: str, **fields: Any) -> None:
-        """Log something that happened, such as `event(trainer, "pruning", heads=[[0, 3]])`, in plain types."""
+    def event(trainer: L.Trainer, event: Event) -> None:
+        """Log something that happened, at the step that the trainer has reached."""
         for logger in _own(trainer):
-            logger.write({"event": name, "step": trainer.global_step, "epoch": trainer.current_epoch, **fields})
+            logger.write(replace(event, step=trainer.global_step, epoch=trainer.current_epoch).to_json())
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)  # there is none before a resume
@@ -151,18 +153,22 @@ class RunLog(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)
-        event = "resumed" if trainer.ckpt_path else "started"
         # of the model alone: a regulariser may hold an averaged copy of it
         own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
         parameters = sum(p.numel() for p in own)
         data = trainer.datamodule
-        self.event(trainer, "data", splits=_splits(data) if isinstance(data, TextDataModule) else [])
-        fields = {"parameters": parameters, "world_size": trainer.world_size, "precision": trainer.precision}
+        self.event(trainer, Data(splits=_splits(data) if isinstance(data, TextDataModule) else []))
+        flops = None
         if isinstance(pl_module, LanguageModule) and isinstance(data, TextDataModule):
-            fields["flops_per_token"] = pl_module.backbone.flops_per_token(data.block_size)
-        if trainer.ckpt_path and self._lines is not None:
-            fields["lines"] = self._lines
-        self.event(trainer, event, model=type(pl_module).__name__, **fields)
+            flops = pl_module.backbone.flops_per_token(data.block_size)
+        started = Started(
+            model=type(pl_module).__name__,
+            parameters=parameters,
+            world_size=trainer.world_size,
+            precision=str(trainer.precision),
+            flops_per_token=flops,
+        )
+        self.event(trainer, started.resumed(lines=self._lines) if trainer.ckpt_path else started)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -185,10 +191,11 @@ class RunLog(L.Callback):
         sums = pl_module.by_passage if isinstance(pl_module, LanguageModule) else None
         if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             columns = zip(SUMS, sums.T.tolist(), strict=True)
-            self.event(trainer, "passages", **{name: [round(x, 3) for x in column] for name, column in columns})
+            fields: dict[str, Any] = {name: [round(x, 3) for x in column] for name, column in columns}
+            self.event(trainer, Passages(**fields))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.event(trainer, "ended")
+        self.event(trainer, Ended())
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self.logs_errors:
@@ -196,7 +203,7 @@ class RunLog(L.Callback):
 
     def log_error(self, trainer: L.Trainer, exception: BaseException) -> None:
         if self._begun:
-            self.event(trainer, "failed", error=type(exception).__name__, message=str(exception))
+            self.event(trainer, Failed(error=type(exception).__name__, message=str(exception)))
 
 
 def _own(trainer: L.Trainer) -> list[JSONLinesLogger]:

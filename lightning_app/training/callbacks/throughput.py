@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.reports.events import Trained
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.module import Batch, LanguageModule
 
@@ -112,4 +113,4 @@ class Throughput(L.Callback):
         self._tokens, self._since = 0, time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        RunLog.event(trainer, "trained", **self.total)
+        RunLog.event(trainer, Trained(tokens=self.total.get("tokens"), train_flops=self.total.get("train_flops")))

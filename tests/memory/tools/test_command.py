@@ -18,7 +18,8 @@ from lightning_app import closing
 from lightning_app.cli import main as command
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.store import AssociativeMemory, Payload
-from lightning_app.memory.tools.inspect import problems, recall
+from lightning_app.memory.tools.command import _line
+from lightning_app.memory.tools.inspect import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.plasticity.units import units_in
 from lightning_app.serving.generate import continue_text
@@ -321,6 +322,11 @@ def test_search_finds_a_stored_text_at_distance_0(folder: Path):
     assert re.match(r" +0\.0000  A tax on wind \[o\]  \(texts/tax.txt, token 12\)", first)
     assert len(others) == 2
     assert [float(line.split()[0]) for line in others] == sorted(float(line.split()[0]) for line in others)
+
+
+def test_a_text_that_was_found_is_one_line_that_no_terminal_obeys():
+    found = Neighbour(id=1, distance=0.5, span="a\tb\x1b[31m", next="\n", document="d", position=3)
+    assert _line(found) == "    0.5000  a\\tb\\x1b[31m [\\n]  (d, token 3)"
 
 
 def test_a_learned_memory_is_listed_searched_checked_and_deleted_from(folder: Path):

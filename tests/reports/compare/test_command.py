@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_app.reports.compare.command import read_runs
-from lightning_app.reports.parts import PLOTLY
+from lightning_app.reports.page import PLOTLY
 
 Main = Callable[..., None]
 RECORDS: list[dict[str, Any]] = [

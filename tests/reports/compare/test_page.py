@@ -17,6 +17,7 @@ from lightning_app.reports.compare.tables import costs, format_comparison, resul
 from lightning_app.reports.groups import against, cautions, same_text, sides_of
 from lightning_app.reports.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
 from lightning_app.reports.runs import ABSENT, Run, differing
+from tests.reports.conftest import typed
 
 PASSAGES = 32
 BYTES = 100.0  # of each
@@ -63,7 +64,12 @@ def run(label: str, records: list[dict[str, Any]] | None = None, **options: Any)
     config = {"seed_everything": 1, "name": label, "trainer": {"callbacks": callbacks}, "data": {"val": {"stride": 64}}}
     samples = ("A head that learns", "A & B")
     return Run(
-        label, f"runs/{label}/version_0", log() if records is None else records, config | options, samples, "best"
+        label,
+        f"runs/{label}/version_0",
+        typed(log() if records is None else records),
+        config | options,
+        samples,
+        "best",
     )
 
 
@@ -169,8 +175,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_side():
 
 
 def test_the_same_seed_twice_and_options_that_are_not_known_are_no_further_draws():
-    without = Run("c", "c", log())
-    assert len(sides_of([run("a"), run("b"), without, Run("d", "d", log())])) == 4
+    without = Run("c", "c", typed(log()))
+    assert len(sides_of([run("a"), run("b"), without, Run("d", "d", typed(log()))])) == 4
 
 
 def test_an_older_log_has_no_interval_and_none_is_made_up():
@@ -193,7 +199,7 @@ def test_measures_on_other_texts_and_tokens_do_not_compare():
 
 def test_what_a_reader_has_to_know_is_said():
     other = run("b", log()[:-1], data={"val": {"stride": 128}})
-    said = " ".join(cautions([run("a"), other, Run("c", "c", [{"event": "failed", "step": 4, "error": "X"}])]))
+    said = " ".join(cautions([run("a"), other, Run("c", "c", typed([{"event": "failed", "step": 4, "error": "X"}]))]))
     for words in (
         "data.val.stride (64, 128)",
         "b (not ended, step 30)",
@@ -231,7 +237,7 @@ def test_one_run_is_a_page_of_one():
 
 
 def test_the_page_obeys_nothing_that_it_shows():
-    bad = Run(PAYLOAD, PAYLOAD, log(), {"name": PAYLOAD, PAYLOAD: 1}, [PAYLOAD], PAYLOAD)
+    bad = Run(PAYLOAD, PAYLOAD, typed(log()), {"name": PAYLOAD, PAYLOAD: 1}, [PAYLOAD], PAYLOAD)
     page = draw_comparison([bad, run("b", [*log(), {"step": 40, PAYLOAD: 1.0}])])
     assert PAYLOAD not in page
     assert "<img" not in page
@@ -277,5 +283,5 @@ def test_samples_stand_side_by_side_under_their_prompts(page: Callable[..., Any]
 @pytest.mark.parametrize("column", [[1.0], [1.0, [2.0]], [1.0, {}], [1.0, None], [1.0, math.inf], 3.0, []])
 def test_passages_of_a_damaged_line_do_not_count(column: object):
     records = [{"step": 5, "val/ce": 2.0}, {"event": "passages", "step": 5, **{name: [1.0, 2.0] for name in SUMS}}]
-    assert Run("a", "a", records).passages is not None
-    assert Run("a", "a", [records[0], {**records[1], SUMS[1]: column}]).passages is None
+    assert Run("a", "a", typed(records)).passages is not None
+    assert Run("a", "a", typed([records[0], {**records[1], SUMS[1]: column}])).passages is None

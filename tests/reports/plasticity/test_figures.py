@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from lightning_app.reports.figures import Chart
 from lightning_app.reports.plasticity import figures
-from lightning_app.reports.plasticity.figures import Chart
+from tests.reports.conftest import typed
 
 Log = list[dict[str, Any]]
 Simulate = Callable[..., Log]
@@ -43,24 +44,24 @@ def without(log: Log, *names: str) -> Log:
 
 @pytest.mark.parametrize("name", ["train/ce", "val/ce", "val/ppl", "plasticity/sparsity"])
 def test_the_timeline_holds_the_logged_series(log: Log, name: str):
-    one = trace(figures.timeline(log), name)
+    one = trace(figures.timeline(typed(log)), name)
     assert (one["x"], one["y"]) == logged(log, name)
-    assert figures.timeline(log).missing == []
-    cut = figures.timeline(without(log, name))
+    assert figures.timeline(typed(log)).missing == []
+    cut = figures.timeline(typed(without(log, name)))
     assert cut.missing == [name]
     assert name not in [one["name"] for one in cut.data]
 
 
 @pytest.mark.parametrize("key", ["ce", "ppl", "sparsity"])
 def test_the_timeline_holds_the_evaluations(log: Log, key: str):
-    one = trace(figures.timeline(log), f"evaluation/{key}")
+    one = trace(figures.timeline(typed(log)), f"evaluation/{key}")
     assert one["x"] == [r["step"] for r in of(log, "evaluation")]
     assert one["y"] == [r[key] for r in of(log, "evaluation")]
     assert one["text"][:3] == ["baseline", "before, cycle 1", "pruned, cycle 1"]
 
 
 def test_phases_are_coloured_and_named(log: Log):
-    chart = figures.timeline(log)
+    chart = figures.timeline(typed(log))
     strip = trace(chart, "phases")
     spans = list(zip(strip["text"], strip["base"], strip["x"], strip["marker"]["color"], strict=True))
     assert spans[:3] == [
@@ -74,7 +75,7 @@ def test_phases_are_coloured_and_named(log: Log):
 
 
 def test_events_are_vertical_lines_and_marks_in_lanes(log: Log):
-    chart = figures.timeline(log)
+    chart = figures.timeline(typed(log))
     marks = [(s["x0"], s["line"]["color"]) for s in chart.layout["shapes"] if s["type"] == "line"]
     assert {(750, "@pruning"), (750, "@regrowth"), (1400, "@rollback"), (350, "@warmup")} <= set(marks)
     assert len(marks) == 3 + 3 + 3 + 1 + 1
@@ -85,7 +86,7 @@ def test_events_are_vertical_lines_and_marks_in_lanes(log: Log):
 
 def test_a_log_without_phases_has_curves_alone(log: Log):
     plain = [r for r in log if "event" not in r]
-    chart = figures.timeline(plain)
+    chart = figures.timeline(typed(plain))
     assert [one["name"] for one in chart.data] == ["train/ce", "val/ce", "val/ppl", "plasticity/sparsity"]
     assert chart.missing == ["phase_transition"]
     assert [one["yaxis"] for one in chart.data] == ["y", "y", "y2", "y3"]
@@ -94,32 +95,34 @@ def test_a_log_without_phases_has_curves_alone(log: Log):
 
 
 def test_windows_of_the_stabilisations(log: Log):
-    found = figures.stabilisations(log)
+    found = figures.stabilisations(typed(log))
     assert [c.data[0]["y"] for c in found] == [r["losses"] for r in of(log, "stabilised")]
     assert [c.data[0]["line"]["color"] for c in found] == ["@warmup", "@rollback", "@warmup"]  # the second timed out
-    assert [(c.data, c.missing) for c in figures.stabilisations(without(log, "losses"))] == [([], ["losses"])] * 3
+    assert [(c.data, c.missing) for c in figures.stabilisations(typed(without(log, "losses")))] == [
+        ([], ["losses"])
+    ] * 3
 
 
 @pytest.mark.parametrize("name", ["entropy", "gradient", "importance"])
 def test_maps_hold_the_matrices_and_mark_the_dead(log: Log, name: str):
-    found = figures.analysis_maps(log, name)
+    found = figures.analysis_maps(typed(log), name)
     assert [trace(c, name)["z"] for c in found] == [r[name] for r in of(log, "analysis")]
     assert len({(c.data[0]["zmin"], c.data[0]["zmax"]) for c in found}) == 1
     assert [one["name"] for one in found[0].data] == [name]
     crosses = trace(found[1], "dead")
     assert set(zip(crosses["y"], crosses["x"], strict=True)) == {(1, 0), (0, 0)}  # layer, head
-    assert figures.analysis_maps(without(log, name), name) == []
+    assert figures.analysis_maps(typed(without(log, name)), name) == []
 
 
 def test_a_head_that_was_not_measured_is_not_called_dead():
     analysis = {"event": "analysis", "step": 1, "cycle": 1, "alive": [[1, 1, 0]], "entropy": [[0.5, None, None]]}
-    (chart,) = figures.analysis_maps([analysis], "entropy")
+    (chart,) = figures.analysis_maps(typed([analysis]), "entropy")
     assert (trace(chart, "not measured")["x"], trace(chart, "dead")["x"]) == ([1], [2])
 
 
 def test_gradients_over_time(log: Log):
     found = of(log, "analysis")
-    mean, heads = figures.over_time("g", "Gradient", found, "gradient")
+    mean, heads = figures.over_time("g", "Gradient", typed(found), "gradient")
     assert trace(heads, "gradient")["z"] == [
         [r["gradient"][layer][head] for r in found] for layer in range(4) for head in range(3)
     ]
@@ -132,14 +135,14 @@ def test_gradients_over_time(log: Log):
 
 def test_of_many_updates_some_are_shown_and_the_last_always():
     many = [{"event": "controller_update", "step": i, "gates": [[i / 500]]} for i in range(1, 501)]
-    mean, heads = figures.over_time("g", "Gates", many, "gates")
+    mean, heads = figures.over_time("g", "Gates", typed(many), "gates")
     assert len(heads.data[0]["x"]) == 167
     assert trace(mean, "mean over heads")["x"][-1] == 500
     assert "one in 3" in heads.title
 
 
 def test_finetunings_hold_their_own_steps_alone(log: Log):
-    found = figures.finetunings(log)
+    found = figures.finetunings(typed(log))
     assert [c.title for c in found] == [
         "Cycle 1: steps 350 to 600",
         "Cycle 2: steps 750 to 1,000",
@@ -151,11 +154,11 @@ def test_finetunings_hold_their_own_steps_alone(log: Log):
         one = trace(found[1], name)
         assert list(zip(one["x"], one["y"], strict=True)) == inside
         assert len(inside) == 25
-    assert [c.missing for c in figures.finetunings(without(log, "val/ce"))] == [["val/ce"]] * 3
+    assert [c.missing for c in figures.finetunings(typed(without(log, "val/ce")))] == [["val/ce"]] * 3
 
 
 def test_impact_holds_every_evaluation_by_its_stage(log: Log):
-    chart = figures.impact(log)
+    chart = figures.impact(typed(log))
     for stage in ("baseline", "before", "pruned", "regrown", "recovered"):
         one, found = trace(chart, stage), [r for r in of(log, "evaluation") if r["stage"] == stage]
         assert (one["x"], one["y"]) == ([r["step"] for r in found], [r["ce"] for r in found])
@@ -164,7 +167,7 @@ def test_impact_holds_every_evaluation_by_its_stage(log: Log):
 
 
 def test_when_heads_died_and_how_many_live(log: Log):
-    died, count = figures.heads_alive(log)
+    died, count = figures.heads_alive(typed(log))
     none = None
     assert died.data[0]["z"] == [[1, 2, none], [none] * 3, [2, none, none], [none] * 3]
     assert died.data[0]["customdata"][0] == [350, 750, none]
@@ -173,11 +176,11 @@ def test_when_heads_died_and_how_many_live(log: Log):
     assert trace(count, "heads alive (events)")["y"] == [12, 12, 10, 10, 8, 9, 9, 7, 9, 9]
     one = trace(count, "plasticity/active_heads")
     assert (one["x"], one["y"]) == logged(log, "plasticity/active_heads")
-    assert figures.heads_alive(without(log, "plasticity/active_heads"))[1].missing == ["plasticity/active_heads"]
+    assert figures.heads_alive(typed(without(log, "plasticity/active_heads")))[1].missing == ["plasticity/active_heads"]
 
 
 def test_costs_are_shares_of_the_baseline(log: Log):
-    shares, ratio = figures.costs(log)
+    shares, ratio = figures.costs(typed(log))
     found = of(log, "cost")
     assert len(found) == 3
     for name in ("parameters", "flops_per_token", "latency_ms"):
@@ -186,27 +189,27 @@ def test_costs_are_shares_of_the_baseline(log: Log):
     assert error["array"] == [(r["latency_spread"][1] - r["latency_ms"]) / found[0]["latency_ms"] for r in found]
     for name in ("measured", "ceiling"):
         assert trace(ratio, name)["y"] == [r[name] for r in found[1:]]
-    assert figures.costs(without(log, "ceiling"))[1].missing == ["ceiling"]
-    assert figures.costs(without(log, "latency_ms"))[0].missing == ["latency_ms"]
+    assert figures.costs(typed(without(log, "ceiling")))[1].missing == ["ceiling"]
+    assert figures.costs(typed(without(log, "latency_ms")))[0].missing == ["latency_ms"]
 
 
 def test_rates_of_the_scheduler_and_of_groups(log: Log):
-    (chart,) = figures.rates(log)
+    (chart,) = figures.rates(typed(log))
     assert (trace(chart, "lr")["x"], trace(chart, "lr")["y"]) == logged(log, "lr")
     assert (trace(chart, "layer 1")["x"], trace(chart, "layer 1")["y"]) == ([350, 750, 1150], [6e-4] * 3)
-    (cut,) = figures.rates(without(log, "learning_rates"))
+    (cut,) = figures.rates(typed(without(log, "learning_rates")))
     assert cut.missing == ["learning_rates"]
-    assert figures.rates(without(log, "learning_rates", "lr")) == []
+    assert figures.rates(typed(without(log, "learning_rates", "lr"))) == []
 
 
 def test_gates_of_the_controller(log: Log):
-    found = figures.controller([*log, {"step": 1401, "controller/mean_gate": 0.25}])
+    found = figures.controller(typed([*log, {"step": 1401, "controller/mean_gate": 0.25}]))
     ids: Sequence[str] = [c.id for c in found]
     assert ids[:3] == ["mean-gate", "controller-gates-mean", "controller-gates-heads"]
     assert found[0].data[0]["y"] == [0.25]
     updates = of(log, "controller_update")
     assert found[2].data[0]["z"][4] == [r["gates"][1][1] for r in updates]
-    assert figures.controller(without(log, "controller_update")) == []
+    assert figures.controller(typed(without(log, "controller_update"))) == []
 
 
 def test_text_of_the_log_is_shown_and_not_obeyed_by_plotly():
@@ -216,5 +219,5 @@ def test_text_of_the_log_is_shown_and_not_obeyed_by_plotly():
         {"event": "cost", "step": 1, "stage": "baseline", "parameters": 5},
         {"event": "cost", "step": 2, "stage": bold, "parameters": 4},
     ]
-    assert figures.rates(log)[0].data[0]["name"] == "&lt;b&gt;x&lt;/b&gt;"
-    assert figures.costs(log)[0].data[0]["x"] == ["baseline", "&lt;b&gt;x&lt;/b&gt;"]
+    assert figures.rates(typed(log))[0].data[0]["name"] == "&lt;b&gt;x&lt;/b&gt;"
+    assert figures.costs(typed(log))[0].data[0]["x"] == ["baseline", "&lt;b&gt;x&lt;/b&gt;"]

@@ -13,7 +13,8 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_app.reports.loss_curve import best_validation
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.series import best_validation
 from lightning_app.training import checkpoint_io
 from lightning_app.training.callbacks.interruption import Interruption
 from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
@@ -185,7 +186,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(fit: Callable, monkey
 def test_a_time_limit_ends_with_0_a_validation_and_more_time_in_the_command(fit: Callable, capsys: Any):
     fit("--trainer.max_time", "00:00:00:01", "--trainer.max_steps", 100_000)
     printed = capsys.readouterr().out
-    assert best_validation(read_log(RUN)) is not None
+    assert best_validation(RunFolder(RUN).records()) is not None
     assert (RUN / "checkpoints/best.ckpt").is_file()
     assert "--trainer.max_time" in printed.split("to go on:")[1]
 

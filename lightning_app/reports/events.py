@@ -1,0 +1,144 @@
+"""The events of every run, and the table of all, by which a line of the log is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_app.reports.plasticity import events as plasticity
+from lightning_app.reports.record import Event, Numbers, Other, Record
+
+COMMANDS = ("validate", "test")  # their numbers are no part of a fit's curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Event):
+    """The texts of a run, before it starts or goes on.
+
+    Attributes:
+        splits: counts of each ("split", "documents", "words", "bytes", "tokens"), and a digest of its "text".
+    """
+
+    NAME = "data"
+    splits: list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """Training begins: at step 0.
+
+    Attributes:
+        flops_per_token: of a training step.
+    """
+
+    NAME = "started"
+    model: str | None
+    parameters: int | None
+    world_size: int | None
+    precision: str | None
+    flops_per_token: float | None = None
+
+    def resumed(self, lines: int | None) -> Resumed:
+        """The same of a run that goes on."""
+        own = {name: getattr(self, name) for name in ("model", "parameters", "world_size", "precision")}
+        return Resumed(**own, flops_per_token=self.flops_per_token, lines=lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Started):
+    """Training goes on from a checkpoint.
+
+    Attributes:
+        lines: that the log had when the checkpoint was written; later ones, of steps that are done again, do not count.
+    """
+
+    NAME = "resumed"
+    lines: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages(Event):
+    """Sums over each passage of the validation text; see `intervals`."""
+
+    NAME = "passages"
+    nats: list[float] | None
+    tokens: list[float] | None
+    bytes: list[float] | None
+    right: list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Event):
+    """Training is over: all its steps are done, or something has stopped it early."""
+
+    NAME = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """An error has ended training.
+
+    Attributes:
+        error: name of its class.
+    """
+
+    NAME = "failed"
+    error: str | None
+    message: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted(Event):
+    """A signal has ended training, such as "SIGTERM"."""
+
+    NAME = "interrupted"
+    signal: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Event):
+    """What training took since step 0, on all ranks."""
+
+    NAME = "trained"
+    tokens: float | None = None
+    train_flops: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed(Event):
+    """The end of a run: `more` has the measures of its best validation by name.
+
+    Attributes:
+        lzma_bpb: bits per byte of LZMA on the same text.
+        verbatim: share of what was sampled that stands in the training text.
+    """
+
+    NAME = "closed"
+    lzma_bpb: float | None
+    verbatim: float | None
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.NAME: kind
+    for kind in (Data, Started, Resumed, Passages, Ended, Failed, Interrupted, Trained, Closed, *plasticity.KINDS)
+}
+
+
+def parsed(record: Mapping[str, Any]) -> Record:
+    """A line of the log, as `log.read_log` has read it."""
+    name = record.get("event")
+    if name is None or name in COMMANDS:
+        return Numbers.from_json(record)
+    return KINDS.get(name, Other).from_json(record)
+
+
+def end_of(records: Sequence[Record]) -> str | None:
+    """How a run ended, in words: "ended", "failed: ..." or "interrupted by SIGTERM"; None while nothing says so."""
+    marks = [r for r in records if isinstance(r, Started | Ended | Failed | Interrupted)]
+    last = marks[-1] if marks else None
+    if isinstance(last, Failed):
+        return f"failed: {last.error or 'reason not logged'}"
+    if isinstance(last, Interrupted):
+        return f"interrupted by {last.signal or 'a signal'}"
+    return "ended" if isinstance(last, Ended) else None

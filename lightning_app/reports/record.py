@@ -1,0 +1,169 @@
+"""A line of a run's log as a typed object: numbers of a step, or an event.
+
+Reading forgives: a field that a line lacks, or that holds something else than its type says, is as if it had not been
+logged (None, or its default). So logs of earlier versions stay readable, and no reader asks what a value is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache, reduce
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+
+HEAD = ("time", "event", "step", "epoch")  # what each line may begin with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What all lines have.
+
+    Attributes:
+        time: seconds since 1970.
+        step: optimizer steps done.
+        epoch: counted from 0.
+    """
+
+    time: float | None = None
+    step: int = 0
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Line):
+    """What was logged at a step.
+
+    Attributes:
+        values: by name, such as "train/ce"; None where a number was not finite.
+        of: the command that measured it: "fit", or "validate" or "test".
+    """
+
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    of: str = "fit"
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Numbers:
+        values = {name: finite(value) for name, value in record.items() if name not in HEAD}
+        return cls(**_head(record), values=values, of=record.get("event", "fit"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event(Line):
+    """What happened. A subclass has a name of its own in the log, and its fields in the order of a line.
+
+    A field with a default stands in a line only where it has another value; one without always does.
+
+    Attributes:
+        NAME: in the log; it stays, whatever the class is called.
+        changes_model: what was measured before is no measure of the model that is left.
+        more: fields of a line that the class does not have, such as those of a later version.
+    """
+
+    NAME: ClassVar[str] = ""
+    changes_model: ClassVar[bool] = False
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.NAME
+
+    def content(self) -> dict[str, Any]:
+        """What the line holds behind its head."""
+        own = {one.name: getattr(self, one.name) for one in _own(type(self))}
+        kept = {one.name for one in _own(type(self)) if one.default is MISSING or own[one.name] != one.default}
+        return {**self.more, **{name: value for name, value in own.items() if name in kept}}
+
+    def to_json(self) -> dict[str, Any]:
+        """The line, but for the time, which the log adds."""
+        return {"event": self.name, "step": self.step, "epoch": self.epoch, **self.content()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        own = {one.name: one for one in _own(cls)}
+        more = {name: value for name, value in record.items() if name not in (*HEAD, *own)}
+        return cls(**_head(record), more=more, **{name: _read(cls, one, record) for name, one in own.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Event):
+    """An event that this version does not know: that of a callback of one's own, or of a later version."""
+
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.called
+
+    def content(self) -> dict[str, Any]:
+        return dict(self.more)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        more = {name: value for name, value in record.items() if name not in HEAD}
+        return cls(**_head(record), more=more, called=record["event"])
+
+
+Record = Numbers | Event
+_INHERITED = frozenset(one.name for one in fields(Event))
+
+
+def finite(value: Any) -> float | int | None:
+    """The number, or None for whatever is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else None
+
+
+def _head(record: Mapping[str, Any]) -> dict[str, Any]:
+    epoch = finite(record.get("epoch"))
+    return {
+        "time": finite(record.get("time")),
+        "step": int(finite(record.get("step")) or 0),
+        "epoch": None if epoch is None else int(epoch),
+    }
+
+
+def _own(kind: type[Event]) -> list[Field[Any]]:
+    """The fields that a subclass adds."""
+    return [one for one in fields(kind) if one.name not in _INHERITED]
+
+
+def _read(kind: type[Event], one: Field[Any], record: Mapping[str, Any]) -> Any:
+    if one.name in record and _test(_types(kind)[one.name])(record[one.name]):
+        return record[one.name]
+    return None if one.default is MISSING else one.default
+
+
+_known_types: dict[Any, dict[str, Any]] = {}  # to look them up takes longer than to read a line
+
+
+def _types(kind: type[Event]) -> dict[str, Any]:
+    if kind not in _known_types:
+        _known_types[kind] = get_type_hints(kind)
+    return _known_types[kind]
+
+
+Test = Callable[[Any], bool]
+
+
+@cache
+def _test(kind: Any) -> Test:
+    """Whether a value of JSON is of a type: str, bool, int, float (finite), None, list, dict, or one of several."""
+    origin, inner = get_origin(kind), [_test(one) for one in get_args(kind)]
+    if origin in (Union, UnionType):
+        return reduce(_either, inner)
+    if origin is list:
+        return lambda value: type(value) is list and all(map(inner[0], value))
+    if origin is dict:
+        return lambda value: type(value) is dict and all(map(inner[1], value.values()))
+    simple: dict[Any, Test] = {
+        float: lambda value: (type(value) is float and math.isfinite(value)) or type(value) is int,
+        NoneType: lambda value: value is None,
+        Any: lambda value: True,
+    }
+    return simple.get(kind) or (lambda value: type(value) is kind)
+
+
+def _either(one: Test, other: Test) -> Test:
+    return lambda value: one(value) or other(value)
