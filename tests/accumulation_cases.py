@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_app.callbacks.exact_resume import ExactResume
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.ranks import rank
@@ -22,7 +23,6 @@ from lightning_app.models.readers import AttentionReader, ConcatReader
 from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, Regularizer, VardaGPT
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
-from lightning_app.training.exact_resume import ExactResume
 
 PAIRS, BLOCK = 20, 24  # 20 pairs: two steps of 8, then one of 4
 WHOLE = 8  # pairs of a step, of all ranks

@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 
+from lightning_app.callbacks.run_callback import RunCallback
 from lightning_app.errors import InputError
 from lightning_app.models.heads import units_made
 from lightning_app.modules.base import LanguageModule
@@ -14,7 +15,7 @@ from lightning_app.training.lightning_internals.averaging import CURRENT, Averag
 from lightning_app.training.strategies import shards_parameters
 
 
-class AveragedWeights(Averaging):
+class AveragedWeights(RunCallback, Averaging):
     """Validates, keeps as best and ends with an exponential moving average of the trained weights.
 
     After each update average = decay x average + (1 - decay) x weights (Polyak and Juditsky 1992; Tarvainen and
@@ -51,14 +52,12 @@ class AveragedWeights(Averaging):
         return cast(LanguageModule, self.averaged_model.module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        if shards_parameters(trainer.strategy):
+        if stage == "fit" and shards_parameters(trainer.strategy):
             raise InputError(
                 f"under {type(trainer.strategy).__name__} no rank has whole weights to average: use the strategy ddp, "
                 "or leave out AveragedWeights"
             )
-        self.make_averaged_model(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.average.to(pl_module.device)  # it was made before the module was moved
@@ -66,16 +65,16 @@ class AveragedWeights(Averaging):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._follow(pl_module)
+        self._follow()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.averaged_model is not None:
-            self._take_over(pl_module)
+            self._take_over()
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_over(pl_module)
+        self._take_over()
         super().on_train_end(trainer, pl_module)
 
     # Checkpoints: what is not averaged is in them once
@@ -83,7 +82,7 @@ class AveragedWeights(Averaging):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.averaged_model is None:
             return
-        self._take_over(pl_module)
+        self._take_over()
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         trained = _trained(pl_module)
         checkpoint[CURRENT] = {name: x for name, x in checkpoint[CURRENT].items() if name in trained}
@@ -91,7 +90,7 @@ class AveragedWeights(Averaging):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.averaged_model is None:  # an evaluation: the weights that were loaded are the average
             return
-        self._follow(pl_module)
+        self._follow()
         if CURRENT in checkpoint:
             checkpoint = {**checkpoint, CURRENT: checkpoint["state_dict"] | checkpoint[CURRENT]}
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -99,9 +98,9 @@ class AveragedWeights(Averaging):
     # Whatever surgery does to the model
 
     @torch.no_grad()
-    def _follow(self, module: L.LightningModule) -> None:
+    def _follow(self) -> None:
         """Give the average the shape of the model: its heads, neurons and buffers."""
-        assert isinstance(module, LanguageModule)
+        module = self.module
         for kind in units_made(module.backbone):
             for ours, theirs in zip(self.average.units(kind), module.units(kind), strict=True):
                 ours.follow(theirs)
@@ -112,11 +111,11 @@ class AveragedWeights(Averaging):
                 self.average.get_submodule(parent)._buffers[leaf] = buffer.detach().clone()
 
     @torch.no_grad()
-    def _take_over(self, module: L.LightningModule) -> None:
+    def _take_over(self) -> None:
         """Give it all that is not averaged, too."""
-        self._follow(module)
-        trained, own = _trained(module), self.average.state_dict(keep_vars=True)
-        for name, x in module.state_dict(keep_vars=True).items():
+        self._follow()
+        trained, own = _trained(self.module), self.average.state_dict(keep_vars=True)
+        for name, x in self.module.state_dict(keep_vars=True).items():
             if name not in trained and isinstance(x, torch.Tensor):
                 own[name].data.copy_(x.data)
 

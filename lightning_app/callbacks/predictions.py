@@ -10,11 +10,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_app.callbacks.run_callback import RunCallback
 from lightning_app.callbacks.run_log import run_folder
 from lightning_app.training.loader import ResumableLoader
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(RunCallback, BasePredictionWriter):
     """Writes the rows of `predict_step` as they come: the sequences in data order.
 
     With several ranks each writes a file of its own, `predictions.rank1.jsonl` and so on, with its share of the
@@ -26,6 +27,7 @@ class PredictionWriter(BasePredictionWriter):
         self.path: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "predict":
             rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
             self.path = (run_folder(trainer) or Path()) / f"predictions{rank}.jsonl"

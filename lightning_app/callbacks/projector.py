@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lightning_app.callbacks.run_callback import RunCallback
 from lightning_app.errors import InputError
 from lightning_app.models.art import ART
 from lightning_app.models.memory import AssociativeMemory
@@ -18,7 +19,6 @@ from lightning_app.models.readers.bank import Bank
 from lightning_app.modules.art_gpt2 import ARTRegularizer
 from lightning_app.modules.base import LanguageModule
 from lightning_app.modules.varda_gpt import VardaGPT
-from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.tokenizer import Tokenizer
 
 
@@ -31,7 +31,7 @@ class Shown:
     rows: list[list[str]]
 
 
-class Projector(L.Callback):
+class Projector(RunCallback):
     """At the end of a fit TensorBoard's projector gets what the model has stored, with the text that each stands for.
 
     That is vectors of each memory, and the prototypes of each ART network. Does nothing for a module without either, or
@@ -50,11 +50,9 @@ class Projector(L.Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        data = trainer.datamodule
-        first = next(callback for callback in trainer.callbacks if isinstance(callback, Projector))
-        if not loggers or not isinstance(data, TextDataModule) or self is not first:  # a YAML's stands before ours
+        if not loggers or not self.has_data:
             return
-        for tag, shown in self._all(pl_module, data.tokenizer):
+        for tag, shown in self._all(self.module, self.data.tokenizer):
             for logger in loggers:
                 logger.experiment.add_embedding(
                     shown.vectors.cpu(),
@@ -64,14 +62,14 @@ class Projector(L.Callback):
                     tag=tag,
                 )
 
-    def _all(self, module: L.LightningModule, tokenizer: Tokenizer) -> Iterator[tuple[str, Shown]]:
+    def _all(self, module: LanguageModule, tokenizer: Tokenizer) -> Iterator[tuple[str, Shown]]:
         """Name and content of all that is not empty."""
         names = module.documents if isinstance(module, VardaGPT) else {}
         for name, bank in module.named_modules():
             for i, memory in enumerate(bank.memories if isinstance(bank, Bank) else []):
                 if memory.size():
                     yield f"{name}.{i}", of_memory(memory, self._drawn(memory.size()), tokenizer, names)
-        for regularizer in module.regularizers if isinstance(module, LanguageModule) else []:
+        for regularizer in module.regularizers:
             if isinstance(regularizer, ARTRegularizer) and len(regularizer.art):
                 yield regularizer.name, of_art(regularizer.art, self._drawn(len(regularizer.art)), tokenizer)
 

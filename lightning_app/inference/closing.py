@@ -12,10 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from lightning_app.callbacks.dashboard import Dashboard
+from lightning_app.callbacks.run_callback import RunContext
 from lightning_app.callbacks.run_log import FILE_NAME as LOG
 from lightning_app.callbacks.run_log import JSONLinesLogger, RunLog, read_log, run_folder
-from lightning_app.callbacks.samples import Samples
 from lightning_app.errors import DamagedError
 from lightning_app.inference.categories import networks_of, write_page
 from lightning_app.inference.generate import continue_text
@@ -85,9 +84,6 @@ def close_early(trainer: L.Trainer) -> None:
         return
     records = read_log(path)
     draw_loss(records, path / "loss.png", title=f"{path.parent.name}/{path.name}")
-    for callback in trainer.callbacks:
-        if isinstance(callback, Dashboard):
-            callback.draw()
     rows = _rows(path, records, best_validation(records), None, None, _checkpoints(path))
     print("\n" + format_table(rows, title=f"{path}: what was reached by step {trainer.global_step}"), flush=True)
 
@@ -114,7 +110,8 @@ def _sample_best(trainer: L.Trainer, checkpoints: dict[str, Path], data: TextDat
         return None
     module, tokenizer = load_module(whole_generation(path))
     module.to(trainer.strategy.root_device)
-    prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
+    given = RunContext.of(trainer).prompts
+    prompts = given.texts if given else [""]
     continuations = []
     for i in range(SAMPLES):
         prompt = prompts[i % len(prompts)]

@@ -15,7 +15,7 @@ import torch
 
 from lightning_app.callbacks.interruption import Interruption
 from lightning_app.callbacks.last_checkpoint import LastCheckpoint
-from lightning_app.callbacks.run_log import read_log
+from lightning_app.callbacks.run_log import RunLog, read_log
 from lightning_app.modules import ArticleGPT
 from lightning_app.reporting.curves import best_validation
 from lightning_app.training import checkpoint_io
@@ -207,7 +207,7 @@ def test_a_second_signal_ends_at_once():
     child = os.fork()
     if child == 0:
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        callback = Interruption(LastCheckpoint())
+        callback = Interruption(LastCheckpoint(), RunLog(logs_errors=False))
         callback._install(trainer)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_app.callbacks import PlasticitySchedule, RandomState, RunLog
+from lightning_app.callbacks.exact_resume import ExactResume
 from lightning_app.callbacks.run_log import read_log
 from lightning_app.errors import InputError
 from lightning_app.inference.loading import load_module
@@ -30,7 +31,6 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.modules import ArticleGPT, ARTRegularizer, CausalLM, LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing
 

@@ -12,12 +12,12 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 
+from lightning_app.callbacks.exact_resume import ExactResume
 from lightning_app.callbacks.resume_options import IN_FORCE, ResumeOptions
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT
 from lightning_app.text.datamodule import TextDataModule
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 
 ADAMW: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}

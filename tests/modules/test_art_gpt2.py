@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_app.callbacks.exact_resume import ExactResume
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.errors import InputError
 from lightning_app.inference.loading import load_module
@@ -26,7 +27,6 @@ from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageM
 from lightning_app.ops.losses import IGNORE
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
-from lightning_app.training.exact_resume import ExactResume
 from tests.advice import SHORT, advised, missing
 
 NOVELTIES = ["drift", "margin", "constant"]

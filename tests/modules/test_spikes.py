@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.callbacks import HeadController
+from lightning_app.callbacks.exact_resume import ExactResume
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.modules import ArticleGPT, ARTRegularizer, LanguageModule
@@ -17,7 +18,6 @@ from lightning_app.modules.base import SPIKES
 from lightning_app.modules.spikes import IN_A_ROW, SpikeGuard
 from lightning_app.ops.spikes import ENOUGH
 from lightning_app.text.datamodule import Dataloader, Source, TextDataModule
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised
 

@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_app.callbacks.exact_resume import ExactResume
 from lightning_app.callbacks.random_state import RandomState
 from lightning_app.errors import InputError
 from lightning_app.inference.loading import load_module
@@ -27,7 +28,6 @@ from lightning_app.modules import CausalLM, Outputs, Regularizer, VardaGPT
 from lightning_app.modules.base import LanguageModule
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
-from lightning_app.training.exact_resume import ExactResume
 from tests.advice import SHORT, advised, missing
 
 CHECKPOINT = Path("runs/tiny/version_0/checkpoints/last.ckpt")
