@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -31,7 +31,9 @@ from lightning_app.plugins import import_all
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.callbacks.dashboard import Dashboard
+from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.callbacks.interruption import Interruption
+from lightning_app.training.callbacks.kept_best import KeptBest
 from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
 from lightning_app.training.callbacks.monitors import Monitors
 from lightning_app.training.callbacks.predictions import PredictionWriter
@@ -39,13 +41,12 @@ from lightning_app.training.callbacks.progress import ProgressLine
 from lightning_app.training.callbacks.projector import Projector
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.resume_options import ResumeOptions
+from lightning_app.training.callbacks.run_callback import in_order
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
 from lightning_app.training.callbacks.throughput import Throughput
 from lightning_app.training.checkpoint import start_from, tokenizer_state
 from lightning_app.training.checkpoint_io import read_checkpoint
-from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.find_checkpoint import find_checkpoint
-from lightning_app.training.kept_best import KeptBest
 from lightning_app.training.lightning_internals.callbacks import is_up, place_checkpoints, time_limit, timers
 from lightning_app.training.lightning_internals.command_line import CommandLine
 from lightning_app.training.loggers import placed, tensorboard
@@ -206,26 +207,31 @@ class Harness(CommandLine):
         loggers = self._loggers(folder) if self.subcommand == "fit" else []  # an evaluation adds no curves
         kwargs["logger"] = False  # RunLog adds them once training begins
         made = self.built("trainer")
-        checkpoints = self._options.trainer.enable_checkpointing is not False
         kwargs["plugins"] = with_atomic_writer(made.plugins)
-        self.trainer_defaults["callbacks"] = beside(
-            default_callbacks(),
-            made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else [],
-            bar=self._options.trainer.enable_progress_bar is not False,
-            checkpoints=checkpoints,
-        )
+        given = made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else []
+        self.trainer_defaults["callbacks"] = beside(default_callbacks(), given, without=self._switched_off())
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
-        has_one = any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)
-        summary = self._options.trainer.enable_model_summary is not False and not has_one
-        last = LastCheckpoint(self._options.save_every_n_steps, writes=checkpoints)
-        end = [ModelSummary(max_depth=2)] * summary + [last, OwedValidation(), Interruption(last)]
-        # RandomState first: what other callbacks draw lies outside the training's stream.
-        first = [RandomState(), ExactResume(), ResumeOptions(), KeptBest(), RunLog(folder, loggers), Monitors()]
-        trainer.callbacks = [*first, *trainer.callbacks, *end]
+        trainer.callbacks = in_order([*self._own_callbacks(folder, loggers), *trainer.callbacks])
         place_checkpoints(trainer.callbacks, RunFolder(folder).checkpoints_folder)
         if loggers and trainer.profiler.dirpath is None:
             trainer.profiler.dirpath = folder  # its way is the first logger's, which is not there yet
         return trainer
+
+    def _switched_off(self) -> tuple[type[L.Callback], ...]:
+        kinds = {
+            "enable_progress_bar": ProgressBar,
+            "enable_checkpointing": Checkpoint,
+            "enable_model_summary": ModelSummary,
+        }
+        return tuple(kind for option, kind in kinds.items() if self._options.trainer[option] is False)
+
+    def _own_callbacks(self, folder: Path, loggers: Sequence[Logger]) -> list[L.Callback]:
+        """Those that a config does not replace: some know each other."""
+        exact, log = ExactResume(), RunLog(folder, loggers, logs_errors=False)
+        self._last = LastCheckpoint(self._options.save_every_n_steps, writes=Checkpoint not in self._switched_off())
+        self._interruption = Interruption(self._last, log)
+        first = [RandomState(), exact, ResumeOptions(), KeptBest(), log, Monitors()]
+        return [*first, self._last, OwedValidation(exact), self._interruption]
 
     def _folder(self) -> Path:
         """Of a new version, or of the run that the checkpoint belongs to."""
@@ -290,14 +296,13 @@ class Harness(CommandLine):
     @rank_zero_only
     def after_early_end(self) -> None:
         """Whatever ends a fit early, what was reached is drawn and printed, and how to go on."""
-        trained = any(isinstance(callback, Interruption) and callback.trained for callback in self.trainer.callbacks)
-        if self.subcommand == "fit" and trained:
+        if self.subcommand == "fit" and self._interruption.trained:
             close_early(self.trainer)
             self._say_how_to_go_on(early=True)
 
     def _say_how_to_go_on(self, *, early: bool = False) -> None:
         """Where the fit was stopped: by a signal, an error or the clock."""
-        last = next(callback.path for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint))
+        last = self._last.path
         late = [time_limit(timer) or 0 for timer in timers(self.trainer) if is_up(timer)]
         if last is not None and last.exists() and (early or late):
             more = timedelta(seconds=2 * max(late)) if late else None
@@ -308,13 +313,14 @@ class Harness(CommandLine):
 
 
 def default_callbacks() -> list[L.Callback]:
-    """What every run has, whatever its YAML adds, besides those that `instantiate_trainer` puts first and last."""
+    """What every run has unless its YAML replaces it, besides `Harness._own_callbacks`."""
     return [
         Throughput(),
         ProgressLine(),
         PredictionWriter(),
         Projector(),
         Dashboard(),
+        ModelSummary(max_depth=2),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
     ]
 

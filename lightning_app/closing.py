@@ -25,9 +25,8 @@ from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import best_validation, series
 from lightning_app.reports.tables import format_table
 from lightning_app.serving.generate import continue_text
-from lightning_app.training.callbacks.dashboard import Dashboard
+from lightning_app.training.callbacks.run_callback import RunContext
 from lightning_app.training.callbacks.run_log import JSONLinesLogger, RunLog, run_folder
-from lightning_app.training.callbacks.samples import Samples
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.find_checkpoint import whole_generation
@@ -76,9 +75,6 @@ def close_early(trainer: L.Trainer) -> None:
         return
     records = folder.records()
     draw_loss(records, folder.loss_picture, title=folder.title)
-    for callback in trainer.callbacks:
-        if isinstance(callback, Dashboard):
-            callback.draw()
     rows = _rows(folder, records, best_validation(records), None, None)
     title = f"{folder.path}: what was reached by step {trainer.global_step}"
     print("\n" + format_table(rows, title=title), flush=True)
@@ -99,7 +95,8 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
         return None
     module, tokenizer = load_module(whole_generation(path))
     module.to(trainer.strategy.root_device)
-    prompts = next((c.prompts for c in trainer.callbacks if isinstance(c, Samples)), [""])
+    given = RunContext.of(trainer).prompts
+    prompts = given.texts if given else [""]
     continuations = []
     for i in range(SAMPLES):
         prompt = prompts[i % len(prompts)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightning_app.errors import InputError
@@ -14,21 +14,20 @@ from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.lightning_internals.plugins import fill
 
 
-def beside(own: Sequence[L.Callback], given: Sequence[L.Callback], *, bar: bool, checkpoints: bool) -> list[L.Callback]:
-    """Those of our callbacks that a run has.
+def beside(
+    own: Sequence[L.Callback], given: Sequence[L.Callback], *, without: tuple[type[L.Callback], ...] = ()
+) -> list[L.Callback]:
+    """Those of our callbacks that a run has: one of the config's replaces ours of its kind.
 
     Args:
         own: what every run has.
         given: the config's.
-        bar: enable_progress_bar; a bar of the config's replaces ours.
-        checkpoints: enable_checkpointing.
+        without: kinds that are switched off.
 
     Raises:
         InputError: a ModelCheckpoint that Lightning could not tell from ours in a checkpoint.
     """
-    bar = bar and not any(isinstance(callback, ProgressBar) for callback in given)
-    left = [callback for callback in own if bar or not isinstance(callback, ProgressBar)]
-    left = [callback for callback in left if checkpoints or not isinstance(callback, Checkpoint)]
+    left = [callback for callback in own if not isinstance(callback, without) and not _replaced(callback, given)]
     keys = {callback.state_key: callback for callback in left if isinstance(callback, ModelCheckpoint)}
     for i, callback in enumerate(given):
         if isinstance(callback, ModelCheckpoint) and callback.state_key in keys:
@@ -37,6 +36,11 @@ def beside(own: Sequence[L.Callback], given: Sequence[L.Callback], *, bar: bool,
                 "best.ckpt: give it another monitor (val/loss) or interval (every_n_train_steps)"
             )
     return left
+
+
+def _replaced(callback: L.Callback, given: Sequence[L.Callback]) -> bool:
+    kind = next((kind for kind in (ProgressBar, ModelSummary) if isinstance(callback, kind)), type(callback))
+    return kind is not ModelCheckpoint and any(isinstance(other, kind) for other in given)
 
 
 def with_atomic_writer(plugins: Any) -> list[Any]:

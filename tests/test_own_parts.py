@@ -7,31 +7,43 @@ from typing import Any
 
 import lightning as L
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    RichModelSummary,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from lightning_app.app import default_callbacks
 from lightning_app.errors import InputError
 from lightning_app.own_parts import beside, with_atomic_writer
-from lightning_app.training.callbacks.progress import ProgressLine
+from lightning_app.training.callbacks.dashboard import Dashboard
+from lightning_app.training.callbacks.throughput import Throughput
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
 Main = Callable[..., None]
 Config = Callable[..., str]
 
 
-def left(*given: L.Callback, bar: bool = True, checkpoints: bool = True) -> set[str]:
+def left(*given: L.Callback, without: tuple[type[L.Callback], ...] = ()) -> set[str]:
     own = default_callbacks()
-    kept = beside(own, given, bar=bar, checkpoints=checkpoints)
+    kept = beside(own, given, without=without)
     assert [callback for callback in own if callback in kept] == kept
     return {type(callback).__name__ for callback in own} - {type(callback).__name__ for callback in kept}
 
 
 def test_callbacks_give_way_or_stand_beside():
     assert left() == left(ModelCheckpoint(monitor="val/loss"), EarlyStopping("val/ce")) == set()
-    assert left(bar=False) == left(TQDMProgressBar()) == left(RichProgressBar()) == {ProgressLine.__name__}
-    assert left(checkpoints=False) == {"ModelCheckpoint"}
+    assert left(without=(ProgressBar,)) == left(TQDMProgressBar()) == left(RichProgressBar()) == {"ProgressLine"}
+    assert left(without=(Checkpoint,)) == {"ModelCheckpoint"}
+    assert left(without=(ModelSummary,)) == left(RichModelSummary()) == {"ModelSummary"}
+    assert left(Dashboard(), Throughput(measure_peak=False)) == {"Dashboard", "Throughput"}
     with pytest.raises(InputError, match=r"trainer\.callbacks\.1 is a ModelCheckpoint of val/ce like the one"):
         left(EarlyStopping("val/ce"), ModelCheckpoint(monitor="val/ce", save_top_k=3))
 

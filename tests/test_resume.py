@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_app.data.loader import ResumableLoader
+from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from lightning_app.training.exact_resume import ExactResume, OwedValidation
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing
 
@@ -139,7 +139,7 @@ def loaders(options: Options) -> tuple[ResumableLoader, ResumableLoader]:
 
 
 def new_trainer(options: Options, callbacks: list[L.Callback], **overrides: Any) -> L.Trainer:
-    limits = {"max_steps": STEPS, "max_epochs": -1, "num_sanity_val_steps": 1}
+    limits, exact = {"max_steps": STEPS, "max_epochs": -1, "num_sanity_val_steps": 1}, ExactResume()
     return L.Trainer(
         accelerator="cpu",
         logger=False,
@@ -148,7 +148,7 @@ def new_trainer(options: Options, callbacks: list[L.Callback], **overrides: Any)
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[RandomState(), ExactResume(), *callbacks, OwedValidation()],
+        callbacks=[RandomState(), exact, *callbacks, OwedValidation(exact)],
         **{**limits, **options.trainer, **overrides},
     )
 

@@ -299,7 +299,7 @@ class VardaGPT(LanguageModule):
                 text = data.tokens("train")
                 keys = text.keys_of(np.arange(text.n_documents)).tolist()
                 self.documents |= dict(zip(keys, text.names, strict=True))
-        if self._compile:
+        if self.compiles:
             inner = self.backbone.backbone
             inner.hidden = torch.compile(inner.hidden)  # type: ignore[method-assign]
 

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.modes import evaluated
@@ -45,8 +44,9 @@ from lightning_app.plasticity.stabilization import WINDOW, Verdict, quadratic_ru
 from lightning_app.plasticity.surgery import Kind, Units
 from lightning_app.plasticity.units import units_in
 from lightning_app.reports.plasticity import events
+from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
-from lightning_app.training.callbacks.samples import Samples, continued
+from lightning_app.training.callbacks.samples import continued
 from lightning_app.training.callbacks.series import log_numbers
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, reset_early_stopping
 from lightning_app.training.module import LanguageModule
@@ -55,7 +55,7 @@ MULTIPLE = 32  # widths of feed-forward layers: others lose half of the gain
 MOST_LOSSES = 1_000  # that stabilisation looks back on
 
 
-class PlasticitySchedule(L.Callback):
+class PlasticitySchedule(RunCallback):
     """Prunes heads (and neurons) of the model in cycles, by evidence, and proves after each event that it is so.
 
     After cycle c of C, round(pruning_level x heads x c / C) heads are dead in all. Dead heads are never chosen again.
@@ -196,21 +196,23 @@ class PlasticitySchedule(L.Callback):
     # Before training: what cannot work is refused
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or not self.targets:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self.run.decide_heads(self)
+        if not self.targets:
             return
         self._reset()  # an earlier fit's; Lightning loads a checkpoint's state after this hook
-        data = trainer.datamodule
-        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextDataModule):
-            raise InputError("PlasticitySchedule needs a LanguageModule and a TextDataModule")
+        module, data = self.module, self.data
         check_strategy(trainer.strategy)
         if not data.splits.origin("val"):
             raise InputError("plasticity decides by a validation text: give data.val or data.split")
         for path in self.datasets or {}:
             check_path(path)
         for kind in self.targets:
-            self._units[kind] = units_in(pl_module, kind)[0]
+            self._units[kind] = units_in(module, kind)[0]
             self._check_units(self._units[kind])
-        steps = pl_module.optimizer_steps()
+        steps = module.optimizer_steps()
         if self.plan.most_steps > steps:
             plan = self.plan
             raise InputError(
@@ -224,7 +226,7 @@ class PlasticitySchedule(L.Callback):
                 f"{self.plan.warmup_steps}: it will never be called stable; lower stability_window"
             )
         if self.layer_lr_factor != 1:
-            pl_module.group_by_layer = True
+            module.group_by_layer = True
 
     @property
     def _window(self) -> int:
@@ -256,9 +258,8 @@ class PlasticitySchedule(L.Callback):
     def _samples(
         self, trainer: L.Trainer, module: LanguageModule, datasets: dict[str, float] | None
     ) -> list[tuple[float, Sample]]:
-        data, sizes = trainer.datamodule, {"batches": self.sample_batches, "batch_size": self.sample_batch_size}
-        assert isinstance(data, TextDataModule)
-        return samples_of(module, data, datasets, seed=self.sample_seed, **sizes)
+        sizes = {"batches": self.sample_batches, "batch_size": self.sample_batch_size}
+        return samples_of(module, self.data, datasets, seed=self.sample_seed, **sizes)
 
     def _sample(self, trainer: L.Trainer, module: LanguageModule) -> Sample:
         """Of the validation text; drawn once, as it is looked at every few steps."""
@@ -279,21 +280,20 @@ class PlasticitySchedule(L.Callback):
     # The run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModule)
         if not self.targets:
             return
-        self._step = trainer.global_step
+        self._step, module = trainer.global_step, self.module
         for kind, state in self._kept.items():
-            units_in(pl_module, kind)[0].load_kept_state(state)  # type: ignore[arg-type]
+            units_in(module, kind)[0].load_kept_state(state)  # type: ignore[arg-type]
         self._kept = {}
         if self._factors is not None:
-            self._attach_rates(trainer, pl_module)
+            self._attach_rates(trainer, module)
         if self._started:
-            self._advance(trainer, pl_module)  # if it failed in a phase that does not last
+            self._advance(trainer, module)  # if it failed in a phase that does not last
             return
         self._started = True
-        shown: dict[str, list[int]] = {kind: list(units_in(pl_module, kind)[0].shape) for kind in self.targets}
-        heads = units_in(pl_module, "heads")[0]
+        shown: dict[str, list[int]] = {kind: list(units_in(module, kind)[0].shape) for kind in self.targets}
+        heads = units_in(module, "heads")[0]
         of_heads = sum(part.parameter.numel() for layer in heads.layers for part in layer.parts)
         started = events.PlasticityStarted(
             shape=list(heads.shape),
@@ -302,36 +302,35 @@ class PlasticitySchedule(L.Callback):
             strategy=", ".join(f"{kind}: {self.strategies[kind].name}" for kind in self.targets),
             surgery=self.surgery,
             pruning_level=self.levels["heads"],
-            head_parameters_share=of_heads / sum(p.numel() for p in pl_module.backbone.parameters()),
+            head_parameters_share=of_heads / sum(p.numel() for p in module.backbone.parameters()),
             **asdict(self.plan),
         )
         RunLog.event(trainer, started)
         self._transition(trainer, Move(Position("training", 0), "the run begins"))
-        self._look(trainer, pl_module, "baseline", with_text=True)
-        self._advance(trainer, pl_module)
+        self._look(trainer, module, "baseline", with_text=True)
+        self._advance(trainer, module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, LanguageModule)
         if not self.targets or trainer.global_step == self._step:
             return  # within an accumulation
-        self._step = trainer.global_step
+        self._step, module = trainer.global_step, self.module
         if self.at.phase != "done":
             self.at = replace(self.at, steps=self.at.steps + 1)
-            if self.at.phase == "warmup" and self.plan.until_stable and not pl_module.skipped_step:
-                loss = pl_module.train_loss  # of all batches of the step
+            if self.at.phase == "warmup" and self.plan.until_stable and not module.skipped_step:
+                loss = module.train_loss  # of all batches of the step
                 self._losses.append(float(gathered(loss.reshape(1)).mean()))
                 del self._losses[:-MOST_LOSSES]
             if self.at.phase in ("warmup", "finetuning") and self.at.steps % self.eval_freq == 0:
-                self._evaluate(trainer, pl_module, self.at.phase)
-            self._advance(trainer, pl_module)
+                self._evaluate(trainer, module, self.at.phase)
+            self._advance(trainer, module)
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
-            heads = units_in(pl_module, "heads")[0]
+            heads = units_in(module, "heads")[0]
             total, alive = math.prod(heads.shape), int(heads.mask.sum())
             numbers = {"sparsity": 1 - alive / total, "active_heads": alive, "total_heads": total}
-            pl_module.log_dict({f"plasticity/{name}": float(x) for name, x in numbers.items()})
-            pl_module.log("plasticity/cycle", float(self.at.cycle))
+            module.log_dict({f"plasticity/{name}": float(x) for name, x in numbers.items()})
+            module.log("plasticity/cycle", float(self.at.cycle))
 
     def _advance(self, trainer: L.Trainer, module: LanguageModule) -> None:
         """As many phases on as are due."""
@@ -568,11 +567,11 @@ class PlasticitySchedule(L.Callback):
         log_numbers(trainer, {f"plasticity/{key}": x for key, x in cost.items() if isinstance(x, int | float)})
 
     def _log_text(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:
-        data, own = trainer.datamodule, [c for c in trainer.callbacks if isinstance(c, Samples)]
-        if not own or not trainer.is_global_zero or not isinstance(data, TextDataModule):
+        prompts = self.run.prompts
+        if prompts is None or not trainer.is_global_zero:
             return
-        options = GenerationOptions(40, own[0].options.temperature, own[0].options.top_k, seed=0)
-        texts = [{"prompt": prompt, "text": continued(prompt, module, data, options)} for prompt in own[0].prompts]
+        options = GenerationOptions(40, prompts.options.temperature, prompts.options.top_k, seed=0)
+        texts = [{"prompt": prompt, "text": continued(prompt, module, self.data, options)} for prompt in prompts.texts]
         RunLog.event(trainer, events.TextSamples(stage=stage, texts=texts))
 
     # Others that watch the validation loss
@@ -585,7 +584,6 @@ class PlasticitySchedule(L.Callback):
     # The end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModule)
         if self._rates is not None:
             self._rates.detach()
         if self.at.phase != "done":
@@ -594,7 +592,7 @@ class PlasticitySchedule(L.Callback):
                 "more steps or time (trainer.max_steps, trainer.max_time)"
             )
         if self.targets and trainer.is_global_zero:
-            print("\n".join(self.summary(pl_module)))
+            print("\n".join(self.summary(self.module)))
 
     def summary(self, module: LanguageModule) -> list[str]:
         """What was reached, and what was proved, in lines."""

@@ -187,7 +187,7 @@ class LanguageModule(L.LightningModule, ABC):
             raise InputError(f"means_over has {sorted(unknown)[0]!r}; there are {', '.join(COUNTED)}")
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
-        self._optimisation, self._compile = Optimisation(optimizer, scheduler), compile
+        self._optimisation, self.compiles = Optimisation(optimizer, scheduler), compile
         self.spikes = SpikeGuard(skip_spikes) if skip_spikes is not False else None
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
@@ -466,7 +466,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def compile_again(self) -> None:
         """After surgery: gates are hooks, and what was compiled does not look for new ones."""
-        if self._compile:
+        if self.compiles:
             torch.compiler.reset()
             self._run = torch.compile(self._run_backbone)
 

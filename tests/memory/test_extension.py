@@ -25,10 +25,10 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe
+from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint import Checkpoint, load_module
 from lightning_app.training.compositions import CausalLM
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.module import LanguageModule, Outputs, Regularizer
 from tests.advice import SHORT, advised, missing
 

@@ -29,11 +29,11 @@ from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImpo
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.surgery import Part, Units
 from lightning_app.plasticity.units import units_in
+from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.run_log import RunLog, read_log
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.compositions import ArticleGPT, CausalLM
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing

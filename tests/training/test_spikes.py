@@ -14,9 +14,9 @@ from lightning_app.data.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.controller.callback import HeadController
+from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.checkpoint import Checkpoint
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.module import SPIKES, LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 from lightning_app.training.spike_rule import ENOUGH

@@ -13,7 +13,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.modes import evaluated
 from lightning_app.models.ranks import gathered
@@ -28,9 +27,9 @@ from lightning_app.plasticity.controller.networks import (
 from lightning_app.plasticity.importance import Sample
 from lightning_app.plasticity.measurements import plain, sample_of
 from lightning_app.plasticity.pruner import Surgeon, check_strategy
-from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.units import AttentionHeads, units_in
 from lightning_app.reports.plasticity import events
+from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
 from lightning_app.training.module import LanguageModule
@@ -39,7 +38,7 @@ Finally = Literal["remove", "mask", "keep"]
 OPTIONS = {"network": ANNController, "logits": GateLogits}
 
 
-class HeadController(L.Callback):
+class HeadController(RunCallback):
     """Gates the attention heads of a model while it trains, by `ANNController` or `GateLogits`.
 
     A head is active where its gate is above 0.5. Training computes with the active heads alone: gates of the forward
@@ -131,25 +130,19 @@ class HeadController(L.Callback):
     # Before training: what cannot work is refused
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._reset()
-        data = trainer.datamodule
-        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextDataModule):
-            raise InputError("HeadController needs a LanguageModule and a TextDataModule")
-        others = [c for c in trainer.callbacks if isinstance(c, PlasticitySchedule | HeadController) and c is not self]
-        if others:
-            raise InputError(
-                f"HeadController and {type(others[0]).__name__} in one run: both decide which heads are there; "
-                "choose one of them"
-            )
+        module, data = self.module, self.data
+        self.run.decide_heads(self)
         check_strategy(trainer.strategy)
-        if pl_module._compile:
+        if module.compiles:
             raise InputError("HeadController changes gates within each step: switch off the module's compile")
         if not data.splits.origin("val"):
             raise InputError("the controller decides by a validation text, too: give data.val or data.split")
-        self._make(units_in(pl_module, "heads")[0].shape)
-        end = self._last_step(pl_module)
+        self._make(units_in(module, "heads")[0].shape)
+        end = self._last_step()
         if end <= self.warmup_steps + self.freq:
             rank_zero_warn(
                 f"the controller decides from step {self.warmup_steps + self.freq} on, and it ends at step {end}: "
@@ -171,41 +164,37 @@ class HeadController(L.Callback):
         self.active = torch.ones(shape, dtype=torch.bool)
         self._age, self._damage = torch.zeros(shape), torch.full(shape, torch.nan, dtype=torch.float64)
 
-    def _last_step(self, module: LanguageModule) -> int:
-        run = module.optimizer_steps()
+    def _last_step(self) -> int:
+        run = self.module.optimizer_steps()
         return run if self.steps is None else min(self.steps, run)
 
     # A step
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModule)
         assert self.controller is not None
-        self._step, self._end = trainer.global_step, self._last_step(pl_module)
-        self._sample = self._make_sample(trainer, pl_module, self.sample_rows)
+        self._step, self._end = trainer.global_step, self._last_step()
+        self._sample = self._make_sample(self.sample_rows)
         self._timers = timers(trainer)
-        heads = units_in(pl_module, "heads")[0]
+        heads = units_in(self.module, "heads")[0]
         if not self._started:  # heads of the start that are masked begin switched off, those that are gone stay so
             self.active = heads.mask
             self.controller.close(heads.present & ~heads.mask)
             self._started = True
-        for units in units_in(pl_module, "heads"):
+        for units in units_in(self.module, "heads"):
             units.set_mask(self.active)
 
-    def _make_sample(self, trainer: L.Trainer, module: LanguageModule, rows: int) -> Sample:
-        data = trainer.datamodule
-        assert isinstance(data, TextDataModule)
-        dataset = data.dataset("val")
+    def _make_sample(self, rows: int) -> Sample:
+        dataset = self.data.dataset("val")
         if not len(dataset):
-            raise InputError(f"data.val has no sequence of {data.block_size} tokens to measure heads on")
-        return sample_of(module, dataset, batches=1, batch_size=rows, seed=self.seed)
+            raise InputError(f"data.val has no sequence of {self.data.block_size} tokens to measure heads on")
+        return sample_of(self.module, dataset, batches=1, batch_size=rows, seed=self.seed)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._done:
             return
-        assert isinstance(pl_module, LanguageModule)
-        for units in units_in(pl_module, "heads"):  # an averaged copy takes the buffers of the model
+        for units in units_in(self.module, "heads"):  # an averaged copy takes the buffers of the model
             units.open_gates()
             units.set_mask(units.present)
             leaves = units.set_gates(self.active.float(), gradient=not self._leaves)  # of the model, which is the first
@@ -215,7 +204,7 @@ class HeadController(L.Callback):
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._done or any(leaf.grad is None for leaf in self._leaves):
             return
-        window = pl_module.window if isinstance(pl_module, LanguageModule) else None
+        window = self.module.window
         scale = 1.0 if window is None else 1.0 * window.batches  # which each have their share of the step's loss
         plugin = trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
@@ -230,34 +219,33 @@ class HeadController(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, LanguageModule)
         if not self._done:
-            self._mask(pl_module)
+            self._mask()
         if trainer.global_step == self._step:
             return  # within an accumulation
         self._step = trainer.global_step
-        if pl_module.skipped_step:
+        if self.module.skipped_step:
             self._sums, self._backwards = self._kept
         if not self._done:
             self._age = (self._age + 1) * self.active
             if self._step >= self._end or self._stops(trainer):
-                self._finish(trainer, pl_module)
+                self._finish(trainer, self.module)
             elif self._step % self.freq == 0:
-                self._update(trainer, pl_module)
+                self._update(trainer, self.module)
         self._kept = (self._sums, self._backwards)
         pl_module.log_dict({f"controller/{name}": value for name, value in self._numbers().items()})
 
-    def _mask(self, module: LanguageModule) -> None:
+    def _mask(self) -> None:
         """Until the next batch this is a model with masked heads, for whatever looks at it."""
-        for units in units_in(module, "heads"):
+        for units in units_in(self.module, "heads"):
             units.set_mask(self.active)
             units.close_gates()
         self._leaves = []
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """For the checkpoint that may be saved now."""
-        if self._leaves and isinstance(pl_module, LanguageModule):
-            self._mask(pl_module)
+        if self._leaves:
+            self._mask()
 
     def _numbers(self) -> dict[str, float]:
         assert self.controller is not None
@@ -366,8 +354,7 @@ class HeadController(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """An early stop: the checkpoint that is written after this validation is the run's last."""
         if trainer.state.fn == "fit" and trainer.should_stop and not self._done and not trainer.sanity_checking:
-            assert isinstance(pl_module, LanguageModule)
-            self._finish(trainer, pl_module)
+            self._finish(trainer, self.module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._done and self.finally_ != "keep":

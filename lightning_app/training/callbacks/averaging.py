@@ -10,12 +10,13 @@ import torch
 from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
 from lightning_app.models.registry import follow_shape
+from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.checkpoint import CURRENT, WEIGHTS
 from lightning_app.training.lightning_internals.averaging import Averaging
 from lightning_app.training.module import LanguageModule
 
 
-class AveragedWeights(Averaging):
+class AveragedWeights(RunCallback, Averaging):
     """Validates, keeps as best and ends with an exponential moving average of the trained weights.
 
     After each update average = decay x average + (1 - decay) x weights (Polyak and Juditsky 1992; Tarvainen and
@@ -52,14 +53,12 @@ class AveragedWeights(Averaging):
         return cast(LanguageModule, self.averaged_model.module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        if shards_parameters(trainer.strategy):
+        if stage == "fit" and shards_parameters(trainer.strategy):
             raise InputError(
                 f"under {type(trainer.strategy).__name__} no rank has whole weights to average: use the strategy ddp, "
                 "or leave out AveragedWeights"
             )
-        self.make_averaged_model(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.average.to(pl_module.device)  # it was made before the module was moved
@@ -67,16 +66,16 @@ class AveragedWeights(Averaging):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._follow(pl_module)
+        self._follow()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.averaged_model is not None:
-            self._take_over(pl_module)
+            self._take_over()
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_over(pl_module)
+        self._take_over()
         super().on_train_end(trainer, pl_module)
 
     # Checkpoints: what is not averaged is in them once
@@ -84,7 +83,7 @@ class AveragedWeights(Averaging):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.averaged_model is None:
             return
-        self._take_over(pl_module)
+        self._take_over()
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         trained = _trained(pl_module)
         checkpoint[CURRENT] = {name: x for name, x in checkpoint[CURRENT].items() if name in trained}
@@ -92,7 +91,7 @@ class AveragedWeights(Averaging):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.averaged_model is None:  # an evaluation: the weights that were loaded are the average
             return
-        self._follow(pl_module)
+        self._follow()
         if CURRENT in checkpoint:
             checkpoint = {**checkpoint, CURRENT: checkpoint[WEIGHTS] | checkpoint[CURRENT]}
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -100,23 +99,22 @@ class AveragedWeights(Averaging):
     # Whatever surgery does to the model
 
     @torch.no_grad()
-    def _follow(self, module: L.LightningModule) -> None:
+    def _follow(self) -> None:
         """Give the average the shape of the model: its heads, neurons and buffers."""
-        assert isinstance(module, LanguageModule)
-        for ours, theirs in zip(self.average.backbones(), module.backbones(), strict=True):
+        for ours, theirs in zip(self.average.backbones(), self.module.backbones(), strict=True):
             follow_shape(ours, theirs)
         own = dict(self.average.named_buffers())
-        for name, buffer in module.named_buffers():
+        for name, buffer in self.module.named_buffers():
             if name not in own or own[name].shape != buffer.shape:
                 parent, _, leaf = name.rpartition(".")
                 self.average.get_submodule(parent)._buffers[leaf] = buffer.detach().clone()
 
     @torch.no_grad()
-    def _take_over(self, module: L.LightningModule) -> None:
+    def _take_over(self) -> None:
         """Give it all that is not averaged, too."""
-        self._follow(module)
-        trained, own = _trained(module), self.average.state_dict(keep_vars=True)
-        for name, x in module.state_dict(keep_vars=True).items():
+        self._follow()
+        trained, own = _trained(self.module), self.average.state_dict(keep_vars=True)
+        for name, x in self.module.state_dict(keep_vars=True).items():
             if name not in trained and isinstance(x, torch.Tensor):
                 own[name].data.copy_(x.data)
 

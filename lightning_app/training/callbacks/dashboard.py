@@ -11,28 +11,36 @@ import lightning as L
 from lightning_app.reports.dashboard import write_dashboard
 from lightning_app.reports.plasticity.events import ControllerUpdate, PlasticityStarted
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
 
 SHARE = 0.02
 SHOWS = (PlasticityStarted, ControllerUpdate)  # events without which there is nothing to draw
 
 
-class Dashboard(L.Callback):
-    """Draws the page of a run with plasticity while it goes, and at the end; other runs get none.
+class Dashboard(RunCallback):
+    """Draws the page of a run with plasticity while it goes, and at the end, an early one too; other runs get none.
 
     Args:
         every_seconds: at most as often while training goes on, and so that it takes no more than `SHARE` of the time.
         single_file: plotly's script is part of the page instead of lying beside it.
     """
 
+    priority = Priority.PAGE
+
     def __init__(self, every_seconds: float = 10.0, single_file: bool = False):
         self.every_seconds, self.single_file = every_seconds, single_file
         self._next = 0.0
         self._folder: RunFolder | None = None
+        self._trains = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         folder = run_folder(trainer) if stage == "fit" else None
-        self._folder = folder if trainer.is_global_zero else None
+        self._folder, self._trains = folder if trainer.is_global_zero else None, False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._trains = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,6 +53,10 @@ class Dashboard(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.draw()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._trains:  # what is refused before leaves the page of an earlier start as it was
+            self.draw()
 
     def draw(self) -> Path | None:
         """The page, if there is anything to show."""

@@ -15,13 +15,14 @@ import torch
 from lightning_app.errors import Interrupted
 from lightning_app.reports import events
 from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals import signals
 
 NOTICE = b"\nstopping when this step is done; once more ends at once\n"
 
 
-class Interruption(L.Callback):
+class Interruption(RunCallback):
     """Ends a fit at a signal with last.ckpt of the step reached; keeps the last whole step when something is raised.
 
     A handler only sets a flag. All ranks look at it when an optimizer step is done, write last.ckpt and leave together.
@@ -31,30 +32,31 @@ class Interruption(L.Callback):
     Under SLURM with auto_requeue the requeue signal does the same, then Lightning's checkpoint for the requeued job is
     written and the job is requeued; a SIGTERM that follows is passed over.
 
-    Put it behind all callbacks.
+    In a Trainer made in Python put it behind all callbacks.
 
     Args:
         last: writes last.ckpt.
+        log: where an error is told once last.ckpt is written; it does not do so itself (`logs_errors=False`).
 
     Attributes:
         trained: whether this fit has come to its training.
     """
 
-    def __init__(self, last: LastCheckpoint):
-        self.last = last
+    priority = Priority.STOP
+
+    def __init__(self, last: LastCheckpoint, log: RunLog):
+        self.last, self._run_log = last, log
         self.trained = False
         self._received = 0
         self._requeue: int | None = None
         self._before: dict[int, Any] = {}  # handlers that were there
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self.trained, self._received = False, 0
         if stage == "fit":
             signals.leave_signals_alone(trainer)
             self._install(trainer)
-            for callback in trainer.callbacks:
-                if isinstance(callback, RunLog):
-                    callback.logs_errors = False  # the checkpoint comes first
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.trained = True
@@ -80,9 +82,7 @@ class Interruption(L.Callback):
             return
         if self.trained:
             self.last.save_after_failure(trainer)
-        for callback in trainer.callbacks:
-            if isinstance(callback, RunLog):
-                callback.log_error(trainer, exception)
+        self._run_log.log_error(trainer, exception)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()

@@ -10,13 +10,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_app.errors import InputError
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
 from lightning_app.training.lightning_internals.fit_loop import may_stop
 from lightning_app.training.module import NOT_FINITE
 from lightning_app.training.sharding import local
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(RunCallback, Checkpoint):
     """Overwrites `checkpoints/last.ckpt` in the run's folder: every n steps, before validations, at the run's end.
 
     Before a validation and not after it: what ends one early then needs no checkpoint in its middle, where weights may
@@ -31,6 +32,8 @@ class LastCheckpoint(Checkpoint):
         writes: False: no checkpoint at all.
     """
 
+    priority = Priority.LAST
+
     def __init__(self, every_n_steps: int = 500, writes: bool = True):
         if every_n_steps < 1:
             raise InputError(f"save_every_n_steps is {every_n_steps}; it must be at least 1")
@@ -41,6 +44,7 @@ class LastCheckpoint(Checkpoint):
         self._due = self._stops = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         folder = run_folder(trainer) if stage == "fit" and self.writes else None
         self.path = folder.checkpoint("last") if folder else None
 

@@ -8,14 +8,15 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_app.errors import InputError
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.lightning_internals.callbacks import decide_after_validation, watchers
 
 
-class Monitors(L.Callback):
+class Monitors(RunCallback):
     """Refuses a monitor that is not among the numbers of a validation.
 
     A name that begins with "val" is looked for in the validation of two batches that comes before training, any other
-    in the first whole validation, by when the numbers of training are known too. Put it before those who watch.
+    in the first whole validation, by when the numbers of training are known too.
 
     What watches a number of the validation decides when that has ended: at an epoch's end a run that goes on from
     between the two, or ends within an epoch, would decide nothing.
@@ -24,7 +25,10 @@ class Monitors(L.Callback):
         InputError: with the callback, the name that it watches, and those that there are.
     """
 
+    priority = Priority.CHECKS
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         for callback, name in watchers(trainer):
             if name.startswith("val/"):
                 decide_after_validation(callback)

@@ -12,10 +12,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_app.data.loader import ResumableLoader
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(RunCallback, BasePredictionWriter):
     """Writes the rows of `predict_step` as they come: the sequences in data order.
 
     With several ranks each writes a file of its own, `predictions.rank1.jsonl` and so on, with its share of the
@@ -27,6 +28,7 @@ class PredictionWriter(BasePredictionWriter):
         self.path: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "predict":
             folder = run_folder(trainer) or RunFolder(Path())
             self.path = folder.predictions(trainer.global_rank if trainer.world_size > 1 else None)

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from lightning_app.data.accumulation import steps_in
+from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.lightning_internals.callbacks import timers
 from lightning_app.training.module import LanguageModule
 
@@ -22,7 +23,7 @@ def clock(seconds: float) -> str:
     return text.removeprefix("0:").removeprefix("0") if text.startswith("0:") else text
 
 
-class ProgressLine(TQDMProgressBar):
+class ProgressLine(RunCallback, TQDMProgressBar):
     """A bar with loss, val loss, tokens/s and the time left; one line that stays after each validation.
 
     A module with regularisers also has there its cross-entropy, the regularisers' terms and what else they show
@@ -43,7 +44,7 @@ class ProgressLine(TQDMProgressBar):
         return min(1, super().refresh_rate) if self._each_step else super().refresh_rate
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._each_step = isinstance(pl_module, LanguageModule) and len(pl_module.regularizers) > 0
+        self._each_step = len(self.module.regularizers) > 0
         super().on_train_start(trainer, pl_module)
         self._started, self._first_step = time.monotonic(), trainer.global_step
 

@@ -8,12 +8,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
-from lightning_app.training.module import LanguageModule
+from lightning_app.training.callbacks.run_callback import RunCallback
 
 
-class Projector(L.Callback):
+class Projector(RunCallback):
     """At the end of a fit TensorBoard's projector gets what the model has stored, with the text that each stands for.
 
     That is vectors of each memory, and the prototypes of each ART network (`LanguageModule.stored`). Does nothing for a
@@ -32,12 +31,9 @@ class Projector(L.Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        data = trainer.datamodule
-        first = next(callback for callback in trainer.callbacks if isinstance(callback, Projector))
-        if not loggers or not isinstance(data, TextDataModule) or self is not first:  # a YAML's stands before ours
+        if not loggers or not self.has_data:
             return
-        found = pl_module.stored(self._drawn, data.tokenizer) if isinstance(pl_module, LanguageModule) else []
-        for tag, shown in found:
+        for tag, shown in self.module.stored(self._drawn, self.data.tokenizer):
             for logger in loggers:
                 logger.experiment.add_embedding(
                     shown.vectors.cpu(),

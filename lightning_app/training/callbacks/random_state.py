@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lightning_app.models.ranks import rank, several_ranks, world_size
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 
 
 def random_states() -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _gathered(states: dict[str, Any]) -> list[dict[str, Any]]:
     return ranks
 
 
-class RandomState(L.Callback):
+class RandomState(RunCallback):
     """Gives training its own stream of random numbers, and puts the stream's position in the checkpoint.
 
     The generators are remembered when a training batch ends and set back when the next one begins. So nothing in
@@ -55,13 +56,16 @@ class RandomState(L.Callback):
     Every rank has its own stream; all are gathered into the one checkpoint. A rank that the checkpoint does not
     know (more ranks than before) keeps the stream that it was seeded with, and a warning says so.
 
-    Put it first in the list of callbacks: those before it draw from outside the stream.
+    In a Trainer made in Python put it first: callbacks before it draw from outside the stream.
     """
+
+    priority = Priority.RANDOM
 
     def __init__(self) -> None:
         self._states: dict[str, Any] | None = None  # of this rank between training batches
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._states = None  # an earlier fit's; Lightning loads a checkpoint's after this hook
 
     def on_train_batch_start(

@@ -11,6 +11,7 @@ from lightning_app.data.accumulation import accumulation_schedule
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.registry import Description, class_path, describe
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.lightning_internals import callbacks as lightning_callbacks
 from lightning_app.training.module import LanguageModule
@@ -22,7 +23,7 @@ KEPT = ("amsgrad", "centered", "fused", "foreach", "capturable", "differentiable
 OF_TRAINING = ("drop", "noise")  # in the names of a module's options that a checkpoint's weights do not show
 
 
-class ResumeOptions(L.Callback):
+class ResumeOptions(RunCallback):
     """Puts the options in force into each checkpoint, and applies on a resume those that have changed since.
 
     Lightning takes what a checkpoint holds: the optimizer's learning rate, betas and weight decay, a scheduler's T_max,
@@ -36,6 +37,8 @@ class ResumeOptions(L.Callback):
     A checkpoint of before has no such record: then the numbers in its states count.
     """
 
+    priority = Priority.RESUME
+
     def __init__(self) -> None:
         self._saved: dict[str, Any] | None = None  # what was in force in the run that wrote the checkpoint
         self._resumes = False
@@ -43,6 +46,7 @@ class ResumeOptions(L.Callback):
         self._callbacks: list[tuple[L.Callback, dict[str, Any]]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._saved, self._resumes = None, False
         if stage == "fit":
             self._callbacks = lightning_callbacks.options_of_all(trainer)

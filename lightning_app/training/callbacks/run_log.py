@@ -21,10 +21,10 @@ from lightning_app.reports.log import line_of
 from lightning_app.reports.log import read_log as read_log  # beside what writes it
 from lightning_app.reports.record import Event
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.checkpoint import OF_REGULARIZERS, Checkpoint, put
 from lightning_app.training.lightning_internals.step_log import log_hyperparameters, numbers_of_step, step_to_log
 from lightning_app.training.loggers import keep_ids
-from lightning_app.training.module import LanguageModule
 
 
 def _plain(value: float) -> float | int | None:
@@ -104,30 +104,34 @@ class JSONLinesLogger(Logger):
         """The resolved config has a file of its own."""
 
 
-class RunLog(L.Callback):
+class RunLog(RunCallback):
     """Adds `log.jsonl` to the run's folder, beside whatever loggers there are.
 
     The numbers of a step are written before a checkpoint of that step, and the checkpoint knows how many lines there
     were: those that follow do not count when a run goes on from it, since it writes them again.
 
     Other callbacks call `RunLog.event(trainer, event)`, with one of `reports.events` or of their own, and ask
-    `run_folder(trainer)` where to write, so it stands before them.
+    `run_folder(trainer)` where to write: in a Trainer made in Python put it before them.
 
     Nothing is written before training begins, so that a resume which is refused leaves the run's folder as it was.
 
     Args:
         folder: the run's. None: the first logger's; without a logger nothing is written then.
         loggers: those that the trainer gets once training begins: they make their files when they are asked for.
+        logs_errors: False: another callback calls `log_error`, once the last step is saved.
     """
 
-    def __init__(self, folder: Path | None = None, loggers: Sequence[Logger] = ()):
+    priority = Priority.LOG
+
+    def __init__(self, folder: Path | None = None, loggers: Sequence[Logger] = (), logs_errors: bool = True):
         self.folder = folder
         self._waiting = list(loggers)
         self._begun = False
-        self.logs_errors = True  # unless another callback does, once the last step is saved
+        self.logs_errors = logs_errors
         self._lines: int | None = None  # in the log when the checkpoint of a resume was written
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         own = trainer.strategy.broadcast(str(self.folder)) if self.folder else None
         folder = own or (trainer.log_dir if trainer.loggers else None)  # which the trainer broadcasts
         event = None if stage == "fit" else str(trainer.state.fn.value)
@@ -156,17 +160,13 @@ class RunLog(L.Callback):
         # of the model alone: a regulariser may hold an averaged copy of it
         own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
         parameters = sum(p.numel() for p in own)
-        data = trainer.datamodule
-        self.event(trainer, Data(splits=_splits(data) if isinstance(data, TextDataModule) else []))
-        flops = None
-        if isinstance(pl_module, LanguageModule) and isinstance(data, TextDataModule):
-            flops = pl_module.backbone.flops_per_token(data.block_size)
+        self.event(trainer, Data(splits=_splits(self.data) if self.has_data else []))
         started = Started(
             model=type(pl_module).__name__,
             parameters=parameters,
             world_size=trainer.world_size,
             precision=str(trainer.precision),
-            flops_per_token=flops,
+            flops_per_token=self.module.backbone.flops_per_token(self.data.block_size) if self.has_data else None,
         )
         self.event(trainer, started.resumed(lines=self._lines) if trainer.ckpt_path else started)
 
@@ -174,8 +174,8 @@ class RunLog(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The module's own hook comes too late for a checkpoint that is written in a callback's."""
-        if isinstance(pl_module, LanguageModule) and trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
-            pl_module.log_step()
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+            self.module.log_step()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in _own(trainer):
@@ -188,7 +188,7 @@ class RunLog(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each passage of the text adds to the measures, so that intervals can be drawn from the log."""
-        sums = pl_module.by_passage if isinstance(pl_module, LanguageModule) else None
+        sums = self.module.by_passage
         if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             columns = zip(SUMS, sums.T.tolist(), strict=True)
             fields: dict[str, Any] = {name: [round(x, 3) for x in column] for name, column in columns}

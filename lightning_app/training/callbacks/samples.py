@@ -10,12 +10,13 @@ from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.callbacks.run_callback import Prompts, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
 from lightning_app.training.callbacks.series import log_texts
 from lightning_app.training.module import LanguageModule
 
 
-class Samples(L.Callback):
+class Samples(RunCallback):
     """Continues each prompt after a validation: `samples/step_N.txt` in the run's folder, and the loggers' pages.
 
     Draws with a generator of its own, so that training goes on as if nothing had been sampled. Rank 0 alone writes;
@@ -49,7 +50,9 @@ class Samples(L.Callback):
         self._folder: RunFolder | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._folder = run_folder(trainer)
+        self.run.prompts = self.run.prompts or Prompts(self.prompts, self.options)
 
     def state_dict(self) -> dict[str, int]:
         return {"validations": self._validations}
@@ -62,12 +65,9 @@ class Samples(L.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or sharded or not trainer.is_global_zero:
             return
         self._validations += 1
-        data = trainer.datamodule
-        if self._validations % self.every or self._folder is None:
+        if self._validations % self.every or self._folder is None or not self.has_data:
             return
-        if not isinstance(data, TextDataModule) or not isinstance(pl_module, LanguageModule):
-            return
-        texts = [prompt + continued(prompt, pl_module, data, self.options) for prompt in self.prompts]
+        texts = [prompt + continued(prompt, self.module, self.data, self.options) for prompt in self.prompts]
         self._folder.write_samples(texts, step=trainer.global_step)
         log_texts(trainer, self.prompts, texts)
 

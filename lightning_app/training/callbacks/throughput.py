@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_app.reports.events import Trained
+from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
-from lightning_app.training.module import Batch, LanguageModule
+from lightning_app.training.module import Batch
 
 
 def _synchronize(device: torch.device) -> None:
@@ -49,7 +50,7 @@ def precision_dtype(precision: str) -> torch.dtype:
     return torch.float16 if precision.startswith("16") else torch.float32
 
 
-class Throughput(L.Callback):
+class Throughput(RunCallback):
     """Logs `tokens_per_s` (all ranks), `model_tflops` (per rank, 1e12 FLOP/s) and `peak_share` when the trainer logs,
     and what all ranks together have done since step 0: `tokens` (padding included) and `train_flops`.
 
@@ -92,18 +93,17 @@ class Throughput(L.Callback):
     ) -> None:
         ids: Tensor = batch["input_ids"]
         self._tokens += ids.numel()
-        if self._flops_per_token is None and isinstance(pl_module, LanguageModule):
-            self._flops_per_token = pl_module.backbone.flops_per_token(ids.shape[1])
+        if self._flops_per_token is None:
+            self._flops_per_token = self.module.backbone.flops_per_token(ids.shape[1])
         if self.total:
             self.total["tokens"] += ids.numel() * trainer.world_size
             self.total["train_flops"] += ids.numel() * trainer.world_size * (self._flops_per_token or 0)
         done, self._step = trainer.global_step != self._step, trainer.global_step  # not within an accumulation
-        due = done and trainer.global_step % max(1, trainer.log_every_n_steps) == 0
-        if not due or not isinstance(pl_module, LanguageModule):
+        if not done or trainer.global_step % max(1, trainer.log_every_n_steps):
             return
         _synchronize(pl_module.device)
         rate = self._tokens / (time.perf_counter() - self._since)
-        self._flops_per_token = pl_module.backbone.flops_per_token(ids.shape[1])  # less after surgery
+        self._flops_per_token = self.module.backbone.flops_per_token(ids.shape[1])  # less after surgery
         flops = rate * self._flops_per_token
         pl_module.log("tokens_per_s", rate * trainer.world_size, prog_bar=True)
         pl_module.log("model_tflops", flops / 1e12)

@@ -17,7 +17,8 @@ class Averaging(EMAWeightAveraging):
         """There is one while a fit lasts."""
         return self._average_model
 
-    def make_averaged_model(self, module: L.LightningModule) -> None:
-        """In the place of Lightning's `setup`, which would shard a module that can be, and warn that it does not."""
-        options: dict[str, Any] = self._kwargs
-        self._average_model = AveragedModel(module, device=module.device, use_buffers=False, **options)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """As Lightning's, which would also shard a module that can be, and warn that it does not."""
+        if stage == "fit":
+            options: dict[str, Any] = self._kwargs
+            self._average_model = AveragedModel(pl_module, device=pl_module.device, use_buffers=False, **options)

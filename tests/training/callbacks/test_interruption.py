@@ -18,7 +18,7 @@ from lightning_app.reports.series import best_validation
 from lightning_app.training import checkpoint_io
 from lightning_app.training.callbacks.interruption import Interruption
 from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
-from lightning_app.training.callbacks.run_log import read_log
+from lightning_app.training.callbacks.run_log import RunLog, read_log
 from lightning_app.training.compositions import ArticleGPT
 from tests.conftest import write_config
 from tests.sameness import assert_same_run
@@ -208,7 +208,7 @@ def test_a_second_signal_ends_at_once():
     child = os.fork()
     if child == 0:
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        callback = Interruption(LastCheckpoint())
+        callback = Interruption(LastCheckpoint(), RunLog(logs_errors=False))
         callback._install(trainer)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
+from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.resume_options import ResumeOptions
 from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.exact_resume import ExactResume
 from lightning_app.training.schedulers import WarmupCosine
 
 ADAMW: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.1}

@@ -69,6 +69,7 @@ def test_training_flops_of_a_resumed_run_are_those_of_one_that_never_stopped():
     for step in range(1, 4):
         for callback in (whole, parts):
             if step == 1 or (step == 3 and callback is parts):
+                callback.setup(trainer, module, "fit")
                 callback.on_train_start(trainer, module)
             callback.on_train_batch_end(trainer, module, None, batch, step)
         trainer.global_step = step

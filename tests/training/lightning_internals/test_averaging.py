@@ -18,9 +18,6 @@ class Own(Averaging):
         self.weights: list[torch.Tensor] = []
         self.averages: list[torch.Tensor] = []
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.make_averaged_model(pl_module)
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         assert self.averaged_model is not None

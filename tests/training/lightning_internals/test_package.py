@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 
 import lightning_app
 from lightning_app.training import lightning_internals
@@ -66,6 +66,29 @@ def test_no_other_file_leans_on_lightnings_inside():
     assert len(FILES) > 150
     found = {str(path.relative_to(PACKAGE)): list(touched(path.read_text(encoding="utf-8"))) for path in FILES}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def looks_for_callbacks(tree: ast.AST) -> list[str]:
+    """Where a trainer's callbacks are read."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "callbacks"]
+    return [ast.unparse(node) for node in found if ast.unparse(node.value).rpartition(".")[2] == "trainer"]
+
+
+def sets_of_watchers(tree: ast.AST) -> list[str]:
+    """Attributes of other objects that are set, of a name that an EarlyStopping or a ModelCheckpoint has."""
+    names = vars(EarlyStopping("x")).keys() | vars(ModelCheckpoint()).keys()
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+    return [ast.unparse(x) for x in found if x.attr in names and ast.unparse(x.value) != "self"]
+
+
+def test_one_file_looks_for_callbacks_and_changes_lightnings():
+    """A callback is given another one, or both meet in the `RunContext`; the harness puts them in order."""
+    trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text("utf-8")) for p in [*FILES, *PLACE.glob("*.py")]}
+    own = "training/lightning_internals/callbacks.py"
+    assert {name for name, tree in trees.items() if looks_for_callbacks(tree)} == {own, "harness.py"}
+    found = {name: sets for name, tree in trees.items() if (sets := sets_of_watchers(tree))}
+    assert len(found.pop(own)) > 5
+    assert found == {"harness.py": ["trainer.profiler.dirpath"]}
 
 
 def own_subclasses() -> Iterator[type]:

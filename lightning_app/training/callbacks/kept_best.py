@@ -8,18 +8,21 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.checkpoint import CALLBACKS
 from lightning_app.training.lightning_internals.best_checkpoint import State, relocated
 from lightning_app.training.lightning_internals.callbacks import model_checkpoints
 
 
-class KeptBest(L.Callback):
+class KeptBest(RunCallback):
     """Moves what each ModelCheckpoint remembers to the folder in which the run goes on.
 
     A file that lies in the folder counts with the score that it has of itself: it may be newer than the checkpoint
     from which the run goes on. A file that is not there is forgotten, so that a run which goes on in another folder
     begins its best anew.
     """
+
+    priority = Priority.RESUME
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint[CALLBACKS]

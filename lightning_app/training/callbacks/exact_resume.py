@@ -5,11 +5,12 @@ from typing import Any
 import lightning as L
 
 from lightning_app.data.accumulation import accumulated
+from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.lightning_internals import counters, fit_loop
 from lightning_app.training.lightning_internals.fit_loop import batches_learned
 
 
-class ExactResume(L.Callback):
+class ExactResume(RunCallback):
     """Makes every checkpoint one that Lightning (2.6) resumes exactly; needs a `ResumableLoader`.
 
     Lightning resumes exactly from a checkpoint written at a batch's end. Not so:
@@ -30,14 +31,17 @@ class ExactResume(L.Callback):
     What no checkpoint holds is the gradients inside an accumulation window: ModelCheckpoint does not save there by
     steps, but a validation may; let `val_check_interval` be a multiple of `accumulate_grad_batches`.
 
-    Put it before all callbacks that act on a fit's end.
+    In a Trainer made in Python put it before all callbacks that act on a fit's end.
     """
+
+    priority = Priority.RESUME
 
     def __init__(self) -> None:
         self._resumed = False
         self.validated = 0  # batches, over all epochs, before the last finished validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._resumed, self.validated = False, 0
         fit_loop.begin_while_owing(trainer, lambda: self.owes(trainer))
 
@@ -83,16 +87,23 @@ class ExactResume(L.Callback):
         return bool(trainer.enable_validation) and batches_learned(trainer) > self.validated
 
 
-class OwedValidation(L.Callback):
+class OwedValidation(RunCallback):
     """Before the first batch of a resumed run: the validation that was due at its checkpoint's step and did not end.
 
-    Put it behind all callbacks that a validation needs, so that they are ready.
+    In a Trainer made in Python put it behind all callbacks that a validation needs, so that they are ready.
+
+    Args:
+        exact: knows which validation was the last.
     """
 
+    priority = Priority.OWED
+
+    def __init__(self, exact: ExactResume):
+        self._exact = exact
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        (exact,) = (callback for callback in trainer.callbacks if isinstance(callback, ExactResume))
         # in an epoch that has not begun the batch before is another epoch's, and past
-        if exact.owes(trainer) and fit_loop.in_epoch(trainer):
+        if self._exact.owes(trainer) and fit_loop.in_epoch(trainer):
             with fit_loop.at_last_batch(trainer):
                 if fit_loop.validation_is_due(trainer):
                     fit_loop.validate(trainer)
