@@ -31,6 +31,11 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+def is_there(module: str) -> bool:
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
 def test_all_parts_are_looked_at():
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(MAY_IMPORT)
     assert len(FILES) > 25
@@ -41,6 +46,8 @@ def test_imports_go_one_way(path: Path):
     part = path.relative_to(PACKAGE).parts[0]
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("lightning_app.")}
     assert ours <= MAY_IMPORT[part] | EVERYWHERE, f"{path} imports {ours - MAY_IMPORT[part] - EVERYWHERE}"
+    gone = [name for name in imported(path) if name.startswith("lightning_app.") and not is_there(name)]
+    assert gone == [], f"{path} imports what is not there, which mypy takes for a library without types"
     others = {name.split(".")[0] for name in imported(path)}
     assert "pytorch_lightning" not in others
     if part in WITHOUT_LIGHTNING:

@@ -34,12 +34,12 @@ NO_CHANCE = "nothing"  # what a single run without passages has intervals over
 
 
 @dataclass(frozen=True)
-class Side:
-    """One line of the table.
+class Group:
+    """One line of the table: a run, or several that differ in their seed alone.
 
     Attributes:
-        label: of the run, or of the group.
-        runs: with other seeds each where there are several.
+        label: what it is called.
+        runs: at least one.
     """
 
     label: str
@@ -87,7 +87,7 @@ class Side:
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def sides_of(runs: Sequence[Run]) -> list[Side]:
+def groups_of(runs: Sequence[Run]) -> list[Group]:
     """Runs in their order; those that differ in their seed alone together, where the first of them stands.
 
     A seed that was run twice is no further draw, so such runs stay apart.
@@ -99,7 +99,7 @@ def sides_of(runs: Sequence[Run]) -> list[Side]:
             ours[0].append(run)
         else:
             groups.append([run])
-    return [Side(_label(group), group) for group in groups]
+    return [Group(_label(group), group) for group in groups]
 
 
 def _alike(one: Run, other: Run) -> bool:
@@ -117,17 +117,17 @@ def _label(group: Sequence[Run]) -> str:
     return f"{first} and {len(group) - 1} more seed{'s' * (len(group) > 2)}"
 
 
-def against(side: Side, base: Side) -> Estimate | None:
+def against(group: Group, base: Group) -> Estimate | None:
     """Per cent more bits per byte than the base; with an interval over seeds where both have several, else over
     passages where both have those of the same text."""
-    mine, theirs = side.estimate(BASE), base.estimate(BASE)
-    if mine is None or theirs is None or same_text(side.runs[0], base.runs[0]) is False:
+    mine, theirs = group.estimate(BASE), base.estimate(BASE)
+    if mine is None or theirs is None or same_text(group.runs[0], base.runs[0]) is False:
         return None
-    if min(len(side.values(BASE)), len(base.values(BASE))) > 1:
-        return change_over_seeds(side.values(BASE), base.values(BASE))
+    if min(len(group.values(BASE)), len(base.values(BASE))) > 1:
+        return change_over_seeds(group.values(BASE), base.values(BASE))
     value = 100 * (mine.value / theirs.value - 1)
-    a, b = side.passages, base.passages
-    if a is None or b is None or a.shape != b.shape or not same_text(side.runs[0], base.runs[0]):
+    a, b = group.passages, base.passages
+    if a is None or b is None or a.shape != b.shape or not same_text(group.runs[0], base.runs[0]):
         return Estimate(value)
     found = change(a, b, BASE)
     return Estimate(value, found.low, found.high)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_app.reports.groups import BASE, Side
+from lightning_app.reports.figures import Chart, Trace, dots, label, lines
+from lightning_app.reports.groups import BASE, Group
 from lightning_app.reports.intervals import Estimate
-from lightning_app.reports.plasticity.figures import Chart, Trace, dots, label, lines
 from lightning_app.reports.runs import AXES, Run
 
 COLOURS = 8  # of runs; later ones have them again, with another dash
@@ -113,10 +113,10 @@ def embedded(found: Sequence[Curves], runs: Sequence[Run]) -> str:
     return json.dumps({"titles": titles(runs), "axes": axes}, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def reached(sides: Sequence[Side], runs: Sequence[Run]) -> Chart:
-    """Bits per byte of each side with its interval, the first one on top."""
-    found = [(i, side.label, one) for i, side in enumerate(sides) if (one := side.estimate(BASE))]
-    data = [_dot(i, name, one, colour(runs.index(sides[i].runs[0]))) for i, name, one in found]
+def reached(groups: Sequence[Group], runs: Sequence[Run]) -> Chart:
+    """Bits per byte of each group with its interval, the first one on top."""
+    found = [(i, group.label, one) for i, group in enumerate(groups) if (one := group.estimate(BASE))]
+    data = [_dot(i, name, one, colour(runs.index(groups[i].runs[0]))) for i, name, one in found]
     names = [label(_short(name)) for _, name, _ in found]
     layout = {
         "xaxis": {"title": {"text": "bits per byte"}},

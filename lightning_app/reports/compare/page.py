@@ -19,7 +19,7 @@ from lightning_app.reports.compare.charts import (
     reached,
 )
 from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, results
-from lightning_app.reports.groups import BASE, NO_CHANCE, Side, cautions, sides_of
+from lightning_app.reports.groups import BASE, NO_CHANCE, Group, cautions, groups_of
 from lightning_app.reports.page import Section, draw_page, template, write_page
 from lightning_app.reports.parts import Grid, Part, html_table, plain, sample_card
 from lightning_app.reports.runs import ABSENT, AXES, Run, differing
@@ -47,7 +47,7 @@ def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bo
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
     """
     main, others = curves(runs, axis)
-    subject = Comparison(runs, sides_of(runs), main, others, axis)
+    subject = Comparison(runs, groups_of(runs), main, others, axis)
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
     data = f"\nconst compared = {embedded([*main, *others], runs)};\n"
     style, script = template("compare.css"), data + template("compare.js")
@@ -59,7 +59,7 @@ class Comparison:
     """What the page is about: runs, those of them that belong together, and their curves on an axis."""
 
     runs: Sequence[Run]
-    sides: Sequence[Side]
+    groups: Sequence[Group]
     main: Sequence[Curves]
     others: Sequence[Curves]
     axis: str
@@ -68,15 +68,15 @@ class Comparison:
 # The page
 
 
-def _html(table: Table, caption: str, runs: Sequence[Run], sides: Sequence[Side]) -> str:
+def _html(table: Table, caption: str, runs: Sequence[Run], groups: Sequence[Group]) -> str:
     heads, rows = table
-    cells = [[_name(side, runs), *map(_cell, row[1:])] for side, row in zip(sides, rows, strict=True)]
+    cells = [[_name(group, runs), *map(_cell, row[1:])] for group, row in zip(groups, rows, strict=True)]
     return html_table(caption, [escape(head) for head in heads], cells, texts=(0,))
 
 
-def _name(side: Side, runs: Sequence[Run]) -> str:
+def _name(group: Group, runs: Sequence[Run]) -> str:
     """With the colours of its runs' curves."""
-    return f"{''.join(_swatch(runs.index(run)) for run in side.runs)} {_breakable(side.label)}"
+    return f"{''.join(_swatch(runs.index(run)) for run in group.runs)} {_breakable(group.label)}"
 
 
 def _swatch(number: int) -> str:
@@ -98,16 +98,16 @@ def _cell(text: str) -> str:
 
 
 def _results(of: Comparison) -> list[Part]:
-    runs, sides = of.runs, of.sides
+    runs, groups = of.runs, of.groups
     warnings = "".join(f'<p class="caution">{escape(caution)}</p>' for caution in cautions(runs))
-    note = f'<p class="note">{escape(legend(sides))}</p>'
-    chart = reached(sides, runs)
-    table = _html(results(sides), "At the best validation of each run", runs, sides)
-    return [_lead(sides), warnings, table, note, chart if chart.data else ""]
+    note = f'<p class="note">{escape(legend(groups))}</p>'
+    chart = reached(groups, runs)
+    table = _html(results(groups), "At the best validation of each run", runs, groups)
+    return [_lead(groups), warnings, table, note, chart if chart.data else ""]
 
 
-def _lead(sides: Sequence[Side]) -> str:
-    found = [(one.value, side.label) for side in sides if (one := side.estimate(BASE))]
+def _lead(groups: Sequence[Group]) -> str:
+    found = [(one.value, group.label) for group in groups if (one := group.estimate(BASE))]
     if len(found) < 2:
         return ""
     value, best = min(found)
@@ -155,7 +155,7 @@ def _costs(of: Comparison) -> list[Part]:
         "token of training. Tokens: of all processes, padding included. Tokens/s: the median. "
         "Time: validation included.</p>"
     )
-    return [_html(costs(of.sides), "What it took", of.runs, of.sides), note]
+    return [_html(costs(of.groups), "What it took", of.runs, of.groups), note]
 
 
 def _samples(of: Comparison) -> list[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_app.reports.groups import Side, against, cautions, sides_of
+from lightning_app.reports.groups import Group, against, cautions, groups_of
 from lightning_app.reports.intervals import Estimate
 from lightning_app.reports.parts import si
 from lightning_app.reports.runs import Run
@@ -20,40 +20,40 @@ MEASURED = (  # name, what it is called, digits
 )
 
 
-def results(sides: Sequence[Side]) -> Table:
-    """What each side reached, and how much worse (+) or better it is than the first."""
-    several = len(sides) > 1
+def results(groups: Sequence[Group]) -> Table:
+    """What each group reached, and how much worse (+) or better it is than the first."""
+    several = len(groups) > 1
     heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "at step", "intervals over"]
     rows = []
-    for side in sides:
-        cells = [_interval(side.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
-        change = "\u2013" if side is sides[0] else _interval(against(side, sides[0]), "{:+.1f}", unit=" %")
-        steps = ", ".join(f"{run.best.step:,}" if run.best else ABSENT_WORD for run in side.runs)
-        rows.append([side.label, *cells, *[change] * several, steps, side.chance])
+    for group in groups:
+        cells = [_interval(group.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
+        change = "\u2013" if group is groups[0] else _interval(against(group, groups[0]), "{:+.1f}", unit=" %")
+        steps = ", ".join(f"{run.best.step:,}" if run.best else ABSENT_WORD for run in group.runs)
+        rows.append([group.label, *cells, *[change] * several, steps, group.chance])
     return heads, rows
 
 
-def costs(sides: Sequence[Side]) -> Table:
-    """Sizes, and what training took; means over the runs of a side."""
+def costs(groups: Sequence[Group]) -> Table:
+    """Sizes, and what training took; means over the runs of a group."""
     heads = ["run", "parameters", "FLOPs per token", "tokens", "training FLOPs", "tokens/s", "time", "steps"]
     rows = []
-    for side in sides:
+    for group in groups:
         numbers = [
-            _before_and_after(side, "parameters"),
-            _before_and_after(side, "flops_per_token"),
-            _si(side.mean([run.total("tokens") for run in side.runs])),
-            _si(side.mean([run.total("train_flops") for run in side.runs])),
-            _number(side.mean([run.tokens_per_s for run in side.runs]), "{:,.0f}"),
-            _duration(side.mean([run.seconds for run in side.runs])),
+            _before_and_after(group, "parameters"),
+            _before_and_after(group, "flops_per_token"),
+            _si(group.mean([run.total("tokens") for run in group.runs])),
+            _si(group.mean([run.total("train_flops") for run in group.runs])),
+            _number(group.mean([run.tokens_per_s for run in group.runs]), "{:,.0f}"),
+            _duration(group.mean([run.seconds for run in group.runs])),
         ]
-        rows.append([side.label, *numbers, ", ".join(f"{run.steps:,}" for run in side.runs)])
+        rows.append([group.label, *numbers, ", ".join(f"{run.steps:,}" for run in group.runs)])
     return heads, rows
 
 
-def _before_and_after(side: Side, name: str) -> str:
+def _before_and_after(group: Group, name: str) -> str:
     """ "1.56 M", or "1.56 M -> 1.16 M" where a run was pruned."""
-    pairs = [getattr(run, name) for run in side.runs]
-    first, last = (side.mean([pair[i] for pair in pairs]) for i in (0, 1))
+    pairs = [getattr(run, name) for run in group.runs]
+    first, last = (group.mean([pair[i] for pair in pairs]) for i in (0, 1))
     if first is None or last is None:
         return _si(first)
     return si(first) if abs(last / first - 1) < 5e-3 else f"{si(first)} \u2192 {si(last)}"
@@ -86,27 +86,27 @@ def _duration(seconds: float | None) -> str:
 
 def format_comparison(runs: Sequence[Run]) -> str:
     """For the terminal."""
-    sides = sides_of(runs)
+    groups = groups_of(runs)
     said = [f"! {caution}" for caution in cautions(runs)]
     parts = [
         *said,
-        *format_columns(*results(sides), left=(0,)),
+        *format_columns(*results(groups), left=(0,)),
         "",
-        *format_columns(*costs(sides), left=(0,)),
+        *format_columns(*costs(groups), left=(0,)),
     ]
-    return "\n".join([*parts, "", legend(sides)])
+    return "\n".join([*parts, "", legend(groups)])
 
 
-def legend(sides: Sequence[Side]) -> str:
+def legend(groups: Sequence[Group]) -> str:
     """How the first table is to be read."""
     said = (
         "[low, high]: 95 % intervals. Over seeds: Student's t of the mean. Over passages: a bootstrap over parts of "
         "the validation text, so the chance of the text and not that of training. Over nothing: one run without "
         "passages."
     )
-    if len(sides) == 1:
+    if len(groups) == 1:
         return said
     return (
-        f"{said} Change: of bits per byte against {sides[0].label}, over seeds (Welch's t) where both have several, "
+        f"{said} Change: of bits per byte against {groups[0].label}, over seeds (Welch's t) where both have several, "
         "else over passages; lower is better."
     )

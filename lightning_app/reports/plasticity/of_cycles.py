@@ -7,7 +7,7 @@ from html import escape
 
 from lightning_app.reports.page import Section
 from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain
-from lightning_app.reports.plasticity import figures
+from lightning_app.reports.plasticity import looks, losses, timeline
 from lightning_app.reports.plasticity.events import Evaluation, Stabilised
 from lightning_app.reports.plasticity.facts import (
     baseline_and_now,
@@ -23,24 +23,24 @@ KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
 
 
 def _timeline(records: Sequence[Record]) -> list[Part]:
-    names = (figures.SHOWN.get(name, name) for name in KEY)
+    names = (looks.SHOWN.get(name, name) for name in KEY)
     items = "".join(
-        f'<li style="--of:var(--{figures.PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
+        f'<li style="--of:var(--{looks.PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
         for key, name in zip(KEY, names, strict=True)
     )
     key = f'<ul class="key" aria-label="Colours of the phases">{items}</ul>'
     rows = [
-        [escape(figures.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
+        [escape(looks.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
         for p in phases(records)
     ]
     table = html_table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
     fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>"
-    return [key, figures.timeline(records), fold] if rows else [figures.timeline(records)]
+    return [key, timeline.timeline(records), fold] if rows else [timeline.timeline(records)]
 
 
 def _stabilisation(records: Sequence[Record]) -> list[Part]:
     found = events(records, Stabilised)
-    return [Grid(figures.stabilisations(records), [_why(one) for one in found])] if found else []
+    return [Grid(losses.stabilisations(records), [_why(one) for one in found])] if found else []
 
 
 def _why(one: Stabilised) -> str:
@@ -58,7 +58,7 @@ def _why(one: Stabilised) -> str:
 
 
 def _finetuning(records: Sequence[Record]) -> list[Part]:
-    found = figures.finetunings(records)
+    found = losses.finetunings(records)
     if not found:
         return []
     return [
@@ -87,7 +87,7 @@ def _impact(records: Sequence[Record]) -> list[Part]:
     ]
     names = ("cycle", "before", "pruned", "regrown", "impact", "fine-tuned", "left after it", "against the baseline")
     table = html_table("Cross-entropy of each cycle, nats per token", names, rows)
-    return [figures.impact(records), table if rows else "", "" if ce else not_logged(["evaluation of stage baseline"])]
+    return [losses.impact(records), table if rows else "", "" if ce else not_logged(["evaluation of stage baseline"])]
 
 
 TIMELINE = Section("phases", "Timeline", (), _timeline)

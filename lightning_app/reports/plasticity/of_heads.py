@@ -7,7 +7,7 @@ from html import escape
 
 from lightning_app.reports.page import Section
 from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, plain
-from lightning_app.reports.plasticity import figures
+from lightning_app.reports.plasticity import heads
 from lightning_app.reports.plasticity.events import Analysis, Pruning, Regrowth
 from lightning_app.reports.plasticity.facts import (
     heads_of,
@@ -27,18 +27,18 @@ def _analyses(records: Sequence[Record]) -> list[Part]:
         "One scale for all cycles of a measure.</p>"
     ]
     for name, unit in (("entropy", "nats"), ("gradient", ""), ("importance", "")):
-        maps = figures.analysis_maps(records, name)
+        maps = heads.analysis_maps(records, name)
         parts += [f"<h3>{name.capitalize()}{unit and ', '}{unit}</h3>", Grid(maps) if maps else not_logged([name])]
     return parts
 
 
 def _gradients(records: Sequence[Record]) -> list[Part]:
-    maps = figures.over_time("gradient", "Gradient at each analysis", events(records, Analysis), "gradient")
+    maps = heads.over_time("gradient", "Gradient at each analysis", events(records, Analysis), "gradient")
     return [Grid(maps, wide=True)] if maps else []
 
 
 def _chosen(records: Sequence[Record]) -> list[Part]:
-    heads = pruned_heads(records)
+    taken = pruned_heads(records)
     rows = [
         [
             "?" if one.cycle is None else f"{one.cycle}",
@@ -49,7 +49,7 @@ def _chosen(records: Sequence[Record]) -> list[Part]:
             escape(one.reason) or number(None),
             escape(one.fate),
         ]
-        for one in heads
+        for one in taken
     ]
     names = ["cycle", "step", "layer", "head", "score", "why it was chosen", "came back?"]
     table = html_table("Pruned heads", names, rows, texts=(5, 6)) if rows else not_logged(["pruning_event (heads)"])
@@ -73,7 +73,7 @@ def _per_layer(counts: Sequence[int] | None) -> str:
 
 
 def _alive(records: Sequence[Record]) -> list[Part]:
-    found = figures.heads_alive(records)
+    found = heads.heads_alive(records)
     back = [
         [
             plain(one.cycle),
@@ -91,7 +91,7 @@ def _alive(records: Sequence[Record]) -> list[Part]:
 
 
 def _controller(records: Sequence[Record]) -> list[Part]:
-    found = figures.controller(records)
+    found = heads.controller(records)
     return [Grid(found, wide=True)] if found else []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_app.reports.page import Section
 from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain, sample_card
-from lightning_app.reports.plasticity import figures
+from lightning_app.reports.plasticity import costs, looks
 from lightning_app.reports.plasticity.events import Cost, Evaluation, LearningRates, Proof, Rollback, TextSamples
 from lightning_app.reports.plasticity.facts import (
     baseline_and_now,
@@ -43,7 +43,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         ]
         for name, key, one, two, spec in pairs
     ]
-    stages = [f"evaluated {figures.stage_of(now)}"] if now else []
+    stages = [f"evaluated {looks.stage_of(now)}"] if now else []
     stages += [f"measured {escape(str(costs_now.stage))}"] if costs_now else []
     caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
     parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
@@ -67,7 +67,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         '<p class="note">Speed-up: latency of the baseline over that of the stage, as measured. '
         "Ceiling: the one that the FLOPs allow.</p>"
     )
-    return [*parts, Grid(figures.costs(records), wide=True), table, note]
+    return [*parts, Grid(costs.costs(records), wide=True), table, note]
 
 
 def _samples(records: Sequence[Record]) -> list[Part]:
@@ -101,7 +101,7 @@ def _rates(records: Sequence[Record]) -> list[Part]:
         "Learning rate of each group where it was set", ("step", "group", "rate", "factor"), rows, texts=(1,)
     )
     fold = f"<details open><summary>{len(rows)} rates of groups as a table</summary>{table}</details>" if rows else ""
-    found = figures.rates(records)
+    found = costs.rates(records)
     return [*found, fold] if found else []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_app.reports.events import end_of
 from lightning_app.reports.page import Section
 from lightning_app.reports.parts import Part, number, percent, si
-from lightning_app.reports.plasticity import figures
+from lightning_app.reports.plasticity import looks
 from lightning_app.reports.plasticity.events import (
     Cost,
     Evaluation,
@@ -138,7 +138,7 @@ def _state(records: Sequence[Record]) -> str:
         return end
     if found := events(records, PhaseTransition):
         name = str(found[-1].phase)
-        return figures.SHOWN.get(name, name) + (f", cycle {found[-1].cycle}" if found[-1].cycle else "")
+        return looks.SHOWN.get(name, name) + (f", cycle {found[-1].cycle}" if found[-1].cycle else "")
     return "training" if records else "nothing logged"
 
 

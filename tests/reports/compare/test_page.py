@@ -14,7 +14,7 @@ from scipy.stats import t
 
 from lightning_app.reports.compare.page import draw_comparison, write_comparison
 from lightning_app.reports.compare.tables import costs, format_comparison, results
-from lightning_app.reports.groups import against, cautions, same_text, sides_of
+from lightning_app.reports.groups import against, cautions, groups_of, same_text
 from lightning_app.reports.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
 from lightning_app.reports.runs import ABSENT, Run, differing
 from tests.reports.conftest import typed
@@ -118,11 +118,11 @@ def test_sides_of_several_seeds_are_compared_over_seeds():
     """Over passages a change seems sure that is no larger than what seeds differ by."""
     levels = (2, 3, 2.1, 3.1)
     runs = [run(f"{x}", log(x), seed_everything=i % 2, data={"x": i // 2}) for i, x in enumerate(levels)]
-    base, side = sides_of(runs)
-    found = against(side, base)
+    base, group = groups_of(runs)
+    found = against(group, base)
     assert found is not None
     assert found.low < 0 < found.value < found.high
-    alone = against(*sides_of([runs[2], runs[0]])[::-1])
+    alone = against(*groups_of([runs[2], runs[0]])[::-1])
     assert alone is not None
     assert alone.high < 0
 
@@ -148,7 +148,7 @@ def test_tokens_of_a_validation_are_those_of_its_step():
 
 def test_costs_are_the_logs():
     pruned = [*log(), {"event": "cost", "step": 30, "stage": "after cycle 1", "parameters": 900_000}]
-    heads, rows = costs(sides_of([run("a"), run("b", pruned), run("c", log(old=True))]))
+    heads, rows = costs(groups_of([run("a"), run("b", pruned), run("c", log(old=True))]))
     assert heads[1:] == ["parameters", "FLOPs per token", "tokens", "training FLOPs", "tokens/s", "time", "steps"]
     assert rows[0][1:] == ["1.5 M", "10 M", "1.92 k", "19.2 G", "500", "0:00:16", "30"]
     assert rows[1][1] == "1.5 M → 900 k"
@@ -164,27 +164,27 @@ def test_runs_that_differ_in_their_seed_alone_are_one_side():
         run("b", log(2.2), seed_everything=2),
         run("c", log(9.0), seed_everything=2, data={"x": 1}),
     ]
-    sides = sides_of(runs)
-    assert [[one.label for one in side.runs] for side in sides] == [["a", "b"], ["c"]]
-    found = sides[0].estimate("val/bpb")
+    groups = groups_of(runs)
+    assert [[one.label for one in group.runs] for group in groups] == [["a", "b"], ["c"]]
+    found = groups[0].estimate("val/bpb")
     values = [one.measure("val/bpb") for one in runs[:2]]
     assert found is not None
     assert found.value == pytest.approx(sum(values) / 2)
     assert found.low < min(values) < max(values) < found.high
-    assert (sides[0].chance, sides[1].chance) == ("2 seeds", "32 passages")
+    assert (groups[0].chance, groups[1].chance) == ("2 seeds", "32 passages")
 
 
 def test_the_same_seed_twice_and_options_that_are_not_known_are_no_further_draws():
     without = Run("c", "c", typed(log()))
-    assert len(sides_of([run("a"), run("b"), without, Run("d", "d", typed(log()))])) == 4
+    assert len(groups_of([run("a"), run("b"), without, Run("d", "d", typed(log()))])) == 4
 
 
 def test_an_older_log_has_no_interval_and_none_is_made_up():
-    side, newer = sides_of([run("a", log(old=True)), run("b", data={})])
-    assert side.chance == "nothing"
-    assert [side.estimate(name).low for name in ("val/bpb", "val/ce", "val/acc")] == [None] * 3
-    assert against(newer, side).low is None
-    assert results([side, newer])[1][0][1].count("[") == 0
+    group, newer = groups_of([run("a", log(old=True)), run("b", data={})])
+    assert group.chance == "nothing"
+    assert [group.estimate(name).low for name in ("val/bpb", "val/ce", "val/acc")] == [None] * 3
+    assert against(newer, group).low is None
+    assert results([group, newer])[1][0][1].count("[") == 0
 
 
 def test_measures_on_other_texts_and_tokens_do_not_compare():
@@ -192,8 +192,8 @@ def test_measures_on_other_texts_and_tokens_do_not_compare():
     assert (same_text(a, b), same_text(a, c), same_text(a, Run("d", "d", []))) == (False, True, None)
     assert any("validation text is not the same: b validated on another" in said for said in cautions([a, b]))
     assert any("Compare bits per byte" in said for said in cautions([a, c]))
-    assert against(*reversed(sides_of([a, b]))) is None
-    assert against(*reversed(sides_of([a, c]))) is not None
+    assert against(*reversed(groups_of([a, b]))) is None
+    assert against(*reversed(groups_of([a, c]))) is not None
     assert cautions([a]) == []
 
 
