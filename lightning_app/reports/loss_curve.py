@@ -26,6 +26,6 @@ def draw_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
         axes.plot([best.step], [ce], "*", color="#c1440e", markersize=14, label=label)
     axes.set(title=title, xlabel="optimizer step", ylabel="nats per token")
     axes.grid(alpha=0.25)
-    axes.legend()
+    axes.legend(loc="upper right")  # "best" looks at every point, and warns where that takes long
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -69,8 +69,8 @@ def _instead_of(path: Path, *, first: Path) -> Iterator[Path]:
     if path != first:
         yield path
     names = ("last", "best") if path.stem == "last" else (path.stem,)
-    others = {file for name in names for file in generations(path.with_name(f"{name}{path.suffix}"))} - {path}
-    yield from sorted(others, key=_step, reverse=True)
+    others = [file for name in names for file in generations(path.with_name(f"{name}{path.suffix}")) if file != path]
+    yield from sorted(others, key=_step, reverse=True)  # of equal steps the one of the same name
 
 
 def _step(path: Path) -> int:
