@@ -19,9 +19,9 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.ranks import rank, world_size
 from lightning_app.models.readers import AttentionReader, CacheReader
 from lightning_app.modules import ARTGPT2, ArticleGPT, ARTRegularizer, LanguageModule, Outputs, VardaGPT
-from lightning_app.modules.sharding import whole
 from lightning_app.text.datamodule import TextDataModule
 from lightning_app.text.sources import Source
+from lightning_app.training.sharding import whole
 
 STEPS, BATCH, BLOCK = 20, 8, 16
 TEXT = " ".join(f"word{i * i % 17} and {i}" for i in range(200))[:789]  # 50 windows, the last one of 5 tokens

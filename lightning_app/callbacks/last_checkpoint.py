@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_app.callbacks.run_callback import Priority, RunCallback
 from lightning_app.callbacks.run_log import run_folder
 from lightning_app.errors import InputError
-from lightning_app.modules.base import NOT_FINITE
-from lightning_app.modules.sharding import local
+from lightning_app.modules.checks import NOT_FINITE
 from lightning_app.training.lightning_internals.fit_loop import may_stop
+from lightning_app.training.sharding import local
 
 
 class LastCheckpoint(RunCallback, Checkpoint):

@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.callbacks.run_callback import Priority, RunCallback
-from lightning_app.modules.base import OF_REGULARIZERS
 from lightning_app.modules.measures import SUMS
 from lightning_app.reporting.log import FILE_NAME, line_of
 from lightning_app.reporting.log import read_log as read_log  # beside what writes it
@@ -157,9 +156,7 @@ class RunLog(RunCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)
         event = "resumed" if trainer.ckpt_path else "started"
-        # of the model alone: a regulariser may hold an averaged copy of it
-        own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
-        parameters = sum(p.numel() for p in own)
+        parameters = sum(p.numel() for p in self.module.own_parameters())
         self.event(trainer, "data", splits=_splits(self.data) if self.has_data else [])
         fields = {"parameters": parameters, "world_size": trainer.world_size, "precision": trainer.precision}
         if self.has_data:
@@ -186,7 +183,7 @@ class RunLog(RunCallback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each passage of the text adds to the measures, so that intervals can be drawn from the log."""
-        sums = self.module.by_passage
+        sums = self.module.evaluation.by_passage
         if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             columns = zip(SUMS, sums.T.tolist(), strict=True)
             self.event(trainer, "passages", **{name: [round(x, 3) for x in column] for name, column in columns})
