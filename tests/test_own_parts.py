@@ -24,6 +24,7 @@ from lightning_app.app import default_callbacks
 from lightning_app.errors import InputError
 from lightning_app.own_parts import beside, with_atomic_writer
 from lightning_app.training.callbacks.dashboard import Dashboard
+from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.callbacks.throughput import Throughput
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 
@@ -62,6 +63,15 @@ def test_a_fit_without_a_bar_or_checkpoints(main: Main, config: Config):
     main("fit", "--config", config({"trainer": {"enable_progress_bar": False, "enable_checkpointing": False}}))
     assert not list(Path("runs").rglob("*.ckpt"))
     assert json.loads(Path("runs/tiny/version_0/log.jsonl").read_text().splitlines()[-1])["event"] == "closed"
+
+
+def test_a_configs_callback_replaces_ours_of_its_kind(main: Main, config: Config):
+    """Lightning would refuse a second one, as both have a state."""
+    quiet = {"class_path": "lightning_app.callbacks.Throughput", "init_args": {"measure_peak": False}}
+    main("fit", "--config", config({"trainer": {"callbacks": [quiet], "limit_val_batches": 0}}))
+    numbers = [record for record in read_log("runs/tiny/version_0") if "tokens_per_s" in record]
+    assert len(numbers) == 6
+    assert not any("peak_share" in record for record in numbers)
 
 
 @pytest.mark.parametrize(

@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_app.data.accumulation import accumulated, steps_in
+from lightning_app.data.accumulation import accumulated
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
-from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
-from lightning_app.models.ranks import mean_over_ranks, several_ranks
+from lightning_app.models.losses import IGNORE, cross_entropy
+from lightning_app.models.ranks import several_ranks
 from lightning_app.models.registry import describe
-from lightning_app.models.weighing import COUNTED, Over, Window, counts_of
+from lightning_app.models.weighing import COUNTED, Over, Window
 from lightning_app.training import checkpoint as checkpoints
+from lightning_app.training import optim
 from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.checks import (
+    check_loss,
+    check_sizes,
+    check_validation,
+    say_what_is_frozen,
+    warn_if_it_can_only_memorise,
+)
+from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
 from lightning_app.training.lightning_internals.strategies import do_not_send
-from lightning_app.training.measures import LanguageMeasures, Passages
-from lightning_app.training.optimizers import made
-from lightning_app.training.schedulers import WarmupCosine, scheduler_config, step_on_plateau
-from lightning_app.training.sharding import shard, whole
+from lightning_app.training.losses import Terms, joined, of_all_ranks, of_step, weighted_sum
+from lightning_app.training.measures import LanguageMeasures
+from lightning_app.training.schedulers import WarmupCosine, step_on_plateau
+from lightning_app.training.sharding import shard
 from lightning_app.training.spikes import SpikeGuard
 from lightning_app.training.step_window import next_window
 from lightning_app.training.stored import Draw, Stored
 
 Batch = dict[str, Tensor]
-NOT_FINITE = (
-    "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
-    "the checkpoints on disk are from before"
-)
 SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
-PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,6 @@ class Outputs:
         layers = {i: state.detach() for i, state in self.states.layers.items()}
         states = HiddenStates(self.states.last.detach(), layers)
         return replace(self, states=states, logits=self.logits.new_empty(0))
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How a module makes its optimizer and scheduler. A copy of the module shares it: what the command line hands over
-    holds all of the command line, and under DDP the processes that it has started, which cannot be copied."""
-
-    optimizer: OptimizerCallable
-    scheduler: LRSchedulerCallable | None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Optimisation:
-        return self
 
 
 class Regularizer(nn.Module, ABC):
@@ -187,7 +177,7 @@ class LanguageModule(L.LightningModule, ABC):
             raise InputError(f"means_over has {sorted(unknown)[0]!r}; there are {', '.join(COUNTED)}")
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
-        self._optimisation, self.compiles = Optimisation(optimizer, scheduler), compile
+        self._optimisation, self.compiles = optim.Optimisation(optimizer, scheduler), compile
         self.spikes = SpikeGuard(skip_spikes) if skip_spikes is not False else None
         self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
@@ -195,12 +185,10 @@ class LanguageModule(L.LightningModule, ABC):
         self.train_loss = torch.zeros(())  # of the batches of this optimizer step so far
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
         self._matrices: set[str] = set()  # names of the parameters with weight decay
-        self.group_by_layer = False  # see `_groups`
+        self.group_by_layer = False  # see `optim.parameter_groups`
         self._real_ids = backbone.vocab_size
-        self._token_bytes: Tensor | None = None
-        self._passages: Passages | None = None
-        self.by_passage: Tensor | None = None  # what the last evaluation found of each passage of its text
-        self.grad_norm: Tensor | None = None
+        self.evaluation = Evaluation()
+        self.grad_norm: Tensor | None = None  # of the last step, before clipping, where it is known
 
     @property
     def model_of_states(self) -> Backbone:
@@ -235,32 +223,19 @@ class LanguageModule(L.LightningModule, ABC):
         replaced = torch.rand(ids.shape, device=ids.device) < self.token_noise
         return torch.where(replaced, torch.randint_like(ids, self._real_ids), ids)
 
-    def loss_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
+    def loss_terms(self, outputs: Outputs) -> Terms:
         """Weight and value of each term by name; `ce` is the cross-entropy in nats per token.
 
         In training over the tokens of all ranks, who all call this; an evaluation's batches may be of one rank alone.
         """
-        ce = {"ce": cross_entropy(outputs.logits, outputs.targets)}
-        terms = {name: (1.0, term) for name, term in self._of_all_ranks(ce, outputs).items()}
+        terms: Terms = {"ce": (1.0, cross_entropy(outputs.logits, outputs.targets))}
         for regularizer in self.regularizers:
             with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
                 further = regularizer.loss(outputs)
-            if taken := terms.keys() & further.keys():
-                raise InputError(
-                    f"two loss terms have the name {sorted(taken)[0]!r}: give one regulariser another name"
-                )
-            terms |= {name: (regularizer.weight, term) for name, term in self._of_all_ranks(further, outputs).items()}
+            terms = joined(terms, further, weight=regularizer.weight)
+        if self.training and several_ranks():
+            return of_all_ranks(terms, outputs.targets, outputs.mask, self.means_over)
         return terms
-
-    def _of_all_ranks(self, terms: dict[str, Tensor], outputs: Outputs) -> dict[str, Tensor]:
-        """In training terms that are means over something are those over what all ranks have of it."""
-        if not self.training or not several_ranks():
-            return terms
-        counts, over = counts_of(outputs.targets, outputs.mask), self.means_over
-        return {
-            name: mean_over_ranks(term, counts[COUNTED.index(over[name])]) if name in over else term
-            for name, term in terms.items()
-        }
 
     @property
     def means_over(self) -> dict[str, Over]:
@@ -294,33 +269,32 @@ class LanguageModule(L.LightningModule, ABC):
     def _step(self, batch: Batch, stage: str) -> Tensor:
         outputs = self.outputs(batch)
         terms = self.loss_terms(outputs)
-        loss = sum((weight * term for weight, term in terms.values()), torch.zeros((), device=self.device))
+        loss = weighted_sum(terms, device=self.device)
         if stage == "train":
-            self._check_finite(loss)
-            loss, means = self._weighed(loss, terms)
-            self.log("train/loss", self.train_loss, prog_bar=True)
-            self.log_dict({f"train/{name}": mean for name, mean in means.items()}, prog_bar=len(terms) > 1)
-            self.look_back(outputs, stage)
-            return loss
-        self.measures.update(outputs.logits, outputs.targets, self._token_bytes, self._passages_of(batch))
-        n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
-        further = {f"{stage}/{name}": term for name, (_, term) in terms.items() if name != "ce"}
-        self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
-        said = {name: x.float().mean() for name, x in self._described(outputs).items() if x.dtype != torch.int64}
-        further |= {f"{stage}/{name}": mean for name, mean in said.items()}
-        self.log_dict(further, on_epoch=True, batch_size=n, sync_dist=True)
+            loss = self._log_training(loss, terms)
+        else:
+            self._log_evaluation(batch, outputs, loss, terms, stage)
         self.look_back(outputs, stage)
         return loss
 
-    def _weighed(self, loss: Tensor, terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The batch's part of the step's loss, and what is logged: the terms of all batches of the step so far."""
-        means = {name: term.detach() for name, (_, term) in terms.items()}
-        if self.window is None:
-            self.train_loss = loss.detach()
-            return loss, means
-        loss, means = self.window.weigh(terms, self.means_over)
-        self.train_loss = torch.stack([weight * means[name] for name, (weight, _) in terms.items()]).sum()
-        return loss, means
+    def _log_training(self, loss: Tensor, terms: Terms) -> Tensor:
+        """The batch's part of the step's loss."""
+        if self.spikes is None or not self.spikes.ready:
+            check_loss(loss, step=self.trainer.global_step, log_every_n_steps=self.trainer.log_every_n_steps)
+        step = of_step(loss, terms, self.window, self.means_over)
+        self.train_loss = step.so_far
+        self.log("train/loss", self.train_loss, prog_bar=True)
+        self.log_dict({f"train/{name}": mean for name, mean in step.means.items()}, prog_bar=len(terms) > 1)
+        return step.part
+
+    def _log_evaluation(self, batch: Batch, outputs: Outputs, loss: Tensor, terms: Terms, stage: str) -> None:
+        self.evaluation.update(self.measures, outputs.logits, batch)
+        n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
+        further = {name: term for name, (_, term) in terms.items() if name != "ce"}
+        self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
+        further |= mean_of_each(self._described(outputs))
+        named = {f"{stage}/{name}": x for name, x in further.items()}
+        self.log_dict(named, on_epoch=True, batch_size=n, sync_dist=True)
 
     @torch.no_grad()
     def _described(self, outputs: Outputs) -> dict[str, Tensor]:
@@ -352,16 +326,7 @@ class LanguageModule(L.LightningModule, ABC):
         """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte), and what
         regularisers say of it."""
         outputs = self.outputs(batch)
-        real = outputs.targets != IGNORE
-        nll, tokens = token_nll(outputs.logits, outputs.targets).cpu().double().sum(-1), real.sum(-1)
-        rows: list[dict[str, Any]] = [
-            {"document": int(d), "tokens": int(n), "ce": float(x / max(1, n))}
-            for d, n, x in zip(outputs.document_ids[:, 0].tolist(), tokens.tolist(), nll.tolist(), strict=True)
-        ]
-        if self._token_bytes is not None:
-            n_bytes = torch.where(real, self._token_bytes[outputs.targets.clamp_min(0)], 0).sum(-1)
-            for row, x, b in zip(rows, nll.tolist(), n_bytes.tolist(), strict=True):
-                row |= {"bytes": b, "bpb": x / math.log(2) / max(1, b)}
+        rows = self.evaluation.rows(outputs.logits, outputs.targets, outputs.document_ids)
         for name, values in self._described(outputs).items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = value
@@ -369,19 +334,17 @@ class LanguageModule(L.LightningModule, ABC):
         return rows
 
     def _log_measures(self, stage: str) -> dict[str, Tensor]:
-        measures = self.measures.compute()
-        self.by_passage = measures.pop("passages", None)
+        measures = self.evaluation.end(self.measures)
         self.log_dict({f"{stage}/{name}": x.to(self.device).float() for name, x in measures.items()}, sync_dist=True)
-        self.measures.reset()
         return measures
 
     def on_validation_epoch_end(self) -> None:
         measures = self._log_measures("val")
-        ce = measures["ce"]
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        if self.trainer.state.fn != "fit":
+            return
+        if not self.trainer.sanity_checking:
             step_on_plateau([config.scheduler for config in self.trainer.lr_scheduler_configs], measures)
-        if self.trainer.state.fn == "fit" and not torch.isfinite(ce):  # before a checkpoint is written
-            raise InputError(f"val/ce is {ce.item()} after step {self.trainer.global_step}: {NOT_FINITE}")
+        check_validation(measures["ce"], step=self.trainer.global_step)
 
     def on_test_epoch_end(self) -> None:
         self._log_measures("test")
@@ -432,32 +395,22 @@ class LanguageModule(L.LightningModule, ABC):
             if self.grad_norm is not None:
                 self.log("grad_norm", self.grad_norm)
 
-    # Checks
-
-    def _check_finite(self, loss: Tensor) -> None:
-        """On an accelerator reading the loss waits for the device, so there it is looked at when it is logged."""
-        step = self.trainer.global_step
-        if self.spikes is not None and self.spikes.ready:
-            return
-        if loss.device.type != "cpu" and (step + 1) % max(1, self.trainer.log_every_n_steps):
-            return
-        if not torch.isfinite(loss):
-            raise InputError(f"the loss is {loss.item()} at step {step}: {NOT_FINITE}")
+    # Frame
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             check_precision(self, self.trainer.precision)
             if self.spikes is not None:
                 self.spikes.check(self.trainer)
-        self._matrices = {name for name, parameter in self.named_parameters() if parameter.dim() >= 2}
+        self._matrices = optim.matrices_of(self)
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
-            self._check_sizes(data)
+            check_sizes(data, vocab_size=self.backbone.vocab_size, longest=self.longest_block)
             self.use_tokenizer(data.tokenizer)
-            self._passages = self._passages_in(data) if stage == "fit" else None  # an evaluation logs none
+            self.evaluation.use_passages(data if stage == "fit" else None)
             if stage == "fit":
-                self._say_what_is_frozen()
-                self._warn_if_it_can_only_memorise(data)
+                say_what_is_frozen(self.own_parameters())
+                warn_if_it_can_only_memorise(self, data)
         do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 
@@ -473,109 +426,35 @@ class LanguageModule(L.LightningModule, ABC):
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Learn which ids are real (spare ones are never drawn) and how many bytes each stands for."""
         self._real_ids = tokenizer.vocab_size
-        token_bytes = torch.zeros(self.backbone.vocab_size, dtype=torch.int64)
-        token_bytes[: self._real_ids] = torch.from_numpy(tokenizer.token_bytes()).long()
-        self._token_bytes = token_bytes.to(self.device)
-
-    def _passages_in(self, data: TextDataModule) -> Passages | None:
-        assert self._token_bytes is not None
-        return Passages(data.tokens("val"), self._token_bytes) if data.splits.origin("val") else None
-
-    def _passages_of(self, batch: Batch) -> Tensor | None:
-        """(B, T), for each target."""
-        if self._passages is None:
-            return None
-        return self._passages.of_targets(batch["document_ids"], batch["positions"])
-
-    def _check_sizes(self, data: TextDataModule) -> None:
-        if data.vocab_size != self.backbone.vocab_size:
-            raise InputError(
-                f"data.vocab_size is {data.vocab_size}, but the backbone has {self.backbone.vocab_size} ids: "
-                "they must be equal"
-            )
-        longest = self.longest_block
-        if longest is not None and data.block_size > longest:
-            raise InputError(
-                f"data.block_size is {data.block_size}, but the backbone holds at most {longest} positions"
-            )
+        self.evaluation.use_tokenizer(tokenizer, vocab_size=self.backbone.vocab_size, device=self.device)
 
     @property
     def longest_block(self) -> int | None:
         """The most tokens that a sample may have; None where there is no limit."""
         return self.backbone.max_length
 
-    def _say_what_is_frozen(self) -> None:
-        own = [p for name, p in self.named_parameters() if not name.startswith(checkpoints.OF_REGULARIZERS)]
-        trained, total = sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)
-        if trained < total:
-            rank_zero_info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
-
-    def _warn_if_it_can_only_memorise(self, data: TextDataModule) -> None:
-        if data.streamed("train"):
-            return
-        parameters, text = sum(p.numel() for p in self.parameters() if p.requires_grad), data.tokens("train")
-        tokens = min(text.n_tokens, len(data.dataset("train")) * data.block_size)  # max_samples may leave some out
-        if parameters > PARAMETERS_PER_TOKEN * tokens:
-            rank_zero_warn(
-                f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} "
-                "times larger than its text mostly learns it by heart; use more text or a smaller model"
-            )
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Of the model alone: a regulariser may hold an averaged copy of it."""
+        return [p for name, p in self.named_parameters() if not name.startswith(checkpoints.OF_REGULARIZERS)]
 
     def on_fit_start(self) -> None:
-        self._token_bytes = None if self._token_bytes is None else self._token_bytes.to(self.device)
+        self.evaluation.to(self.device)
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     # Optimisation
 
     def configure_optimizers(self) -> Any:
-        """Weight decay for matrices only; FSDP shows a shard of one dimension, so `setup` has looked before."""
-        trained = [
-            (name.replace("_fsdp_wrapped_module.", ""), p) for name, p in self.named_parameters() if p.requires_grad
-        ]
-        optimizer = made("model.init_args.optimizer", self._optimisation.optimizer, self._groups(trained))
-        if self._optimisation.scheduler is None:
-            return optimizer
-        scheduler = made("model.init_args.scheduler", self._optimisation.scheduler, optimizer)
-        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            steps = self.optimizer_steps()
-            if steps < scheduler.warmup_steps:
-                rank_zero_warn(
-                    f"the run has {steps} steps, so it ends within the {scheduler.warmup_steps} of its warm-up"
-                )
-            scheduler.set_total_steps(max(steps, scheduler.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}
-
-    def _groups(self, trained: Sequence[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        """Parameter groups; with `group_by_layer` those of each block apart, under the key "layer" (-1: no block's)."""
-        layer_of = {name: layer_of_parameter(name) if self.group_by_layer else None for name, _ in trained}
-        groups: list[dict[str, Any]] = []
-        for layer in dict.fromkeys(layer_of.values()):
-            own = [(name, p) for name, p in trained if layer_of[name] == layer]
-            of_layer = {} if layer is None else {"layer": layer}
-            matrices = {"params": [p for name, p in own if name in self._matrices], **of_layer}
-            others = {"params": [p for name, p in own if name not in self._matrices], "weight_decay": 0.0, **of_layer}
-            groups += [group for group in (matrices, others) if group["params"]]
-        return groups
+        """Weight decay for matrices only."""
+        trained = optim.trained_parameters(self)
+        groups = optim.parameter_groups(trained, self._matrices, by_layer=self.group_by_layer)
+        return self._optimisation.configured(groups, steps=self.optimizer_steps)
 
     def optimizer_steps(self) -> int:
-        """Steps that this run will do: from max_steps and max_epochs, without touching the trainer's loaders."""
-        trainer, limits = self.trainer, []
-        if trainer.max_steps > 0:
-            limits.append(trainer.max_steps)
-        if (trainer.max_epochs or -1) > 0:
-            limits.append(self._steps_in_epochs(trainer.max_epochs))
-        if not limits:
-            raise InputError("a schedule needs the length of the run: give trainer.max_steps or trainer.max_epochs")
-        return max(1, min(limits))
-
-    def _steps_in_epochs(self, epochs: int) -> int:
-        trainer, data = self.trainer, self.trainer.datamodule
-        if not isinstance(data, TextDataModule):
-            return epochs * math.ceil(trainer.estimated_stepping_batches / max(1, trainer.max_epochs or 1))
-        batches, limit = data.batches_per_epoch("train"), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return steps_in(trainer, epochs=epochs, batches=batches)
+        """Steps that this run will do."""
+        data = self.trainer.datamodule
+        known = partial(data.batches_per_epoch, "train") if isinstance(data, TextDataModule) else None
+        return optim.optimizer_steps(self.trainer, known)
 
     def configure_gradient_clipping(
         self,
@@ -584,25 +463,11 @@ class LanguageModule(L.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and keep the norm that was found, so that logging it costs nothing; leave out a spike."""
-        if self.spikes is not None and self.spikes.judge(self.trainer, self.train_loss, self._norm()):
+        if self.spikes is not None and self.spikes.judge(self.trainer, self.train_loss, optim.gradient_norm(self)):
             for parameter in self.parameters():
                 parameter.grad = None
             return
-        if gradient_clip_algorithm == "value":
-            self.grad_norm = None
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips within its own step
-            self.grad_norm = None
-        elif isinstance(self.trainer.strategy, FSDPStrategy):  # no rank has all gradients: FSDP's own way
-            self.grad_norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or math.inf)
-        elif gradient_clip_val:
-            self.grad_norm = whole(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
-        elif (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
-            self.grad_norm = self._norm()
-
-    def _norm(self) -> Tensor:
-        """Of all gradients."""
-        return whole(nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
+        self.grad_norm = optim.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Checkpoints
 
@@ -648,17 +513,4 @@ class LanguageModule(L.LightningModule, ABC):
 
     def _check_groups(self, checkpoint: dict[str, Any]) -> None:
         """A resume needs the parameter groups that the checkpoint's optimizer had."""
-        groups = [group for state in checkpoint.get(checkpoints.OPTIMIZERS, []) for group in state["param_groups"]]
-        by_layer = any("layer" in group for group in groups)
-        if groups and self.group_by_layer and not by_layer:
-            raise InputError(
-                "the checkpoint's optimizer has one learning rate for all layers, and layer_lr_factor needs one for "
-                "each: set layer_lr_factor: 1, or take the weights alone (--init_from)"
-            )
-        self.group_by_layer = self.group_by_layer or by_layer
-
-
-def layer_of_parameter(name: str) -> int:
-    """The number of the block in a parameter's name ("transformer.h.3.attn.c_attn.weight": 3); -1: of no block."""
-    numbers = [part for part in name.split(".") if part.isdecimal()]
-    return int(numbers[0]) if numbers and name.startswith("backbone.") else -1
+        self.group_by_layer = optim.grouped_by_layer(checkpoint, wanted=self.group_by_layer)

@@ -53,12 +53,12 @@ def _one_head_kept(patch: Patch) -> None:
 
 
 def _decayed_biases(patch: Patch) -> None:
-    from lightning_app.training.module import LanguageModule
+    from lightning_app.training import optim
 
-    def all_in_one(self: LanguageModule, trained: Any) -> list[dict[str, Any]]:
+    def all_in_one(trained: Any, matrices: Any, *, by_layer: bool) -> list[dict[str, Any]]:
         return [{"params": [parameter for _, parameter in trained]}]
 
-    patch.setattr(LanguageModule, "_groups", all_in_one)
+    patch.setattr(optim, "parameter_groups", all_in_one)
 
 
 def _no_document_mask(patch: Patch) -> None:

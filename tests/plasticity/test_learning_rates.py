@@ -15,6 +15,7 @@ from lightning_app.models.losses import cross_entropy
 from lightning_app.plasticity.learning_rates import HeadRates, described, set_layer_factors
 from lightning_app.plasticity.units import units_of
 from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.optim import matrices_of, parameter_groups, trained_parameters
 from lightning_app.training.schedulers import WarmupCosine
 
 
@@ -24,9 +25,7 @@ def decoder(**options: Any) -> Decoder:
 
 
 def groups_of(module: ArticleGPT) -> list[dict[str, Any]]:
-    module.group_by_layer = True
-    module._matrices = {name for name, p in module.named_parameters() if p.dim() >= 2}
-    return module._groups(list(module.named_parameters()))
+    return parameter_groups(trained_parameters(module), matrices_of(module), by_layer=True)
 
 
 def trainer_of(optimizer: torch.optim.Optimizer, scheduler: Any = None) -> Any:
@@ -58,8 +57,7 @@ def test_every_parameter_is_in_the_group_of_its_block_once():
             block = [int(part) for part in names[id(p)].split(".") if part.isdecimal()]
             assert group["layer"] == (block[0] if block else -1)
             assert ("weight_decay" in group) == (p.dim() < 2)
-    module.group_by_layer = False
-    assert len(module._groups(list(module.named_parameters()))) == 2
+    assert len(parameter_groups(trained_parameters(module), matrices_of(module), by_layer=False)) == 2
 
 
 def test_a_factor_changes_the_update_of_its_layer_alone_and_goes_back():

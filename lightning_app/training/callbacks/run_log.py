@@ -22,7 +22,7 @@ from lightning_app.reports.log import read_log as read_log  # beside what writes
 from lightning_app.reports.record import Event
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
-from lightning_app.training.checkpoint import OF_REGULARIZERS, Checkpoint, put
+from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.lightning_internals.step_log import log_hyperparameters, numbers_of_step, step_to_log
 from lightning_app.training.loggers import keep_ids
 
@@ -157,13 +157,10 @@ class RunLog(RunCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(trainer)
-        # of the model alone: a regulariser may hold an averaged copy of it
-        own = [p for name, p in pl_module.named_parameters() if not name.startswith(OF_REGULARIZERS)]
-        parameters = sum(p.numel() for p in own)
         self.event(trainer, Data(splits=_splits(self.data) if self.has_data else []))
         started = Started(
             model=type(pl_module).__name__,
-            parameters=parameters,
+            parameters=sum(p.numel() for p in self.module.own_parameters()),
             world_size=trainer.world_size,
             precision=str(trainer.precision),
             flops_per_token=self.module.backbone.flops_per_token(self.data.block_size) if self.has_data else None,
@@ -188,7 +185,7 @@ class RunLog(RunCallback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What each passage of the text adds to the measures, so that intervals can be drawn from the log."""
-        sums = self.module.by_passage
+        sums = self.module.evaluation.by_passage
         if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             columns = zip(SUMS, sums.T.tolist(), strict=True)
             fields: dict[str, Any] = {name: [round(x, 3) for x in column] for name, column in columns}

@@ -1,0 +1,74 @@
+"""What is looked at before and in a fit, and refused or warned of in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.errors import InputError
+
+NOT_FINITE = (
+    "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
+    "the checkpoints on disk are from before"
+)
+PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
+
+
+def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -> None:
+    """Whether a model with `vocab_size` ids and at most `longest` positions (None: any number) fits the data.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if data.vocab_size != vocab_size:
+        raise InputError(
+            f"data.vocab_size is {data.vocab_size}, but the backbone has {vocab_size} ids: they must be equal"
+        )
+    if longest is not None and data.block_size > longest:
+        raise InputError(f"data.block_size is {data.block_size}, but the backbone holds at most {longest} positions")
+
+
+def say_what_is_frozen(own: Sequence[nn.Parameter]) -> None:
+    """Of a model's own parameters."""
+    trained, total = sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)
+    if trained < total:
+        rank_zero_info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
+
+
+def warn_if_it_can_only_memorise(module: nn.Module, data: TextDataModule) -> None:
+    """Many more trained parameters than training tokens; nobody knows where the text is streamed."""
+    if data.streamed("train"):
+        return
+    parameters, text = sum(p.numel() for p in module.parameters() if p.requires_grad), data.tokens("train")
+    tokens = min(text.n_tokens, len(data.dataset("train")) * data.block_size)  # max_samples may leave some out
+    if parameters > PARAMETERS_PER_TOKEN * tokens:
+        rank_zero_warn(
+            f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} "
+            "times larger than its text mostly learns it by heart; use more text or a smaller model"
+        )
+
+
+def check_loss(loss: Tensor, *, step: int, log_every_n_steps: int) -> None:
+    """On an accelerator reading the loss waits for the device, so there it is looked at when it is logged.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    if loss.device.type != "cpu" and (step + 1) % max(1, log_every_n_steps):
+        return
+    if not torch.isfinite(loss):
+        raise InputError(f"the loss is {loss.item()} at step {step}: {NOT_FINITE}")
+
+
+def check_validation(ce: Tensor, *, step: int) -> None:
+    """Before a checkpoint is written.
+
+    Raises:
+        InputError: the cross-entropy is not finite.
+    """
+    if not torch.isfinite(ce):
+        raise InputError(f"val/ce is {ce.item()} after step {step}: {NOT_FINITE}")

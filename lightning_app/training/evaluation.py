@@ -1,0 +1,76 @@
+"""What validation, test and predict measure of a text beside the loss: bytes, passages, a row for each sequence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.models.losses import IGNORE, token_nll
+from lightning_app.training.measures import LanguageMeasures, Passages
+
+
+class Evaluation:
+    """Knows how many bytes each token stands for, and in which passage of the validation text each token stands.
+
+    Attributes:
+        token_bytes: (V,) int64; None before there is a tokenizer: then nothing is said of bytes.
+        by_passage: (PASSAGES, SUMS), what the last evaluation found of each passage; None without passages.
+    """
+
+    def __init__(self) -> None:
+        self.token_bytes: Tensor | None = None
+        self.by_passage: Tensor | None = None
+        self._passages: Passages | None = None
+
+    def use_tokenizer(self, tokenizer: Tokenizer, *, vocab_size: int, device: torch.device) -> None:
+        token_bytes = torch.zeros(vocab_size, dtype=torch.int64)
+        token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes()).long()
+        self.token_bytes = token_bytes.to(device)
+
+    def use_passages(self, data: TextDataModule | None) -> None:
+        """Those of its validation text, where it has one; None: an evaluation alone logs none."""
+        self._passages = None
+        if data is not None and data.splits.origin("val"):
+            assert self.token_bytes is not None
+            self._passages = Passages(data.tokens("val"), self.token_bytes)
+
+    def to(self, device: torch.device) -> None:
+        self.token_bytes = None if self.token_bytes is None else self.token_bytes.to(device)
+
+    def update(self, measures: LanguageMeasures, logits: Tensor, batch: dict[str, Tensor]) -> None:
+        """Add a batch, with its (B, T, V) logits."""
+        passages = None
+        if self._passages is not None:
+            passages = self._passages.of_targets(batch["document_ids"], batch["positions"])
+        measures.update(logits, batch["targets"], self.token_bytes, passages)
+
+    def end(self, measures: LanguageMeasures) -> dict[str, Tensor]:
+        """What was measured, by name; the sums of passages are kept apart."""
+        found = measures.compute()
+        self.by_passage = found.pop("passages", None)
+        measures.reset()
+        return found
+
+    def rows(self, logits: Tensor, targets: Tensor, document_ids: Tensor) -> list[dict[str, Any]]:
+        """One of each sequence: document, tokens, ce (nats per token); bytes and bpb (bits per byte) if known."""
+        real = targets != IGNORE
+        nll, tokens = token_nll(logits, targets).cpu().double().sum(-1), real.sum(-1)
+        rows: list[dict[str, Any]] = [
+            {"document": int(d), "tokens": int(n), "ce": float(x / max(1, n))}
+            for d, n, x in zip(document_ids[:, 0].tolist(), tokens.tolist(), nll.tolist(), strict=True)
+        ]
+        if self.token_bytes is not None:
+            n_bytes = torch.where(real, self.token_bytes[targets.clamp_min(0)], 0).sum(-1)
+            for row, x, b in zip(rows, nll.tolist(), n_bytes.tolist(), strict=True):
+                row |= {"bytes": b, "bpb": x / math.log(2) / max(1, b)}
+        return rows
+
+
+def mean_of_each(said: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means of what regularisers say of sequences, of floats and bools: whole numbers are names, not amounts."""
+    return {name: x.float().mean() for name, x in said.items() if x.dtype != torch.int64}
