@@ -18,9 +18,9 @@ from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.training.checkpoint import start_from
+from lightning_app.training.checkpoint import OF_REGULARIZERS, start_from
 from lightning_app.training.compositions import CausalLM
-from lightning_app.training.module import OF_REGULARIZERS, LanguageModule, Outputs, Regularizer
+from lightning_app.training.module import LanguageModule, Outputs, Regularizer
 
 PLAIN, EWC_ARM, REPLAY, FROZEN = "plain", "EWC", "replay 5 %", "frozen, new head"
 REHEARSAL, RANDOM = "ART, rehearsal", "random texts, rehearsal"

@@ -104,7 +104,7 @@ def test_it_parses_for_every_command(path: Path, command: str, main: Main, monke
     assert stopped.value.code == 0
     config = yaml.safe_load(printed.getvalue())
     trained = MODULES[path.stem if path in CONFIGS else CHANGED[path.stem]]
-    assert config["model"]["class_path"] == trained
+    assert config["model"]["class_path"].endswith(f".{trained}")
     assert "vocab_size" not in config["model"]["init_args"]["backbone"].get("init_args", {})  # linked, not repeated
 
 

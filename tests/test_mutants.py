@@ -149,15 +149,15 @@ def test_a_mutant_is_found_where_its_code_has_moved(new: bytes, number: int | No
     [
         (
             "lightning_app/plasticity/entropy.py",
-            [["tests/plasticity/test_entropy.py"], ["tests/ops", "--ignore=tests/plasticity/test_entropy.py"]],
+            [["tests/plasticity/test_entropy.py"], ["tests/plasticity", "--ignore=tests/plasticity/test_entropy.py"]],
         ),
-        ("lightning_app/ops/deep/no_test.py", [["tests/ops"]]),
+        ("lightning_app/plasticity/deep/no_test.py", [["tests/plasticity"]]),
         ("lightning_app/errors.py", [["tests/test_errors.py"], ["tests/test_a.py", "--ignore=tests/test_errors.py"]]),
     ],
 )
 def test_the_tests_of_a_file(tmp_path: Path, file: str, expected: list[list[str]]):
-    (tmp_path / "tests/ops").mkdir(parents=True)
-    for name in ("ops/test_entropy.py", "test_errors.py", "test_a.py"):
+    (tmp_path / "tests/plasticity").mkdir(parents=True)
+    for name in ("plasticity/test_entropy.py", "test_errors.py", "test_a.py"):
         (tmp_path / "tests" / name).touch()
     assert mutation_runs.tests_of(tmp_path, file) == expected
     (tmp_path / "tests/contracts").mkdir()

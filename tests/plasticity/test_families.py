@@ -64,7 +64,7 @@ def _is_matrix(module: nn.Module) -> bool:
 )
 def test_a_family_that_is_laid_out_otherwise_is_refused_with_the_remedy(family: str, options: dict):
     model = PretrainedLM(architecture=family, options=options, vocab_size=31, block_size=16)
-    with pytest.raises(InputError, match=r"layouts\.py"):
+    with pytest.raises(InputError, match=r"families\.py"):
         AttentionHeads(model)
 
 
@@ -82,7 +82,7 @@ def test_an_unknown_layout_is_refused_and_says_how_to_write_one(blocks: int):
     model = Decoder(vocab_size=31, block_size=16, embedding_dim=32, layers=2, heads=4)
     for block in model.transformer["h"][:blocks]:
         block.attn = Strange(block.attn)
-    with pytest.raises(InputError, match=r"layouts\.py \(a class with `match`"):
+    with pytest.raises(InputError, match=r"families\.py \(a class with `match`"):
         AttentionHeads(model)
 
 
@@ -90,5 +90,5 @@ def test_neurons_of_an_unknown_layout_are_refused_too():
     model = Decoder(vocab_size=31, block_size=16, embedding_dim=32, layers=2, heads=4)
     for block in model.transformer["h"]:
         block.mlp = Strange(block.attn)
-    with pytest.raises(InputError, match=r"0 feed-forward layers.*layouts\.py"):
+    with pytest.raises(InputError, match=r"0 feed-forward layers.*families\.py"):
         Neurons(model)

@@ -736,7 +736,7 @@ def test_plans_that_cannot_work_are_refused_before_training(fit: Fit, options: d
 def test_a_model_without_heads_that_show_is_refused(fit: Fit):
     torch.manual_seed(0)
     module = ArticleGPT(Unknown(vocab_size=257, block_size=16, embedding_dim=16, layers=2, heads=4))
-    with pytest.raises(InputError, match=r"write a layout for it in lightning_app/models/heads/layouts\.py"):
+    with pytest.raises(InputError, match=r"write a layout for it in lightning_app/plasticity/families\.py"):
         fit(module, plan())
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-import lightning_app.callbacks
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -15,6 +14,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.controller.callback import HeadController
 from lightning_app.plasticity.schedule import PlasticitySchedule
+from lightning_app.plugins import import_all
 from lightning_app.training.callbacks.projector import Projector
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback, RunContext, in_order
@@ -62,8 +62,9 @@ def test_the_order_of_a_run(main: Main, config: Config, monkeypatch: pytest.Monk
 
 
 def test_all_of_ours_have_a_place():
-    found = [getattr(lightning_app.callbacks, name) for name in lightning_app.training.callbacks.__all__]
-    assert len(found) > 10
+    import_all()
+    found = [cls for cls in L.Callback.__subclasses__() if cls.__module__.startswith("lightning_app.")]
+    assert len(list(RunCallback.__subclasses__())) > 10
     assert [cls.__name__ for cls in found if not issubclass(cls, RunCallback)] == []
 
 

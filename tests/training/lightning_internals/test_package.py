@@ -24,7 +24,7 @@ PACKAGE = Path(lightning_app.__file__).parent
 PLACE = PACKAGE / "training" / "lightning_internals"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if PLACE not in path.parents)
 NAMES = re.compile(r"\b(?:self|cls)\.(_[a-z]\w*)|\bdef (_[a-z]\w*)")
-SUBCLASSES = ("callbacks", "modules", "training", "text", "harness", "own_parts", "build_errors")  # of Lightning's
+SUBCLASSES = ("training", "data", "memory", "art", "plasticity", "app", "own_parts", "build_errors")  # of Lightning's
 
 
 def private_names(source: str) -> set[str]:
@@ -85,10 +85,14 @@ def test_one_file_looks_for_callbacks_and_changes_lightnings():
     """A callback is given another one, or both meet in the `RunContext`; the harness puts them in order."""
     trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text("utf-8")) for p in [*FILES, *PLACE.glob("*.py")]}
     own = "training/lightning_internals/callbacks.py"
-    assert {name for name, tree in trees.items() if looks_for_callbacks(tree)} == {own, "harness.py"}
+    assert {name for name, tree in trees.items() if looks_for_callbacks(tree)} == {
+        own,
+        "app.py",
+        "data/accumulation.py",
+    }
     found = {name: sets for name, tree in trees.items() if (sets := sets_of_watchers(tree))}
     assert len(found.pop(own)) > 5
-    assert found == {"harness.py": ["trainer.profiler.dirpath"]}
+    assert found == {"app.py": ["trainer.profiler.dirpath"]}
 
 
 def own_subclasses() -> Iterator[type]:
