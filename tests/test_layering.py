@@ -46,14 +46,18 @@ def test_imports_go_one_way(path: Path):
     part = path.relative_to(PACKAGE).parts[0]
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("lightning_app.")}
     assert ours <= MAY_IMPORT[part] | EVERYWHERE, f"{path} imports {ours - MAY_IMPORT[part] - EVERYWHERE}"
+    if path.parent.name == "report":
+        assert ours <= {"reports", part} | EVERYWHERE
+        within = {name for name in imported(path) if name.startswith(f"lightning_app.{part}")}
+        assert all(name.startswith(f"lightning_app.{part}.report") for name in within)
     gone = [name for name in imported(path) if name.startswith("lightning_app.") and not is_there(name)]
     assert gone == [], f"{path} imports what is not there, which mypy takes for a library without types"
     others = {name.split(".")[0] for name in imported(path)}
     assert "pytorch_lightning" not in others
     if part in WITHOUT_LIGHTNING:
         assert "lightning" not in others
-    if part == "reports":  # a page is drawn in a second, from a folder that may be a copy on another machine
-        assert not others & {"torch", "torchmetrics", "transformers", "faiss"}
+    if part == "reports" or path.parent.name == "report":  # a page is drawn in a second, on any machine
+        assert not others & {"torch", "torchmetrics", "transformers", "faiss", "lightning"}
 
 
 # Circles of files

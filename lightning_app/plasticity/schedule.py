@@ -40,10 +40,11 @@ from lightning_app.plasticity.measurements import (
 from lightning_app.plasticity.phases import LASTING, Move, Plan, Position, next_move
 from lightning_app.plasticity.pruner import Surgeon, Surgery, check_strategy
 from lightning_app.plasticity.pruning import as_mask, choose, choose_widths, dead_after
+from lightning_app.plasticity.report import events
 from lightning_app.plasticity.stabilization import WINDOW, Verdict, quadratic_rule, slope_rule
 from lightning_app.plasticity.surgery import Kind, Units
 from lightning_app.plasticity.units import units_in
-from lightning_app.reports.plasticity import events
+from lightning_app.reports.events import Cost
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
 from lightning_app.training.callbacks.samples import continued
@@ -563,7 +564,7 @@ class PlasticitySchedule(RunCallback):
             cost["measured"] = self._baseline["latency_ms"] / cost["latency_ms"]
             self._cost = cost
         name = "baseline" if stage == "baseline" else f"{stage}, cycle {self.at.cycle}"
-        RunLog.event(trainer, events.Cost(cycle=self.at.cycle, stage=name, **cost))
+        RunLog.event(trainer, Cost(cycle=self.at.cycle, stage=name, **cost))
         log_numbers(trainer, {f"plasticity/{key}": x for key, x in cost.items() if isinstance(x, int | float)})
 
     def _log_text(self, trainer: L.Trainer, module: LanguageModule, stage: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_app.reports.plasticity import timeline
+from lightning_app.plasticity.report import timeline
+from tests.plasticity.report.reading import logged, of, trace, without
 from tests.reports.conftest import Log, typed
-from tests.reports.plasticity.reading import logged, of, trace, without
 
 
 @pytest.mark.parametrize("name", ["train/ce", "val/ce", "val/ppl", "plasticity/sparsity"])

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_app.reports.figures import Chart, Trace, dots, label, lines
-from lightning_app.reports.plasticity.events import (
+from lightning_app.plasticity.report.events import (
     Analysis,
     Pruning,
     Regrowth,
     Stabilised,
 )
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report.facts import (
     Phase,
     evaluations,
     heads_of,
     phases,
 )
-from lightning_app.reports.plasticity.looks import MARKS, PHASES, SHOWN, Marked, scores
+from lightning_app.plasticity.report.looks import MARKS, PHASES, SHOWN, Marked, scores
+from lightning_app.reports.figures import Chart, Trace, dots, label, lines
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import last_step, series
 

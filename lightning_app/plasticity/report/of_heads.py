@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, plain
-from lightning_app.reports.plasticity import heads
-from lightning_app.reports.plasticity.events import Analysis, Pruning, Regrowth
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report import heads
+from lightning_app.plasticity.report.events import Analysis, Pruning, Regrowth
+from lightning_app.plasticity.report.facts import (
     heads_of,
     pruned_heads,
 )
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, plain
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import events
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_app.reports.figures import Trace, dots, label
-from lightning_app.reports.plasticity.events import (
+from lightning_app.plasticity.report.events import (
     Analysis,
     Evaluation,
     Pruning,
@@ -13,6 +12,7 @@ from lightning_app.reports.plasticity.events import (
     Rollback,
     Stabilised,
 )
+from lightning_app.reports.figures import Trace, dots, label
 
 PHASES = {  # name of a phase, and the colour that it has everywhere
     "training": "@training",

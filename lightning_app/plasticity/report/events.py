@@ -25,6 +25,7 @@ class PlasticityStarted(Event):
     """
 
     NAME = "plasticity_started"
+    is_of_the_whole = True
     shape: list[int] | None
     units: dict[str, list[int]] | None
     targets: list[str] | None
@@ -185,30 +186,6 @@ class Evaluation(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost(Event):
-    """What the model costs.
-
-    Attributes:
-        stage: "baseline", or a stage and its cycle in words.
-        flops_per_token: of a training step.
-        latency_ms: the shortest forward of one batch.
-        latency_spread: shortest and longest.
-        ceiling: speed-up over the baseline that the FLOPs allow; `measured`: the one that there is.
-    """
-
-    NAME = "cost"
-    cycle: int | None
-    stage: str | None
-    parameters: float | None
-    bytes: float | None
-    flops_per_token: float | None
-    latency_ms: float | None
-    latency_spread: list[float] | None
-    ceiling: float | None = None
-    measured: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class TextSamples(Event):
     """What the model writes at a stage: "prompt" and "text" (with the prompt) of each."""
 
@@ -252,7 +229,6 @@ KINDS = (
     Rollback,
     Proof,
     Evaluation,
-    Cost,
     TextSamples,
     LearningRates,
     ControllerUpdate,

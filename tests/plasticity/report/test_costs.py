@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_app.reports.plasticity import costs
+from lightning_app.plasticity.report import costs
+from tests.plasticity.report.reading import logged, of, trace, without
 from tests.reports.conftest import Log, typed
-from tests.reports.plasticity.reading import logged, of, trace, without
 
 
 def test_costs_are_shares_of_the_baseline(log: Log):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from lightning_app.reports.plasticity import heads
+from lightning_app.plasticity.report import heads
+from tests.plasticity.report.reading import logged, of, trace, without
 from tests.reports.conftest import Log, typed
-from tests.reports.plasticity.reading import logged, of, trace, without
 
 
 @pytest.mark.parametrize("name", ["entropy", "gradient", "importance"])

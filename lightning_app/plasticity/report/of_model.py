@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain, sample_card
-from lightning_app.reports.plasticity import costs, looks
-from lightning_app.reports.plasticity.events import Cost, Evaluation, LearningRates, Proof, Rollback, TextSamples
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report import costs, looks
+from lightning_app.plasticity.report.events import Evaluation, LearningRates, Proof, Rollback, TextSamples
+from lightning_app.plasticity.report.facts import (
     baseline_and_now,
     unpruned,
 )
-from lightning_app.reports.plasticity.summary import measure
+from lightning_app.plasticity.report.summary import measure
+from lightning_app.reports.events import Cost
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain, sample_card
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events
 

@@ -6,12 +6,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from lightning_app.reports.events import end_of
-from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Part, number, percent, si
-from lightning_app.reports.plasticity import looks
-from lightning_app.reports.plasticity.events import (
-    Cost,
+from lightning_app.plasticity.report import looks
+from lightning_app.plasticity.report.events import (
     Evaluation,
     PhaseTransition,
     PlasticityStarted,
@@ -19,11 +15,14 @@ from lightning_app.reports.plasticity.events import (
     Pruning,
     Rollback,
 )
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report.facts import (
     baseline_and_now,
     living,
     unpruned,
 )
+from lightning_app.reports.events import Cost, end_of
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Part, number, percent, si
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events, last_step, series
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_app.reports.figures import Chart, Trace, dots, lines
-from lightning_app.reports.plasticity.events import (
+from lightning_app.plasticity.report.events import (
     Stabilised,
 )
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report.facts import (
     evaluations,
     phases,
 )
-from lightning_app.reports.plasticity.looks import SHOWN, STAGES, scores, stage_of, when
+from lightning_app.plasticity.report.looks import SHOWN, STAGES, scores, stage_of, when
+from lightning_app.reports.figures import Chart, Trace, dots, lines
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import events, series
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightning_app.reports.plasticity.events import Cost, Evaluation
-from lightning_app.reports.plasticity.facts import Cycle, baseline_and_now, cycles, deaths, living, phases, pruned_heads
+from lightning_app.plasticity.report.events import Evaluation
+from lightning_app.plasticity.report.facts import Cycle, baseline_and_now, cycles, deaths, living, phases, pruned_heads
+from lightning_app.reports.events import Cost
 from lightning_app.reports.record import finite
 from lightning_app.reports.series import series
 from tests.reports.conftest import typed

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_app.reports.figures import Chart, Trace, dots, lines
-from lightning_app.reports.plasticity.events import (
+from lightning_app.plasticity.report.events import (
     Analysis,
     ControllerUpdate,
     Regrowth,
 )
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report.facts import (
     Living,
     Matrix,
     deaths,
     heads_of,
     living,
 )
-from lightning_app.reports.plasticity.looks import when
+from lightning_app.plasticity.report.looks import when
+from lightning_app.reports.figures import Chart, Trace, dots, lines
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import events, last_step, series
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain
-from lightning_app.reports.plasticity import looks, losses, timeline
-from lightning_app.reports.plasticity.events import Evaluation, Stabilised
-from lightning_app.reports.plasticity.facts import (
+from lightning_app.plasticity.report import looks, losses, timeline
+from lightning_app.plasticity.report.events import Evaluation, Stabilised
+from lightning_app.plasticity.report.facts import (
     baseline_and_now,
     cycles,
     evaluations,
     phases,
 )
-from lightning_app.reports.plasticity.summary import measure
+from lightning_app.plasticity.report.summary import measure
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lightning_app.reports.plasticity.events import (
+from lightning_app.plasticity.report.events import (
     Analysis,
-    Cost,
     Evaluation,
     Matrix,
     PhaseTransition,
@@ -21,6 +20,7 @@ from lightning_app.reports.plasticity.events import (
     Regrowth,
     Rollback,
 )
+from lightning_app.reports.events import Cost
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events, last_step
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_app.reports.figures import Chart, Trace, label, lines
-from lightning_app.reports.plasticity.events import (
-    Cost,
+from lightning_app.plasticity.report.events import (
     LearningRates,
 )
+from lightning_app.reports.events import Cost
+from lightning_app.reports.figures import Chart, Trace, label, lines
 from lightning_app.reports.record import Record, finite
 from lightning_app.reports.series import events, series
 
