@@ -13,11 +13,13 @@ from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.peers import seeded_decoder
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import ConcatReader
 from lightning_app.memory.readers.bank import Bank
 from lightning_app.memory.readers.base import Passage
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.losses import cross_entropy
 
 WIDTH, K, BATCH, BLOCK = 768, 5, 4, 128

@@ -10,9 +10,9 @@ import torch
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
-from lightning_app.memory.store import Payload
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.units import units_in
 from lightning_app.training.compositions import ArticleGPT

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
 from lightning_app.memory.readers.base import Passage, Reader
-from lightning_app.memory.store import AssociativeMemory, Payload
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
 from tests.advice import SHORT, advised
 

@@ -20,9 +20,9 @@ from lightning_app.art.network import SPAN
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, KNNReader
-from lightning_app.memory.store import Payload
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE
 from lightning_app.training.callbacks.exact_resume import ExactResume

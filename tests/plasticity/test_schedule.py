@@ -25,6 +25,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity import surgery as units_module
 from lightning_app.plasticity.checks import SurgeryError
+from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.surgery import Part, Units
@@ -302,27 +303,31 @@ def getting_worse(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2, maximize=True, fused=True)
 
 
-def test_a_cycle_that_does_not_recover_is_undone_and_the_last_one(fit: Fit):
+def state_of(cycle: Cycle) -> Any:
+    module, optimizer = cycle.module, cycle.trainer.optimizers[0]
+    return logits(module), module.state_dict(), [optimizer.state[p] for p in module.parameters()]
+
+
+def test_a_cycle_that_does_not_recover_is_undone_and_the_last_one(fit: Fit, monkeypatch: pytest.MonkeyPatch):
     snapshots: list[Any] = []
+    prune, go_back = Cycle.prune, Cycle.go_back
 
-    class Keep(PlasticitySchedule):
-        def _prune(self, trainer: L.Trainer, module: LanguageModule) -> None:
-            optimizer = trainer.optimizers[0]
-            snapshots.append(
-                copy.deepcopy((logits(module), module.state_dict(), [optimizer.state[p] for p in module.parameters()]))
-            )
-            super()._prune(trainer, module)
+    def remembering(cycle: Cycle) -> None:
+        snapshots.append(copy.deepcopy(state_of(cycle)))
+        prune(cycle)
 
-        def _go_back(self, trainer: L.Trainer, module: LanguageModule, ce: float, limit: float) -> None:
-            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-            super()._go_back(trainer, module, ce, limit)
-            optimizer = trainer.optimizers[0]
-            found = logits(module), module.state_dict(), [optimizer.state[p] for p in module.parameters()]
-            torch.testing.assert_close(found, snapshots[-1], rtol=0, atol=0)
-            assert [group["lr"] for group in optimizer.param_groups] == rates
+    def comparing(cycle: Cycle, ce: float, limit: float) -> None:
+        rates = [group["lr"] for group in cycle.trainer.optimizers[0].param_groups]
+        go_back(cycle, ce, limit)
+        torch.testing.assert_close(state_of(cycle), snapshots[-1], rtol=0, atol=0)
+        assert [group["lr"] for group in cycle.trainer.optimizers[0].param_groups] == rates
 
+    monkeypatch.setattr(Cycle, "prune", remembering)
+    monkeypatch.setattr(Cycle, "go_back", comparing)
     module = article_gpt(optimizer=getting_worse, scheduler=None)
-    callback = Keep(**{**PLAN, "pruning_level": 0.7, "neuron_level": 0.5, "automatic": True, "tolerance": 0.0})
+    callback = PlasticitySchedule(
+        **{**PLAN, "pruning_level": 0.7, "neuron_level": 0.5, "automatic": True, "tolerance": 0.0}
+    )
     fit(module, callback)
     (rollback,) = events("rollback")
     assert rollback["cycle"] == len(snapshots)

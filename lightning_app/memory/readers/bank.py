@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.columns import Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 Scope = Literal["shared", "stream", "document"]
 ROWS = 2**32  # more than any batch has

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
 from lightning_app.memory.readers.bank import Bank, Effects, Scope
-from lightning_app.memory.store import AssociativeMemory, Origin
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.weighing import Over
 

@@ -19,12 +19,12 @@ from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.windows import IGNORE, PairSamples, TokenDataset, TokenWindows
 from lightning_app.errors import InputError
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.knn import Interpolation, tuned_interpolation
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import Passage
-from lightning_app.memory.store import Payload
 from lightning_app.models.losses import token_nll
 from lightning_app.training.module import Batch
 

@@ -13,9 +13,9 @@ from typing import Any, get_args
 
 from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
+from lightning_app.memory.options import IndexType, Storage
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import Reader
-from lightning_app.memory.store import IndexType, Storage
 from lightning_app.memory.tools.build import (
     Filled,
     Text,

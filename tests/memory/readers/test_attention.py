@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Passage
-from lightning_app.memory.store import Payload
 
 D, T, L = 8, 6, 3
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.memory.readers.bank import Bank, Effects, Scope
-from lightning_app.memory.store import AssociativeMemory, Origin
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 M = 4
 

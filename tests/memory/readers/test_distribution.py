@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.base import Passage
 from lightning_app.memory.readers.distribution import (
@@ -21,7 +22,6 @@ from lightning_app.memory.readers.distribution import (
     earlier_in_block,
     other_rows,
 )
-from lightning_app.memory.store import Payload
 from lightning_app.models.decoder import Decoder
 
 V, D, T = 17, 8, 12

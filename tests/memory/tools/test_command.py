@@ -16,8 +16,9 @@ import yaml
 
 from lightning_app import closing
 from lightning_app.cli import main as command
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.store import AssociativeMemory, Payload
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
@@ -381,7 +382,7 @@ def test_problems(column: str, value: float, words: str):
     memory.add(torch.ones(3, 2), Payload(each, torch.full((3,), 5), each, each[:, None]))
     assert problems(memory, vocab_size=50, distinct=True) == []
     getattr(memory, column)[2] = value
-    memory._forget_caches()
+    memory.forget_caches()
     assert [problem for problem in problems(memory, vocab_size=50, distinct=True) if words in problem]
 
 
