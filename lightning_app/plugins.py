@@ -70,8 +70,8 @@ IDEAS = (
     Idea(
         "plasticity",
         configurable=("lightning_app.plasticity.schedule", "lightning_app.plasticity.controller.callback"),
-        shape="lightning_app.plasticity.units:take_layout",
-        follow="lightning_app.plasticity.units:follow",
+        shape="lightning_app.plasticity.kinds:take_layout",
+        follow="lightning_app.plasticity.kinds:follow",
     ),
 )
 

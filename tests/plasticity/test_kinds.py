@@ -14,7 +14,7 @@ from lightning_app.memory.model import MemoryLM
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.plasticity.units import AttentionHeads, units_of
+from lightning_app.plasticity.kinds import AttentionHeads, units_of
 
 Build = Callable[[str], Backbone]
 

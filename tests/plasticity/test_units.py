@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone
+from lightning_app.models.backbone import MASK, Backbone
 from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.losses import cross_entropy
-from lightning_app.plasticity.surgery import MASK, Kind, Units, multiply_by_gates, state_like
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.gates import multiply_by_gates
+from lightning_app.plasticity.kinds import units_of
+from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.surgery import state_like
+from lightning_app.plasticity.units import Units
 
 Build = Callable[[str], Backbone]
 both_kinds = pytest.mark.parametrize("kind", ["heads", "neurons"])
