@@ -95,8 +95,8 @@ IDEAS = (
     Idea(
         "plasticity",
         configurable=("lightning_app.plasticity.schedule", "lightning_app.plasticity.controller.callback"),
-        shape="lightning_app.plasticity.units:take_layout",
-        follow="lightning_app.plasticity.units:follow",
+        shape="lightning_app.plasticity.kinds:take_layout",
+        follow="lightning_app.plasticity.kinds:follow",
         events="lightning_app.plasticity.report.events:KINDS",
         sections="lightning_app.plasticity.report.sections:SECTIONS",
         shown_by=("plasticity_started", "controller_update"),

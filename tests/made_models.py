@@ -14,7 +14,7 @@ from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
 from lightning_app.models.decoder import Decoder
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 

@@ -81,6 +81,8 @@ def _own_imports(source: str) -> Iterator[ast.ImportFrom]:
     """The `from lightning_app... import ...` of a file, wherever they stand."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == PACKAGE:
+            modules = [a.name for a in node.names if _path_of(f"{node.module}.{a.name}").exists()]
+            assert not modules, f"import names of {modules}, not the modules: a flat directory has no packages"
             yield node
         assert not (isinstance(node, ast.Import) and any(a.name.split(".")[0] == PACKAGE for a in node.names))
 

@@ -20,7 +20,7 @@ from lightning_app.export.modeling_parts import PARTS
 from lightning_app.models.attention import KVCache
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.registry import build
-from lightning_app.plasticity.units import take_layout
+from lightning_app.plasticity.kinds import take_layout
 
 OUTPUTS = {field.name for field in fields(CausalLMOutputWithPast)}
 CACHE = "cache" if "cache" in OUTPUTS else "past_key_values"  # the library's name of it, until its 5.24 the latter

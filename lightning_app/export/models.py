@@ -16,8 +16,8 @@ from lightning_app.models.decoder import Block, Decoder
 from lightning_app.models.lora import merged
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe, is_description
-from lightning_app.plasticity.surgery import Units
-from lightning_app.plasticity.units import cut_units
+from lightning_app.plasticity.kinds import cut_units
+from lightning_app.plasticity.units import Units
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel

@@ -70,7 +70,7 @@ def new_rows(
     return {"vectors": vectors, "slot_ids": ids, **known, **used}
 
 
-def write(buffers: Mapping[str, Any], slots: Tensor, columns: Mapping[str, Tensor]) -> None:
+def write_rows(buffers: Mapping[str, Any], slots: Tensor, columns: Mapping[str, Tensor]) -> None:
     """Put rows (N, ...) of some columns into slots (N,)."""
     for name, column in columns.items():
         buffers[name].index_copy_(0, slots, column.to(buffers[name].dtype))
@@ -81,13 +81,13 @@ def rows_of(buffers: Mapping[str, Any], slots: Tensor) -> dict[str, Tensor]:
     return {name: buffers[name][slots] for name in BLANK}
 
 
-def clear(buffers: Mapping[str, Any], slots: slice) -> None:
+def clear_rows(buffers: Mapping[str, Any], slots: slice) -> None:
     """Make slots as those that were never used."""
     for name, blank in BLANK.items():
         buffers[name][slots] = blank
 
 
-def read(buffers: Mapping[str, Any], slots: Tensor) -> Entries:
+def read_entries(buffers: Mapping[str, Any], slots: Tensor) -> Entries:
     """What is known of slots (...), -1: none."""
     columns = {name: _column(buffers, name, slots) for name in (*PAYLOAD, "uses", "strengths")}
     ages = torch.where(slots < 0, 0, buffers["clock"] - buffers["written"][slots])

@@ -14,8 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory import columns
-from lightning_app.memory.columns import Entries, Payload
+from lightning_app.memory.columns import (
+    Entries,
+    Payload,
+    blank_columns,
+    check_vectors,
+    clear_rows,
+    new_rows,
+    payload_columns,
+    read_entries,
+    rows_of,
+    stored_vectors,
+    write_rows,
+)
 from lightning_app.memory.index import SlotIndex
 from lightning_app.memory.mapped import MappedVectors
 from lightning_app.memory.options import MemoryOptions
@@ -70,7 +81,7 @@ class AssociativeMemory(nn.Module):
             shape = (options.memory_size, options.memory_dim)
             self._mapped = MappedVectors(shape, dtype=options.storage, path=options.path)
             self.register_buffer("vectors", self._mapped.tensor)
-        for name, column in columns.blank_columns(options).items():
+        for name, column in blank_columns(options).items():
             self.register_buffer(name, column)
         for name in COUNTERS:
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
@@ -114,13 +125,13 @@ class AssociativeMemory(nn.Module):
     @torch.no_grad()
     def add(self, vectors: Tensor, payload: Payload | None = None) -> Tensor:
         """Store vectors (N, D) -> their ids (N,), ascending; evicts what the capacity asks for."""
-        rows = columns.stored_vectors(vectors, self.vectors)
+        rows = stored_vectors(vectors, self.vectors)
         given = self._payload_columns(payload, count=len(rows))
         first = int(self.next_id)
         ids = torch.arange(first, first + len(rows), device=self.device)
         self.next_id += len(rows)
         kept = slice(max(0, len(rows) - self.memory_size), None)
-        new = columns.new_rows(rows, given, ids=ids, clock=self.clock, span_length=self.span_length)
+        new = new_rows(rows, given, ids=ids, clock=self.clock, span_length=self.span_length)
         self._put({name: column[kept] for name, column in new.items()}, ids=ids[kept].cpu().numpy())
         return ids
 
@@ -140,7 +151,7 @@ class AssociativeMemory(nn.Module):
         return (self.used if recency else (1 + self.uses) * self.strengths).cpu().numpy()
 
     def _write(self, slots: Rows, rows: dict[str, Tensor]) -> None:
-        columns.write(self._buffers, self._tensor(slots), rows)
+        write_rows(self._buffers, self._tensor(slots), rows)
         self._changed(slots)
 
     def _changed(self, slots: Rows | slice) -> None:
@@ -155,7 +166,7 @@ class AssociativeMemory(nn.Module):
     @torch.no_grad()
     def update(self, ids: Tensor, vectors: Tensor, payload: Payload | None = None) -> None:
         """Replace vectors (N, D), and what a payload gives, of entries (N,); their age, uses and strength stay."""
-        places, rows = self.slots.places(ids), columns.stored_vectors(vectors, self.vectors)
+        places, rows = self.slots.places(ids), stored_vectors(vectors, self.vectors)
         if len(rows) != len(places):
             raise InputError(f"{len(rows)} vectors for {len(places)} ids: give one for each")
         given = self._payload_columns(payload, count=len(places))
@@ -163,7 +174,7 @@ class AssociativeMemory(nn.Module):
 
     def _payload_columns(self, payload: Payload | None, *, count: int) -> dict[str, Tensor]:
         given = payload or Payload()
-        return columns.payload_columns(given, count=count, span_length=self.span_length, device=self.device)
+        return payload_columns(given, count=count, span_length=self.span_length, device=self.device)
 
     @torch.no_grad()
     def remove(self, ids: Tensor) -> None:
@@ -173,9 +184,9 @@ class AssociativeMemory(nn.Module):
     def _remove(self, places: Rows) -> None:
         """Of the entries at these places of the ascending ids; what becomes free is blank."""
         size, removal = len(self), self.slots.emptied(places)
-        self._write(removal.gaps, columns.rows_of(self._buffers, self._tensor(removal.sources)))
+        self._write(removal.gaps, rows_of(self._buffers, self._tensor(removal.sources)))
         free = slice(size - len(places), size)
-        columns.clear(self._buffers, free)
+        clear_rows(self._buffers, free)
         self._changed(free)
         self._slots = removal.slots
 
@@ -202,7 +213,7 @@ class AssociativeMemory(nn.Module):
         k = self.num_search_results if k is None else k
         if not 1 <= k <= self.memory_size:
             raise InputError(f"k is {k}, but memory_size {self.memory_size}: ask for 1 result up to as many as fit")
-        columns.check_vectors(queries, width=self.memory_dim)
+        check_vectors(queries, width=self.memory_dim)
         queries_QD = queries.detach().reshape(-1, self.memory_dim).to(self.device, torch.float32).contiguous()
         shape, only = tuple(queries.shape[:-1]), own_document_only
         origin = checked_origin(origin, shape=shape, width=self.memory_dim, own_document_only=only, device=self.device)
@@ -232,7 +243,7 @@ class AssociativeMemory(nn.Module):
 
     def payload(self, ids: Tensor) -> Entries:
         """What is known of the entries ids (...) besides their vectors."""
-        return columns.read(self._buffers, self._slots_of(ids))
+        return read_entries(self._buffers, self._slots_of(ids))
 
     def get_all_embeddings(self) -> Tensor:
         """(size, D) float32, in ascending order of ids."""

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_app.plasticity.surgery import Slice, Units, state_like
+from lightning_app.plasticity.parts import Slice
+from lightning_app.plasticity.surgery import state_like
+from lightning_app.plasticity.units import Units
 
 Compute = Callable[[], Tensor]  # logits of a few texts, without dropout
 TOLERANCE = 1e-5  # of the logits' largest absolute value, in float32

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.importance import gate_gradients, mean_entropy, save_importance
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.learning_rates import FinetuningRates, described
 from lightning_app.plasticity.maps import log_maps
 from lightning_app.plasticity.measurements import importance_of, plain
 from lightning_app.plasticity.options import MULTIPLE, ScheduleOptions
+from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.pruner import Checks, Surgeon
 from lightning_app.plasticity.pruning import Unit, as_mask, choose, choose_widths
 from lightning_app.plasticity.report import events
 from lightning_app.plasticity.stages import Stages
-from lightning_app.plasticity.surgery import Kind, Units
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_app.plasticity.surgery import Units
+from lightning_app.plasticity.units import Units
 
 
 def set_layer_factors(trainer: L.Trainer, factors: dict[int, float]) -> None:

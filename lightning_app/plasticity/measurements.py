@@ -20,7 +20,7 @@ from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.importance import Importance, Sample, measured
 from lightning_app.plasticity.scores import combine
-from lightning_app.plasticity.surgery import Units
+from lightning_app.plasticity.units import Units
 from lightning_app.training.module import Batch, LanguageModule
 
 LATENCY_WARMUP, LATENCY_ROUNDS = 3, 10

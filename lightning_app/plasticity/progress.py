@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.phases import LASTING, Position
-from lightning_app.plasticity.surgery import Kind
 
 
 @dataclass

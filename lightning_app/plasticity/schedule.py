@@ -12,16 +12,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_app.errors import InputError
 from lightning_app.models.ranks import gathered
 from lightning_app.plasticity.cycle import Cycle
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.learning_rates import FinetuningRates
 from lightning_app.plasticity.options import ScheduleOptions, check_run, check_units
+from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.phases import Move, Position, next_move
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.pruner import check_strategy
 from lightning_app.plasticity.report import events
 from lightning_app.plasticity.stabilization import Verdict, judged
 from lightning_app.plasticity.stages import Stages, summary
-from lightning_app.plasticity.surgery import Kind, Units
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals.callbacks import reset_early_stopping

@@ -9,11 +9,11 @@ import lightning as L
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.plasticity.importance import Sample
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.measurements import cost_of, cross_entropy_of, samples_of
 from lightning_app.plasticity.options import ScheduleOptions
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.report import events
-from lightning_app.plasticity.units import units_in
 from lightning_app.reports.events import Cost
 from lightning_app.training.callbacks.run_callback import Prompts
 from lightning_app.training.callbacks.run_log import RunLog

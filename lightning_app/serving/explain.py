@@ -21,7 +21,7 @@ from lightning_app.memory.readers.base import SESSION
 from lightning_app.memory.tools.attribution import SeenText, reads_of
 from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.modes import evaluated
-from lightning_app.plasticity.units import cut_units
+from lightning_app.plasticity.kinds import cut_units
 from lightning_app.training.module import Batch, LanguageModule, Outputs
 
 LONGEST = 1024  # tokens, of a model without a limit of its own

@@ -23,7 +23,7 @@ def written() -> dict[str, torch.Tensor]:
     assert payload.keys() == {"tokens"}
     ids, clock = torch.tensor([6, 7]), torch.tensor(3)
     rows = columns.new_rows(torch.ones(2, 2), payload, ids=ids, clock=clock, span_length=3)
-    columns.write(found, torch.tensor([2, 0]), rows)
+    columns.write_rows(found, torch.tensor([2, 0]), rows)
     return found
 
 
@@ -40,7 +40,7 @@ def test_blank_columns_have_the_types_and_shapes_of_checkpoints():
 
 
 def test_what_is_written_is_read_and_what_was_not_given_is_unknown():
-    found = columns.read(written(), torch.tensor([[0, -1], [2, 1]]))
+    found = columns.read_entries(written(), torch.tensor([[0, -1], [2, 1]]))
     assert found.tokens.tolist() == [[9, -1], [8, -1]]
     assert found.documents.tolist() == [[-1, -1], [-1, -1]]
     assert found.spans.tolist()[0] == [[-1] * 3] * 2
@@ -50,13 +50,13 @@ def test_what_is_written_is_read_and_what_was_not_given_is_unknown():
 
 def test_a_cleared_slot_is_as_a_new_one():
     found = written()
-    columns.clear(found, slice(0, 4))
+    columns.clear_rows(found, slice(0, 4))
     assert all(torch.equal(x, found[name]) for name, x in buffers().items())
 
 
 def test_rows_move_with_all_their_columns():
     found = written()
-    columns.write(found, torch.tensor([1]), columns.rows_of(found, torch.tensor([2])))
+    columns.write_rows(found, torch.tensor([1]), columns.rows_of(found, torch.tensor([2])))
     assert columns.BLANK.keys() == found.keys() - {"clock"}
     assert all(torch.equal(found[name][1], found[name][2]) for name in columns.BLANK)
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.losses import cross_entropy
 from lightning_app.plasticity import checks as proof
-from lightning_app.plasticity import surgery as units_module
+from lightning_app.plasticity import gates as gates_module
 from lightning_app.plasticity.checks import SurgeryError
-from lightning_app.plasticity.surgery import Part, Units
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
+from lightning_app.plasticity.parts import Part
+from lightning_app.plasticity.units import Units
 
 Build = Callable[[str], Backbone]
 
@@ -57,7 +58,7 @@ def test_a_mask_that_is_not_read(
     model: Backbone, units: Units, ids: Tensor, dead: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    monkeypatch.setattr(units_module, "multiply_by_gates", lambda _module, arguments: arguments)
+    monkeypatch.setattr(gates_module, "multiply_by_gates", lambda _module, arguments: arguments)
     units.set_mask(~dead)
     with pytest.raises(SurgeryError, match=r"heads \[1\] of layer 0 are dead, and yet .* the mask is not read"):
         proof.dead_say_nothing(units, lambda: model(ids))

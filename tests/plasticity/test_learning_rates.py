@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import cross_entropy
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.learning_rates import (
     FinetuningRates,
     HeadRates,
@@ -19,7 +20,6 @@ from lightning_app.plasticity.learning_rates import (
     head_factors,
     set_layer_factors,
 )
-from lightning_app.plasticity.units import units_of
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.optim import matrices_of, parameter_groups, trained_parameters
 from lightning_app.training.schedulers import WarmupCosine

@@ -5,8 +5,8 @@ import pytest
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.importance import EntropyImportance, GradientImportance, TaylorImportance
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.options import ScheduleOptions, check_run, check_units
-from lightning_app.plasticity.units import units_of
 
 
 def test_defaults_that_depend_on_others():

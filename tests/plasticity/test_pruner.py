@@ -23,9 +23,9 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import cross_entropy, token_nll
 from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.importance import Sample
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.pruner import Surgeon, check_strategy
-from lightning_app.plasticity.surgery import Units
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.units import Units
 from lightning_app.training.compositions import ArticleGPT
 
 each_way = pytest.mark.parametrize("surgery", ["remove", "mask"])

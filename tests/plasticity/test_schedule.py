@@ -23,13 +23,15 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.plasticity import surgery as units_module
+from lightning_app.plasticity import gates as gates_module
+from lightning_app.plasticity import surgery as surgery_module
 from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance
+from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.parts import Part
 from lightning_app.plasticity.schedule import PlasticitySchedule
-from lightning_app.plasticity.surgery import Part, Units
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.run_log import RunLog, read_log
@@ -567,7 +569,7 @@ def test_a_compiled_model_is_the_one_that_is_not(fit: Fit, surgery: Any, monkeyp
 
 
 def not_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(units_module, "multiply_by_gates", lambda _module, arguments: arguments)
+    patch.setattr(gates_module, "multiply_by_gates", lambda _module, arguments: arguments)
 
 
 def wrong_head(patch: pytest.MonkeyPatch) -> None:
@@ -599,11 +601,11 @@ def stale_optimizer(patch: pytest.MonkeyPatch) -> None:
     def replaced(module: nn.Module, name: str, rebuilt: Any, optimizer: Any) -> None:
         setattr(module, name, nn.Parameter(rebuilt(getattr(module, name))))
 
-    patch.setattr(units_module, "replace_parameter", replaced)
+    patch.setattr(surgery_module, "replace_parameter", replaced)
 
 
 def wrong_moments(patch: pytest.MonkeyPatch) -> None:
-    honest = units_module.replace_parameter
+    honest = surgery_module.replace_parameter
 
     def replaced(module: nn.Module, name: str, rebuilt: Any, optimizer: Any) -> None:
         def off_by_one(x: Tensor, key: str | None = None, **options: Any) -> Tensor:
@@ -615,17 +617,17 @@ def wrong_moments(patch: pytest.MonkeyPatch) -> None:
 
         honest(module, name, off_by_one, optimizer)
 
-    patch.setattr(units_module, "replace_parameter", replaced)
+    patch.setattr(surgery_module, "replace_parameter", replaced)
 
 
 def moments_lost(patch: pytest.MonkeyPatch) -> None:
-    honest = units_module.replace_parameter
+    honest = surgery_module.replace_parameter
 
     def replaced(module: nn.Module, name: str, rebuilt: Any, optimizer: Any) -> None:
         honest(module, name, rebuilt, optimizer)
         optimizer.state.pop(getattr(module, name), None)
 
-    patch.setattr(units_module, "replace_parameter", replaced)
+    patch.setattr(surgery_module, "replace_parameter", replaced)
 
 
 def wrong_count(patch: pytest.MonkeyPatch) -> None:

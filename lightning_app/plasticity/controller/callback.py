@@ -25,10 +25,10 @@ from lightning_app.plasticity.controller.networks import (
     expected_damage,
 )
 from lightning_app.plasticity.importance import Sample
+from lightning_app.plasticity.kinds import AttentionHeads, units_in
 from lightning_app.plasticity.measurements import plain, sample_of
 from lightning_app.plasticity.pruner import Surgeon, check_strategy
 from lightning_app.plasticity.report import events
-from lightning_app.plasticity.units import AttentionHeads, units_in
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers

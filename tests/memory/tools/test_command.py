@@ -22,7 +22,7 @@ from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
