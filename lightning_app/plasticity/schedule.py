@@ -274,7 +274,7 @@ class PlasticitySchedule(RunCallback):
             module,
             surgery=self.surgery,
             keep=self.keep_removed,
-            compute=lambda: module.backbone.own_logits(ids),
+            compute=lambda: module.backbone.text_logits(ids),
         )
 
     # The run
