@@ -75,6 +75,7 @@ IDEAS = (
         "memory",
         parts={
             "MemoryLM": "lightning_app.memory.model:MemoryLM",
+            "Memory": "lightning_app.memory.extension:Memory",
             "VardaGPT": "lightning_app.memory.extension:VardaGPT",
             "AttentionReader": f"{READERS}.attention:AttentionReader",
             "ConcatReader": f"{READERS}.concat:ConcatReader",

@@ -46,7 +46,7 @@ def ready(module: LanguageModule) -> Made:
 @torch.no_grad()
 def fill(module: VardaGPT, source: str) -> None:
     """Store each byte of a text but the last, at its state, with the bytes up to it and the one behind."""
-    module.documents[7] = "/home/somebody/texts/source.txt"
+    module.memory.documents[7] = "/home/somebody/texts/source.txt"
     ids = torch.tensor([list(source.encode())])
     for reader in module.backbone.readers:
         inner = module.backbone.backbone

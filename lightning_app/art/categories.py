@@ -28,7 +28,7 @@ COMPARED = 1000  # prototypes with all others at once
 
 def networks_of(module: LanguageModule, tokenizer: Tokenizer) -> list[Network]:
     """Those of all its ARTRegularizers."""
-    found = [regularizer for regularizer in module.regularizers if isinstance(regularizer, ARTRegularizer)]
+    found = [regularizer for regularizer in module.extensions if isinstance(regularizer, ARTRegularizer)]
     return [Network(one.name, one.art.vigilance, int(one.art.seen), categories_of(one.art, tokenizer)) for one in found]
 
 
@@ -81,7 +81,7 @@ def command(argv: Sequence[str]) -> None:
     if not networks:
         raise InputError(
             f"{path} holds a {type(module).__name__} without an ARTRegularizer, so there are no categories: train with "
-            "one under model.init_args.regularizers, as `--config configs/overlays/art.yaml` adds it to any run"
+            "one under model.init_args.extensions, as `--config configs/overlays/art.yaml` adds it to any run"
         )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n\n".join(format_categories(network, limit=args.limit, width=width) for network in networks))

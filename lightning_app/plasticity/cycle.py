@@ -74,7 +74,7 @@ class Cycle:
             module,
             surgery=self.options.surgery,
             keep=self.options.keep_removed,
-            compute=lambda: module.backbone.own_logits(ids),
+            compute=lambda: module.backbone.text_logits(ids),
         )
 
     def _prove(self, checks: Checks) -> None:

@@ -101,7 +101,7 @@ def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
     with torch.no_grad(), evaluated(module):
         for _ in range(LATENCY_WARMUP + LATENCY_ROUNDS):
             start = _now(ids.device)
-            module.backbone.own_logits(ids)
+            module.backbone.text_logits(ids)
             times.append(1000 * (_now(ids.device) - start))
     return {
         "parameters": sum(p.numel() for p in parameters),

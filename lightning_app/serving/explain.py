@@ -15,14 +15,15 @@ from torch.nn.functional import pad
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.memory.extension import MemoryOutputs, VardaGPT
-from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.base import SESSION
 from lightning_app.memory.tools.attribution import SeenText, reads_of
+from lightning_app.models.extension import Outputs
 from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.kinds import cut_units
-from lightning_app.training.module import Batch, LanguageModule, Outputs
+from lightning_app.training.module import Batch, LanguageModule
 
 LONGEST = 1024  # tokens, of a model without a limit of its own
 POSITIONS, ENTRIES = 32, 4
@@ -53,9 +54,9 @@ def explain(
     with evaluated(module), _without_sessions(module):
         outputs = module.outputs(_batch(ids, length=length, device=module.device))
         found: dict[str, Any] = {"tokens": seen.tokens, "surprise": _surprise(outputs, len(ids))}
-        if isinstance(module, VardaGPT) and isinstance(outputs, MemoryOutputs) and outputs.found.readings:
-            found["memory"] = reads_of(module, outputs.found, seen, positions=positions, entries=entries)
-    if arts := [one for one in module.regularizers if isinstance(one, ARTRegularizer)]:
+        if isinstance(module, VardaGPT) and isinstance(outputs.forward, MemoryStates) and module.memory.readers:
+            found["memory"] = reads_of(module, outputs.forward, seen, positions=positions, entries=entries)
+    if arts := [one for one in module.extensions if isinstance(one, ARTRegularizer)]:
         found["categories"] = [_category(art, outputs, tokenizer) for art in arts]
     if cut_units(module.backbone):
         found["heads"] = _heads(module)

@@ -87,7 +87,7 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
     )
     after = model(ids())
     assert not torch.allclose(after, before)
-    assert torch.equal(model.own_logits(ids()), model.backbone(ids()))
+    assert torch.equal(model.text_logits(ids()), model.backbone(ids()))
     torch.testing.assert_close(after.exp().sum(-1), torch.ones(2, T))  # log-probabilities
     with_cache, cached = model.new_cache(2), []
     for t in range(T):

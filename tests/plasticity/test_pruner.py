@@ -49,7 +49,7 @@ def training(surgery: Any, *, keep: bool = True, regularizers: Any = None) -> tu
     module = ArticleGPT(backbone, regularizers=regularizers)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2, fused=True)
     trainer: Any = SimpleNamespace(strategy=SingleDeviceStrategy(), optimizers=[optimizer])
-    surgeon = Surgeon(trainer, module, surgery=surgery, keep=keep, compute=lambda: module.backbone.own_logits(IDS))
+    surgeon = Surgeon(trainer, module, surgery=surgery, keep=keep, compute=lambda: module.backbone.text_logits(IDS))
     learn(module, surgeon)
     return module, surgeon
 

@@ -19,7 +19,8 @@ from lightning_app.memory.readers.bank import Bank, Effects, Scope
 from lightning_app.memory.search import Origin
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import HiddenStates
-from lightning_app.models.weighing import Over
+from lightning_app.models.extension import Extension
+from lightning_app.models.losses import IGNORE
 
 SESSION = 0  # document key of what is generated; those of texts lie above
 OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j
@@ -47,6 +48,21 @@ class Passage:
     new: Tensor
     rows: Tensor
     segments: Tensor
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Tensor], *, segment_length: int | None, first_row: int) -> Passage:
+        """A batch of `TextDataModule`, whose rows are numbered from `first_row` on. What is scored is new."""
+        ids, targets, mask = batch["input_ids"], batch["targets"], batch["attention_mask"]
+        following = nn.functional.pad(ids[:, 1:].where(mask[:, 1:], -1), (0, 1), value=-1)
+        return cls(
+            ids=ids,
+            next_ids=targets.where(targets != IGNORE, following),
+            documents=batch["document_keys"],
+            positions=batch["positions"],
+            new=mask & (targets != IGNORE),
+            rows=first_row + torch.arange(len(ids), device=ids.device),
+            segments=torch.arange(ids.shape[1], device=ids.device) // (segment_length or ids.shape[1]),
+        )
 
     @classmethod
     def of_session(cls, ids: Tensor, *, start: int, new: int) -> Passage:
@@ -148,7 +164,7 @@ class Reading:
     distances: Tensor | None = None
 
 
-class Reader(nn.Module, ABC):
+class Reader(Extension, ABC):
     """Reads from a bank of memories of its own. Concrete readers override `around`, `at_states` or `at_logits`.
 
     A hook gets what the backbone has computed so far and returns it changed, with a `Reading`. Hooks write nothing.
@@ -165,7 +181,7 @@ class Reader(nn.Module, ABC):
 
     reads_input = False  # overrides `around`
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
-    means_over: Mapping[str, Over] = {}  # of its loss terms, see `Regularizer`
+    group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`
 
     bank: Bank
 
@@ -218,7 +234,7 @@ class Reader(nn.Module, ABC):
         """What the memory is searched with: from the embeddings (`reads_input`) or last states (..., D) -> (..., M)."""
         return vectors.float()
 
-    def after_step(self, distances: Tensor | None) -> None:
+    def follow_step(self, distances: Tensor | None) -> None:
         """Called once after each optimizer step, with `Reading.distances` of all its batches and ranks."""
 
     def around(

@@ -127,7 +127,7 @@ class LearnedReader(Reader):
         self.span_length = self.bank.shared.span_length
         self.writer = Writer(width, self.memory_dim, self.results)
 
-    def after_step(self, distances: Tensor | None) -> None:
+    def follow_step(self, distances: Tensor | None) -> None:
         self.steps += 1
         if distances is not None:
             self.threshold.follow(self.threshold.of(distances))

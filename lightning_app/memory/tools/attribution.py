@@ -41,12 +41,16 @@ def reads_of(
     with the highest weights: `id` (None: a place of this text, which the model would store), `text` (up to the entry;
     None: it was not stored), `next_token`, `document`, `position`, `weight`, and `distance` or `similarity`.
     """
-    last, readers = range(len(text.ids))[-positions:], []
+    last, names, readers = range(len(text.ids))[-positions:], varda.memory.documents, []
     for reader, reading in zip(varda.backbone.readers, found.readings, strict=True):
         name, size = type(reader).__name__.removesuffix("Reader").lower(), reader.bank.size()
         reads = None if reading.reads is None else reading.reads()
         each = [
-            {"position": t, "token": text.tokens[t], **_read(reader, reads, t, text, varda.documents, at_most=entries)}
+            {
+                "position": t,
+                "token": text.tokens[t],
+                **_read(reader, reads, t, text, names, at_most=entries),
+            }
             for t in last
             if reads is not None
         ]

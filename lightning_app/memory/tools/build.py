@@ -135,7 +135,7 @@ def fill(varda: VardaGPT, knn: KNNReader, text: Text, numbers: Sequence[int], *,
         payload = Payload(tokens, documents, positions, spans)
         entries += len(memory.add(states[scored.to(states.device)], payload))
     keys = text.keys()
-    varda.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
+    varda.memory.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
     return Filled(len(numbers), entries, skipped)
 
 
@@ -144,7 +144,7 @@ def run_without(varda: VardaGPT, knn: KNNReader, batch: Batch) -> tuple[Passage,
     model = MemoryLM(varda.backbone.backbone, [], varda.backbone.segment_length, varda.backbone.isolate_segments)
     model.readers = cast(Any, nn.ModuleList(reader for reader in varda.backbone.readers if reader is not knn))
     batch = padded({name: tensor.to(varda.device) for name, tensor in batch.items()}, model.context_length or 1)
-    passage = varda.passage(batch)
+    passage = varda.backbone.passage(batch)
     return passage, model.run(batch["input_ids"], passage)
 
 

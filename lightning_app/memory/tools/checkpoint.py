@@ -89,7 +89,7 @@ class Opened:
         """Another model in its place, with this one's tokenizer."""
         module.use_tokenizer(self.tokenizer)
         if isinstance(module, VardaGPT) and isinstance(self.module, VardaGPT):
-            module.documents = dict(self.module.documents)
+            module.memory.documents = dict(self.module.memory.documents)
         return replace(self, module=module.eval())
 
     def config(self) -> dict[str, Any]:

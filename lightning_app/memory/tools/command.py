@@ -156,7 +156,7 @@ def list_documents(args: argparse.Namespace) -> None:
     for reader in opened.readers:
         documents = entries_by_document(reader.bank.memories)
         rows = [
-            (name_of(key, opened.varda.documents), f"{entries:,} entries")
+            (name_of(key, opened.varda.memory.documents), f"{entries:,} entries")
             for key, entries in list(documents.items())[: args.documents]
         ]
         if len(documents) > len(rows):
@@ -185,7 +185,7 @@ def _line(neighbour: Neighbour) -> str:
 def delete(args: argparse.Namespace) -> None:
     """Remove all entries of source documents."""
     opened = _opened(args)
-    held, names = entries_by_document(opened.memories), opened.varda.documents
+    held, names = entries_by_document(opened.memories), opened.varda.memory.documents
     keys = {key for document in args.document for key in keys_of(document, held, names)}
     removed = remove_documents(opened.memories, keys)
     _write(opened, args)

@@ -126,7 +126,7 @@ def search(varda: VardaGPT, reader: Reader, tokenizer: Tokenizer, text: str, *, 
     found: list[Neighbour] = []
     for memory in reader.bank.memories:
         nearest_ids, distances = memory.search(query[0], k)
-        found += neighbours(memory, nearest_ids, distances, tokenizer, varda.documents)
+        found += neighbours(memory, nearest_ids, distances, tokenizer, varda.memory.documents)
     return sorted(found, key=lambda neighbour: neighbour.distance)[:k]
 
 

@@ -324,7 +324,7 @@ class HeadController(RunCallback):
         dead = main.present & ~self.active
         ids = self._sample.batches[0]["input_ids"][:2]
         surgeon = Surgeon(
-            trainer, module, surgery=self.finally_, keep=False, compute=lambda: module.backbone.own_logits(ids)
+            trainer, module, surgery=self.finally_, keep=False, compute=lambda: module.backbone.text_logits(ids)
         )
         for units in units_in(module, "heads"):
             units.set_mask(units.present)
