@@ -90,7 +90,7 @@ def test_the_cost_of_storing_rises_after_its_free_steps():
     for _ in range(8):
         terms = reader.at_states(states, passage())[1].terms
         weights.append(terms["store"][0])
-        reader.after_step(None)
+        reader.follow_step(None)
     assert weights == pytest.approx([0, 0, 0, 0.025, 0.05, 0.075, 0.1, 0.1])
     mean = reader.writer(states).store.mean()
     assert terms["store"][1].item() == pytest.approx(mean.item())

@@ -111,7 +111,7 @@ def train(model: MemoryLM, batches: list[Streams], *, lr: float = 3e-3) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        reader.after_step(found.readings[0].distances)
+        reader.follow_step(found.readings[0].distances)
     model.eval()
 
 

@@ -44,7 +44,7 @@ def test_cross_entropy_alone_reaches_each_row_of_the_four_layers(
     ids = torch.randint(0, 32, (4, 16))
     passage = replace(Passage.of_session(ids, start=0, new=16), segments=torch.arange(16) // 4)
     first = model.run(ids, passage).readings[0]
-    reader.after_step(first.distances)
+    reader.follow_step(first.distances)
     assert reader.threshold.value.isfinite()
     found = model.run(ids, passage)
     assert all(weight == 0 for weight, _ in found.readings[0].terms.values())
