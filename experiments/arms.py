@@ -19,7 +19,7 @@ from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
-from lightning_app.training.checkpoint import OF_REGULARIZERS, start_from
+from lightning_app.training.checkpoint import OF_EXTENSIONS, start_from
 from lightning_app.training.compositions import CausalLM
 from lightning_app.training.module import LanguageModule
 
@@ -165,7 +165,7 @@ def new_module(
 
 def _others(module: LanguageModule) -> dict[str, Tensor]:
     """Tensors of what is neither backbone nor regulariser."""
-    parts = ("backbone.", OF_REGULARIZERS)
+    parts = ("backbone.", OF_EXTENSIONS)
     return {name: x for name, x in module.state_dict().items() if not name.startswith(parts)}
 
 
