@@ -107,7 +107,7 @@ def regularizer(
         novelty="drift" if drift else "constant",
     )
     backbone = seeded_decoder(**(options if drift else {**options, "layers": 1}))
-    ours.build(backbone)
+    ours.attach(backbone)
     prototypes = vectors(entries, options["embedding_dim"], 0)
     filled(ours.art, prototypes)
     # what was learned is novel no longer, so there is always another batch of novel texts

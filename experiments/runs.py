@@ -101,7 +101,7 @@ def write(model: MemoryLM, found: MemoryStates, *, training: bool) -> None:
         if reading.effects is not None:
             reader.bank.carry_out(reading.effects, training=training)
         if training:
-            reader.after_step(reading.distances)
+            reader.follow_step(reading.distances)
 
 
 def blocks(tokens: TokenArray, block_size: int, *, every: int = 1, at_most: int | None = None) -> Iterator[Batch]:

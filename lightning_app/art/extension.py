@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_app.art.network import ART, SPAN, check_term
 from lightning_app.art.rehearsal import forgotten
@@ -17,6 +17,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.extension import Extension, Outputs, Regularizer
+from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.modes import evaluated
 from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.registry import describe
@@ -89,7 +90,7 @@ class ARTRegularizer(Regularizer):
         self.means_over = {name: "tokens" if pooling == "token" else "texts"}
         self._art_options = art
         self.art = ART(1, **art)  # refuses what contradicts itself; `attach` makes the one of the right width
-        self.average: AveragedModel | None = None
+        self.average: ModelCopy | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._counts: list[dict[str, float]] = []  # of the batches of this step
 
@@ -106,11 +107,8 @@ class ARTRegularizer(Regularizer):
         super().attach(model)
         self.art = ART(model.width, **self._art_options)
         if self.art.novelty == "drift" or self.rehearsal:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+            self.average = ModelCopy(model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
             self.average.requires_grad_(False)
-
-    def copies(self) -> list[Backbone]:
-        return [] if self.average is None else [cast(Backbone, self.average.module)]
 
     def config(self) -> dict[str, Any]:
         return {**{option: getattr(self, option) for option in OPTIONS}, **self.art.config()}

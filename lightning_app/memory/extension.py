@@ -72,6 +72,10 @@ class Memory(Extension):
             "isolate_segments": self.isolate_segments,
         }
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
     # It joins a model
 
     def wrap(self, backbone: Backbone) -> MemoryLM:

@@ -88,7 +88,7 @@ class Extension(nn.Module):
         """The arguments of `__init__` that rebuild it, in plain types."""
         return {}
 
-    # It joins a model
+    # It joins a model. A copy of that which it keeps is a `ModelCopy`, and loses the heads that the model loses.
 
     def wrap(self, backbone: Backbone) -> Backbone:
         """The model that runs, generates and is exported in its place: with an input, states or logits changed."""
@@ -105,10 +105,6 @@ class Extension(nn.Module):
 
     def use_data(self, data: TextDataModule, *, stage: str, rank: int) -> None:
         """Called in `setup` with the data of the fit, evaluation or prediction."""
-
-    def copies(self) -> list[Backbone]:
-        """Copies of the model that it keeps, which lose the heads and neurons that the model loses."""
-        return []
 
     # A batch
 

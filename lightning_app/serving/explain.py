@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.extension import memory_of
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.base import SESSION
 from lightning_app.memory.tools.attribution import SeenText, reads_of
@@ -54,8 +54,9 @@ def explain(
     with evaluated(module), _without_sessions(module):
         outputs = module.outputs(_batch(ids, length=length, device=module.device))
         found: dict[str, Any] = {"tokens": seen.tokens, "surprise": _surprise(outputs, len(ids))}
-        if isinstance(module, VardaGPT) and isinstance(outputs.forward, MemoryStates) and module.memory.readers:
-            found["memory"] = reads_of(module, outputs.forward, seen, positions=positions, entries=entries)
+        memory = memory_of(module)
+        if memory is not None and isinstance(outputs.forward, MemoryStates) and memory.readers:
+            found["memory"] = reads_of(memory, outputs.forward, seen, positions=positions, entries=entries)
     if arts := [one for one in module.extensions if isinstance(one, ARTRegularizer)]:
         found["categories"] = [_category(art, outputs, tokenizer) for art in arts]
     if cut_units(module.backbone):

@@ -22,6 +22,7 @@ from lightning_app.models.extension import Extension, Outputs, grouped
 from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy
+from lightning_app.models.model_copy import cores
 from lightning_app.models.ranks import several_ranks
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored
@@ -116,8 +117,8 @@ class LanguageModule(L.LightningModule, ABC):
             yield from extension.stored(draw, tokenizer)
 
     def backbones(self) -> list[Backbone]:
-        """The model, then the copies of it in extensions."""
-        return [self.backbone, *(copy for extension in self.extensions for copy in extension.copies())]
+        """The innermost model, then the copies of it in extensions."""
+        return cores(self)
 
     # What is computed
 
@@ -368,7 +369,7 @@ class LanguageModule(L.LightningModule, ABC):
         self.compile_again()
 
     def configure_model(self) -> None:
-        shard(self, self.backbone.blocks, copies=any(extension.copies() for extension in self.extensions))
+        shard(self, self.backbone.blocks, copies=len(self.backbones()) > 1)
 
     def compile_again(self) -> None:
         """After surgery: gates are hooks, and what was compiled does not look for new ones."""

@@ -15,15 +15,18 @@ from torch import Tensor
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
+from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import Memory, VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
+from lightning_app.memory.tools.checkpoint import Opened, fitting, with_room
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Extension, Outputs, Regularizer
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.registry import build, describe
 from lightning_app.models.weighing import COUNTED
+from lightning_app.serving.explain import explain
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import ArticleGPT, CausalLM
 from lightning_app.training.module import Batch, LanguageModule
@@ -253,6 +256,19 @@ def test_a_memory_and_art_join_any_module_by_yaml(main: Callable[..., None], con
     assert {row[2] for row in stored["backbone.readers.0.bank.0"].rows} == {"train.txt"}
     tokens = [torch.cat(list(module.generate(IDS, GenerationOptions(max_new_tokens=20)))) for _ in range(2)]
     assert torch.equal(*tokens)
+    assert explain(module, tokenizer, "the model")["memory"][0]["reader"] == "knn"
+
+
+def test_the_memory_of_any_module_is_grown_and_its_config_written_beside_it(folder: Path):
+    module, tokenizer = module_with(Memory([KNNReader(memory_size=8)], 8), Counter()), load_tokenizer("bytes")
+    module.use_tokenizer(tokenizer)
+    module.extensions[0].documents[7] = "here.txt"  # type: ignore[operator,union-attr,index]
+    opened = with_room(Opened(folder / "old.ckpt", {}, module.eval(), tokenizer), 20)
+    assert opened.knn.bank.shared.memory_size == 20
+    assert opened.memory.documents == {7: "here.txt"}
+    model = fitting({"model": {"init_args": {"regularizers": []}}}, opened.module, tokenizer)["model"]
+    assert (model["class_path"], set(model["init_args"])) == ("CausalLM", {"backbone", "extensions"})
+    assert model["init_args"]["extensions"][0]["init_args"]["segment_length"] == 8
 
 
 # Compiled

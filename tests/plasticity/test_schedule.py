@@ -542,11 +542,11 @@ def test_arts_averaged_model_follows(fit: Fit):
         main, copied = units_in(module, kind)
         assert torch.equal(main.mask, copied.mask)
         assert int((~main.mask).sum()) > 0
-    for one, two in zip(module.backbone.parameters(), art.copies()[0].parameters(), strict=True):
+    for one, two in zip(module.backbone.parameters(), art.average.module.parameters(), strict=True):
         assert one.shape == two.shape
         assert not two.requires_grad
         assert float((one.detach() - two).abs().max()) < 0.1
-    assert not torch.equal(art.copies()[0](torch.arange(8)[None]), module.backbone(torch.arange(8)[None]))
+    assert not torch.equal(art.average.module(torch.arange(8)[None]), module.backbone(torch.arange(8)[None]))
 
 
 @pytest.mark.slow

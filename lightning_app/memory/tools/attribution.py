@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.extension import Memory
 from lightning_app.memory.model import MemoryStates
 from lightning_app.memory.readers.base import OWN, Reader, Reads
 from lightning_app.memory.tools.inspect import UNKNOWN, Neighbour, neighbours, shown
@@ -33,7 +33,7 @@ class SeenText:
 
 
 def reads_of(
-    varda: VardaGPT, found: MemoryStates, text: SeenText, *, positions: int, entries: int
+    memory: Memory, found: MemoryStates, text: SeenText, *, positions: int, entries: int
 ) -> list[dict[str, Any]]:
     """Of each reader its name, the number of its entries, and what each of the last positions read.
 
@@ -41,8 +41,8 @@ def reads_of(
     with the highest weights: `id` (None: a place of this text, which the model would store), `text` (up to the entry;
     None: it was not stored), `next_token`, `document`, `position`, `weight`, and `distance` or `similarity`.
     """
-    last, names, readers = range(len(text.ids))[-positions:], varda.memory.documents, []
-    for reader, reading in zip(varda.backbone.readers, found.readings, strict=True):
+    last, names, readers = range(len(text.ids))[-positions:], memory.documents, []
+    for reader, reading in zip(memory.readers, found.readings, strict=True):
         name, size = type(reader).__name__.removesuffix("Reader").lower(), reader.bank.size()
         reads = None if reading.reads is None else reading.reads()
         each = [
