@@ -28,6 +28,10 @@ class Idea:
         events: of the kinds of events that it logs. Neither these nor the sections import torch.
         sections: of the sections of a run's page.
         shown_by: names of the events that call for these sections.
+        explain: of the function that says what its parts do with a text; see `serving.explain`.
+        close: of the function that draws its page into a run's folder when a fit has ended; see `closing`.
+        card: of the function that says in one line what a model holds of it ("": nothing), for the model's card.
+        packages: that an exported model needs for it.
     """
 
     name: str
@@ -39,6 +43,10 @@ class Idea:
     events: str | None = None
     sections: str | None = None
     shown_by: tuple[str, ...] = ()
+    explain: str | None = None
+    close: str | None = None
+    card: str | None = None
+    packages: tuple[str, ...] = ()
 
     @property
     def is_here(self) -> bool:
@@ -84,6 +92,9 @@ IDEAS = (
             "TrimeReader": f"{READERS}.distribution:TrimeReader",
         },
         commands={"memory": "lightning_app.memory.tools.command:command"},
+        explain="lightning_app.memory.tools.attribution:explain",
+        card="lightning_app.memory.tools.inspect:in_one_line",
+        packages=("faiss-cpu", "numpy"),
     ),
     Idea(
         "art",
@@ -92,6 +103,8 @@ IDEAS = (
             "ARTRegularizer": "lightning_app.art.extension:ARTRegularizer",
         },
         commands={"categories": "lightning_app.art.categories:command"},
+        explain="lightning_app.art.explain:explain",
+        close="lightning_app.art.categories:close",
     ),
     Idea(
         "plasticity",
@@ -101,6 +114,7 @@ IDEAS = (
         events="lightning_app.plasticity.report.events:KINDS",
         sections="lightning_app.plasticity.report.sections:SECTIONS",
         shown_by=("plasticity_started", "controller_update"),
+        explain="lightning_app.plasticity.explain:explain",
     ),
 )
 

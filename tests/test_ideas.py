@@ -69,20 +69,69 @@ def without(tmp_path: Path) -> Callable[[str], Path]:
     return copied
 
 
-def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command of the package in a folder, in a fresh process."""
-    command = [sys.executable, "-c", "from lightning_app.cli import main; main()", *map(str, words)]
+SCRIPT = """import json, sys
+from lightning_app.cli import main
+for words in json.loads(sys.argv[1]):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    for stream in (sys.stdout, sys.stderr):
+        print(f"{int(code or 0)}--end of a command--", file=stream, flush=True)
+"""
+
+
+ABOVE = "import lightning_app.export.command, lightning_app.serving.explain, lightning_app.serving.server.app"
+
+
+def run(folder: Path, *commands: list[str], then: str = "") -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of commands of the package in a folder, all in one fresh process."""
+    words = [sys.executable, "-c", SCRIPT + then, json.dumps(commands)]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONUTF8": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    outs, errors = (stream.split("--end of a command--\n")[:-1] for stream in (done.stdout, done.stderr))
+    return [(int(out[-1]), out[:-1], error[:-1]) for out, error in zip(outs, errors, strict=True)]
 
 
 def test_the_page_of_a_run_of_an_idea_that_is_gone_says_so(without: Callable[[str], Path]):
     folder = without("plasticity")
     version = shutil.copytree(BEFORE / "pruned" / "version_0", folder / "version_0")
     assert '"plasticity_started"' in (version / "log.jsonl").read_text()
-    done = run(folder, "report", version)
-    assert (done.returncode, done.stderr) == (0, "")
+    ((code, _, error),) = run(folder, ["report", str(version)])
+    assert (code, error) == (0, "")
     page = (version / "dashboard.html").read_text()
     assert "Not drawn: the idea &#x27;plasticity&#x27; is not here: put its folder lightning_app/plasticity" in page
     assert "plasticity_started" not in page
-    assert '<th scope="row">closed</th>' in page  # the rest is there
+    assert '<th scope="row" class="text">closed</th>' in page  # the rest is there
+
+
+NEEDS = {"memory": "varda_gpt", "art": "art_gpt2", "plasticity": "pruned"}  # runs whose checkpoints need an idea
+COMMANDS = {"memory": "memory", "art": "categories"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("idea", sorted(NEEDS))
+def test_all_else_works_without_an_idea(
+    idea: str, without: Callable[[str], Path], folder: Path, config: Callable[..., str]
+):
+    without(idea)
+    name = config({"trainer": {"max_steps": 4, "val_check_interval": 2}})
+    last, needs = "runs/tiny/version_0/checkpoints/last.ckpt", BEFORE / NEEDS[idea] / "version_0/checkpoints/last.ckpt"
+    works = [
+        ["--help"],
+        ["fit", "--config", name],
+        ["validate", "--config", name, "--ckpt_path", last],
+        ["generate", "--ckpt_path", last, "--prompt", "the model", "--max_new_tokens", "4"],
+        ["report", "runs/tiny/version_0"],
+    ]
+    refused = [["generate", "--ckpt_path", str(needs), "--prompt", "a"]]
+    refused += [[COMMANDS[idea], "--help"]] if idea in COMMANDS else []
+    done = run(folder, *works, *refused, then=ABOVE)
+    assert [code for code, _, _ in done] == [0] * len(works) + [1] * len(refused), done
+    words = ("fit", "what was reached", "val/ce", "the model", "page: ")
+    assert [word for word, (_, out, _) in zip(words, done, strict=False) if word not in out] == []
+    for _, _, error in done[len(works) :]:
+        (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert line.endswith(f"the idea {idea!r} is not here: put its folder lightning_app/{idea} back")
+        assert "Traceback" not in error

@@ -17,6 +17,7 @@ from lightning_app.art.pages import Category, Network, draw_page, format_categor
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -68,6 +69,12 @@ def _nearest(art: ART) -> tuple[Tensor, Tensor]:
 def write_page(networks: Sequence[Network], path: Path, *, of: str) -> None:
     """The page of these networks; `of` says where they come from."""
     write_atomic(path, draw_page(networks, title=f"Categories of {of}").encode("utf-8", errors="replace"))
+
+
+def close(module: LanguageModule, tokenizer: Tokenizer, folder: RunFolder, *, step: int) -> None:
+    """Draw the page of a run as its categories are at the last step, where there are any."""
+    if networks := networks_of(module, tokenizer):
+        write_page(networks, folder.categories, of=f"{folder.title}, step {step}")
 
 
 def command(argv: Sequence[str]) -> None:

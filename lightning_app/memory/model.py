@@ -5,8 +5,8 @@ Shapes: B batch, T positions, S segments of L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -58,6 +58,8 @@ class MemoryLM(Backbone):
         InputError: options that contradict each other or the backbone.
     """
 
+    no_graph = "it has a memory, and a search by FAISS is no graph"
+
     def __init__(
         self,
         backbone: Backbone,
@@ -107,6 +109,17 @@ class MemoryLM(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.backbone.blocks
+
+    @property
+    def segment(self) -> int:
+        return self.context_length or 1
+
+    @contextmanager
+    def outside_session(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for reader in self.readers:
+                stack.enter_context(reader.bank.outside_evaluation())
+            yield
 
     def attention_visible(self) -> AbstractContextManager[None]:
         return self.backbone.attention_visible()

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+GENERATED = 0  # key of a document that is being generated; those of texts lie above
 MASK, GATE = "unit_mask", "unit_gate"  # buffers of a projection whose inputs are masked and gated
 
 
@@ -75,8 +76,18 @@ class Shaped(Protocol):
     def is_whole(self) -> bool:
         """Whether nothing is missing and nothing masked."""
 
+    @property
+    def removed(self) -> int:
+        """How many are missing."""
+
     def layout(self) -> dict[str, Any]:
         """What is there, in plain types."""
+
+    def fold_mask(self) -> None:
+        """Write zeros for what is masked, so that nothing has to be multiplied by 0 any more."""
+
+    def fill_removed(self) -> None:
+        """Bring back, as zeros, what was removed: the model computes what it did, in the shape that it had at first."""
 
 
 class Backbone(nn.Module, ABC):
@@ -88,7 +99,10 @@ class Backbone(nn.Module, ABC):
         max_length: the most positions that a sequence may have; None where there is no limit.
         attention_width: sum over the layers of heads x head size, for counting FLOPs; follows when heads are removed.
         units: what can be cut out of it, by kind, once it was asked for. A deep copy has its own.
+        no_graph: why its forward cannot be written as a graph of tensor operations; empty where it can.
     """
+
+    no_graph: ClassVar[str] = ""
 
     vocab_size: int
     width: int
@@ -168,6 +182,15 @@ class Backbone(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """Its layers in their order, each called as a module: what is sharded one by one. None: it is one piece."""
         return ()
+
+    @property
+    def segment(self) -> int:
+        """A whole block has a multiple of so many tokens."""
+        return 1
+
+    def outside_session(self) -> AbstractContextManager[None]:
+        """For as long as this lasts, what a text that is being generated has left in the model is not there."""
+        return nullcontext()
 
     def attention_visible(self) -> AbstractContextManager[None]:
         """For as long as this lasts, attention modules return their probabilities too, at whatever cost."""

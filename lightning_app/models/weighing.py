@@ -2,6 +2,7 @@
 
 Shapes: B rows, T positions, K batches of the step, C things that are counted.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

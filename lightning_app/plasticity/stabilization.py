@@ -2,6 +2,7 @@
 
 Shapes: ... any number of curves or moments, W losses of each.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

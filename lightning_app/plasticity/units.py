@@ -195,6 +195,31 @@ class Units:
             self._move(i, list(present), joining, optimizer)
         self.set_mask(mask_of(layout))
 
+    @property
+    def removed(self) -> int:
+        return int((~self.present).sum())
+
+    def fold_mask(self) -> None:
+        """Write zeros for what is masked, so that nothing has to be multiplied by 0 any more."""
+        self._write_zeros(self.present & ~self.mask)
+        self.set_mask(torch.ones(self.shape, dtype=torch.bool))
+
+    def fill_removed(self) -> None:
+        """Bring back, as zeros, what was removed: the model computes what it did, in the shape that it had at first."""
+        removed, everything = ~self.present, list(range(self.shape[1]))
+        nothing: list[list[int]] = [[] for _ in self.layers]
+        self.set_layout({"shape": self.shape, "present": [everything for _ in self.layers], "masked": nothing})
+        self._write_zeros(removed)
+
+    @torch.no_grad()
+    def _write_zeros(self, dead: Tensor) -> None:
+        """(L, N) bool, of units that are there: all of their weights become 0."""
+        for layer, row in zip(self.layers, dead, strict=True):
+            places = [layer.present.index(unit) for unit in row.nonzero()[:, 0].tolist()]
+            for part in layer.parts:
+                at = part.positions(layer.present)[places].flatten()
+                part.parameter.index_fill_(part.dim, at.to(part.parameter.device), 0.0)
+
     def follow(self, others: Units) -> None:
         """Take the layout and the gates of the same units of another model, of which this one is a copy that has gone
         its own way. What is alive there and dead here gets the weights that it has there."""

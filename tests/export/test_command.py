@@ -237,6 +237,7 @@ def test_other_models_bring_their_code(exported, tmp_path, reading, name):
         assert not [node.module for node in imports if str(node.module).startswith("lightning_app")]
     with_memory = (done.folder / "memory_store.py").exists()
     assert with_memory == (name in ("attention", "concat", "knn", "trime", "cache", "hnsw"))
+    assert (done.folder / "plasticity_units.py").exists() == (name in ("removed", *FAMILIES))
 
 
 def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:

@@ -112,8 +112,8 @@ def test_a_newer_version_is_refused():
 
 
 def test_an_idea_whose_folder_is_gone_is_named():
-    with pytest.raises(InputError, match=r"the idea 'memory' is not here \(lightning_app\.gone\.x is missing\)"):
-        plugins.load("lightning_app.gone.x:Reader", idea="memory")
+    with pytest.raises(InputError, match="the idea 'gone' is not here: put its folder lightning_app/gone back"):
+        plugins.Idea("gone").load("lightning_app.gone.x:Reader")
 
 
 @pytest.mark.parametrize(

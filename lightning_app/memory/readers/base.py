@@ -18,11 +18,10 @@ from lightning_app.memory.nearness import Metric
 from lightning_app.memory.readers.bank import Bank, Effects, Scope
 from lightning_app.memory.search import Origin
 from lightning_app.memory.store import AssociativeMemory
-from lightning_app.models.backbone import HiddenStates
+from lightning_app.models.backbone import GENERATED, HiddenStates
 from lightning_app.models.extension import Extension
 from lightning_app.models.losses import IGNORE
 
-SESSION = 0  # document key of what is generated; those of texts lie above
 OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j
 Writes = Literal["always", "evaluation", "never"]
 
@@ -72,7 +71,7 @@ class Passage:
         return cls(
             ids=ids,
             next_ids=nn.functional.pad(ids[:, 1:], (0, 1), value=-1),
-            documents=torch.full_like(ids, SESSION),
+            documents=torch.full_like(ids, GENERATED),
             positions=torch.arange(start, start + T, device=ids.device).expand(B, T),
             new=fresh.expand(B, T),
             rows=torch.arange(B, device=ids.device),

@@ -5,31 +5,28 @@ Shapes: C candidates of a reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.memory.extension import Memory
+from lightning_app.data.seen_text import SeenText
+from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryStates
 from lightning_app.memory.readers.base import OWN, Reader, Reads
 from lightning_app.memory.tools.inspect import UNKNOWN, Neighbour, neighbours, shown
+from lightning_app.models.extension import Outputs
+from lightning_app.training.module import LanguageModule
 
 SPAN = 32  # tokens that show a place of the text itself
 
 
-@dataclass(frozen=True)
-class SeenText:
-    """The text that a model was given.
-
-    Attributes:
-        tokens: what each of the ids is as text.
-    """
-
-    ids: Sequence[int]
-    tokens: Sequence[str]
-    tokenizer: Tokenizer
+def explain(
+    module: LanguageModule, outputs: Outputs, text: SeenText, *, positions: int, entries: int
+) -> dict[str, Any]:
+    """`memory`: see `reads_of`; nothing of a model without readers."""
+    memory = memory_of(module)
+    if memory is None or not memory.readers or not isinstance(outputs.forward, MemoryStates):
+        return {}
+    return {"memory": reads_of(memory, outputs.forward, text, positions=positions, entries=entries)}
 
 
 def reads_of(

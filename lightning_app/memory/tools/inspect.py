@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
@@ -29,6 +29,16 @@ SAME = 1e-4  # relative difference of two distances that count as equal
 def n_bytes(memory: AssociativeMemory) -> int:
     """Of all that a checkpoint keeps of it."""
     return sum(buffer.numel() * buffer.element_size() for buffer in memory.buffers())
+
+
+def in_one_line(module: nn.Module) -> str:
+    """What all memories of a model hold; "" of one without."""
+    memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
+    if not memories:
+        return ""
+    documents = len({int(key) for m in memories for key in m.documents[: m.size()].unique()} - {-1})
+    entries = sum(m.size() for m in memories)
+    return f"{entries:,} entries from {documents} documents; it is read, and nothing is written to it"
 
 
 # Documents
