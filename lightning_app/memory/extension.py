@@ -16,8 +16,8 @@ from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.bank import Bank, Effects
-from lightning_app.memory.readers.base import Passage, Reader, Reading
+from lightning_app.memory.readers.bank import MemoryBank, MemoryUpdate
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.generation import GenerationOptions, generate
@@ -50,7 +50,9 @@ class MemoryOutputs(Outputs):
         """Without the graph; of the readings only what is learned from is left."""
         outputs = super().detached()
         assert isinstance(outputs, MemoryOutputs)
-        readings = [Reading(effects=reading.effects, distances=reading.distances) for reading in self.found.readings]
+        readings = [
+            ReaderOutput(effects=reading.effects, distances=reading.distances) for reading in self.found.readings
+        ]
         found = MemoryStates(outputs.states, outputs.logits, self.found.before.detach(), readings)
         return replace(outputs, found=found)
 
@@ -94,12 +96,12 @@ class VardaGPT(LanguageModule):
 
     # What is computed
 
-    def passage(self, batch: Batch) -> Passage:
+    def passage(self, batch: Batch) -> TokenContext:
         """Where the tokens of a batch are from; those that are scored are the new ones."""
         ids, targets, mask = batch["input_ids"], batch["targets"], batch["attention_mask"]
         following = torch.nn.functional.pad(ids[:, 1:].where(mask[:, 1:], -1), (0, 1), value=-1)
         T, length = ids.shape[1], self.backbone.segment_length or ids.shape[1]
-        return Passage(
+        return TokenContext(
             ids=ids,
             next_ids=targets.where(targets != IGNORE, following),
             documents=batch["document_keys"],
@@ -162,7 +164,7 @@ class VardaGPT(LanguageModule):
 
     def stored(self, draw: Draw, tokenizer: Tokenizer) -> Iterator[tuple[str, Stored]]:
         for name, bank in self.named_modules():
-            for i, memory in enumerate(bank.memories if isinstance(bank, Bank) else []):
+            for i, memory in enumerate(bank.memories if isinstance(bank, MemoryBank) else []):
                 if memory.size():
                     yield f"{name}.{i}", _stored(memory, draw(memory.size()), tokenizer, self.documents)
         yield from super().stored(draw, tokenizer)
@@ -188,7 +190,7 @@ class VardaGPT(LanguageModule):
                 if reading.effects is not None
             ]
             if effects:
-                counts = reader.bank.carry_out(Effects.joined(effects), training=True)
+                counts = reader.bank.carry_out(MemoryUpdate.joined(effects), training=True)
                 prefix = _prefix(i, self.backbone.readers)
                 self.learned |= {f"{prefix}_{name}": float(count) for name, count in counts.items()}
                 self.learned[f"{prefix}_entries"] = float(reader.bank.size())
@@ -275,7 +277,7 @@ class VardaGPT(LanguageModule):
         alone = self.backbone.context_length is not None
         first = start if alone else max(0, start + n - (self.backbone.max_length or start + n))
         seen, at = ids[:, first : start + n], self._session_position + first
-        passage = Passage.of_session(seen, start=at, new=n)
+        passage = TokenContext.of_session(seen, start=at, new=n)
         following = ids[:, first + 1 : start + n + 1]
         found = self.backbone.run(seen, replace(passage, next_ids=following))
         self._write_to_copy(found)
@@ -355,6 +357,6 @@ def _statistics(outputs: MemoryOutputs) -> dict[str, Tensor]:
     }
 
 
-def _gathered(effects: Effects) -> Effects:
+def _gathered(effects: MemoryUpdate) -> MemoryUpdate:
     """Those of all ranks, in the order of the ranks."""
-    return Effects(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})
+    return MemoryUpdate(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})

@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.base import Passage, Reader, Reading, merged
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, merged
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.registry import describe
 
@@ -32,7 +32,7 @@ class MemoryStates:
     states: HiddenStates
     logits: Tensor
     before: Tensor
-    readings: list[Reading]
+    readings: list[ReaderOutput]
 
 
 class MemoryLM(Backbone):
@@ -110,7 +110,7 @@ class MemoryLM(Backbone):
     # A whole block, in training and evaluation
 
     def run(
-        self, ids: Tensor, passage: Passage, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
+        self, ids: Tensor, passage: TokenContext, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
     ) -> MemoryStates:
         """(B, T) ids, of which `passage` says where they are from, -> logits, and what the readers did.
 
@@ -147,9 +147,9 @@ class MemoryLM(Backbone):
         return self.own_logits(ids) if reads_input else self.backbone.logits(found.before)
 
     def _read_input(
-        self, embeddings: Tensor, passage: Passage, length: int, layers: Sequence[int], memory_input: Tensor | None
-    ) -> tuple[HiddenStates, list[list[Reading]]]:
-        readings: list[list[Reading]] = [[] for _ in self.readers]
+        self, embeddings: Tensor, passage: TokenContext, length: int, layers: Sequence[int], memory_input: Tensor | None
+    ) -> tuple[HiddenStates, list[list[ReaderOutput]]]:
+        readings: list[list[ReaderOutput]] = [[] for _ in self.readers]
 
         def hidden(some: Tensor) -> HiddenStates:
             return self._hidden(some, min(length, some.shape[1]), layers)
@@ -181,7 +181,7 @@ class MemoryLM(Backbone):
         cache: Cache | None = None,
         layers: Sequence[int] = (),
     ) -> HiddenStates:
-        passage = Passage.of_next_tokens(embeddings)
+        passage = TokenContext.of_next_tokens(embeddings)
 
         def hidden(some: Tensor) -> HiddenStates:
             return self.backbone.hidden(some, mask=mask, cache=cache, layers=layers)
@@ -196,7 +196,7 @@ class MemoryLM(Backbone):
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self.backbone.logits(hidden)
         for reader in self.readers:
-            logits, _ = reader.at_logits(logits, hidden, Passage.of_next_tokens(hidden))
+            logits, _ = reader.at_logits(logits, hidden, TokenContext.of_next_tokens(hidden))
         return logits
 
     def new_cache(self, batch_size: int) -> Cache:
