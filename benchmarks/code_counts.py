@@ -28,7 +28,7 @@ IDEAS = {
     "plasticity": (
         *("plasticity/*", "reports/plasticity/*"),
         *("models/heads/*", "models/controller.py"),
-        *(f"callbacks/{name}.py" for name in ("plasticity", "controller", "evidence", "learning_rates", "surgeon")),
+        *(f"callbacks/{name}.py" for name in ("plasticity", "controller", "evidence", "learning_rates", "pruner")),
         *(
             "callbacks/dashboard.py",
             *(f"reporting/{name}.py" for name in ("plasticity", "dashboard", "charts", "page")),

@@ -17,8 +17,8 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.bank import Effects
-from lightning_app.memory.readers.base import Passage, Reader, Reading
+from lightning_app.memory.readers.bank import MemoryUpdate
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.extension import Extension, Outputs
@@ -223,7 +223,7 @@ class Memory(Extension):
         alone = self.lm.context_length is not None
         first = start if alone else max(0, start + n - (self.lm.max_length or start + n))
         seen, at = ids[:, first : start + n], self._session_position + first
-        passage = Passage.of_session(seen, start=at, new=n)
+        passage = TokenContext.of_session(seen, start=at, new=n)
         following = ids[:, first + 1 : start + n + 1]
         self._write_to_copy(self.lm.run(seen, replace(passage, next_ids=following)))
 
@@ -297,7 +297,7 @@ def _found(outputs: Outputs) -> MemoryStates:
     return outputs.forward
 
 
-def _written(reader: Reader, readings: Sequence[Reading]) -> dict[str, float]:
+def _written(reader: Reader, readings: Sequence[ReaderOutput]) -> dict[str, float]:
     """Carry out what the batches of a step asked for -> counts, by name."""
     shared = reader.scope == "shared"  # batch by batch, and in each rank by rank: as of one large batch
     effects = [
@@ -307,7 +307,7 @@ def _written(reader: Reader, readings: Sequence[Reading]) -> dict[str, float]:
     ]
     if not effects:
         return {}
-    counts = reader.bank.carry_out(Effects.joined(effects), training=True)
+    counts = reader.bank.carry_out(MemoryUpdate.joined(effects), training=True)
     return {**{name: float(count) for name, count in counts.items()}, "entries": float(reader.bank.size())}
 
 
@@ -323,6 +323,6 @@ def _stored(memory: AssociativeMemory, numbers: Tensor, tokenizer: Tokenizer, na
     return Stored(memory[ids], ["text", "next", "document", "position"], rows)
 
 
-def _gathered(effects: Effects) -> Effects:
+def _gathered(effects: MemoryUpdate) -> MemoryUpdate:
     """Those of all ranks, in the order of the ranks."""
-    return Effects(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})
+    return MemoryUpdate(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})

@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.base import Passage, Reader, Reading, merged
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, merged
 from lightning_app.models.backbone import Backbone, Cache, Forward, HiddenStates
 from lightning_app.models.registry import describe
 
@@ -28,7 +28,7 @@ class MemoryStates(Forward):
     """
 
     before: Tensor
-    readings: list[Reading]
+    readings: list[ReaderOutput]
 
     @property
     def plain_states(self) -> HiddenStates:
@@ -36,7 +36,7 @@ class MemoryStates(Forward):
 
     def detached(self) -> MemoryStates:
         """Of the readings only what is learned from is left."""
-        readings = [Reading(effects=reading.effects, distances=reading.distances) for reading in self.readings]
+        readings = [ReaderOutput(effects=reading.effects, distances=reading.distances) for reading in self.readings]
         return replace(cast(MemoryStates, super().detached()), before=self.before.detach(), readings=readings)
 
 
@@ -139,15 +139,15 @@ class MemoryLM(Backbone):
 
     # A whole block, in training and evaluation
 
-    def passage(self, batch: Mapping[str, Tensor]) -> Passage:
+    def passage(self, batch: Mapping[str, Tensor]) -> TokenContext:
         """Where the tokens of a batch are from."""
-        return Passage.of_batch(batch, segment_length=self.segment_length, first_row=self.first_row)
+        return TokenContext.of_batch(batch, segment_length=self.segment_length, first_row=self.first_row)
 
     def run_batch(self, ids: Tensor, batch: Mapping[str, Tensor], *, layers: Sequence[int] = ()) -> MemoryStates:
         return self.run(ids, self.passage(batch), layers=layers)
 
     def run(
-        self, ids: Tensor, passage: Passage, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
+        self, ids: Tensor, passage: TokenContext, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
     ) -> MemoryStates:
         """(B, T) ids, of which `passage` says where they are from, -> logits, and what the readers did.
 
@@ -157,7 +157,7 @@ class MemoryLM(Backbone):
         length = self.context_length or ids.shape[1]
         if ids.shape[1] % length:
             raise InputError(f"a block of {ids.shape[1]} tokens is no multiple of segment_length, which is {length}")
-        readings: list[list[Reading]] = [[] for _ in self.readers]
+        readings: list[list[ReaderOutput]] = [[] for _ in self.readers]
         states = self._read_input(ids, passage, length, readings, layers, memory_input)
         last = states.last
         for reader, done in zip(self.readers, readings, strict=True):
@@ -187,9 +187,9 @@ class MemoryLM(Backbone):
     def _read_input(
         self,
         ids: Tensor,
-        passage: Passage,
+        passage: TokenContext,
         length: int,
-        readings: list[list[Reading]],
+        readings: list[list[ReaderOutput]],
         layers: Sequence[int],
         memory_input: Tensor | None,
     ) -> HiddenStates:
@@ -224,7 +224,7 @@ class MemoryLM(Backbone):
         cache: Cache | None = None,
         layers: Sequence[int] = (),
     ) -> HiddenStates:
-        passage = Passage.of_next_tokens(embeddings)
+        passage = TokenContext.of_next_tokens(embeddings)
 
         def hidden(some: Tensor) -> HiddenStates:
             return self.backbone.hidden(some, mask=mask, cache=cache, layers=layers)
@@ -239,7 +239,7 @@ class MemoryLM(Backbone):
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self.backbone.logits(hidden)
         for reader in self.readers:
-            logits, _ = reader.at_logits(logits, hidden, Passage.of_next_tokens(hidden))
+            logits, _ = reader.at_logits(logits, hidden, TokenContext.of_next_tokens(hidden))
         return logits
 
     def new_cache(self, batch_size: int) -> Cache:

@@ -195,7 +195,7 @@ class AssociativeMemory(nn.Module):
         """Remove everything; the counters (ids, clock, draws of `forget_randomly`) go on."""
         self._remove(np.arange(len(self)))
 
-    # Reading
+    # ReaderOutput
 
     @torch.no_grad()
     def search(

@@ -20,7 +20,7 @@ from lightning_app.plasticity.measurements import importance_of, plain
 from lightning_app.plasticity.options import MULTIPLE, ScheduleOptions
 from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.progress import Progress
-from lightning_app.plasticity.pruner import Checks, Surgeon
+from lightning_app.plasticity.pruner import Checks, Pruner
 from lightning_app.plasticity.pruning import Unit, as_mask, choose, choose_widths
 from lightning_app.plasticity.report import events
 from lightning_app.plasticity.stages import Stages
@@ -67,9 +67,9 @@ class Cycle:
     def _cycle(self) -> int:
         return self.progress.at.cycle
 
-    def _surgeon(self) -> Surgeon:
+    def _pruner(self) -> Pruner:
         ids, module = self.stages.sample.batches[0]["input_ids"][:2], self.module
-        return Surgeon(
+        return Pruner(
             self.trainer,
             module,
             surgery=self.options.surgery,
@@ -85,7 +85,7 @@ class Cycle:
         """Measure the importance of all units on the sample."""
         self.progress.ce_at_start = self.stages.look("before")
         if self.options.automatic:
-            self.progress.snapshot = self._surgeon().snapshot(self.options.kinds)
+            self.progress.snapshot = self._pruner().snapshot(self.options.kinds)
         for kind in self.options.kinds:
             scores, maps = self._measured(kind)
             self.progress.scores[kind] = scores = self.trainer.strategy.broadcast(scores)
@@ -128,7 +128,7 @@ class Cycle:
 
     def prune(self) -> None:
         """Of each kind as many as the level of this cycle asks for, the least important ones."""
-        surgeon = self._surgeon()
+        pruner = self._pruner()
         for kind in self.options.kinds:
             units, scores = self._units(kind), self.progress.scores.pop(kind)
             alive = units.mask
@@ -136,12 +136,12 @@ class Cycle:
             n = max(0, wanted - int((~alive).sum()))
             if kind == "neurons":
                 dead = choose_widths(scores, alive, n, multiple=MULTIPLE)
-                checks = surgeon.kill(kind, dead)
+                checks = pruner.prune(kind, dead)
                 event: dict[str, Any] = {"removed": dead.sum(1).tolist(), "widths": units.mask.sum(1).tolist()}
             else:
                 chosen = choose(scores, alive, n, keep_per_layer=self.options.keep_per_layer)
                 dead = as_mask(chosen, alive.shape)
-                checks = surgeon.kill(kind, dead)
+                checks = pruner.prune(kind, dead)
                 event = {**ranked(chosen, scores, alive), "alive": units.mask.int().tolist()}
             name, level = self.options.strategies[kind].name, self.options.levels[kind]
             reason = f"the least important by {name}; {int(dead.sum())} {kind} to reach level {level}"
@@ -153,7 +153,7 @@ class Cycle:
     def regrow(self) -> None:
         """The dead heads that are missed most."""
         how = self.options.regrow_how
-        chosen, missed, checks = self._surgeon().revive("heads", self.options.regrow, how, self.stages.sample)
+        chosen, missed, checks = self._pruner().regrow("heads", self.options.regrow, how, self.stages.sample)
         regrowth = events.Regrowth(
             cycle=self._cycle,
             heads=[list(unit) for unit in chosen],
@@ -190,7 +190,7 @@ class Cycle:
     def go_back(self, ce: float, limit: float) -> None:
         """To the state before this cycle, as its loss `ce` stayed above `limit` (nats per token)."""
         assert self.progress.snapshot is not None
-        checks = self._surgeon().go_back(self.progress.snapshot)
+        checks = self._pruner().go_back(self.progress.snapshot)
         rollback = events.Rollback(
             cycle=self._cycle,
             ce=ce,

@@ -37,12 +37,12 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-class Surgeon:
-    """Kills and revives units of a module that is being trained, and proves each time that it did.
+class Pruner:
+    """Prunes and regrows units of a module that is being trained, and proves each time that it did.
 
     Args:
         surgery: `remove` cuts units out, `mask` multiplies them by 0.
-        keep: remember what dies, so that it can be revived as it was.
+        keep: remember what is pruned, so that it can be regrown as it was.
         compute: logits of a few texts, by which proofs compare.
 
     Raises:
@@ -65,7 +65,7 @@ class Surgeon:
         with torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
             return self._compute()
 
-    def kill(self, kind: Kind, dead: Tensor) -> Checks:
+    def prune(self, kind: Kind, dead: Tensor) -> Checks:
         """(L, N) bool, all of them alive -> what was proved."""
         main, *copies = units_in(self.module, kind)
         expected, before = main.mask & ~dead, self._parameters()
@@ -73,9 +73,9 @@ class Surgeon:
         if keep:
             main.keep(dead, self._optimizer)
         sizes = [sum(part.parameter.numel() for part in layer.parts) // len(layer.present) for layer in main.layers]
-        with proof.nothing_is_lost(main, self._optimizer) if removes else nullcontext():
+        with proof.removal_checked(main, self._optimizer) if removes else nullcontext():
             main.set_mask(expected)
-            checks: Checks = {"dead units whose weights change nothing": proof.dead_say_nothing(main, self.compute)}
+            checks: Checks = {"dead units whose weights change nothing": proof.check_dead_units(main, self.compute)}
             masked = self.compute()
             if removes:
                 main.remove(dead, self._optimizer, keep=keep)
@@ -93,7 +93,7 @@ class Surgeon:
         checks["parameters removed"] = gone
         return checks | self._settle()
 
-    def revive(
+    def regrow(
         self, kind: Kind, n: int, how: Literal["undo", "new"], sample: Sample
     ) -> tuple[list[tuple[int, int]], list[float], Checks]:
         """The n dead units that are missed most, by |dL/dgate| at a gate of 0 -> which, how much, what was proved.
@@ -163,7 +163,7 @@ class Surgeon:
         checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
         if several_ranks():  # before DDP is made anew, which gives all ranks the weights of the first
             checks["ranks with the same weights"] = self._ranks_agree()
-        wrap_again(self.trainer, self.module)  # for masks too: what is revived is a new parameter
+        wrap_again(self.trainer, self.module)  # for masks too: what is regrown is a new parameter
         self.module.compile_again()
         return checks
 

@@ -34,7 +34,7 @@ def some_dead(units: Units, *, more: int = 0) -> Tensor:
     return dead
 
 
-def kill(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
+def prune(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
     units.keep(dead & units.mask, optimizer)
     units.set_mask(~dead)
     if surgery == "remove":
@@ -168,7 +168,7 @@ def pieces(model: Backbone, ids: Tensor, mask: Tensor | None = None) -> list[Ten
 def test_a_cache_and_left_padding_after_surgery(model: Backbone, ids: Tensor, surgery: str):
     for kind in ("heads", "neurons"):
         units = units_of(model, kind)  # type: ignore[arg-type]
-        kill(units, some_dead(units), surgery)
+        prune(units, some_dead(units), surgery)
     with torch.no_grad():
         expected = model(ids)
         torch.testing.assert_close(torch.cat(pieces(model, ids), dim=1), expected, atol=2e-5, rtol=0)
@@ -291,7 +291,7 @@ def test_undo_brings_back_weights_moments_and_logits_bit_for_bit(
     logits, before = model(ids), weights(model)
     moments = [{name: x.clone() for name, x in state_like(optimizer, p).items()} for p in model.parameters()]
     dead = some_dead(units)
-    kill(units, dead, surgery, optimizer)
+    prune(units, dead, surgery, optimizer)
     assert not torch.equal(model(ids), logits)
     order = dead.nonzero().tolist()
     for i, unit in reversed(order):
@@ -313,7 +313,7 @@ def test_undo_brings_back_one_while_others_go_on_learning(build: Build, ids: Ten
     optimizer, units = adamw(model), units_of(model, kind)
     train(model, optimizer, 2, ids)
     kept = units.slice_of(1, 2, optimizer)
-    kill(units, some_dead(units), surgery, optimizer)
+    prune(units, some_dead(units), surgery, optimizer)
     train(model, optimizer, 3, ids)
     units.regrow(1, 2, "undo", optimizer)
     for now, then in zip(units.slice_of(1, 2, optimizer), kept, strict=True):
@@ -328,7 +328,7 @@ def test_new_ones_change_nothing_yet_and_can_learn(model: Backbone, ids: Tensor,
     optimizer, units = adamw(model), units_of(model, kind)
     train(model, optimizer, 2, ids)
     dead = some_dead(units)
-    kill(units, dead, surgery, optimizer)
+    prune(units, dead, surgery, optimizer)
     logits, state = model(ids), torch.get_rng_state()
     units.regrow(1, 0, "new", optimizer)
     assert torch.equal(torch.get_rng_state(), state), "ranks, and a resumed run, would draw other weights"
@@ -406,7 +406,7 @@ def test_a_layout_rebuilds_the_shape_for_the_weights_to_come(
         for p in other.parameters():
             p.mul_(1.1)
     units = units_of(model, kind)
-    kill(units, some_dead(units), surgery)
+    prune(units, some_dead(units), surgery)
     found = units.layout()
     others = units_of(other, kind)
     others.remove(some_dead(others, more=1))  # and one more, that is to come back

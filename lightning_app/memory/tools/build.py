@@ -24,7 +24,7 @@ from lightning_app.memory.extension import Memory
 from lightning_app.memory.knn import Interpolation, tuned_interpolation
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers import KNNReader
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.losses import token_nll
 from lightning_app.training.module import Batch
 
@@ -139,7 +139,7 @@ def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skip
     return Filled(len(numbers), entries, skipped)
 
 
-def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[Passage, MemoryStates]:
+def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext, MemoryStates]:
     """States and logits as they are before the kNN memory changes them."""
     model = MemoryLM(of.lm.backbone, [], of.lm.segment_length, of.lm.isolate_segments)
     model.readers = cast(Any, nn.ModuleList(reader for reader in of.lm.readers if reader is not knn))

@@ -16,7 +16,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.exact_search import nearest
 from lightning_app.memory.extension import Memory
-from lightning_app.memory.readers.base import Passage, Reader
+from lightning_app.memory.readers.base import Reader, TokenContext
 from lightning_app.memory.store import AssociativeMemory
 
 SAMPLE = 500  # stored vectors that `check` searches for
@@ -121,7 +121,7 @@ def queries_of(of: Memory, reader: Reader, ids: Tensor) -> Tensor:
     for earlier in of.readers:
         if earlier is reader:
             break
-        states, _ = earlier.at_states(states, Passage.of_next_tokens(states))
+        states, _ = earlier.at_states(states, TokenContext.of_next_tokens(states))
     return reader.queries(states)[0]
 
 

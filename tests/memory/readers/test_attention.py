@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_app.memory.columns import Payload
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 
 D, T, L = 8, 6, 3
 
@@ -23,8 +23,8 @@ def reader_with(**options: object) -> AttentionReader:
     return reader.eval()
 
 
-def passage() -> Passage:
-    session = Passage.of_session(torch.arange(T)[None], start=0, new=T)
+def passage() -> TokenContext:
+    session = TokenContext.of_session(torch.arange(T)[None], start=0, new=T)
     return replace(session, segments=torch.arange(T) // L)
 
 
