@@ -10,7 +10,7 @@ from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import KNNReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.model_copy import ModelCopy, cores, trained_in
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
 
 IDS = torch.arange(8)[None]
 
