@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-GENERATED = 0  # key of a document that is being generated; those of texts lie above
+from lightning_app.data.batch import Batch
+
 MASK, GATE = "unit_mask", "unit_gate"  # buffers of a projection whose inputs are masked and gated
 
 
@@ -215,8 +216,8 @@ class Backbone(nn.Module, ABC):
         """(B, T) ids of whole texts, padded on the right, -> (B, T, V) without memory reads."""
         return self.logits(self.states(ids).last)
 
-    def run_batch(self, ids: Tensor, batch: Mapping[str, Tensor], *, layers: Sequence[int] = ()) -> Forward:
-        """A batch of `TextDataModule`, memory reads included.
+    def run_batch(self, ids: Tensor, batch: Batch, *, layers: Sequence[int] = ()) -> Forward:
+        """A batch, memory reads included.
 
         Args:
             ids: (B, T) the batch's own, or those with noise.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_app.data.batch import Batch
 from lightning_app.models.backbone import Backbone, Forward, HiddenStates
 from lightning_app.models.registry import find_class
 from lightning_app.models.stored import Draw, Stored
@@ -46,10 +47,10 @@ class Outputs:
     forward: Forward | None = None
 
     @classmethod
-    def of(cls, batch: Mapping[str, Tensor], forward: Forward) -> Outputs:
-        """What the backbone gave for a batch of `TextDataModule`."""
-        ids, documents = batch["input_ids"], batch["document_ids"]
-        return cls(ids, batch["targets"], batch["attention_mask"], documents, forward.states, forward.logits, forward)
+    def of(cls, batch: Batch, forward: Forward) -> Outputs:
+        """What the backbone gave for a batch."""
+        known = batch.input_ids, batch.targets, batch.attention_mask, batch.document_ids
+        return cls(*known, forward.states, forward.logits, forward)
 
     @property
     def plain_states(self) -> HiddenStates:

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_app.data.accumulation import accumulated
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
@@ -39,6 +40,7 @@ from lightning_app.training.checks import (
 )
 from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
+from lightning_app.training.lightning_internals.plugins import let_batches_pass
 from lightning_app.training.lightning_internals.strategies import do_not_send
 from lightning_app.training.losses import joined, of_all_ranks, of_step, weighted_sum
 from lightning_app.training.measures import LanguageMeasures
@@ -47,7 +49,6 @@ from lightning_app.training.sharding import shard
 from lightning_app.training.spikes import SpikeGuard
 from lightning_app.training.step_window import next_window
 
-Batch = dict[str, Tensor]
 SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
 
 
@@ -123,8 +124,8 @@ class LanguageModule(L.LightningModule, ABC):
     # What is computed
 
     def outputs(self, batch: Batch) -> Outputs:
-        """Run the model on a batch of `TextDataModule`. No mask is needed: padding stands on the right."""
-        ids = batch["input_ids"]
+        """Run the model on a batch. No mask is needed: padding stands on the right."""
+        ids = batch.input_ids
         layers = sorted({layer for extension in self.extensions for layer in extension.layers})
         forward = self.backbone.run_batch(self._add_noise(ids) if self.training else ids, batch, layers=layers)
         return Outputs.of(batch, forward)
@@ -365,6 +366,7 @@ class LanguageModule(L.LightningModule, ABC):
             if stage == "fit":
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
+        let_batches_pass(self.trainer.precision_plugin)
         do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,13 +9,12 @@ from torch import Tensor
 
 from lightning_app.data.accumulation import batches_left
 from lightning_app.data.ahead import LooksAhead
+from lightning_app.data.batch import Batch
 from lightning_app.models.ranks import summed
 from lightning_app.models.weighing import COUNTED, Window, counts_of
 
 
-def next_window(
-    before: Window | None, trainer: L.Trainer, batch: Mapping[str, Tensor], batch_idx: int
-) -> Window | None:
+def next_window(before: Window | None, trainer: L.Trainer, batch: Batch, batch_idx: int) -> Window | None:
     """The window that a training batch belongs to: that of the batch before, or a new one; None without accumulation.
 
     What was seen of a window before a resume is lost with its gradients: the new one has what is left. All ranks call
@@ -31,9 +28,9 @@ def next_window(
     return Window(summed(_counts(trainer, batch, batch_idx)), accumulate=accumulate)
 
 
-def _counts(trainer: L.Trainer, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+def _counts(trainer: L.Trainer, batch: Batch, batch_idx: int) -> Tensor:
     """(K, C) of this rank; each batch has one of everything where the loader cannot tell what comes."""
-    device, n, loader = batch["targets"].device, batches_left(trainer, batch_idx), trainer.train_dataloader
+    device, n, loader = batch.targets.device, batches_left(trainer, batch_idx), trainer.train_dataloader
     if not isinstance(loader, LooksAhead):
         if batch_idx == 0:
             rank_zero_warn(
@@ -45,5 +42,5 @@ def _counts(trainer: L.Trainer, batch: Mapping[str, Tensor], batch_idx: int) -> 
     return torch.cat([own, torch.stack(coming).to(device)]) if coming else own
 
 
-def _of(batch: Mapping[str, Tensor]) -> Tensor:
-    return counts_of(batch["targets"], batch["attention_mask"])
+def _of(batch: Batch) -> Tensor:
+    return counts_of(batch.targets, batch.attention_mask)
