@@ -1,4 +1,4 @@
-"""Batch: what the loaders of data give, and a model is run on. It is made in one place, and padded in one place.
+"""Batch: what the loaders of data give, and a model is run on: how it is made and padded, and which samples go into it.
 
 Shapes: B samples, T = block_size.
 """
@@ -6,7 +6,7 @@ Shapes: B samples, T = block_size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,3 +100,61 @@ class Batch:
     def pin_memory(self) -> Batch:
         """What torch's DataLoader calls where `pin_memory` is on."""
         return self.each(Tensor.pin_memory)
+
+
+# Which samples go into each batch of an epoch
+
+
+class FlatBatches:
+    """Consecutive groups of `batch_size` indices per rank out of `order` (N,).
+
+    Each group of `batch_size` x `world_size` indices is cut into contiguous parts, one per rank: the ranks together, in
+    their order, see the batches of one process with as large a batch. What is left at the end is shared as evenly as it
+    can be. `even` first drops the N % world_size last ones, so that all ranks have as many batches.
+    """
+
+    def __init__(
+        self, order: Sequence[int], *, batch_size: int, rank: int, world_size: int, drop_last: bool, even: bool
+    ) -> None:
+        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
+        end = len(order) - len(order) % world_size if even else len(order)
+        self.full, self.rest = divmod(end, batch_size * world_size)
+        if drop_last:
+            self.rest = 0
+
+    def __len__(self) -> int:
+        return self.full + (self._part(self.rank + 1) > self._part(self.rank))
+
+    def _part(self, rank: int) -> int:
+        """Where the rank's part of what is left begins."""
+        return self.rest * rank // self.world_size
+
+    def __getitem__(self, t: int) -> list[int]:
+        first = t * self.batch_size * self.world_size
+        if t < self.full:
+            first += self.rank * self.batch_size
+            return list(self.order[first : first + self.batch_size])
+        return list(self.order[first + self._part(self.rank) : first + self._part(self.rank + 1)])
+
+
+class StreamBatches:
+    """N windows as B x world_size contiguous streams; batch t holds window t of each of this rank's B streams.
+
+    Stream i holds windows [i L, min((i + 1) L, N)), so row i of the next batch continues row i of this one and
+    rows only vanish at the end. L = ceil(N / streams). Where windows may be dropped (`drop_last`, or `even` on
+    several ranks) L = floor(N / streams): all streams are equally long and fewer than `streams` windows are lost,
+    whereas cutting at the shortest of the longer streams could lose nearly all of them.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool, even: bool) -> None:
+        streams = batch_size * world_size
+        equal = drop_last or (even and world_size > 1)
+        self.length = size // streams if equal else -(-size // streams)
+        self.end = self.length * streams if equal else size
+        self.starts = [i * self.length for i in range(rank * batch_size, (rank + 1) * batch_size)]
+
+    def __len__(self) -> int:
+        return max(0, min(self.length, self.end - self.starts[0]))
+
+    def __getitem__(self, t: int) -> list[int]:
+        return [start + t for start in self.starts if start + t < self.end]

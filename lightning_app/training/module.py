@@ -24,7 +24,6 @@ from lightning_app.models.extension import Regularizer as Regularizer  # where p
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy
 from lightning_app.models.model_copy import cores
-from lightning_app.models.ranks import several_ranks
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored
 from lightning_app.models.weighing import COUNTED, Over, Terms, Window
@@ -32,22 +31,27 @@ from lightning_app.training import checkpoint as checkpoints
 from lightning_app.training import optim
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checks import (
-    check_loss,
     check_sizes,
-    check_validation,
     say_what_is_frozen,
     warn_if_it_can_only_memorise,
 )
+from lightning_app.training.distributed import several_ranks, shard
 from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
 from lightning_app.training.lightning_internals.plugins import let_batches_pass
 from lightning_app.training.lightning_internals.strategies import do_not_send
-from lightning_app.training.losses import joined, of_all_ranks, of_step, weighted_sum
+from lightning_app.training.losses import (
+    check_loss,
+    check_validation,
+    joined,
+    next_window,
+    of_all_ranks,
+    of_step,
+    weighted_sum,
+)
 from lightning_app.training.measures import LanguageMeasures
 from lightning_app.training.schedulers import WarmupCosine, step_on_plateau
-from lightning_app.training.sharding import shard
 from lightning_app.training.spikes import SpikeGuard
-from lightning_app.training.step_window import next_window
 
 SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.modes import evaluated
-from lightning_app.models.ranks import gathered
 from lightning_app.plasticity.controller.networks import (
     ANNController,
     Controller,
@@ -31,6 +30,7 @@ from lightning_app.plasticity.pruner import Pruner, check_strategy
 from lightning_app.plasticity.report import events
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
+from lightning_app.training.distributed import gathered
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
 from lightning_app.training.module import LanguageModule
 

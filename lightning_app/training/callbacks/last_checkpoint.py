@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_app.errors import InputError
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
-from lightning_app.training.checks import NOT_FINITE
+from lightning_app.training.distributed import local
 from lightning_app.training.lightning_internals.fit_loop import may_stop
-from lightning_app.training.sharding import local
+from lightning_app.training.losses import NOT_FINITE
 
 
 class LastCheckpoint(RunCallback, Checkpoint):

@@ -8,8 +8,8 @@ import lightning as L
 import numpy as np
 import torch
 
-from lightning_app.models.ranks import rank, several_ranks, world_size
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
+from lightning_app.training.distributed import rank, several_ranks, world_size
 
 
 def random_states() -> dict[str, Any]:
