@@ -56,6 +56,45 @@ class Forward:
         return replace(self, states=self.states.detached(), logits=self.logits.new_empty(0))
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a step saw and computed: all that extensions may look at.
+
+    Attributes:
+        ids: (B, T) input ids, as read from the batch (before `token_noise`).
+        targets: (B, T) next ids, IGNORE where nothing is to be predicted.
+        mask: (B, T) bool, False on padding.
+        document_ids: (B, T), -1 on padding.
+        states: last state (B, T, D) and those of `Extension.layers`.
+        logits: (B, T, V).
+        forward: all that the backbone gave, see `Backbone.run_batch`; None: states and logits alone.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    mask: Tensor
+    document_ids: Tensor
+    states: HiddenStates
+    logits: Tensor
+    forward: Forward | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, forward: Forward) -> Outputs:
+        """What the backbone gave for a batch."""
+        known = batch.input_ids, batch.targets, batch.attention_mask, batch.document_ids
+        return cls(*known, forward.states, forward.logits, forward)
+
+    @property
+    def plain_states(self) -> HiddenStates:
+        """The states before memory reads are added."""
+        return self.states if self.forward is None else self.forward.plain_states
+
+    def detached(self) -> Outputs:
+        """What `learn` may look at: all but the logits, without the graph that a backward needs."""
+        forward = None if self.forward is None else self.forward.detached()
+        return replace(self, states=self.states.detached(), logits=self.logits.new_empty(0), forward=forward)
+
+
 class Cache(Protocol):
     """Keys and values of the positions seen so far; made by `Backbone.new_cache`, opaque to everybody else."""
 

@@ -18,8 +18,8 @@ from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone
-from lightning_app.models.extension import Extension, Outputs, grouped
+from lightning_app.models.backbone import Backbone, Outputs
+from lightning_app.models.extension import Extension, grouped
 from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy

@@ -28,8 +28,7 @@ from lightning_app.memory.readers import AttentionReader, KNNReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs
 from lightning_app.models.losses import IGNORE
-from lightning_app.training.callbacks.exact_resume import ExactResume
-from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.plugins import DoublePrecision, Precision
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch.utils.data import DataLoader
 
@@ -57,6 +57,8 @@ def test_batches_pass_a_precision_that_casts_its_input(precision: Any, dtype: to
     again = plugin.convert_input
     let_batches_pass(plugin)
     assert plugin.convert_input is again
+    let_batches_pass(plain := Precision())
+    assert "convert_input" not in vars(plain)  # it casts nothing
 
 
 def test_lightning_still_refuses_a_frozen_dataclass():
