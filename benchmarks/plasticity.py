@@ -12,6 +12,7 @@ from benchmarks.art import training_step
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.memory import GPT2, SMALL
 from benchmarks.peers import seeded_decoder
+from lightning_app.data.batch import Batch
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import token_nll
 from lightning_app.models.modes import evaluated
@@ -77,18 +78,16 @@ def analysis(options: dict[str, int], what: str) -> Run:
     model = seeded_decoder(**options)
     heads = units_of(model, "heads")
 
-    def loss(batch: dict[str, Tensor]) -> Tensor:
-        ids = batch["input_ids"]
-        return token_nll(model(ids[:, :-1]), ids[:, 1:]).mean(-1)
+    def loss(batch: Batch) -> Tensor:
+        return token_nll(model(batch.input_ids), batch.targets).mean(-1)
 
-    batch = {"input_ids": ids_of(options, BATCH)}
-    trimmed = {"input_ids": batch["input_ids"][:, :-1]}
+    batch = Batch.of(ids_of(options, BATCH))
     sample = Sample([batch], loss)
     do: dict[str, Callable[[], Any]] = {
         "gradients": lambda: gate_gradients(heads, sample),
-        "entropy": lambda: mean_entropy(heads, Sample([trimmed], loss)),
+        "entropy": lambda: mean_entropy(heads, sample),
         "evaluation": sample.mean_loss,
-        "controller": lambda: heads.entropy(trimmed["input_ids"][:2]),
+        "controller": lambda: heads.entropy(batch.input_ids[:2]),
     }
 
     def run() -> None:

@@ -13,16 +13,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
+from lightning_app.data.batch import Batch
 from lightning_app.data.bpe import new_trainee
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.loader import ResumableLoader
 from lightning_app.data.sources import Corpus, Dataloader, Source
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer, pieces
-from lightning_app.data.windows import Batch, TokenDataset, TokenWindows
+from lightning_app.data.windows import TokenDataset, TokenWindows
 
 ARTICLES = Path(__file__).parent.parent / "data" / "articles"
 VOCABULARY = 1_024
@@ -185,7 +186,7 @@ def epoch(batches: Iterable[Batch]) -> tuple[int, int]:
     count = total = 0
     for batch in batches:
         count += 1
-        total += int(batch["input_ids"][-1, -1]) * count + int(batch["targets"][0, 0])
+        total += int(batch.input_ids[-1, -1]) * count + int(batch.targets[0, 0])
     return count, total
 
 
@@ -207,9 +208,13 @@ class ItemByItem:
         return self.windows[index]
 
 
+def collated(samples: list[Batch]) -> Batch:
+    return Batch(**default_collate([vars(sample) for sample in samples]))
+
+
 def default_loader(folder: str, size: int) -> Run:
     windows = ItemByItem(data_module(folder, size).dataset("train"))
-    return lambda: epoch(DataLoader(windows, batch_size=BATCH))  # type: ignore[arg-type]
+    return lambda: epoch(DataLoader(windows, batch_size=BATCH, collate_fn=collated))  # type: ignore[arg-type]
 
 
 def check_same_batches(folder: str, size: int) -> None:
@@ -219,10 +224,11 @@ def check_same_batches(folder: str, size: int) -> None:
         AssertionError: the two loaders differ.
     """
     data = data_module(folder, size)
-    theirs: DataLoader = DataLoader(ItemByItem(data.dataset("train")), batch_size=BATCH)  # type: ignore[arg-type]
+    windows = ItemByItem(data.dataset("train"))
+    theirs: DataLoader = DataLoader(windows, batch_size=BATCH, collate_fn=collated)  # type: ignore[arg-type]
     for ours, other in zip(data.train_dataloader(), theirs, strict=True):
-        assert ours.keys() == other.keys()
-        assert all(ours[name].equal(other[name]) for name in ours), "the loaders give different batches"
+        columns = zip(vars(ours).values(), vars(other).values(), strict=True)
+        assert all(column.equal(same) for column, same in columns), "the loaders give different batches"
 
 
 def sharded_loader(folder: str, size: int, shards: int) -> Run:

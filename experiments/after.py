@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from experiments.runs import Scores, blocks, passage_of, read, seconds_per_token
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
-from lightning_app.data.windows import Batch
+from lightning_app.data.batch import Batch
 from lightning_app.memory.exact_search import nearest
 from lightning_app.memory.knn import Interpolation, mixture_weights, p_of_target, tuned_interpolation
 from lightning_app.memory.model import MemoryLM
@@ -105,7 +105,7 @@ def run(
 ) -> None:
     """Build, tune, test, and keep what is missing."""
     entries = _entries(plain, texts, test)
-    tuning = list(blocks(texts.val, test[0]["input_ids"].shape[1], at_most=options.tuning_blocks))
+    tuning = list(blocks(texts.val, test[0].input_ids.shape[1], at_most=options.tuning_blocks))
     if set(ARMS) & set(missing):
         model = with_readers(plain, options, entries)
         chosen = _tune(look(model, tuning, options), options, model)
@@ -136,9 +136,9 @@ def only(model: MemoryLM, readers: Sequence[Reader]) -> MemoryLM:
 def _entries(plain: MemoryLM, texts: Texts, like: list[Batch]) -> MemoryUpdate:
     """States and next tokens of the training text."""
     parts = []
-    for batch in blocks(texts.train, like[0]["input_ids"].shape[1]):
+    for batch in blocks(texts.train, like[0].input_ids.shape[1]):
         passage = passage_of(batch)
-        states = plain.backbone.hidden(plain.backbone.embed(batch["input_ids"])).last
+        states = plain.backbone.hidden(plain.backbone.embed(batch.input_ids)).last
         parts.append(passage.effects(states, passage.next_ids >= 0))
     return MemoryUpdate.joined(parts)
 
@@ -150,8 +150,8 @@ def look(model: MemoryLM, batches: list[Batch], options: Options) -> Looked:
     cache.bank.begin_evaluation()
     nats, parts = [], []
     for batch in batches:
-        passage, targets = passage_of(batch), batch["targets"]
-        states = model.backbone.hidden(model.backbone.embed(batch["input_ids"])).last
+        passage, targets = passage_of(batch), batch.targets
+        states = model.backbone.hidden(model.backbone.embed(batch.input_ids)).last
         nats.append(token_nll(model.backbone.logits(states), targets))
         parts.append(_target_of(knn, cache, states, passage, targets, options))
         cache.bank.carry_out(passage.effects(states, passage.new & (passage.next_ids >= 0)), training=False)
@@ -292,7 +292,7 @@ def recall(reader: KNNReader, texts: Texts, model: MemoryLM, options: Options) -
     """Share of the exact k nearest that the index finds, and of the 10 nearest; CPU seconds per query of both."""
     memory = reader.bank.shared
     some = list(blocks(texts.val, model.max_length or 128))[: -(-RECALL_QUERIES // (model.max_length or 128))]
-    states = torch.cat([model.backbone.hidden(model.backbone.embed(b["input_ids"])).last[0] for b in some])
+    states = torch.cat([model.backbone.hidden(model.backbone.embed(b.input_ids)).last[0] for b in some])
     states = states[:RECALL_QUERIES]
     start = time.process_time()
     found, _ = memory.search(states, options.k)

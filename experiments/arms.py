@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.art.network import SPAN
+from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
-from lightning_app.data.windows import Batch, TokenWindows
+from lightning_app.data.windows import TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
@@ -107,7 +108,7 @@ def fisher_information(backbone: Backbone, batches: Sequence[Batch], *, seed: in
     parameters = list(backbone.parameters())
     fisher, tokens = [torch.zeros_like(p) for p in parameters], 0
     for batch in batches:
-        for ids in batch["input_ids"]:
+        for ids in batch.input_ids:
             logits = backbone(ids[None])[0]
             drawn = torch.distributions.Categorical(logits=logits.detach()).sample()
             nats = torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
@@ -125,7 +126,7 @@ class RandomTexts(ARTRegularizer):
         there = self.art.texts[..., 0] >= 0
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(len(windows), generator=generator)[: int(there.sum())].tolist()
-        texts = windows.__getitems__(drawn)["input_ids"][:, :SPAN]
+        texts = windows.__getitems__(drawn).input_ids[:, :SPAN]
         self.art.texts[there] = torch.nn.functional.pad(texts, (0, SPAN - texts.shape[1]), value=-1).int()
         self.art.used.zero_()
 

@@ -43,9 +43,10 @@ from experiments.levels import best_trial
 from experiments.runs import MODEL, Training, new_optimizer, training_batches
 from experiments.statistics import by_document
 from lightning_app.art.rules import pool
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import read_documents
 from lightning_app.data.token_array import TokenArray
-from lightning_app.data.windows import Batch, TokenWindows
+from lightning_app.data.windows import TokenWindows
 from lightning_app.io import replacing
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE, token_nll
@@ -135,19 +136,19 @@ class Texts:
         windows = TokenWindows(tokens, plan.before.block_size)
         chosen = np.unique(np.linspace(0, len(windows) - 1, min(plan.blocks, len(windows))).astype(int)).tolist()
         self.batches = [windows.__getitems__(chosen[i : i + 16]) for i in range(0, len(chosen), 16)]
-        targets, self.documents = (torch.cat([self._scored(b, b[x]) for b in self.batches]) for x in _COLUMNS)
+        targets, self.documents = (torch.cat([self._scored(b, vars(b)[x]) for b in self.batches]) for x in _COLUMNS)
         n_bytes = by_document(token_bytes[targets].double().numpy(), self.documents.numpy())
         self.scale = math.log(2) * n_bytes  # nats of each document that make one bit per byte
 
     @staticmethod
     def _scored(batch: Batch, values: Tensor) -> Tensor:
-        return values[batch["targets"] != IGNORE]
+        return values[batch.targets != IGNORE]
 
     @torch.no_grad()
     def nats(self, module: LanguageModule) -> list[float]:
         """Sums over each document."""
         module.eval()
-        nats = [self._scored(b, token_nll(module(b["input_ids"]), b["targets"])) for b in self.batches]
+        nats = [self._scored(b, token_nll(module(b.input_ids), b.targets)) for b in self.batches]
         return by_document(torch.cat(nats).double().numpy(), self.documents.numpy()).tolist()
 
     def bits_per_byte(self, nats: list[float]) -> float:
@@ -161,7 +162,7 @@ _COLUMNS = ("targets", "document_ids")
 def probe_states(module: LanguageModule, batches: list[Batch]) -> Tensor:
     """(N, D) mean last states of some texts."""
     module.eval()
-    pooled = [pool(module.backbone.states(b["input_ids"]).last, b["attention_mask"], "mean")[0] for b in batches]
+    pooled = [pool(module.backbone.states(b.input_ids).last, b.attention_mask, "mean")[0] for b in batches]
     return torch.cat(pooled)
 
 
@@ -184,7 +185,8 @@ def batches_of(arm: str, domains: Domains, plan: Plan, seed: int) -> Iterator[Ba
     for batch in second:
         old = torch.from_numpy(generator.random(plan.before.batch_size) < REPLAYED)
         rows = next(first) if old.any() else batch
-        yield {name: torch.where(old[:, None], rows[name], batch[name]) for name in batch}
+        pairs = zip(vars(batch).items(), vars(rows).values(), strict=True)
+        yield Batch(**{name: torch.where(old[:, None], theirs, own) for (name, own), theirs in pairs})
 
 
 def fit(module: LanguageModule, batches: Iterator[Batch], options: Training) -> Iterator[int]:

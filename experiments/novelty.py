@@ -29,10 +29,11 @@ from experiments.continual import ROOT, Job, Plan, command_of, domains_of, learn
 from experiments.domains import Domains
 from lightning_app.art.network import ART
 from lightning_app.art.rules import pool
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import Document, read_documents
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.token_cache import prepare_tokens
-from lightning_app.data.windows import Batch, TokenWindows
+from lightning_app.data.windows import TokenWindows
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import token_nll
 
@@ -73,10 +74,10 @@ def look(model: Decoder, tokens: TokenArray, *, length: int, at_most: int | None
 
 
 def _look(model: Decoder, batch: Batch) -> tuple[Tensor, ...]:
-    states = model.states(batch["input_ids"], layers=[0])
-    nats = token_nll(model.logits(states.last), batch["targets"]).mean(-1)
-    last, inner = (pool(some, batch["attention_mask"], "mean")[0] for some in (states.last, states.layers[0]))
-    return last, inner, nats, batch["document_ids"][:, 0]
+    states = model.states(batch.input_ids, layers=[0])
+    nats = token_nll(model.logits(states.last), batch.targets).mean(-1)
+    last, inner = (pool(some, batch.attention_mask, "mean")[0] for some in (states.last, states.layers[0]))
+    return last, inner, nats, batch.document_ids[:, 0]
 
 
 def learned(embeddings: Tensor, *, seed: int, **options: Any) -> ART:

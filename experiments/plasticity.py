@@ -34,9 +34,10 @@ from experiments.plasticity_page import DEFAULT, UNPRUNED
 from experiments.runs import Training, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
 from experiments.texts import articles, halves, prepare
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import read_documents
 from lightning_app.data.token_cache import prepare_tokens
-from lightning_app.data.windows import Batch, TokenWindows
+from lightning_app.data.windows import TokenWindows
 from lightning_app.io import replacing
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
@@ -237,8 +238,8 @@ class Evidence:
         order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed)).tolist()[: self.plan.sample]
 
         def loss(batch: Batch) -> Tensor:
-            nll = token_nll(model(batch["input_ids"]), batch["targets"])
-            return nll.sum(-1) / (batch["targets"] != IGNORE).sum(-1).clamp_min(1)
+            nll = token_nll(model(batch.input_ids), batch.targets)
+            return nll.sum(-1) / (batch.targets != IGNORE).sum(-1).clamp_min(1)
 
         return Sample([windows.__getitems__(order[i : i + 8]) for i in range(0, len(order), 8)], loss)
 
@@ -283,7 +284,7 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = options.lr * self.factor() * group.get("multiple", 1.0)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = cross_entropy(self.model(batch["input_ids"]), batch["targets"])
+                loss = cross_entropy(self.model(batch.input_ids), batch.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
             self.optimizer.step()

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
+from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
-from lightning_app.data.windows import Batch, TokenWindows
+from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.base import TokenContext
@@ -70,11 +71,11 @@ class Scores:
     @classmethod
     def of(cls, batches: list[Batch], nats: list[Tensor]) -> Scores:
         """(1, T) nats of each block -> those of the tokens that count."""
-        scored = [batch["targets"] != IGNORE for batch in batches]
+        scored = [batch.targets != IGNORE for batch in batches]
         return cls(
             torch.cat([n[s] for n, s in zip(nats, scored, strict=True)]).double().numpy(),
-            torch.cat([b["targets"][s] for b, s in zip(batches, scored, strict=True)]).numpy(),
-            torch.cat([b["document_ids"][s] for b, s in zip(batches, scored, strict=True)]).numpy(),
+            torch.cat([b.targets[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
+            torch.cat([b.document_ids[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
         )
 
     def bits_per_byte(self, token_bytes: Tensor) -> float:
@@ -83,13 +84,13 @@ class Scores:
 
 def passage_of(batch: Batch) -> TokenContext:
     """Where the tokens of a batch are from; all of them are new."""
-    ids, targets = batch["input_ids"], batch["targets"]
+    ids, targets = batch.input_ids, batch.targets
     return TokenContext(
         ids=ids,
         next_ids=targets.where(targets != IGNORE, -1),
-        documents=batch["document_keys"],
-        positions=batch["positions"],
-        new=batch["attention_mask"],
+        documents=batch.document_keys,
+        positions=batch.positions,
+        new=batch.attention_mask,
         rows=torch.arange(len(ids)),
         segments=torch.zeros(ids.shape[1], dtype=torch.int64),
     )
@@ -120,8 +121,8 @@ def read(model: MemoryLM, batches: list[Batch]) -> Scores:
         reader.bank.begin_evaluation()
     nats = []
     for batch in batches:
-        found = model.run(batch["input_ids"], passage_of(batch))
-        nats.append(token_nll(found.logits, batch["targets"]))
+        found = model.run(batch.input_ids, passage_of(batch))
+        nats.append(token_nll(found.logits, batch.targets))
         write(model, found, training=False)
     for reader in written:
         reader.bank.end_evaluation()
@@ -133,7 +134,7 @@ def seconds_per_token(model: MemoryLM, batches: list[Batch], *, warmup: int = 20
     read(model, batches[:warmup])
     start = time.process_time()
     read(model, batches)
-    return (time.process_time() - start) / sum(batch["input_ids"].numel() for batch in batches)
+    return (time.process_time() - start) / sum(batch.input_ids.numel() for batch in batches)
 
 
 def training_batches(tokens: TokenArray, options: Training, seed: int) -> Iterator[Batch]:
@@ -198,8 +199,8 @@ def new_optimizer(model: torch.nn.Module, options: Training) -> torch.optim.Opti
 
 def _step(model: MemoryLM, batch: Batch, optimizer: torch.optim.Optimizer, clip: float) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.run(batch["input_ids"], passage_of(batch))
-        loss = cross_entropy(found.logits, batch["targets"])
+        found = model.run(batch.input_ids, passage_of(batch))
+        loss = cross_entropy(found.logits, batch.targets)
     for reading in found.readings:
         for weight, term in reading.terms.values():
             loss = loss + weight * term

@@ -31,15 +31,13 @@ from lightning_app.plugins import import_all
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.callbacks.dashboard import Dashboard
-from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation
-from lightning_app.training.callbacks.interruption import Interruption
+from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation, RandomState
 from lightning_app.training.callbacks.kept_best import KeptBest
-from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.training.callbacks.last_checkpoint import Interruption, LastCheckpoint
 from lightning_app.training.callbacks.monitors import Monitors
 from lightning_app.training.callbacks.predictions import PredictionWriter
 from lightning_app.training.callbacks.progress import ProgressLine
 from lightning_app.training.callbacks.projector import Projector
-from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.resume_options import ResumeOptions
 from lightning_app.training.callbacks.run_callback import in_order
 from lightning_app.training.callbacks.run_log import RunLog, run_folder

@@ -75,7 +75,7 @@ CONFIGURABLE = (  # of the core, see `Idea.configurable`
     "lightning_app.training.compositions",
     "lightning_app.training.schedulers",
     *(f"{CALLBACKS}.{name}" for name in ("averaging", "dashboard", "predictions", "progress", "projector")),
-    *(f"{CALLBACKS}.{name}" for name in ("random_state", "run_log", "samples", "throughput")),
+    *(f"{CALLBACKS}.{name}" for name in ("exact_resume", "run_log", "samples", "throughput")),
 )
 READERS = "lightning_app.memory.readers"
 IDEAS = (

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from lightning_app.models.losses import IGNORE
+from lightning_app.data.batch import Batch
 from lightning_app.plasticity.controller.callback import HeadController
 from lightning_app.training.callbacks.run_log import RunLog
 from tests.accumulation_cases import CASES, article, sgd, trained, write_pairs
@@ -147,10 +147,7 @@ def test_a_schedule_goes_on_after_a_resume(stop: int, pairs: Path):
 def test_batches_of_a_loader_that_does_not_look_ahead_count_alike_and_that_is_said(pairs: Path):
     """Also the two of the last step, each of which Lightning divides by four."""
     ids = torch.randint(0, 250, (6, 2, 9), generator=torch.Generator().manual_seed(0))
-    batches = [{"input_ids": x[:, :-1], "targets": x[:, 1:], "attention_mask": x[:, 1:] >= 0} for x in ids]
-    for i, batch in enumerate(batches):
-        batch["document_ids"] = torch.zeros_like(batch["input_ids"])
-        batch["targets"] = batch["targets"].index_fill(1, torch.arange(i), IGNORE)
+    batches = [Batch.of(x, scored=(torch.arange(8) >= i).expand(2, 8)) for i, x in enumerate(ids)]
     torch.manual_seed(0)
     module, by_hand = article(), article()
     by_hand.load_state_dict(module.state_dict())

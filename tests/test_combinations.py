@@ -20,7 +20,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.schedule import PlasticitySchedule
-from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.exact_resume import RandomState
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import CausalLM
 from lightning_app.training.module import LanguageModule

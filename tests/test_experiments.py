@@ -98,7 +98,7 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
 
 def test_all_arms_score_the_same_tokens(plan: Plan, tmp_path: Path):
     texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
-    scored = [batch["targets"] >= 0 for batch in blocks(texts.test, 16)]
+    scored = [batch.targets >= 0 for batch in blocks(texts.test, 16)]
     assert sum(int(s.sum()) for s in scored) == texts.test.n_tokens - 1
 
 
@@ -106,9 +106,9 @@ def test_data_order_depends_on_the_seed_alone_and_a_group_follows_the_text(plan:
     texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
     first, second, other = (training_batches(texts.train, plan.training, seed) for seed in (0, 0, 1))
     a, b, c = next(first), next(second), next(other)
-    assert a["input_ids"].equal(b["input_ids"])
-    assert not a["input_ids"].equal(c["input_ids"])
-    assert a["targets"][0, -1] == a["input_ids"][1, 0]  # two blocks side by side
+    assert a.input_ids.equal(b.input_ids)
+    assert not a.input_ids.equal(c.input_ids)
+    assert a.targets[0, -1] == a.input_ids[1, 0]  # two blocks side by side
     with pytest.raises(InputError, match="groups of 3"):
         next(training_batches(texts.train, replace(plan.training, group=3), 0))
 

@@ -17,6 +17,7 @@ from experiments.continual import Job, Plan
 from experiments.domains import in_three, pieces, prepare_domains
 from experiments.levels import at_level, best_trial, crossing
 from experiments.runs import Training
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import Document
 from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
@@ -181,11 +182,11 @@ def test_five_per_cent_of_the_rows_are_replayed(tmp_path: Path):
     domains = prepare_domains(plan.first, plan.heldout, plan.second, vocab_size=300, folder=tmp_path)
     old = set(domains.first.train.keys_of(np.arange(domains.first.train.n_documents)).tolist())
     batches = continual.batches_of(REPLAY, domains, plan, 0)
-    keys = torch.cat([next(batches)["document_keys"][:, 0] for _ in range(1000)]).tolist()
+    keys = torch.cat([next(batches).document_keys[:, 0] for _ in range(1000)]).tolist()
     share = np.mean([key in old for key in keys])
     assert share == pytest.approx(arms.REPLAYED, abs=0.01)
     plain = continual.batches_of(PLAIN, domains, plan, 0)
-    assert not any(key in old for _ in range(50) for key in next(plain)["document_keys"][:, 0].tolist())
+    assert not any(key in old for _ in range(50) for key in next(plain).document_keys[:, 0].tolist())
 
 
 def test_all_arms_have_as_many_trials():
@@ -216,7 +217,7 @@ def test_fisher_information_is_that_of_the_output_matrix_by_hand():
     """Of one position with tied weights off: E (p - one-hot)(p - one-hot)' x h h', over the model's own draws."""
     torch.manual_seed(0)
     model = Decoder(vocab_size=5, block_size=1, embedding_dim=4, layers=1, heads=1, tie_weights=False).eval()
-    batch = {"input_ids": torch.full((500, 1), 2)}
+    batch = Batch.of_texts(torch.full((500, 1), 2))
     fisher = arms.fisher_information(model, [batch], seed=0)
     names = [name for name, _ in model.named_parameters()]
     hidden = model.states(torch.tensor([[2]])).last[0, 0]
@@ -234,7 +235,7 @@ def test_random_texts_take_the_place_of_typical_ones(tmp_path: Path):
     arms.learn_categories(module, domains.first.train, 16, seed=0)
     kept = regularizer.art.texts[regularizer.art.texts[..., 0] >= 0]
     windows = TokenWindows(domains.first.train, 16)
-    every = {tuple(row) for row in windows.__getitems__(list(range(len(windows))))["input_ids"].tolist()}
+    every = {tuple(row) for row in windows.__getitems__(list(range(len(windows)))).input_ids.tolist()}
     assert len(kept) > 3
     assert {tuple(text[:16]) for text in kept.tolist()} <= every
     before = regularizer.art.prototypes.clone()

@@ -118,7 +118,7 @@ def test_what_is_pure_mathematics():
     assert {name_of(path) for path in MARKED} >= {
         *("art.rules", "memory.knn", "memory.nearness", "models.losses", "models.sampling", "models.weighing"),
         *(f"plasticity.{name}" for name in ("entropy", "phases", "pruning", "scores", "stabilization")),
-        *("training.spike_rule", "training.warmup"),
+        "training.spike_rule",
     }
 
 

@@ -199,8 +199,8 @@ def test_training_reads_nothing_of_an_evaluation_which_changes_nothing(folder: P
         trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
     assert watch.evaluations >= 4
-    (train,) = {int(key) for key in next(iter(data.train_dataloader()))["document_keys"].unique()}
-    (val,) = {int(key) for key in next(iter(data.val_dataloader()))["document_keys"].unique()}
+    (train,) = {int(key) for key in next(iter(data.train_dataloader())).document_keys.unique()}
+    (val,) = {int(key) for key in next(iter(data.val_dataloader())).document_keys.unique()}
     assert watch.training == {train}
     assert watch.validating == {train, val}
     assert watch.canary == pytest.approx([0] * len(watch.canary), abs=1e-5)
@@ -255,7 +255,7 @@ def keys_of(path: str) -> set[int]:
     data = TextDataModule(train=Source(path), block_size=16)
     data.prepare_data()
     data.setup("fit")
-    return {int(key) for batch in data.train_dataloader() for key in batch["document_keys"].unique()} - {-1}
+    return {int(key) for batch in data.train_dataloader() for key in batch.document_keys.unique()} - {-1}
 
 
 def test_the_scope_document_forgets_a_document_at_its_end():

@@ -15,8 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_app.data.loader import ResumableLoader
-from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation
-from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation, RandomState
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing

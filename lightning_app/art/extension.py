@@ -19,11 +19,11 @@ from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.extension import Extension, Outputs, Regularizer
 from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.modes import evaluated
-from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored, text_of
+from lightning_app.training.distributed import gathered, rank, world_size
 from lightning_app.training.module import LanguageModule
-from lightning_app.training.warmup import linear_warmup
+from lightning_app.training.schedulers import linear_warmup
 
 OPTIONS = (
     *("lambda_art", "pooling", "layer", "warmup_steps", "average_decay"),

@@ -21,9 +21,9 @@ from lightning_app.art.rehearsal import forgotten
 from lightning_app.art.rules import Pooling, pool, spans, spread
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.models.model_copy import ModelCopy
-from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.training.archive import damage
-from lightning_app.training.warmup import linear_warmup
+from lightning_app.training.distributed import gathered, rank, world_size
+from lightning_app.training.schedulers import linear_warmup
 
 FILE = "art.pt"
 logger = logging.get_logger(__name__)

@@ -1,17 +1,20 @@
 """A data loader that continues in the middle of an epoch exactly where a checkpoint left it."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, get_args, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_app.data.ahead import Ahead
+from lightning_app.data.batch import FlatBatches, StreamBatches
 from lightning_app.errors import InputError
 
 Order = Literal["shuffled", "sequential", "streams"]
+T = TypeVar("T")
 
 
 class BatchedDataset(Protocol):
@@ -29,6 +32,15 @@ class EpochDataset(Protocol):
     def set_epoch(self, epoch: int, seed: int) -> None: ...
 
 
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A loader that can say which batches come next. Where it goes on after a resume does not depend on it."""
+
+    def ahead(self, n: int) -> list[Any]:
+        """The `n` batches behind the one that was yielded last; fewer where the epoch ends."""
+        ...
+
+
 class LoaderState(TypedDict):
     """Where a loader is: `batches` of `epoch` were yielded."""
 
@@ -42,59 +54,23 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-class FlatBatches:
-    """Consecutive groups of `batch_size` indices per rank out of `order` (N,).
+class Ahead(Generic[T]):
+    """An iterator that can be asked for what it will give."""
 
-    Each group of `batch_size` x `world_size` indices is cut into contiguous parts, one per rank: the ranks together, in
-    their order, see the batches of one process with as large a batch. What is left at the end is shared as evenly as it
-    can be. `even` first drops the N % world_size last ones, so that all ranks have as many batches.
-    """
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._fetched: deque[T] = deque()
 
-    def __init__(
-        self, order: Sequence[int], *, batch_size: int, rank: int, world_size: int, drop_last: bool, even: bool
-    ) -> None:
-        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
-        end = len(order) - len(order) % world_size if even else len(order)
-        self.full, self.rest = divmod(end, batch_size * world_size)
-        if drop_last:
-            self.rest = 0
+    def __iter__(self) -> Iterator[T]:
+        return self
 
-    def __len__(self) -> int:
-        return self.full + (self._part(self.rank + 1) > self._part(self.rank))
+    def __next__(self) -> T:
+        return self._fetched.popleft() if self._fetched else next(self._items)
 
-    def _part(self, rank: int) -> int:
-        """Where the rank's part of what is left begins."""
-        return self.rest * rank // self.world_size
-
-    def __getitem__(self, t: int) -> list[int]:
-        first = t * self.batch_size * self.world_size
-        if t < self.full:
-            first += self.rank * self.batch_size
-            return list(self.order[first : first + self.batch_size])
-        return list(self.order[first + self._part(self.rank) : first + self._part(self.rank + 1)])
-
-
-class StreamBatches:
-    """N windows as B x world_size contiguous streams; batch t holds window t of each of this rank's B streams.
-
-    Stream i holds windows [i L, min((i + 1) L, N)), so row i of the next batch continues row i of this one and
-    rows only vanish at the end. L = ceil(N / streams). Where windows may be dropped (`drop_last`, or `even` on
-    several ranks) L = floor(N / streams): all streams are equally long and fewer than `streams` windows are lost,
-    whereas cutting at the shortest of the longer streams could lose nearly all of them.
-    """
-
-    def __init__(self, size: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool, even: bool) -> None:
-        streams = batch_size * world_size
-        equal = drop_last or (even and world_size > 1)
-        self.length = size // streams if equal else -(-size // streams)
-        self.end = self.length * streams if equal else size
-        self.starts = [i * self.length for i in range(rank * batch_size, (rank + 1) * batch_size)]
-
-    def __len__(self) -> int:
-        return max(0, min(self.length, self.end - self.starts[0]))
-
-    def __getitem__(self, t: int) -> list[int]:
-        return [start + t for start in self.starts if start + t < self.end]
+    def peek(self, n: int) -> list[T]:
+        """The next `n`, or as many as there are."""
+        self._fetched.extend(islice(self._items, max(0, n - len(self._fetched))))
+        return list(islice(self._fetched, n))
 
 
 class _Remaining:

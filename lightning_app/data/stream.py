@@ -1,7 +1,7 @@
 """A text that is never on this disk as a whole: read, tokenised and cut into batches while training goes on.
 
-Shapes: B samples, T = block_size; a batch is that of `lightning_app.data.windows`. Its `document_ids` number the
-documents in the order in which they were read.
+Shapes: B samples, T = block_size; the `document_ids` of a batch number the documents in the order in which they were
+read.
 """
 
 from collections import deque
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import DATASET, Document, document_of
 from lightning_app.data.sources import Source, cleaned
 from lightning_app.data.stream_loader import Anchor
 from lightning_app.data.token_array import document_key
 from lightning_app.data.tokenizers import Tokenizer, pieces
-from lightning_app.data.windows import IGNORE, Batch
 from lightning_app.errors import InputError
 
 
@@ -89,9 +89,8 @@ class Row:
 
 
 def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int) -> Batch:
-    """(B, T) tensors of B windows."""
-    ids = np.full((len(windows), block_size + 1), eot, dtype=np.int64)
-    documents, keys, positions = (np.full(ids.shape, -1, dtype=np.int64) for _ in range(3))
+    """Of B windows."""
+    ids, documents, keys, positions = (np.zeros((len(windows), block_size + 1), dtype=np.int64) for _ in range(4))
     lengths = np.zeros((len(windows), 1), dtype=np.int64)
     for i, window in enumerate(windows):
         at = 0
@@ -102,16 +101,15 @@ def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int) ->
             at += len(piece.ids)
         lengths[i] = at
     columns = np.arange(block_size)
-    targets = np.where(columns < lengths - 1, ids[:, 1:], IGNORE)
-    arrays = {
-        "input_ids": ids[:, :-1],
-        "targets": targets,
-        "attention_mask": columns < lengths,
-        "document_ids": documents[:, :-1],
-        "document_keys": keys[:, :-1],
-        "positions": positions[:, :-1],
-    }
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return Batch.of(
+        torch.from_numpy(ids),
+        real=torch.from_numpy(columns < lengths),
+        scored=torch.from_numpy(columns < lengths - 1),
+        documents=torch.from_numpy(documents[:, :-1]),
+        keys=torch.from_numpy(keys[:, :-1]),
+        positions=torch.from_numpy(positions[:, :-1]),
+        eot=eot,
+    )
 
 
 @dataclass(frozen=True)

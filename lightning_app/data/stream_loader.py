@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lightning_app.data.ahead import Ahead
-from lightning_app.data.loader import epoch_generator
+from lightning_app.data.loader import Ahead, epoch_generator
 from lightning_app.errors import InputError
 
 Anchor = dict[str, Any]  # a place in a share, in plain types and tensors

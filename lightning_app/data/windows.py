@@ -1,15 +1,6 @@
 """Samples for a language model: windows of a token array, and prompt/target pairs.
 
-Shapes: B samples, T = block_size. A batch is a dict of (B, T) tensors:
-
-==================  =======  ====================================================================
-`input_ids`         int64    the tokens; the end-of-text id on padding
-`targets`           int64    the token after each position; IGNORE where none is to be predicted
-`attention_mask`    bool     False on padding, which is always on the right
-`document_ids`      int64    index of each position's document; -1 on padding
-`document_keys`     int64    a number that follows from the document's tokens alone; -1 on padding
-`positions`         int64    position within the document; -1 on padding
-==================  =======  ====================================================================
+Shapes: B samples, T = block_size.
 """
 
 import logging
@@ -19,13 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.token_cache import TokenArray
 from lightning_app.errors import InputError
 
 log = logging.getLogger(__name__)
-
-IGNORE = -100  # torch's ignore_index of cross_entropy
-Batch = dict[str, torch.Tensor]
 
 
 class TokenDataset(Dataset[Batch], ABC):
@@ -59,7 +48,7 @@ class TokenDataset(Dataset[Batch], ABC):
         """One sample: (T,) tensors."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return {name: rows[0] for name, rows in self.__getitems__([index]).items()}
+        return self.__getitems__([index]).each(lambda rows: rows[0])
 
     def _batch(self, positions: np.ndarray, real: np.ndarray, scored: np.ndarray) -> Batch:
         """Gather tokens.
@@ -73,19 +62,15 @@ class TokenDataset(Dataset[Batch], ABC):
         inside = np.minimum(positions, self.tokens.n_tokens - 1)
         ids = torch.from_numpy(self.tokens.ids[inside].astype(np.int64))  # (B, T + 1)
         documents = self.tokens.document_of(inside[:, :-1])
-        mask = torch.from_numpy(real)
-
-        def unless_padding(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values).masked_fill(~mask, -1)
-
-        return {
-            "input_ids": ids[:, :-1].masked_fill(~mask, self.tokens.eot),
-            "targets": ids[:, 1:].masked_fill(~torch.from_numpy(scored), IGNORE),
-            "attention_mask": mask,
-            "document_ids": unless_padding(documents),
-            "document_keys": unless_padding(self.tokens.keys_of(documents)),
-            "positions": unless_padding(inside[:, :-1] - self.tokens.offsets[documents]),
-        }
+        return Batch.of(
+            ids,
+            real=torch.from_numpy(real),
+            scored=torch.from_numpy(scored),
+            documents=torch.from_numpy(documents),
+            keys=torch.from_numpy(self.tokens.keys_of(documents)),
+            positions=torch.from_numpy(inside[:, :-1] - self.tokens.offsets[documents]),
+            eot=self.tokens.eot,
+        )
 
 
 class TokenWindows(TokenDataset):

@@ -23,10 +23,10 @@ from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.extension import Extension, Outputs
 from lightning_app.models.losses import IGNORE, token_nll
-from lightning_app.models.ranks import gathered
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored, text_of
 from lightning_app.models.weighing import Over, Terms
+from lightning_app.training.distributed import gathered
 from lightning_app.training.module import LanguageModule
 
 DOCUMENTS = "documents"  # in a checkpoint: source by content key of each document that a memory holds

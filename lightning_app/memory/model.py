@@ -5,13 +5,14 @@ Shapes: B batch, T positions, S segments of L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, merged
 from lightning_app.models.backbone import Backbone, Cache, Forward, HiddenStates
@@ -139,11 +140,11 @@ class MemoryLM(Backbone):
 
     # A whole block, in training and evaluation
 
-    def passage(self, batch: Mapping[str, Tensor]) -> TokenContext:
+    def passage(self, batch: Batch) -> TokenContext:
         """Where the tokens of a batch are from."""
         return TokenContext.of_batch(batch, segment_length=self.segment_length, first_row=self.first_row)
 
-    def run_batch(self, ids: Tensor, batch: Mapping[str, Tensor], *, layers: Sequence[int] = ()) -> MemoryStates:
+    def run_batch(self, ids: Tensor, batch: Batch, *, layers: Sequence[int] = ()) -> MemoryStates:
         return self.run(ids, self.passage(batch), layers=layers)
 
     def run(

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-GENERATED = 0  # key of a document that is being generated; those of texts lie above
+from lightning_app.data.batch import Batch
+
 MASK, GATE = "unit_mask", "unit_gate"  # buffers of a projection whose inputs are masked and gated
 
 
@@ -53,6 +54,45 @@ class Forward:
     def detached(self) -> Forward:
         """Without the logits, and the graph that a backward needs."""
         return replace(self, states=self.states.detached(), logits=self.logits.new_empty(0))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a step saw and computed: all that extensions may look at.
+
+    Attributes:
+        ids: (B, T) input ids, as read from the batch (before `token_noise`).
+        targets: (B, T) next ids, IGNORE where nothing is to be predicted.
+        mask: (B, T) bool, False on padding.
+        document_ids: (B, T), -1 on padding.
+        states: last state (B, T, D) and those of `Extension.layers`.
+        logits: (B, T, V).
+        forward: all that the backbone gave, see `Backbone.run_batch`; None: states and logits alone.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    mask: Tensor
+    document_ids: Tensor
+    states: HiddenStates
+    logits: Tensor
+    forward: Forward | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, forward: Forward) -> Outputs:
+        """What the backbone gave for a batch."""
+        known = batch.input_ids, batch.targets, batch.attention_mask, batch.document_ids
+        return cls(*known, forward.states, forward.logits, forward)
+
+    @property
+    def plain_states(self) -> HiddenStates:
+        """The states before memory reads are added."""
+        return self.states if self.forward is None else self.forward.plain_states
+
+    def detached(self) -> Outputs:
+        """What `learn` may look at: all but the logits, without the graph that a backward needs."""
+        forward = None if self.forward is None else self.forward.detached()
+        return replace(self, states=self.states.detached(), logits=self.logits.new_empty(0), forward=forward)
 
 
 class Cache(Protocol):
@@ -215,8 +255,8 @@ class Backbone(nn.Module, ABC):
         """(B, T) ids of whole texts, padded on the right, -> (B, T, V) without memory reads."""
         return self.logits(self.states(ids).last)
 
-    def run_batch(self, ids: Tensor, batch: Mapping[str, Tensor], *, layers: Sequence[int] = ()) -> Forward:
-        """A batch of `TextDataModule`, memory reads included.
+    def run_batch(self, ids: Tensor, batch: Batch, *, layers: Sequence[int] = ()) -> Forward:
+        """A batch, memory reads included.
 
         Args:
             ids: (B, T) the batch's own, or those with noise.

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_app.errors import InputError
-from lightning_app.models.attention import Kernel, KVCache, attend, visible
+from lightning_app.models.attention import Dropout, Kernel, KVCache, attend, visible
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
-from lightning_app.models.dropout import Dropout
 
 
 def rotary_tables(head_size: int, length: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:

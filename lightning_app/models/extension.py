@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_app.models.backbone import Backbone, Forward, HiddenStates
+from lightning_app.models.backbone import Backbone
+from lightning_app.models.backbone import Outputs as Outputs
 from lightning_app.models.registry import find_class
 from lightning_app.models.stored import Draw, Stored
 from lightning_app.models.weighing import Over, Terms
@@ -21,45 +21,6 @@ from lightning_app.models.weighing import Over, Terms
 if TYPE_CHECKING:
     from lightning_app.data.datamodule import TextDataModule
     from lightning_app.data.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a step saw and computed: all that extensions may look at.
-
-    Attributes:
-        ids: (B, T) input ids, as read from the batch (before `token_noise`).
-        targets: (B, T) next ids, IGNORE where nothing is to be predicted.
-        mask: (B, T) bool, False on padding.
-        document_ids: (B, T), -1 on padding.
-        states: last state (B, T, D) and those of `Extension.layers`.
-        logits: (B, T, V).
-        forward: all that the backbone gave, see `Backbone.run_batch`; None: states and logits alone.
-    """
-
-    ids: Tensor
-    targets: Tensor
-    mask: Tensor
-    document_ids: Tensor
-    states: HiddenStates
-    logits: Tensor
-    forward: Forward | None = None
-
-    @classmethod
-    def of(cls, batch: Mapping[str, Tensor], forward: Forward) -> Outputs:
-        """What the backbone gave for a batch of `TextDataModule`."""
-        ids, documents = batch["input_ids"], batch["document_ids"]
-        return cls(ids, batch["targets"], batch["attention_mask"], documents, forward.states, forward.logits, forward)
-
-    @property
-    def plain_states(self) -> HiddenStates:
-        """The states before memory reads are added."""
-        return self.states if self.forward is None else self.forward.plain_states
-
-    def detached(self) -> Outputs:
-        """What `learn` may look at: all but the logits, without the graph that a backward needs."""
-        forward = None if self.forward is None else self.forward.detached()
-        return replace(self, states=self.states.detached(), logits=self.logits.new_empty(0), forward=forward)
 
 
 class Extension(nn.Module):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
+from lightning_app.data.batch import IGNORE as IGNORE
+
 CHUNK = 2**20  # logits that are worked on at once: 4 MiB in fp32
 
 

@@ -68,7 +68,7 @@ class Cycle:
         return self.progress.at.cycle
 
     def _pruner(self) -> Pruner:
-        ids, module = self.stages.sample.batches[0]["input_ids"][:2], self.module
+        ids, module = self.stages.sample.batches[0].input_ids[:2], self.module
         return Pruner(
             self.trainer,
             module,

@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.kinds import AttentionHeads
 from lightning_app.plasticity.scores import by_relative_depth, seed_score
 from lightning_app.plasticity.units import Units
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def gate_gradients(units: Units, sample: Sample, *, open_masks: bool = False) ->
     _need_gradients("the gradient at the gates")
     found = []
     for batch in sample.batches:
-        with units.gates(rows=len(batch["input_ids"]), open_masks=open_masks) as leaves:
+        with units.gates(rows=len(batch.input_ids), open_masks=open_masks) as leaves:
             gradients = torch.autograd.grad(sample.loss(batch).sum(), leaves, materialize_grads=True)
             found.append(units.from_leaves(gradients))
     return torch.cat(found)
@@ -124,7 +123,7 @@ class TaylorImportance(Importance):
     """
 
     def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
-        gradients, length = gate_gradients(units, sample), sample.batches[0]["input_ids"].shape[1]
+        gradients, length = gate_gradients(units, sample), sample.batches[0].input_ids.shape[1]
         return _of_present(length * gradients.square().mean(0) / 2 - gradients.mean(0), units)
 
 
@@ -185,7 +184,7 @@ class EntropyImportance(Importance):
 def mean_entropy(units: Units, sample: Sample, *, rows: int = 16) -> Tensor:
     """(L, H) nats over the sample."""
     assert isinstance(units, AttentionHeads)
-    return torch.stack([units.entropy(b["input_ids"], rows=rows, seed=i) for i, b in enumerate(sample.batches)]).mean(0)
+    return torch.stack([units.entropy(b.input_ids, rows=rows, seed=i) for i, b in enumerate(sample.batches)]).mean(0)
 
 
 class SeedImportance(Importance):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import read_documents
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.token_cache import prepare_tokens
@@ -21,7 +22,7 @@ from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.importance import Importance, Sample, measured
 from lightning_app.plasticity.scores import combine
 from lightning_app.plasticity.units import Units
-from lightning_app.training.module import Batch, LanguageModule
+from lightning_app.training.module import LanguageModule
 
 LATENCY_WARMUP, LATENCY_ROUNDS = 3, 10
 
@@ -31,7 +32,7 @@ def sample_of(module: LanguageModule, dataset: TokenDataset, *, batches: int, ba
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
     made = [dataset.__getitems__(row) for row in rows if row]
-    on_device = [{name: x.to(module.device) for name, x in batch.items()} for batch in made]
+    on_device = [batch.to(module.device) for batch in made]
 
     def loss(batch: Batch) -> Tensor:
         with torch.compiler.set_stance("force_eager"):  # gates come and go: each time it would be compiled anew
@@ -96,7 +97,7 @@ def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
     """Parameters, bytes, FLOPs of a training step per token, and the shortest measured time of a forward of one batch:
     whatever else a machine does makes some of them longer, and none shorter."""
     parameters = list(module.backbone.parameters())
-    ids = sample.batches[0]["input_ids"]
+    ids = sample.batches[0].input_ids
     times = []
     with torch.no_grad(), evaluated(module):
         for _ in range(LATENCY_WARMUP + LATENCY_ROUNDS):

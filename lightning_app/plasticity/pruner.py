@@ -14,13 +14,13 @@ from torch import Tensor
 from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
 from lightning_app.models.modes import evaluated, full_precision
-from lightning_app.models.ranks import gathered, several_ranks, world_size
 from lightning_app.plasticity import checks as proof
 from lightning_app.plasticity.importance import Sample, gate_gradients
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.pruning import as_mask, most_missed
 from lightning_app.plasticity.surgery import state_like
+from lightning_app.training.distributed import gathered, several_ranks, world_size
 from lightning_app.training.lightning_internals.strategies import wrap_again
 from lightning_app.training.module import LanguageModule
 

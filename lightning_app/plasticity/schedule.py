@@ -10,7 +10,6 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.errors import InputError
-from lightning_app.models.ranks import gathered
 from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.learning_rates import FinetuningRates
@@ -25,6 +24,7 @@ from lightning_app.plasticity.stages import Stages, summary
 from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
+from lightning_app.training.distributed import gathered
 from lightning_app.training.lightning_internals.callbacks import reset_early_stopping
 from lightning_app.training.module import LanguageModule
 

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.seen_text import SeenText
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.models.backbone import GENERATED
 from lightning_app.models.extension import Outputs
-from lightning_app.models.losses import IGNORE, token_nll
+from lightning_app.models.losses import token_nll
 from lightning_app.models.modes import evaluated
 from lightning_app.plugins import here, load
-from lightning_app.training.module import Batch, LanguageModule
+from lightning_app.training.module import LanguageModule
 
 LONGEST = 1024  # tokens, of a model without a limit of its own
 POSITIONS, ENTRIES = 32, 4
@@ -43,9 +42,9 @@ def explain(
     """
     ids = _context(module, tokenizer, text)
     seen = SeenText(ids, _pieces(tokenizer, ids), tokenizer)
-    length = -(-len(ids) // module.backbone.segment) * module.backbone.segment
+    batch = Batch.of_texts(torch.tensor([ids], device=module.device)).padded(module.backbone.segment)
     with evaluated(module), module.backbone.outside_session():
-        outputs = module.outputs(_batch(ids, length=length, device=module.device))
+        outputs = module.outputs(batch)
         found: dict[str, Any] = {"tokens": seen.tokens, "surprise": _surprise(outputs, len(ids))}
         for idea in here():
             if idea.explain:
@@ -75,20 +74,6 @@ def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     decoder = tokenizer.stream_decoder()
     each = [decoder(token) for token in ids]
     return [*each[:-1], each[-1] + decoder.flush()]
-
-
-def _batch(ids: Sequence[int], *, length: int, device: torch.device) -> Batch:
-    """One row, padded on the right, of a document that nobody has stored."""
-    row, missing = torch.tensor([ids], device=device), (0, length - len(ids))
-    places = torch.arange(len(ids), device=device)[None]
-    return {
-        "input_ids": pad(row, missing),
-        "targets": pad(row[:, 1:], (0, 1 + missing[1]), value=IGNORE),
-        "attention_mask": pad(torch.ones_like(row, dtype=torch.bool), missing),
-        "document_ids": pad(torch.zeros_like(row), missing, value=-1),
-        "document_keys": pad(torch.full_like(row, GENERATED), missing, value=-1),
-        "positions": pad(places, missing, value=-1),
-    }
 
 
 def _surprise(outputs: Outputs, n: int) -> list[float | None]:

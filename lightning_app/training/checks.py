@@ -1,20 +1,15 @@
-"""What is looked at before and in a fit, and refused or warned of in one line."""
+"""What is looked at before a fit, and refused or warned of in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 
-NOT_FINITE = (
-    "lower the learning rate, clip gradients (trainer.gradient_clip_val) or use a wider precision; "
-    "the checkpoints on disk are from before"
-)
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -50,25 +45,3 @@ def warn_if_it_can_only_memorise(module: nn.Module, data: TextDataModule) -> Non
             f"{parameters:,} parameters for {tokens:,} training tokens: a model more than {PARAMETERS_PER_TOKEN} "
             "times larger than its text mostly learns it by heart; use more text or a smaller model"
         )
-
-
-def check_loss(loss: Tensor, *, step: int, log_every_n_steps: int) -> None:
-    """On an accelerator reading the loss waits for the device, so there it is looked at when it is logged.
-
-    Raises:
-        InputError: it is not finite.
-    """
-    if loss.device.type != "cpu" and (step + 1) % max(1, log_every_n_steps):
-        return
-    if not torch.isfinite(loss):
-        raise InputError(f"the loss is {loss.item()} at step {step}: {NOT_FINITE}")
-
-
-def check_validation(ce: Tensor, *, step: int) -> None:
-    """Before a checkpoint is written.
-
-    Raises:
-        InputError: the cross-entropy is not finite.
-    """
-    if not torch.isfinite(ce):
-        raise InputError(f"val/ce is {ce.item()} after step {step}: {NOT_FINITE}")

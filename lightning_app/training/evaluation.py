@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.models.losses import IGNORE, token_nll
@@ -42,12 +43,12 @@ class Evaluation:
     def to(self, device: torch.device) -> None:
         self.token_bytes = None if self.token_bytes is None else self.token_bytes.to(device)
 
-    def update(self, measures: LanguageMeasures, logits: Tensor, batch: dict[str, Tensor]) -> None:
+    def update(self, measures: LanguageMeasures, logits: Tensor, batch: Batch) -> None:
         """Add a batch, with its (B, T, V) logits."""
         passages = None
         if self._passages is not None:
-            passages = self._passages.of_targets(batch["document_ids"], batch["positions"])
-        measures.update(logits, batch["targets"], self.token_bytes, passages)
+            passages = self._passages.of_targets(batch.document_ids, batch.positions)
+        measures.update(logits, batch.targets, self.token_bytes, passages)
 
     def end(self, measures: LanguageMeasures) -> dict[str, Tensor]:
         """What was measured, by name; the sums of passages are kept apart."""

@@ -14,16 +14,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_app.data.accumulation import accumulated
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone
-from lightning_app.models.extension import Extension, Outputs, grouped
+from lightning_app.models.backbone import Backbone, Outputs
+from lightning_app.models.extension import Extension, grouped
 from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy
 from lightning_app.models.model_copy import cores
-from lightning_app.models.ranks import several_ranks
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored
 from lightning_app.models.weighing import COUNTED, Over, Terms, Window
@@ -31,23 +31,28 @@ from lightning_app.training import checkpoint as checkpoints
 from lightning_app.training import optim
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checks import (
-    check_loss,
     check_sizes,
-    check_validation,
     say_what_is_frozen,
     warn_if_it_can_only_memorise,
 )
+from lightning_app.training.distributed import several_ranks, shard
 from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
+from lightning_app.training.lightning_internals.plugins import let_batches_pass
 from lightning_app.training.lightning_internals.strategies import do_not_send
-from lightning_app.training.losses import joined, of_all_ranks, of_step, weighted_sum
+from lightning_app.training.losses import (
+    check_loss,
+    check_validation,
+    joined,
+    next_window,
+    of_all_ranks,
+    of_step,
+    weighted_sum,
+)
 from lightning_app.training.measures import LanguageMeasures
 from lightning_app.training.schedulers import WarmupCosine, step_on_plateau
-from lightning_app.training.sharding import shard
 from lightning_app.training.spikes import SpikeGuard
-from lightning_app.training.step_window import next_window
 
-Batch = dict[str, Tensor]
 SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
 
 
@@ -123,8 +128,8 @@ class LanguageModule(L.LightningModule, ABC):
     # What is computed
 
     def outputs(self, batch: Batch) -> Outputs:
-        """Run the model on a batch of `TextDataModule`. No mask is needed: padding stands on the right."""
-        ids = batch["input_ids"]
+        """Run the model on a batch. No mask is needed: padding stands on the right."""
+        ids = batch.input_ids
         layers = sorted({layer for extension in self.extensions for layer in extension.layers})
         forward = self.backbone.run_batch(self._add_noise(ids) if self.training else ids, batch, layers=layers)
         return Outputs.of(batch, forward)
@@ -365,6 +370,7 @@ class LanguageModule(L.LightningModule, ABC):
             if stage == "fit":
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
+        let_batches_pass(self.trainer.precision_plugin)
         do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lightning_app.data.accumulation import steps_in
 from lightning_app.errors import InputError
+from lightning_app.training.distributed import whole
 from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config
-from lightning_app.training.sharding import whole
 
 Named = Sequence[tuple[str, nn.Parameter]]
 

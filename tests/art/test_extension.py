@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.art.network import SPAN
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
@@ -26,8 +28,7 @@ from lightning_app.memory.readers import AttentionReader, KNNReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs
 from lightning_app.models.losses import IGNORE
-from lightning_app.training.callbacks.exact_resume import ExactResume
-from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
@@ -52,14 +53,8 @@ def art_of(module: LanguageModule) -> ARTRegularizer:
     return art
 
 
-def batch(rows: int = 4, T: int = 16, seed: int = 0) -> dict[str, Tensor]:
-    ids = torch.randint(250, (rows, T), generator=torch.Generator().manual_seed(seed))
-    return {
-        "input_ids": ids,
-        "targets": ids.roll(-1, 1).index_fill(1, torch.tensor([T - 1]), IGNORE),
-        "attention_mask": torch.ones_like(ids, dtype=torch.bool),
-        "document_ids": torch.arange(rows)[:, None].expand(rows, T),
-    }
+def batch(rows: int = 4, T: int = 16, seed: int = 0) -> Batch:
+    return Batch.of_texts(torch.randint(250, (rows, T), generator=torch.Generator().manual_seed(seed)))
 
 
 def digest(module: torch.nn.Module) -> str:
@@ -144,13 +139,13 @@ def test_what_stands_on_padding_changes_neither_loss_nor_categories(pooling: Any
     module = art_gpt2(pooling=pooling, novelty=novelty)
     art = art_of(module)
     seen = batch()
-    seen["attention_mask"][1, 9:] = False
-    seen["attention_mask"][3, 4:] = False
+    seen.attention_mask[1, 9:] = False
+    seen.attention_mask[3, 4:] = False
     first = module.outputs(batch(seed=1)).detached()
     art.learn(first)
     found = []
     for filled in (0, 77):
-        padded = {**seen, "input_ids": seen["input_ids"].masked_fill(~seen["attention_mask"], filled)}
+        padded = replace(seen, input_ids=seen.input_ids.masked_fill(~seen.attention_mask, filled))
         twin = copy.deepcopy(module)
         with torch.no_grad():
             outputs = twin.outputs(padded)
@@ -195,7 +190,7 @@ def test_only_rows_with_something_novel_are_run_through_the_averaged_model():
     module = art_gpt2(pooling="token", novelty="drift")
     art, seen = art_of(module), batch()
     outputs = module.outputs(seen)
-    some = {name: x[:2] for name, x in seen.items()}
+    some = seen.each(lambda x: x[:2])
     art.art.merge_at = 1.0
     art.learn(module.outputs(some).detached())
     art.after_step()
@@ -222,8 +217,8 @@ def rehearsing(**options: Any) -> tuple[ARTGPT2, Outputs]:
     """One that has learned a batch with texts of 16, 16, 9 and 4 tokens, and is no more what it was."""
     module = art_gpt2(**{"rehearsal": 0.5, "novelty": "margin", "rehearsed_texts": 6, **options})
     seen = batch()
-    seen["attention_mask"][2, 9:] = False
-    seen["attention_mask"][3, 4:] = False
+    seen.attention_mask[2, 9:] = False
+    seen.attention_mask[3, 4:] = False
     outputs = module.train().outputs(seen)
     art_of(module).learn(outputs.detached())
     with torch.no_grad():
@@ -350,9 +345,9 @@ def test_the_text_of_a_category_is_what_was_pooled(pooling: Any, first: int | No
     """The first tokens where the whole is pooled, else the last ones up to the token; SPAN of 40 are kept."""
     module = ARTGPT2(decoder(block_size=40), ARTRegularizer(pooling=pooling, vigilance=1.0, merge_at=1.0))
     seen = batch(rows=2, T=40)
-    seen["attention_mask"][1, 5:] = False
+    seen.attention_mask[1, 5:] = False
     art_of(module).learn(module.outputs(seen).detached())
-    art, ids = art_of(module).art, seen["input_ids"]
+    art, ids = art_of(module).art, seen.input_ids
     if first is None:
         assert len(art) == 45
         assert art.texts[3, 0].tolist() == [*ids[0, :4].tolist(), *[-1] * (SPAN - 4)]
@@ -428,7 +423,7 @@ def test_a_text_without_category_or_tokens_is_of_none():
     assert said["art_similarity"].tolist() == [-1.0] * 4
     assert said["art_novel"].tolist() == [True] * 4
     art_of(module).learn(module.outputs(seen).detached())
-    seen["attention_mask"][2] = False
+    seen.attention_mask[2] = False
     said = module._described(module.outputs(seen))
     assert said["art_category"].tolist()[2] == -1
     assert said["art_novel"].tolist()[2] is False
@@ -540,7 +535,7 @@ def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, optio
     module = VardaGPT(decoder(), [AttentionReader(memory_size=100)], 8, regularizers=[art])
     fit(module, max_steps=3)
     assert len(art.art) > 1
-    seen = batch() | {"document_keys": torch.zeros(4, 16, dtype=torch.int64), "positions": torch.arange(64).view(4, 16)}
+    seen = replace(batch(), positions=torch.arange(64).view(4, 16))
     outputs = module.eval().outputs(seen)
     embeddings, ends = art.embeddings(outputs)
     assert not torch.allclose(outputs.states.last, outputs.plain_states.last, atol=1e-4)
@@ -560,10 +555,9 @@ def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segmen
         trainer_with(max_steps=3).fit(module, datamodule=data)
     vectors = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
     module.backbone.readers[0].bank.shared.add(vectors, Payload(tokens=torch.arange(9)))
-    model, ids = module.eval().backbone, batch(T=6)["input_ids"]
+    model, ids = module.eval().backbone, batch(T=6).input_ids
     assert not torch.allclose(model(ids), model.text_logits(ids))
-    where = {"document_keys": torch.zeros(4, 12, dtype=torch.int64), "positions": torch.arange(48).view(4, 12)}
-    outputs = module.train().outputs(batch(T=12) | where)
+    outputs = module.train().outputs(replace(batch(T=12), positions=torch.arange(48).view(4, 12)))
     assert module.loss_terms(outputs)["art_rehearsal"][1].item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         module.backbone.backbone.lm_head.weight.mul_(3.0)

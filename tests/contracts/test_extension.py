@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.data.tokenizers import load_tokenizer
@@ -29,7 +30,7 @@ from lightning_app.models.weighing import COUNTED
 from lightning_app.serving.explain import explain
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import ArticleGPT, CausalLM
-from lightning_app.training.module import Batch, LanguageModule
+from lightning_app.training.module import LanguageModule
 from tests.advice import SHORT, advised
 
 IDS = torch.arange(60, 76)[None]

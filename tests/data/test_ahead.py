@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_app.data.ahead import Ahead, LooksAhead
-from lightning_app.data.loader import ResumableLoader
+from lightning_app.data.loader import Ahead, LooksAhead, ResumableLoader
 from lightning_app.data.stream_loader import Anchor, StreamLoader
 
 

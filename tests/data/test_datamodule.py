@@ -75,12 +75,12 @@ def test_batches_of_every_stage(make, folder):
     data = make(val=Source(str(folder / "val.txt")), dataloader=Dataloader(batch_size=2))
     data.prepare_data()
     data.setup("fit")
-    assert [batch["input_ids"].shape for batch in data.val_dataloader()] == [(2, 8)]
+    assert [batch.input_ids.shape for batch in data.val_dataloader()] == [(2, 8)]
     (batch,) = data.predict_dataloader()  # stands in: val
-    assert batch["input_ids"].tolist() == [list(b"abcdefgh"), list(b"ijklmnop")]
-    assert batch["targets"].tolist() == [list(b"bcdefghi"), [*b"jklmnop", 256]]
+    assert batch.input_ids.tolist() == [list(b"abcdefgh"), list(b"ijklmnop")]
+    assert batch.targets.tolist() == [list(b"bcdefghi"), [*b"jklmnop", 256]]
     loader = data.train_dataloader()
-    first, second = ([batch["input_ids"] for batch in loader] for _ in range(2))
+    first, second = ([batch.input_ids for batch in loader] for _ in range(2))
     assert len(first) == len(loader) == data.batches_per_epoch() > 10
     assert sorted(torch.cat(first).tolist()) == sorted(torch.cat(second).tolist())
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
@@ -91,22 +91,18 @@ def test_streams_continue_from_batch_to_batch(make):
     batches = list(data.train_dataloader())
     assert len(batches) > 5
     for before, after in itertools.pairwise(batches):
-        alive = len(after["input_ids"])  # rows vanish at the end only
-        assert torch.equal(before["targets"][:alive, -1], after["input_ids"][:, 0])
+        alive = len(after.input_ids)  # rows vanish at the end only
+        assert torch.equal(before.targets[:alive, -1], after.input_ids[:, 0])
 
 
 def test_shift_is_for_training_and_follows_the_epoch(make, folder):
     data = make(shift=True, val=Source(str(folder / "val.txt")), dataloader={"shuffle": False, "batch_size": 1})
     loader = data.train_dataloader()
-    firsts = [next(iter(loader))["input_ids"].tolist() for _ in range(6)]
+    firsts = [next(iter(loader)).input_ids.tolist() for _ in range(6)]
     assert len({str(row) for row in firsts}) > 1
-    assert next(iter(data.val_dataloader()))["input_ids"].tolist() == [list(b"abcdefgh")]
-    assert (
-        next(iter(make(shift=True, dataloader={"shuffle": False, "batch_size": 1}).train_dataloader()))[
-            "input_ids"
-        ].tolist()
-        == firsts[0]
-    )
+    assert next(iter(data.val_dataloader())).input_ids.tolist() == [list(b"abcdefgh")]
+    again = make(shift=True, dataloader={"shuffle": False, "batch_size": 1}).train_dataloader()
+    assert next(iter(again)).input_ids.tolist() == firsts[0]
 
 
 def test_drop_last_counts_for_training_only(make, folder):
@@ -120,7 +116,7 @@ def test_ranks_share_the_windows(make, folder):
     for rank in range(2):
         data = make(val={"path": str(folder / "val.txt")}, dataloader={"batch_size": 1})
         data.trainer = type("Attached", (), {"global_rank": rank, "world_size": 2, "strategy": None})()
-        seen.append([bytes(batch["input_ids"][0].tolist()) for batch in data.val_dataloader()])
+        seen.append([bytes(batch.input_ids[0].tolist()) for batch in data.val_dataloader()])
     assert seen == [[b"abcdefgh"], [b"ijklmnop"]]
 
 
@@ -272,11 +268,11 @@ class Sum(L.LightningModule):
         self.seen = {"train": 0, "val": 0}
 
     def training_step(self, batch):
-        self.seen["train"] += len(batch["input_ids"])
-        return self.weight * batch["targets"].float().mean()
+        self.seen["train"] += len(batch.input_ids)
+        return self.weight * batch.targets.float().mean()
 
     def validation_step(self, batch):
-        self.seen["val"] += len(batch["input_ids"])
+        self.seen["val"] += len(batch.input_ids)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -337,6 +333,6 @@ def test_overfitting_sees_the_same_batches_in_each_epoch(make):
     data.trainer = L.Trainer(accelerator="cpu", overfit_batches=3, logger=False, enable_checkpointing=False)
     data.setup("fit")
     loader = data.train_dataloader()
-    epochs = [[batch["input_ids"] for batch in itertools.islice(loader, 3)] for _ in range(2)]
+    epochs = [[batch.input_ids for batch in itertools.islice(loader, 3)] for _ in range(2)]
     assert all(torch.equal(one, two) for one, two in zip(*epochs, strict=True))
-    assert torch.equal(epochs[0][0], data.dataset("train").__getitems__([0, 1])["input_ids"])
+    assert torch.equal(epochs[0][0], data.dataset("train").__getitems__([0, 1]).input_ids)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HTTPError
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_app.data import hub
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import read_documents
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
@@ -50,13 +51,13 @@ def make(folder):
     return make
 
 
-def first(stream: TokenStream, n: int, *, share: int = 0, shares: int = 1) -> list[dict[str, torch.Tensor]]:
+def first(stream: TokenStream, n: int, *, share: int = 0, shares: int = 1) -> list[Batch]:
     found = stream.batches(share, shares, None)
     return [next(found)[0] for _ in range(n)]
 
 
 def equal(ours, theirs) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return all(map(torch.equal, vars(ours).values(), vars(theirs).values()))
 
 
 @pytest.mark.parametrize("respect", [False, True])
@@ -67,7 +68,7 @@ def test_windows_are_those_of_the_text_on_disk(make, folder, tmp_path, respect):
     assert n > 20
     for i, batch in enumerate(first(make(shuffle=False, respect_documents=respect), n)):
         assert equal(batch, windows.__getitems__([i * BATCH + row for row in range(BATCH)]))
-    assert batch["input_ids"].is_contiguous()
+    assert batch.input_ids.is_contiguous()
 
 
 def test_shuffling_keeps_every_window_of_a_buffer_and_follows_the_seed(make):
@@ -75,7 +76,7 @@ def test_shuffling_keeps_every_window_of_a_buffer_and_follows_the_seed(make):
     plain, shuffled = first(make(shuffle=False), 3 * rounds), first(make(), 3 * rounds)
     for start in range(0, 3 * rounds, rounds):
         rows = [
-            sorted(row.tolist() for batch in batches[start : start + rounds] for row in batch["input_ids"])
+            sorted(row.tolist() for batch in batches[start : start + rounds] for row in batch.input_ids)
             for batches in (plain, shuffled)
         ]
         assert rows[0] == rows[1]
@@ -95,11 +96,11 @@ def test_drawing_leaves_the_global_generators_alone(make):
 def test_streams_continue_from_batch_to_batch(make):
     batches = first(make(order="streams"), 30)
     for before, after in itertools.pairwise(batches):
-        assert torch.equal(before["targets"][:, -1], after["input_ids"][:, 0])
-        same = before["document_ids"][:, -1] == after["document_ids"][:, 0]
-        assert torch.equal(after["positions"][same, 0], before["positions"][same, -1] + 1)
-        assert (after["positions"][~same, 0] == 0).all()
-    rows = [set(torch.cat([batch["document_ids"][i] for batch in batches]).tolist()) for i in range(BATCH)]
+        assert torch.equal(before.targets[:, -1], after.input_ids[:, 0])
+        same = before.document_ids[:, -1] == after.document_ids[:, 0]
+        assert torch.equal(after.positions[same, 0], before.positions[same, -1] + 1)
+        assert (after.positions[~same, 0] == 0).all()
+    rows = [set(torch.cat([batch.document_ids[i] for batch in batches]).tolist()) for i in range(BATCH)]
     assert len(set.union(*rows)) == sum(map(len, rows))
 
 
@@ -129,7 +130,7 @@ def loader(make, *, workers: int = 0, **options) -> StreamLoader:
     return StreamLoader(make(**options), num_workers=workers, **ranks)
 
 
-def take(loader: StreamLoader, n: int) -> list[dict[str, torch.Tensor]]:
+def take(loader: StreamLoader, n: int) -> list[Batch]:
     batches = iter(loader)
     return [next(batches) for _ in range(n)]
 
@@ -267,7 +268,7 @@ def test_the_data_module_streams(folder, tmp_path, monkeypatch):
     data.setup("fit")
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1  # that of val
     batches = data.train_dataloader()
-    assert next(iter(batches))["input_ids"].shape == (8, 8)
+    assert next(iter(batches)).input_ids.shape == (8, 8)
     with pytest.raises(TypeError):
         len(batches)
     assert [row.split for row in data.counts()] == ["val"]

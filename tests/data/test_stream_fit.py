@@ -41,7 +41,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     step = LanguageModule.training_step
 
     def noting(self: LanguageModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        found.append(batch["input_ids"].clone())
+        found.append(batch.input_ids.clone())
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LanguageModule, "training_step", noting)

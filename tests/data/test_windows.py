@@ -29,7 +29,7 @@ def make(tmp_path):
 
 
 def rows(dataset, name):
-    return dataset.__getitems__(list(range(len(dataset))))[name].tolist()
+    return vars(dataset.__getitems__(list(range(len(dataset)))))[name].tolist()
 
 
 def targets_at(dataset):
@@ -37,11 +37,11 @@ def targets_at(dataset):
     batch = dataset.__getitems__(list(range(len(dataset))))
     ids = dataset.tokens.ids.tolist()
     found = []
-    for i, row in enumerate(batch["targets"].tolist()):
+    for i, row in enumerate(batch.targets.tolist()):
         for t, target in enumerate(row):
             if target != X:
                 position = (int(dataset._starts[i]) + t + getattr(dataset, "offset", 0)) % len(ids)
-                assert batch["input_ids"][i, t] == ids[position]
+                assert batch.input_ids[i, t] == ids[position]
                 assert target == ids[position + 1]
                 found.append(position + 1)
     assert len(found) == len(set(found))
@@ -51,9 +51,9 @@ def targets_at(dataset):
 def test_a_batch_by_hand(make):
     windows = TokenWindows(make("abcde", "fg"), 5)
     batch = windows.__getitems__([1, 0])
-    first, second = batch["document_keys"][0, :2].tolist()
+    first, second = batch.document_keys[0, :2].tolist()
     assert 0 < first != second > 0
-    assert {name: value.tolist() for name, value in batch.items()} == {
+    assert {name: value.tolist() for name, value in vars(batch).items()} == {
         "input_ids": [[E, 102, 103, E, E], [97, 98, 99, 100, 101]],
         "targets": [[102, 103, E, X, X], [98, 99, 100, 101, E]],
         "attention_mask": [[True, True, True, True, False], [True] * 5],
@@ -61,7 +61,7 @@ def test_a_batch_by_hand(make):
         "document_keys": [[first, second, second, second, -1], [first] * 5],
         "positions": [[5, 0, 1, 2, -1], [0, 1, 2, 3, 4]],
     }
-    dtypes = [value.dtype for value in batch.values()]
+    dtypes = [value.dtype for value in vars(batch).values()]
     assert dtypes == [torch.int64, torch.int64, torch.bool, torch.int64, torch.int64, torch.int64]
 
 
@@ -197,8 +197,8 @@ def test_torch_loaders_fetch_batches_whole(make):
     windows = TokenWindows(make("abcdefghijklmnop"), 4)
     loader = DataLoader(windows, batch_size=3, collate_fn=lambda batch: batch)
     batches = list(loader)
-    assert [batch["input_ids"].shape for batch in batches] == [(3, 4), (1, 4)]
-    assert torch.equal(windows[3]["targets"], batches[1]["targets"][0])
+    assert [batch.input_ids.shape for batch in batches] == [(3, 4), (1, 4)]
+    assert torch.equal(windows[3].targets, batches[1].targets[0])
     with pytest.raises(IndexError):
         windows[4]
 
@@ -207,5 +207,5 @@ def test_samples_do_not_share_memory_with_the_file(make):
     windows = TokenWindows(make("abcdefgh"), 4)
     before = np.array(windows.tokens.ids)
     batch = windows.__getitems__([0])
-    batch["input_ids"].fill_(0)
+    batch.input_ids.fill_(0)
     assert np.array_equal(windows.tokens.ids, before)

@@ -26,8 +26,7 @@ from lightning_app.models.extension import Outputs, Regularizer
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe
-from lightning_app.training.callbacks.exact_resume import ExactResume
-from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
 from lightning_app.training.checkpoint import Checkpoint, load_module
 from lightning_app.training.compositions import CausalLM
 from lightning_app.training.module import LanguageModule

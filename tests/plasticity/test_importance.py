@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
@@ -51,8 +53,8 @@ def sample_of(model: Backbone, *, batches: int = 2, rows: int = 3) -> Sample:
     with torch.no_grad():
         for _ in range(batches):
             ids = torch.randint(31, (rows, 12), generator=generator)
-            made.append({"input_ids": ids, "targets": model(ids).argmax(-1)})
-    return Sample(made, lambda batch: token_nll(model(batch["input_ids"]), batch["targets"]).mean(-1))
+            made.append(replace(Batch.of_texts(ids), targets=model(ids).argmax(-1)))
+    return Sample(made, lambda batch: token_nll(model(batch.input_ids), batch.targets).mean(-1))
 
 
 @pytest.fixture
@@ -248,7 +250,7 @@ def test_leave_one_out_is_the_loss_of_a_masked_model(model: Backbone, units: Uni
 
 def test_taylor_is_minus_g_plus_half_h(model: Backbone, units: Units):
     sample = sample_of(model)
-    gradients, length = gate_gradients(units, sample), sample.batches[0]["input_ids"].shape[1]
+    gradients, length = gate_gradients(units, sample), sample.batches[0].input_ids.shape[1]
     expected = -gradients.mean(0) + 0.5 * length * (gradients**2).mean(0)
     torch.testing.assert_close(measured(TaylorImportance(), units, sample, keep=4), expected, rtol=1e-12, atol=0)
 
@@ -301,8 +303,8 @@ def test_gradients_are_finite_differences(build: Build, family: str, kind: str):
     units = units_of(model, kind)  # type: ignore[arg-type]
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        logits = model(batch["input_ids"])
-        return nn.functional.cross_entropy(logits.mT, batch["targets"], reduction="none").mean(-1)
+        logits = model(batch.input_ids)
+        return nn.functional.cross_entropy(logits.mT, batch.targets, reduction="none").mean(-1)
 
     sample = Sample(sample_of(model, batches=1, rows=2).batches, loss)
     found = gate_gradients(units, sample)
@@ -326,7 +328,7 @@ def test_gradients_of_each_sequence_are_those_of_it_alone(model: Backbone, units
     sample = sample_of(model)
     together = gate_gradients(units, sample)
     assert together.shape == (6, 2, 4)
-    rows = [{name: x[r : r + 1] for name, x in b.items()} for b in sample.batches for r in range(3)]
+    rows = [b.each(lambda x, r=r: x[r : r + 1]) for b in sample.batches for r in range(3)]
     alone = torch.cat([gate_gradients(units, Sample([row], sample.loss)) for row in rows])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-6)
     found = measured(GradientImportance(), units, sample, keep=4)

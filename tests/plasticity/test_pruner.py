@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor
 
 from lightning_app.art.extension import ARTRegularizer
+from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import cross_entropy, token_nll
@@ -69,8 +70,7 @@ def dead(units: Units, *which: tuple[int, int]) -> Tensor:
 
 
 def sample_of(module: ArticleGPT) -> Sample:
-    batch = {"input_ids": IDS[:, :-1], "targets": IDS[:, 1:]}
-    return Sample([batch], lambda b: token_nll(module(b["input_ids"]), b["targets"]).mean(-1))
+    return Sample([Batch.of(IDS)], lambda b: token_nll(module(b.input_ids), b.targets).mean(-1))
 
 
 def state(module: ArticleGPT, pruner: Pruner) -> Any:

@@ -32,8 +32,7 @@ from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.parts import Part
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.units import Units
-from lightning_app.training.callbacks.exact_resume import ExactResume
-from lightning_app.training.callbacks.random_state import RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
 from lightning_app.training.callbacks.run_log import RunLog, read_log
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.compositions import ArticleGPT, CausalLM

@@ -4,19 +4,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from lightning_app.errors import InputError
 from lightning_app.training.checks import (
-    check_loss,
     check_sizes,
-    check_validation,
     say_what_is_frozen,
     warn_if_it_can_only_memorise,
 )
-
-BAD = [float("nan"), float("inf"), -float("inf")]
 
 
 def test_sizes_that_the_data_contradicts_are_refused_with_both_numbers():
@@ -59,24 +54,3 @@ def text(tokens: int, windows: int, *, streamed: bool = False) -> Any:
 def test_a_model_much_larger_than_its_text_is_told(data: Any, told: bool, recwarn: pytest.WarningsRecorder):
     warn_if_it_can_only_memorise(nn.Linear(100, 10, bias=False), data)
     assert [str(w.message).split(" for ")[0] for w in recwarn] == ["1,000 parameters"] * told
-
-
-@pytest.mark.parametrize("value", BAD)
-def test_a_loss_that_is_not_finite_ends_the_fit(value: float):
-    check_loss(torch.tensor(1.0), step=3, log_every_n_steps=10)
-    with pytest.raises(InputError, match=f"the loss is {value} at step 3: lower the learning rate"):
-        check_loss(torch.tensor(value), step=3, log_every_n_steps=10)
-
-
-def test_on_an_accelerator_it_is_looked_at_when_it_is_logged():
-    loss = torch.empty((), device="meta")  # which cannot be read
-    check_loss(loss, step=3, log_every_n_steps=10)
-    with pytest.raises(RuntimeError):
-        check_loss(loss, step=9, log_every_n_steps=10)
-
-
-@pytest.mark.parametrize("value", BAD)
-def test_a_validation_that_is_not_finite_ends_the_fit(value: float):
-    check_validation(torch.tensor(1.0), step=3)
-    with pytest.raises(InputError, match=f"val/ce is {value} after step 3: lower the learning rate"):
-        check_validation(torch.tensor(value), step=3)

@@ -55,7 +55,7 @@ def test_passages_are_kept_apart_and_all_begins_anew(evaluation: Evaluation, dat
     batch = dataset.__getitems__(list(range(len(dataset))))
     found = []
     for _ in range(2):
-        evaluation.update(measures, torch.zeros(*batch["input_ids"].shape, V), batch)
+        evaluation.update(measures, torch.zeros(*batch.input_ids.shape, V), batch)
         found.append(evaluation.end(measures))
     assert found[0] == found[1]
     assert found[0].keys() == {"ce", "ppl", "acc", "f1", "bpb"}
@@ -65,7 +65,7 @@ def test_passages_are_kept_apart_and_all_begins_anew(evaluation: Evaluation, dat
         return
     assert evaluation.by_passage is not None
     assert evaluation.by_passage.shape == (PASSAGES, 4)
-    assert int(evaluation.by_passage[:, 1].sum()) == int((batch["targets"] != IGNORE).sum())
+    assert int(evaluation.by_passage[:, 1].sum()) == int((batch.targets != IGNORE).sum())
 
 
 def test_means_of_amounts_and_not_of_names():

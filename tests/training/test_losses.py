@@ -8,9 +8,10 @@ from lightning_app.errors import InputError
 from lightning_app.models.losses import IGNORE
 from lightning_app.models.weighing import Window
 from lightning_app.training import losses
-from lightning_app.training.losses import joined, of_all_ranks, of_step, weighted_sum
+from lightning_app.training.losses import check_loss, check_validation, joined, of_all_ranks, of_step, weighted_sum
 
 CPU = torch.device("cpu")
+BAD = [float("nan"), float("inf"), -float("inf")]
 
 
 def number(value: float) -> Tensor:
@@ -63,3 +64,27 @@ def test_batches_of_a_step_count_by_what_they_have():
     assert sum(parts) == pytest.approx((8 * 1 + 4 * 3) / 4 + 0.5 * 3)
     assert so_far == pytest.approx([8 + 0.5 * 2, 5 + 0.5 * 3])
     assert {name: float(mean) for name, mean in step.means.items()} == pytest.approx({"ce": 5.0, "art": 3.0})
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_loss_that_is_not_finite_ends_the_fit(value: float):
+    check_loss(torch.tensor(1.0), step=3, log_every_n_steps=10)
+    with pytest.raises(InputError, match=f"the loss is {value} at step 3: lower the learning rate"):
+        check_loss(torch.tensor(value), step=3, log_every_n_steps=10)
+
+
+def test_on_an_accelerator_it_is_looked_at_when_it_is_logged():
+    loss = torch.empty((), device="meta")  # which cannot be read
+    check_loss(loss, step=3, log_every_n_steps=10)
+    with pytest.raises(RuntimeError):
+        check_loss(loss, step=9, log_every_n_steps=10)
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_validation_that_is_not_finite_ends_the_fit(value: float):
+    check_validation(torch.tensor(1.0), step=3)
+    with pytest.raises(InputError, match=f"val/ce is {value} after step 3: lower the learning rate"):
+        check_validation(torch.tensor(value), step=3)

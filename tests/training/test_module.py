@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
-from lightning_app.models.losses import IGNORE
 from lightning_app.training.checkpoint import start_from
 from lightning_app.training.compositions import ArticleGPT
 from tests.advice import SHORT, advised
@@ -24,14 +24,8 @@ def decoder(**options: Any) -> Decoder:
     return Decoder(**{"vocab_size": 257, "block_size": 16, "embedding_dim": 16, "layers": 2, "heads": 2, **options})
 
 
-def batch() -> dict[str, Tensor]:
-    ids = torch.arange(64).view(4, 16) % 250
-    return {
-        "input_ids": ids,
-        "targets": (ids + 1).index_fill(1, torch.tensor([15]), IGNORE),
-        "attention_mask": torch.ones_like(ids, dtype=torch.bool),
-        "document_ids": torch.zeros_like(ids),
-    }
+def batch() -> Batch:
+    return Batch.of_texts(torch.arange(64).view(4, 16) % 250)
 
 
 class PullToZero(Regularizer):
@@ -57,8 +51,8 @@ class PullToZero(Regularizer):
 def test_cross_entropy_is_that_of_the_next_token():
     module = ArticleGPT(decoder()).eval()
     found = module.loss_terms(module.outputs(batch()))["ce"][1]
-    log_p = module(batch()["input_ids"]).log_softmax(-1)
-    by_hand = -log_p[:, :15].gather(2, batch()["targets"][:, :15, None]).mean()
+    log_p = module(batch().input_ids).log_softmax(-1)
+    by_hand = -log_p[:, :15].gather(2, batch().targets[:, :15, None]).mean()
     assert torch.allclose(found, by_hand, atol=1e-6)
 
 
@@ -71,8 +65,8 @@ def test_token_noise_replaces_that_share_of_the_inputs_in_training_only():
     module.backbone.embed = lambda ids: seen.append(ids) or Decoder.embed(module.backbone, ids)  # type: ignore[method-assign]
     module.train().outputs(batch())
     module.eval().outputs(batch())
-    assert not torch.equal(seen[0], batch()["input_ids"])
-    assert torch.equal(seen[1], batch()["input_ids"])
+    assert not torch.equal(seen[0], batch().input_ids)
+    assert torch.equal(seen[1], batch().input_ids)
     with pytest.raises(InputError, match="token_noise is 1"):
         ArticleGPT(decoder(), token_noise=1.0)
 
@@ -211,7 +205,7 @@ def test_a_checkpoint_rebuilds_the_module_in_plain_types(fit: Fit, tmp_path: Any
     again = ArticleGPT.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
     assert again.token_noise == 0.1
     assert again.backbone.config() == module.backbone.config()
-    ids = batch()["input_ids"]
+    ids = batch().input_ids
     assert torch.equal(again.eval()(ids), module.eval()(ids))
 
 
@@ -220,7 +214,7 @@ def test_a_copy_is_a_module_of_its_own():
     twin = copy.deepcopy(module)
     with torch.no_grad():
         module.backbone.lm_head.weight.zero_()
-    assert twin(batch()["input_ids"]).abs().sum() > 0
+    assert twin(batch().input_ids).abs().sum() > 0
 
 
 @pytest.mark.slow

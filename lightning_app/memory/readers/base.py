@@ -6,19 +6,20 @@ Shapes: B batch, T positions, D width of the backbone, M memory_dim, V vocabular
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_app.data.batch import GENERATED, Batch
 from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
 from lightning_app.memory.readers.bank import MemoryBank, MemoryUpdate, Scope
 from lightning_app.memory.search import Origin
 from lightning_app.memory.store import AssociativeMemory
-from lightning_app.models.backbone import GENERATED, HiddenStates
+from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.extension import Extension
 from lightning_app.models.losses import IGNORE
 
@@ -49,15 +50,15 @@ class TokenContext:
     segments: Tensor
 
     @classmethod
-    def of_batch(cls, batch: Mapping[str, Tensor], *, segment_length: int | None, first_row: int) -> TokenContext:
-        """A batch of `TextDataModule`, whose rows are numbered from `first_row` on. What is scored is new."""
-        ids, targets, mask = batch["input_ids"], batch["targets"], batch["attention_mask"]
+    def of_batch(cls, batch: Batch, *, segment_length: int | None, first_row: int) -> TokenContext:
+        """A batch, whose rows are numbered from `first_row` on. What is scored is new."""
+        ids, targets, mask = batch.input_ids, batch.targets, batch.attention_mask
         following = nn.functional.pad(ids[:, 1:].where(mask[:, 1:], -1), (0, 1), value=-1)
         return cls(
             ids=ids,
             next_ids=targets.where(targets != IGNORE, following),
-            documents=batch["document_keys"],
-            positions=batch["positions"],
+            documents=batch.document_keys,
+            positions=batch.positions,
             new=mask & (targets != IGNORE),
             rows=first_row + torch.arange(len(ids), device=ids.device),
             segments=torch.arange(ids.shape[1], device=ids.device) // (segment_length or ids.shape[1]),

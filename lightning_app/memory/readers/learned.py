@@ -25,8 +25,8 @@ from lightning_app.memory.readers.writer import (
     DeletionThreshold,
     Writer,
 )
-from lightning_app.models.ranks import mean_over_ranks
 from lightning_app.models.weighing import Over
+from lightning_app.training.distributed import mean_over_ranks
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import Document
 from lightning_app.data.sources import Corpus, Source, Split, Splits, as_options
 from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.data.windows import IGNORE, PairSamples, TokenDataset, TokenWindows
+from lightning_app.data.windows import PairSamples, TokenDataset, TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import Memory
@@ -25,8 +26,7 @@ from lightning_app.memory.knn import Interpolation, tuned_interpolation
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import TokenContext
-from lightning_app.models.losses import token_nll
-from lightning_app.training.module import Batch
+from lightning_app.models.losses import IGNORE, token_nll
 
 BATCH = 16  # windows
 TUNING_TOKENS = 8192  # at most, out of windows that lie evenly in the text
@@ -62,8 +62,8 @@ class Text:
 
     def spans(self, batch: Batch, chosen: Tensor, *, length: int) -> Tensor:
         """(N, length) the last tokens of the document up to each of N chosen positions, padded with -1 on the left."""
-        starts = self.tokens.offsets[batch["document_ids"][chosen].numpy()][:, None]
-        places = starts + batch["positions"][chosen].numpy()[:, None] + np.arange(1 - length, 1)
+        starts = self.tokens.offsets[batch.document_ids[chosen].numpy()][:, None]
+        places = starts + batch.positions[chosen].numpy()[:, None] + np.arange(1 - length, 1)
         return torch.from_numpy(np.where(places < starts, -1, self.tokens.ids[places.clip(min=0)].astype(np.int64)))
 
     def keys(self) -> list[int]:
@@ -118,7 +118,7 @@ def count_entries(text: Text, numbers: Sequence[int]) -> int:
 
 def _scored(batch: Batch, numbers: Tensor) -> Tensor:
     """(B, T) bool: what no other window has predicted, of the documents with these numbers."""
-    return (batch["targets"] != IGNORE) & torch.isin(batch["document_ids"], numbers)
+    return (batch.targets != IGNORE) & torch.isin(batch.document_ids, numbers)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skip
             continue
         states = run_without(of, knn, batch)[1].states.last[:, : scored.shape[1]].float()
         spans = text.spans(batch, scored, length=memory.span_length)
-        tokens, documents, positions = (batch[name][scored] for name in ("targets", "document_keys", "positions"))
+        tokens, documents, positions = (x[scored] for x in (batch.targets, batch.document_keys, batch.positions))
         payload = Payload(tokens, documents, positions, spans)
         entries += len(memory.add(states[scored.to(states.device)], payload))
     keys = text.keys()
@@ -143,16 +143,9 @@ def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext,
     """States and logits as they are before the kNN memory changes them."""
     model = MemoryLM(of.lm.backbone, [], of.lm.segment_length, of.lm.isolate_segments)
     model.readers = cast(Any, nn.ModuleList(reader for reader in of.lm.readers if reader is not knn))
-    batch = padded({name: tensor.to(of.device) for name, tensor in batch.items()}, model.context_length or 1)
+    batch = batch.to(of.device).padded(model.segment)
     passage = of.lm.passage(batch)
-    return passage, model.run(batch["input_ids"], passage)
-
-
-def padded(batch: Batch, multiple: int) -> Batch:
-    """Padding on the right up to a multiple of the segments' length."""
-    missing = -batch["input_ids"].shape[1] % multiple
-    fills = {"input_ids": 0, "targets": IGNORE, "attention_mask": False}
-    return {name: nn.functional.pad(rows, (0, missing), value=fills.get(name, -1)) for name, rows in batch.items()}
+    return passage, model.run(batch.input_ids, passage)
 
 
 @dataclass(frozen=True)

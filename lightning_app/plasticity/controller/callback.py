@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.modes import evaluated
-from lightning_app.models.ranks import gathered
 from lightning_app.plasticity.controller.networks import (
     ANNController,
     Controller,
@@ -31,6 +30,7 @@ from lightning_app.plasticity.pruner import Pruner, check_strategy
 from lightning_app.plasticity.report import events
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
+from lightning_app.training.distributed import gathered
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
 from lightning_app.training.module import LanguageModule
 
@@ -199,7 +199,7 @@ class HeadController(RunCallback):
             units.set_mask(units.present)
             leaves = units.set_gates(self.active.float(), gradient=not self._leaves)  # of the model, which is the first
             self._leaves = self._leaves or leaves
-        self._tokens = batch["input_ids"].numel()
+        self._tokens = batch.input_ids.numel()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._done or any(leaf.grad is None for leaf in self._leaves):
@@ -287,7 +287,7 @@ class HeadController(RunCallback):
         sums = self._sums or [torch.zeros(3, len(layer.present)) for layer in heads.layers]
         slope, size, square = heads.from_leaves(sums) / max(1, self._backwards)
         expected = expected_damage(slope, square, self.active, tokens=self._tokens)
-        entropy = heads.entropy(self._sample.batches[0]["input_ids"][: self.entropy_rows], rows=8, seed=self.seed)
+        entropy = heads.entropy(self._sample.batches[0].input_ids[: self.entropy_rows], rows=8, seed=self.seed)
         local = torch.stack([slope, size, expected, entropy, self._measured_now(module)]).float().to(module.device)
         slope, size, expected, entropy, damage = gathered(local[None]).double().cpu().mean(0)
         self._damage = damage.where(~damage.isnan(), self._damage)
@@ -322,7 +322,7 @@ class HeadController(RunCallback):
             return
         main = units_in(module, "heads")[0]
         dead = main.present & ~self.active
-        ids = self._sample.batches[0]["input_ids"][:2]
+        ids = self._sample.batches[0].input_ids[:2]
         pruner = Pruner(
             trainer, module, surgery=self.finally_, keep=False, compute=lambda: module.backbone.text_logits(ids)
         )

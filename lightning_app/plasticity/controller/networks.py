@@ -343,7 +343,7 @@ class ControllerImportance(Importance):
         order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(self.seed)).tolist()
         n = max(min(3, len(heads)), round(self.share * len(heads)))
         self.measured = sorted(heads[i] for i in order[:n])
-        gradients, length = gate_gradients(units, sample), sample.batches[0]["input_ids"].shape[1]
+        gradients, length = gate_gradients(units, sample), sample.batches[0].input_ids.shape[1]
         metrics = HeadMetrics(
             entropy=mean_entropy(units, sample),
             gradient=gradients.abs().mean(0),

@@ -1,10 +1,9 @@
-"""dashboard.html in the run's folder, drawn again and again from the run's log while it goes."""
+"""dashboard.html in the run's folder, drawn from the run's log after its validations."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 
@@ -17,10 +16,10 @@ SHARE = 0.02
 
 
 class Dashboard(RunCallback):
-    """Draws a run's page while it goes, and at the end, an early one too; one without an idea's events gets none.
+    """Draws a run's page after validations, and at the end, an early one too; one without an idea's events gets none.
 
     Args:
-        every_seconds: at most as often while training goes on, and so that it takes no more than `SHARE` of the time.
+        every_seconds: at most as often, and so that it takes no more than `SHARE` of the time.
         single_file: plotly's script is part of the page instead of lying beside it.
     """
 
@@ -40,11 +39,9 @@ class Dashboard(RunCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trains = True
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         start = time.monotonic()
-        if start > self._next:
+        if self._trains and start > self._next:
             self.draw()
             end = time.monotonic()
             self._next = end + max(self.every_seconds, (end - start) / SHARE)  # a long log takes long to read

@@ -9,12 +9,11 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from lightning_app.data.batch import Batch
 from lightning_app.reports.events import Trained
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
-from lightning_app.training.module import Batch
 
 
 def _synchronize(device: torch.device) -> None:
@@ -91,7 +90,7 @@ class Throughput(RunCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        ids: Tensor = batch["input_ids"]
+        ids = batch.input_ids
         self._tokens += ids.numel()
         if self._flops_per_token is None:
             self._flops_per_token = self.module.backbone.flops_per_token(ids.shape[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import token_nll
@@ -183,8 +184,7 @@ def small() -> tuple[Decoder, Sample]:
     torch.manual_seed(0)
     model = Decoder(vocab_size=32, block_size=16, embedding_dim=32, layers=2, heads=4).eval()
     ids = torch.randint(32, (4, 16), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids[:, :-1], "targets": ids[:, 1:]}
-    return model, Sample([batch], lambda b: token_nll(model(b["input_ids"]), b["targets"]).mean(-1))
+    return model, Sample([Batch.of(ids)], lambda b: token_nll(model(b.input_ids), b.targets).mean(-1))
 
 
 def test_damage_is_that_of_leaving_one_out_whichever_way_the_head_is_now(small: tuple[Decoder, Sample]):
@@ -204,13 +204,13 @@ def test_damage_is_that_of_leaving_one_out_whichever_way_the_head_is_now(small: 
 def test_importance_measures_a_share_and_scores_all(small: tuple[Decoder, Sample]):
     model, sample = small
     units, strategy = units_of(model, "heads"), ControllerImportance(share=0.5)
-    before = model(sample.batches[0]["input_ids"])
+    before = model(sample.batches[0].input_ids)
     found = measured(strategy, units, sample, keep=4)
     assert len(strategy.measured) == 4
     assert found.shape == (2, 4)
     assert bool(found.isfinite().all())
     assert torch.equal(found, measured(strategy, units, sample, keep=4))
-    assert torch.equal(before, model(sample.batches[0]["input_ids"]))
+    assert torch.equal(before, model(sample.batches[0].input_ids))
 
 
 def test_the_second_output_learns_damage_that_follows_from_the_metrics():

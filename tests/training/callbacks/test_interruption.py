@@ -16,8 +16,7 @@ import torch
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import best_validation
 from lightning_app.training import checkpoint_io
-from lightning_app.training.callbacks.interruption import Interruption
-from lightning_app.training.callbacks.last_checkpoint import LastCheckpoint
+from lightning_app.training.callbacks.last_checkpoint import Interruption, LastCheckpoint
 from lightning_app.training.callbacks.run_log import RunLog, read_log
 from lightning_app.training.compositions import ArticleGPT
 from tests.conftest import write_config

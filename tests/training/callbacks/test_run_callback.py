@@ -15,8 +15,8 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.controller.callback import HeadController
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plugins import import_all
+from lightning_app.training.callbacks.exact_resume import RandomState
 from lightning_app.training.callbacks.projector import Projector
-from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback, RunContext, in_order
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.callbacks.samples import Samples

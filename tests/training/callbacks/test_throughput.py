@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_app.data.batch import Batch
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.callbacks import throughput
 from lightning_app.training.callbacks.run_log import read_log
@@ -64,7 +65,8 @@ def test_tokens_per_second_leaves_out_validation(main: Callable, config: Callabl
 def test_training_flops_of_a_resumed_run_are_those_of_one_that_never_stopped():
     """Surgery between two logged steps counts from the next one on, whether the run was stopped in between or not."""
     trainer: Any = SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=100)
-    module, batch = ArticleGPT(Decoder(embedding_dim=16, layers=1, heads=2)), {"input_ids": torch.zeros(2, 8)}
+    module = ArticleGPT(Decoder(embedding_dim=16, layers=1, heads=2))
+    batch = Batch.of_texts(torch.zeros(2, 8, dtype=torch.int64))
     whole, parts = Throughput(measure_peak=False), Throughput(measure_peak=False)
     for step in range(1, 4):
         for callback in (whole, parts):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_app.training.callbacks.random_state import RandomState, random_states, set_random_states
+from lightning_app.training.callbacks.exact_resume import RandomState, random_states, set_random_states
 
 
 def draw() -> tuple[float, ...]:
