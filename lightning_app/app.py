@@ -24,6 +24,7 @@ from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.going_on import command
+from lightning_app.io import write_atomic
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.option_checks import check_options
 from lightning_app.own_parts import beside, with_atomic_writer
@@ -86,8 +87,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if stage == "fit" and folder:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(folder.config_file), skip_none=False, overwrite=True)
+            write_atomic(folder.config_file, self.parser.dump(self.config, skip_none=False).encode())
 
 
 class Harness(CommandLine):

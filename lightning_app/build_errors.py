@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import lightning as L
+import yaml
+from lightning.fabric.utilities.enums import LightningEnum
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -37,6 +39,8 @@ NOISE = re.compile(
 )
 HEADS = re.compile(r"(Parser key \"[^\"]*\"|Problem with given class_path '[^']*'|Type .* callable class):\s*")
 TYPES = re.compile(r"<class '([\w.]+)'>|typing\.")
+# A default that is an enum where words are meant (Timer's interval) is written as its word.
+yaml.SafeDumper.add_multi_representer(LightningEnum, lambda dumper, word: dumper.represent_str(word.value))
 TRAINER_OPTIONS = set(inspect.signature(L.Trainer).parameters)
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from fnmatch import fnmatch
 from typing import Any
 
@@ -140,9 +141,15 @@ def _check(key: str, value: Any) -> None:
 
 
 def _check_max_time(limit: Any) -> None:
-    if limit is None or (isinstance(limit, Mapping) and any(limit.values())) or hasattr(limit, "total_seconds"):
+    if limit is None:
         return
-    if not isinstance(limit, str) or not DURATION.fullmatch(limit) or not limit.strip("0:"):
+    if isinstance(limit, Mapping):
+        positive = any(limit.values()) and min(limit.values()) >= 0
+    elif isinstance(limit, timedelta):
+        positive = limit > timedelta(0)
+    else:
+        positive = isinstance(limit, str) and bool(DURATION.fullmatch(limit) and limit.strip("0:"))
+    if not positive:
         raise InputError(f"trainer.max_time is {limit!r}; it must be days:hours:minutes:seconds above 0: 00:01:30:00")
 
 

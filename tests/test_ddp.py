@@ -21,6 +21,7 @@ from tests.ddp_cases import CASES, MARK, STEPS, train, write_texts
 ROOT = Path(__file__).parent.parent
 FAST = ["article", "varda", "art", "plasticity"]
 SLOW = [name for name in CASES if name not in FAST]
+OWN = ("plasticity, masks", "spikes")  # slow ones with tests of their own
 State = dict[str, Tensor]
 
 
@@ -136,7 +137,7 @@ def test_what_is_masked_learns_as_one_process(slow: dict[str, Any]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SLOW if "plasticity" not in name])
+@pytest.mark.parametrize("name", [name for name in SLOW if name not in OWN])
 def test_other_orders_and_options_learn_as_one_process(name: str, slow: dict[str, Any]):
     _, one, two = check_equal(name, slow)
     torch.testing.assert_close(one, two, rtol=0, atol=0)

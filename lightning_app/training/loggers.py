@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_app.errors import InputError, first_line
 from lightning_app.io import write_atomic
 from lightning_app.reports.run_folder import CSV, RunFolder
 
@@ -76,3 +78,27 @@ def keep_ids(loggers: Sequence[Logger], folder: Path) -> None:
     for logger in loggers:
         if type(logger) is WandbLogger and isinstance(logger.version, str) and not path.is_file():
             write_atomic(path, logger.version.encode())
+
+
+@rank_zero_only
+def connect(loggers: Sequence[Logger]) -> None:
+    """Begin the runs of Weights & Biases. It asks for a key on a terminal, so it gets none.
+
+    Raises:
+        InputError: there is no key, or no way to the server.
+    """
+    for logger in loggers:
+        if type(logger) is WandbLogger:
+            import wandb
+
+            terminal = sys.stdin
+            try:
+                with open(os.devnull) as sys.stdin:
+                    _ = logger.experiment
+            except wandb.Error as error:
+                raise InputError(
+                    f"WandbLogger cannot begin ({first_line(error)}): set WANDB_MODE=offline (`wandb sync` sends the "
+                    "run later), or leave the logger out"
+                ) from error
+            finally:
+                sys.stdin = terminal

@@ -6,15 +6,17 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 
 from lightning_app import cli
 from lightning_app.errors import InputError
 from lightning_app.training import checkpoint_io
+from tests.conftest import CONFIG, merged
 from tests.fuzz.__main__ import fuzz, table
 from tests.fuzz.damage import damaged
-from tests.fuzz.registry import FAILURES, KINDS, REFUSED, SILENT, TRACEBACK, UNCLEAR, Case, numbers
+from tests.fuzz.registry import ACCEPTED, FAILURES, KINDS, REFUSED, SILENT, TRACEBACK, UNCLEAR, Case, numbers
 from tests.fuzz.requests import answer_judged
-from tests.fuzz.yamls import fitted
+from tests.fuzz.yamls import fitted, only_fit
 
 
 def test_no_damage_passes_unnoticed(capsys: pytest.CaptureFixture[str]):
@@ -68,6 +70,13 @@ def test_it_finds_an_answer_that_has_not_openais_form(text: str):
     assert answer_judged(404, "application/json", text, head=False).name == UNCLEAR
     assert answer_judged(500, "application/json", text, head=False).name == TRACEBACK
     assert answer_judged(200, "application/json", '{"x": NaN}', head=False).name == UNCLEAR
+
+
+def test_a_config_of_several_processes_is_taken(folder: Path):
+    """No second one is started."""
+    Path("mutant.yaml").write_text(yaml.safe_dump(merged(CONFIG, {"trainer": {"devices": 3}})))
+    with only_fit():
+        assert fitted("", trains=False).name == ACCEPTED
 
 
 def test_it_finds_a_fit_that_does_not_end_in_one_line(folder: Path):

@@ -157,7 +157,7 @@ def fitted(note: str, *, trains: bool) -> Outcome:
     return Outcome(ACCEPTED, note)
 
 
-def _begin(*arguments: Any) -> None:
+def _begin(*arguments: Any, **options: Any) -> None:
     raise BeganError
 
 

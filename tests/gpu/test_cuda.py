@@ -12,9 +12,11 @@ import torch
 from lightning_app.memory.columns import Payload
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.serving.server.service import Limits
 from lightning_app.training.checkpoint import load_module
 from tests.golden.compare import Result, compared
 from tests.golden.runner import NAMES, run
+from tests.serving.server.conftest import serving
 
 ON = os.environ.get("GPU_TESTS_ON", "gpu")
 DEVICE = "cuda" if ON == "gpu" else ON
@@ -105,3 +107,18 @@ def test_a_model_on_the_device_answers(tiny_checkpoint):
     options = GenerationOptions(8, temperature=0.0)
     there = [int(token) for token in module.to(DEVICE).generate(ids.to(DEVICE), options)]
     assert there == [int(token) for token in module.cpu().generate(ids, options)]
+
+
+def test_serve_on_the_device_answers_as_on_the_cpu(tiny_checkpoint):
+    answers = []
+    for device in ("cpu", DEVICE):
+        module, tokenizer = load_module(tiny_checkpoint)
+        with serving(module.to(device), tokenizer, limits=Limits()) as server:
+            text = server.post("/v1/completions", prompt="the model", max_tokens=8, temperature=0).json()
+            states = server.post("/v1/embeddings", input="the model").json()
+            why = server.post("/explain", text="the model").json()
+        answers.append((text["choices"][0]["text"], states["data"][0]["embedding"], why))
+    (text, states, why), (text_there, states_there, why_there) = answers
+    assert text_there == text
+    assert states_there == pytest.approx(states, abs=1e-4)
+    assert why_there.keys() == why.keys()

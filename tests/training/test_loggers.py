@@ -1,6 +1,7 @@
 """Each logger, through the command line: what a run leaves is in its folder, whoever logs."""
 
 import csv
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,22 @@ def test_a_run_of_weights_and_biases_has_the_same_id_whenever_it_goes_on(
     assert version("version_0", id="mine") == version("version_2", version="mine") == "mine"
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     assert version("version_0") == "None"
+
+
+def test_weights_and_biases_without_a_key_is_one_line_before_training(
+    fails: Callable[..., str], config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And not a question on the terminal."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key may lie
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE", "NETRC"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: sys.stdin.isatty())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    error = fails("fit", "--config", config({"trainer": {"logger": {"class_path": "WandbLogger"}}}))
+    assert "error: WandbLogger cannot begin (" in error
+    assert "set WANDB_MODE=offline" in error
+    assert not (RUN / "log.jsonl").exists()
 
 
 def test_two_overlays_of_loggers_go_together(main: Main, config: Callable[..., str]):

@@ -29,7 +29,8 @@ class AveragedWeights(RunCallback, Averaging):
         update_starting_at_step: before this step the average is the model as it was at the start.
 
     Raises:
-        InputError: an option out of range; in `setup` a strategy that shards parameters.
+        InputError: an option out of range; in `setup` a strategy that shards parameters, or bf16-true, in whose 8 bits
+            an average comes to a stand.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1, update_starting_at_step: int | None = None):
@@ -55,6 +56,11 @@ class AveragedWeights(RunCallback, Averaging):
             raise InputError(
                 f"under {type(trainer.strategy).__name__} no rank has whole weights to average: use the strategy ddp, "
                 "or leave out AveragedWeights"
+            )
+        if stage == "fit" and trainer.precision == "bf16-true":
+            raise InputError(
+                "trainer.precision is bf16-true, in which AveragedWeights would come to a stand: use bf16-mixed, or "
+                "leave it out"
             )
         super().setup(trainer, pl_module, stage)
 

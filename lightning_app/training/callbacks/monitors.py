@@ -11,12 +11,15 @@ from lightning_app.errors import InputError
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.lightning_internals.callbacks import decide_after_validation, watchers
 
+ALWAYS = ("val/loss", "val/ce")  # logged by every validation
+
 
 class Monitors(RunCallback):
     """Refuses a monitor that is not among the numbers of a validation.
 
-    A name that begins with "val" is looked for in the validation of two batches that comes before training, any other
-    in the first whole validation, by when the numbers of training are known too.
+    A name that begins with "val" is looked for in the validation of two batches that comes before training (of one
+    batch, where `num_sanity_val_steps` is 0), any other in the first whole validation, by when the numbers of training
+    are known too.
 
     What watches a number of the validation decides when that has ended: at an epoch's end a run that goes on from
     between the two, or ends within an epoch, would decide nothing.
@@ -32,6 +35,8 @@ class Monitors(RunCallback):
         for callback, name in watchers(trainer):
             if name.startswith("val/"):
                 decide_after_validation(callback)
+            if name.startswith("val") and name not in ALWAYS:
+                trainer.num_sanity_val_steps = trainer.num_sanity_val_steps or 1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for callback, name in watchers(trainer):

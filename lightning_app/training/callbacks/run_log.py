@@ -24,7 +24,7 @@ from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.lightning_internals.step_log import log_hyperparameters, numbers_of_step, step_to_log
-from lightning_app.training.loggers import keep_ids
+from lightning_app.training.loggers import connect, keep_ids
 
 
 def _plain(value: float) -> float | int | None:
@@ -149,6 +149,8 @@ class RunLog(RunCallback):
         self._begin(trainer)  # there is none before a resume
 
     def _begin(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            connect(self._waiting)
         self._begun = True
         if self._waiting and not trainer.fast_dev_run:
             keep_ids(self._waiting, self.folder or Path(str(trainer.default_root_dir)))

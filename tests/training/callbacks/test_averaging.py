@@ -180,6 +180,11 @@ def test_a_strategy_that_shards_is_refused():
         AveragedWeights().setup(trainer, L.LightningModule(), "fit")
 
 
+def test_a_precision_in_which_an_average_comes_to_a_stand_is_refused(fails: Callable[..., str], config: Config):
+    error = fails("fit", "--config", config({"trainer": {"precision": "bf16-true", "callbacks": [AVERAGE]}}))
+    assert "error: trainer.precision is bf16-true, in which AveragedWeights would come to a stand" in error
+
+
 def test_a_copy_of_a_module_shares_what_makes_its_optimizer():
     """What the command line hands over may hold what cannot be copied: under DDP the other processes."""
     held = functools.partial(torch.optim.SGD, lr=threading.Lock())

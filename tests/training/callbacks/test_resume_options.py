@@ -1,6 +1,9 @@
 """On a resume the config's numbers hold, Adam's moments stay, and what is another run is refused or named."""
 
 import functools
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
+from lightning_app.io import temporary_name
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.resume_options import ResumeOptions
@@ -182,10 +186,21 @@ def test_another_text_is_named(fit: Fit):
 
 
 def test_config_yaml_says_what_is_in_force(main: Callable[..., None], config: Callable[..., str]):
+    """It is replaced whole, and what a process that was killed has left beside it goes."""
     main("fit", "--config", config({}))
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    run = Path("runs/tiny/version_0")
+    left = temporary_name(run / "loss.png")
+    left = left.with_name(left.name.replace(f"-{os.getpid()}.", f"-{killed.pid}."))
+    left.write_text("half")
+    os.link(run / "config.yaml", "before.yaml")
+    before = Path("before.yaml").read_text()
     option = "model.init_args.optimizer.init_args.lr"
     main("fit", "--config", config({}), "--ckpt_path", "last", "--trainer.max_steps", 8, f"--{option}", 2e-4)
-    saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert Path("before.yaml").read_text() == before
+    assert not left.exists()
+    saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2e-4
     state = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
     rates = [group["initial_lr"] for group in state["optimizer_states"][0]["param_groups"]]
