@@ -93,7 +93,7 @@ def connect(loggers: Sequence[Logger]) -> None:
 
             terminal = sys.stdin
             try:
-                with open(os.devnull) as sys.stdin:
+                with open(os.devnull, encoding="utf-8") as sys.stdin:
                     _ = logger.experiment
             except wandb.Error as error:
                 raise InputError(

@@ -11,7 +11,7 @@ from lightning_app.data.seen_text import SeenText
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.extension import Outputs, Regularizer
 from lightning_app.models.losses import IGNORE
-from lightning_app.models.ranks import summed
+from lightning_app.training.distributed import summed
 from lightning_app.training.module import LanguageModule
 
 
