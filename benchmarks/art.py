@@ -19,8 +19,8 @@ from lightning_app.art.network import ART
 from lightning_app.art.rules import Pooling
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Outputs
 from lightning_app.models.losses import cross_entropy
-from lightning_app.training.module import Outputs
 
 BATCH, BLOCK, VIGILANCE, RATE = 8, 128, 0.8, 0.05
 APART, NOISE = 0.3, 0.01  # of a text from its prototype, and of its tokens from each other, in standard deviations
@@ -107,7 +107,7 @@ def regularizer(
         novelty="drift" if drift else "constant",
     )
     backbone = seeded_decoder(**(options if drift else {**options, "layers": 1}))
-    ours.build(backbone)
+    ours.attach(backbone)
     prototypes = vectors(entries, options["embedding_dim"], 0)
     filled(ours.art, prototypes)
     # what was learned is novel no longer, so there is always another batch of novel texts

@@ -18,7 +18,7 @@ IDEAS = {
     "memory": (
         "memory/*",
         *("models/memory*.py", "models/readers/*", "modules/varda_gpt.py", "inference/memory*.py"),
-        *("ops/nearness.py", "ops/nonparametric.py", "training/side_files.py"),
+        *("ops/nearness.py", "ops/nonparametric.py"),
     ),
     "art": (
         "art/*",
@@ -26,9 +26,9 @@ IDEAS = {
         *("inference/categories.py", "reporting/categories.py"),
     ),
     "plasticity": (
-        "plasticity/*",
+        *("plasticity/*", "reports/plasticity/*"),
         *("models/heads/*", "models/controller.py"),
-        *(f"callbacks/{name}.py" for name in ("plasticity", "controller", "evidence", "learning_rates", "surgeon")),
+        *(f"callbacks/{name}.py" for name in ("plasticity", "controller", "evidence", "learning_rates", "pruner")),
         *(
             "callbacks/dashboard.py",
             *(f"reporting/{name}.py" for name in ("plasticity", "dashboard", "charts", "page")),

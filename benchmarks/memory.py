@@ -13,11 +13,13 @@ from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.peers import seeded_decoder
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import ConcatReader
-from lightning_app.memory.readers.bank import Bank
-from lightning_app.memory.readers.base import Passage
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.readers.bank import MemoryBank
+from lightning_app.memory.readers.base import TokenContext
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.losses import cross_entropy
 
 WIDTH, K, BATCH, BLOCK = 768, 5, 4, 128
@@ -50,7 +52,7 @@ def raw_faiss(entries: int, width: int) -> Run:
 
 
 def search_and_read(entries: int, width: int, masked: bool = False) -> Run:
-    bank = Bank(lambda: AssociativeMemory(entries, width, num_search_results=K), "shared", 1)
+    bank = MemoryBank(lambda: AssociativeMemory(entries, width, num_search_results=K), "shared", 1)
     n = torch.arange(entries)
     bank.shared.add(vectors(entries, width, 0), Payload(documents=n // 1000 + 1, positions=n % 1000))
     queries = vectors(BATCH * BLOCK, width, 1).view(BATCH, BLOCK, width)
@@ -82,7 +84,7 @@ def concat_step(options: dict[str, int], entries: int) -> Run:
     effects = []
 
     def forward(ids: Tensor) -> Tensor:
-        out = model.run(ids, Passage.of_session(ids, start=0, new=ids.shape[1]))
+        out = model.run(ids, TokenContext.of_session(ids, start=0, new=ids.shape[1]))
         effects.append(out.readings[0].effects)
         return out.logits
 

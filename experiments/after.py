@@ -22,8 +22,8 @@ from lightning_app.data.windows import Batch
 from lightning_app.memory.exact_search import nearest
 from lightning_app.memory.knn import Interpolation, mixture_weights, p_of_target, tuned_interpolation
 from lightning_app.memory.model import MemoryLM
-from lightning_app.memory.readers.bank import Effects
-from lightning_app.memory.readers.base import Passage, Reader
+from lightning_app.memory.readers.bank import MemoryUpdate
+from lightning_app.memory.readers.base import Reader, TokenContext
 from lightning_app.memory.readers.distribution import CacheReader, KNNReader
 from lightning_app.models.losses import token_nll
 
@@ -117,7 +117,7 @@ def run(
             keep(f"knn of {size}", _of_size(plain, texts, tuning, test, size, entries, options, seed=seed))
 
 
-def with_readers(plain: MemoryLM, options: Options, entries: Effects) -> MemoryLM:
+def with_readers(plain: MemoryLM, options: Options, entries: MemoryUpdate) -> MemoryLM:
     """The same backbone with a datastore of these entries, and an empty cache."""
     knn = KNNReader(**options.memory(len(entries.rows)))
     model = MemoryLM(plain.backbone, [knn, CacheReader(memory_size=options.cache_size)])
@@ -133,14 +133,14 @@ def only(model: MemoryLM, readers: Sequence[Reader]) -> MemoryLM:
 
 
 @torch.no_grad()
-def _entries(plain: MemoryLM, texts: Texts, like: list[Batch]) -> Effects:
+def _entries(plain: MemoryLM, texts: Texts, like: list[Batch]) -> MemoryUpdate:
     """States and next tokens of the training text."""
     parts = []
     for batch in blocks(texts.train, like[0]["input_ids"].shape[1]):
         passage = passage_of(batch)
         states = plain.backbone.hidden(plain.backbone.embed(batch["input_ids"])).last
         parts.append(passage.effects(states, passage.next_ids >= 0))
-    return Effects.joined(parts)
+    return MemoryUpdate.joined(parts)
 
 
 @torch.no_grad()
@@ -160,7 +160,7 @@ def look(model: MemoryLM, batches: list[Batch], options: Options) -> Looked:
 
 
 def _target_of(
-    knn: KNNReader, cache: CacheReader, states: Tensor, passage: Passage, targets: Tensor, options: Options
+    knn: KNNReader, cache: CacheReader, states: Tensor, passage: TokenContext, targets: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`distances`, `match` and `cache` of a block (1, T)."""
     real = targets[0] >= 0
@@ -322,14 +322,14 @@ def _of_size(
     tuning: list[Batch],
     test: list[Batch],
     size: int,
-    entries: Effects,
+    entries: MemoryUpdate,
     options: Options,
     *,
     seed: int,
 ) -> dict[str, Any]:
     """Bits per byte of kNN with some of the entries, drawn at random, and without, on some of the test's blocks."""
     drawn = np.random.default_rng(seed).permutation(len(entries.rows))[:size]
-    part = Effects(**{name: x[torch.from_numpy(drawn)] if len(x) else x for name, x in entries.tensors().items()})
+    part = MemoryUpdate(**{name: x[torch.from_numpy(drawn)] if len(x) else x for name, x in entries.tensors().items()})
     model = with_readers(plain, options, part)
     knn = _tune(look(model, tuning[::2], options), options, model).knn
     looked = look(model, test[:: options.curve_every], options)

@@ -18,9 +18,10 @@ from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.training.checkpoint import OF_REGULARIZERS, start_from
+from lightning_app.models.extension import Outputs, Regularizer
+from lightning_app.training.checkpoint import OF_EXTENSIONS, start_from
 from lightning_app.training.compositions import CausalLM
-from lightning_app.training.module import LanguageModule, Outputs, Regularizer
+from lightning_app.training.module import LanguageModule
 
 PLAIN, EWC_ARM, REPLAY, FROZEN = "plain", "EWC", "replay 5 %", "frozen, new head"
 REHEARSAL, RANDOM = "ART, rehearsal", "random texts, rehearsal"
@@ -80,8 +81,9 @@ class EWC(Regularizer):
         super().__init__(weight)
         self._fisher = fisher
 
-    def build(self, backbone: Backbone) -> None:
-        self._parameters_of = list(backbone.parameters())
+    def attach(self, model: Backbone) -> None:
+        super().attach(model)
+        self._parameters_of = list(model.parameters())
 
     def anchor(self) -> None:
         """Hold the parameters where they are now."""
@@ -163,7 +165,7 @@ def new_module(
 
 def _others(module: LanguageModule) -> dict[str, Tensor]:
     """Tensors of what is neither backbone nor regulariser."""
-    parts = ("backbone.", OF_REGULARIZERS)
+    parts = ("backbone.", OF_EXTENSIONS)
     return {name: x for name, x in module.state_dict().items() if not name.startswith(parts)}
 
 

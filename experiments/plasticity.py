@@ -57,10 +57,10 @@ from lightning_app.plasticity.importance import (
     gate_gradients,
     measured,
 )
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.learning_rates import HeadRates
 from lightning_app.plasticity.pruning import as_mask, choose, choose_widths, dead_after, most_missed
 from lightning_app.plasticity.scores import spearman
-from lightning_app.plasticity.units import units_of
 from lightning_app.training.allocator import tune_allocator
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import Batch, TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.training.schedulers import WarmupCosine
 
@@ -81,10 +81,10 @@ class Scores:
         return bits_per_byte(self.nats, token_bytes.numpy()[self.targets])
 
 
-def passage_of(batch: Batch) -> Passage:
+def passage_of(batch: Batch) -> TokenContext:
     """Where the tokens of a batch are from; all of them are new."""
     ids, targets = batch["input_ids"], batch["targets"]
-    return Passage(
+    return TokenContext(
         ids=ids,
         next_ids=targets.where(targets != IGNORE, -1),
         documents=batch["document_keys"],
@@ -101,7 +101,7 @@ def write(model: MemoryLM, found: MemoryStates, *, training: bool) -> None:
         if reading.effects is not None:
             reader.bank.carry_out(reading.effects, training=training)
         if training:
-            reader.after_step(reading.distances)
+            reader.follow_step(reading.distances)
 
 
 def blocks(tokens: TokenArray, block_size: int, *, every: int = 1, at_most: int | None = None) -> Iterator[Batch]:

@@ -77,8 +77,8 @@ def _command(name: str) -> Callable[[list[str]], None] | None:
         if missing := [package for package in NEEDED.get(name, ()) if importlib.util.find_spec(package) is None]:
             raise InputError(f"{name} needs packages that are not here: pip install {' '.join(missing)}")
         return load(COMMANDS[name])
-    found = [(idea.commands[name], idea.name) for idea in IDEAS if name in idea.commands]
-    return load(found[0][0], idea=found[0][1]) if found else None
+    idea = next((idea for idea in IDEAS if name in idea.commands), None)
+    return idea.load(idea.commands[name]) if idea else None
 
 
 def _is_ctrl_c(error: BaseException) -> bool:

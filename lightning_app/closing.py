@@ -1,4 +1,4 @@
-"""The end of a fit: the loss picture, the categories' page, samples of the best checkpoint, a table."""
+"""The end of a fit: the loss picture, pages of ideas, samples of the best checkpoint, a table."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from lightning_app.art.categories import networks_of, write_page
 from lightning_app.data.compression import lzma_bits_per_byte, verbatim_share
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import DamagedError
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.plugins import here, load
 from lightning_app.reports.events import Closed
 from lightning_app.reports.loss_curve import draw_loss
 from lightning_app.reports.record import Numbers, Record
@@ -60,7 +60,7 @@ def close_run(trainer: L.Trainer) -> None:
     records = folder.records()
     best = best_validation(records)
     draw_loss(records, folder.loss_picture, title=folder.title)
-    _draw_categories(trainer, folder, data)
+    _draw_pages(trainer, folder, data)
     sampled = _sample_best(trainer, folder, data) if best else None
     compressor = _compressor(data)
     rows = _rows(folder, records, best, sampled, compressor)
@@ -80,12 +80,11 @@ def close_early(trainer: L.Trainer) -> None:
     print("\n" + format_table(rows, title=title), flush=True)
 
 
-def _draw_categories(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> None:
-    """As they are at the last step, where there are any to draw."""
-    module = trainer.lightning_module
-    networks = networks_of(module, data.tokenizer) if isinstance(module, LanguageModule) else []
-    if networks:
-        write_page(networks, folder.categories, of=f"{folder.title}, step {trainer.global_step}")
+def _draw_pages(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> None:
+    """Those that ideas draw of what they have learned, as it is at the last step."""
+    for idea in here():
+        if idea.close and isinstance(trainer.lightning_module, LanguageModule):
+            load(idea.close)(trainer.lightning_module, data.tokenizer, folder, step=trainer.global_step)
 
 
 def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> Sampled | None:

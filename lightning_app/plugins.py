@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,13 @@ class Idea:
         shape: of the function that brings a backbone into a layout, if the idea cuts any.
         follow: of the function that gives a copy of a backbone the shape that this has now.
         commands: `module:object` of the functions that carry out its commands, by their names.
+        events: of the kinds of events that it logs. Neither these nor the sections import torch.
+        sections: of the sections of a run's page.
+        shown_by: names of the events that call for these sections.
+        explain: of the function that says what its parts do with a text; see `serving.explain`.
+        close: of the function that draws its page into a run's folder when a fit has ended; see `closing`.
+        card: of the function that says in one line what a model holds of it ("": nothing), for the model's card.
+        packages: that an exported model needs for it.
     """
 
     name: str
@@ -33,6 +40,32 @@ class Idea:
     shape: str | None = None
     follow: str | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
+    events: str | None = None
+    sections: str | None = None
+    shown_by: tuple[str, ...] = ()
+    explain: str | None = None
+    close: str | None = None
+    card: str | None = None
+    packages: tuple[str, ...] = ()
+
+    @property
+    def is_here(self) -> bool:
+        spec = importlib.util.find_spec(f"lightning_app.{self.name}")
+        return spec is not None and spec.origin is not None  # a folder without files is a namespace, of no origin
+
+    def load(self, place: str) -> Any:
+        """The object at `module:object`, which is of this idea.
+
+        Raises:
+            InputError: its folder is gone.
+        """
+        if not self.is_here:
+            raise InputError(self.missing)
+        return load(place)
+
+    @property
+    def missing(self) -> str:
+        return f"the idea {self.name!r} is not here: put its folder lightning_app/{self.name} back"
 
 
 CALLBACKS = "lightning_app.training.callbacks"
@@ -50,6 +83,7 @@ IDEAS = (
         "memory",
         parts={
             "MemoryLM": "lightning_app.memory.model:MemoryLM",
+            "Memory": "lightning_app.memory.extension:Memory",
             "VardaGPT": "lightning_app.memory.extension:VardaGPT",
             "AttentionReader": f"{READERS}.attention:AttentionReader",
             "ConcatReader": f"{READERS}.concat:ConcatReader",
@@ -58,6 +92,9 @@ IDEAS = (
             "TrimeReader": f"{READERS}.distribution:TrimeReader",
         },
         commands={"memory": "lightning_app.memory.tools.command:command"},
+        explain="lightning_app.memory.tools.attribution:explain",
+        card="lightning_app.memory.tools.inspect:in_one_line",
+        packages=("faiss-cpu", "numpy"),
     ),
     Idea(
         "art",
@@ -66,36 +103,37 @@ IDEAS = (
             "ARTRegularizer": "lightning_app.art.extension:ARTRegularizer",
         },
         commands={"categories": "lightning_app.art.categories:command"},
+        explain="lightning_app.art.explain:explain",
+        close="lightning_app.art.categories:close",
     ),
     Idea(
         "plasticity",
         configurable=("lightning_app.plasticity.schedule", "lightning_app.plasticity.controller.callback"),
-        shape="lightning_app.plasticity.units:take_layout",
-        follow="lightning_app.plasticity.units:follow",
+        shape="lightning_app.plasticity.kinds:take_layout",
+        follow="lightning_app.plasticity.kinds:follow",
+        events="lightning_app.plasticity.report.events:KINDS",
+        sections="lightning_app.plasticity.report.sections:SECTIONS",
+        shown_by=("plasticity_started", "controller_update"),
+        explain="lightning_app.plasticity.explain:explain",
     ),
 )
+
+
+def here() -> Iterator[Idea]:
+    """The ideas whose folders are here."""
+    return (idea for idea in IDEAS if idea.is_here)
 
 
 def import_all() -> None:
     """Import what a config may name, so that it is found by the name of its class alone."""
     for module in CONFIGURABLE:
         importlib.import_module(module)
-    for idea in IDEAS:
+    for idea in here():
         for module in dict.fromkeys([*(place.partition(":")[0] for place in idea.parts.values()), *idea.configurable]):
-            if importlib.util.find_spec(f"lightning_app.{idea.name}") is not None:
-                importlib.import_module(module)
+            importlib.import_module(module)
 
 
-def load(place: str, *, idea: str | None = None) -> Any:
-    """The object at `module:object`.
-
-    Raises:
-        InputError: the folder of the idea, if it is one's, is gone.
-    """
+def load(place: str) -> Any:
+    """The object at `module:object`."""
     module, _, name = place.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if idea is None or error.name is None or not module.startswith(error.name):
-            raise
-        raise InputError(f"the idea {idea!r} is not here ({module} is missing): put its folder back") from error
+    return getattr(importlib.import_module(module), name)

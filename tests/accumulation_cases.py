@@ -21,11 +21,12 @@ from lightning_app.data.sources import Source
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, ConcatReader
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Outputs, Regularizer
 from lightning_app.models.ranks import rank
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.module import LanguageModule, Outputs, Regularizer
+from lightning_app.training.module import LanguageModule
 
 PAIRS, BLOCK = 20, 24  # 20 pairs: two steps of 8, then one of 4
 WHOLE = 8  # pairs of a step, of all ranks

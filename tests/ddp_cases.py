@@ -20,11 +20,12 @@ from lightning_app.data.sources import Source
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Outputs
 from lightning_app.models.ranks import rank, world_size
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.module import LanguageModule, Outputs
+from lightning_app.training.module import LanguageModule
 from lightning_app.training.sharding import whole
 
 STEPS, BATCH, BLOCK = 20, 8, 16

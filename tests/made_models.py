@@ -10,11 +10,11 @@ import torch
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
-from lightning_app.memory.store import Payload
 from lightning_app.models.decoder import Decoder
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 
@@ -46,7 +46,7 @@ def ready(module: LanguageModule) -> Made:
 @torch.no_grad()
 def fill(module: VardaGPT, source: str) -> None:
     """Store each byte of a text but the last, at its state, with the bytes up to it and the one behind."""
-    module.documents[7] = "/home/somebody/texts/source.txt"
+    module.memory.documents[7] = "/home/somebody/texts/source.txt"
     ids = torch.tensor([list(source.encode())])
     for reader in module.backbone.readers:
         inner = module.backbone.backbone

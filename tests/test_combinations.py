@@ -18,8 +18,8 @@ from lightning_app.memory.readers import AttentionReader
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.schedule import PlasticitySchedule
-from lightning_app.plasticity.units import units_in
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import CausalLM

@@ -27,6 +27,19 @@ def test_nothing_is_left_to_be_filled_in(page: Path):
     assert not re.search(r"\bTBM\b|\bTODO\b|<!-- |\bMETRIC\b", page.read_text())
 
 
+def test_the_architecture_names_every_folder_and_files_that_are_there():
+    package, text = ROOT / "lightning_app", (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert {row.split("/`")[0] for row in re.findall(r"^\| `(\w+/`)", text, flags=re.M)} == folders
+    named = set(re.findall(r"`([\w/]+\.py)`", text)) - {
+        "lightning_app/plugins.py",
+        "tests/test_layering.py",
+        "tests/test_ideas.py",
+    }
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not (package / name).is_file()] == []
+
+
 def test_the_readme_has_every_config():
     readme = (ROOT / "README.md").read_text()
     assert CONFIGS

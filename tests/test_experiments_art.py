@@ -202,7 +202,7 @@ def test_ewc_holds_parameters_where_they_matter():
     model = small()
     fisher = [torch.full_like(p, float(i)) for i, p in enumerate(model.parameters())]
     ewc = EWC(1.0, fisher)
-    ewc.build(model)
+    ewc.attach(model)
     ewc.anchor()
     assert ewc.loss(None)["ewc"] == 0  # type: ignore[arg-type]
     with torch.no_grad():

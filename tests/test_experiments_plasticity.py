@@ -29,7 +29,7 @@ from experiments.runs import Training
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.importance import HardConcreteImportance, SubsetImportance
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
 from tests.test_experiments_art import texts
 
 SMALL = [

@@ -21,14 +21,23 @@ FILES = sorted(path for part in MAY_IMPORT for path in (PACKAGE / part).rglob("*
 
 
 def imported(path: Path) -> set[str]:
+    return imported_from(ast.parse(path.read_text()))
+
+
+def imported_from(tree: ast.AST) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
             found.add(node.module or "")
     return found
+
+
+def name_of(path: Path) -> str:
+    """ "models.heads" of models/heads/__init__.py."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def is_there(module: str) -> bool:
@@ -46,22 +55,74 @@ def test_imports_go_one_way(path: Path):
     part = path.relative_to(PACKAGE).parts[0]
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("lightning_app.")}
     assert ours <= MAY_IMPORT[part] | EVERYWHERE, f"{path} imports {ours - MAY_IMPORT[part] - EVERYWHERE}"
+    if path.parent.name == "report":
+        assert ours <= {"reports", part} | EVERYWHERE
+        within = {name for name in imported(path) if name.startswith(f"lightning_app.{part}")}
+        assert all(name.startswith(f"lightning_app.{part}.report") for name in within)
     gone = [name for name in imported(path) if name.startswith("lightning_app.") and not is_there(name)]
     assert gone == [], f"{path} imports what is not there, which mypy takes for a library without types"
     others = {name.split(".")[0] for name in imported(path)}
     assert "pytorch_lightning" not in others
     if part in WITHOUT_LIGHTNING:
         assert "lightning" not in others
-    if part == "reports":  # a page is drawn in a second, from a folder that may be a copy on another machine
-        assert not others & {"torch", "torchmetrics", "transformers", "faiss"}
+    if part == "reports" or path.parent.name == "report":  # a page is drawn in a second, on any machine
+        assert not others & {"torch", "torchmetrics", "transformers", "faiss", "lightning"}
+
+
+# Pure mathematics: tensors (or numbers) in, tensors out
+
+
+PURE = "# Pure mathematics: see tests/test_layering.py."
+MARKED = [path for path in FILES if PURE in path.read_text().splitlines()]
+OF_PURE = {"abc", "collections.abc", "dataclasses", "functools", "math", "typing", "numpy", "__future__"} | {
+    *("torch", "torch.nn.functional", "torch.autograd.function", "lightning_app.errors")
+}
+
+
+def impurities(source: str, marked: set[str]) -> list[str]:
+    """What a file of pure mathematics may not have: other imports, modules (nn.Module) and optimizers, ranks."""
+    tree = ast.parse(source)
+    allowed = OF_PURE | {f"lightning_app.{name}" for name in marked}
+    found = [name for name in imported_from(tree) if name not in allowed]
+    found += [f"torch.{alias.name}" for node in ast.walk(tree) for alias in _of_torch(node) if alias.name in STATEFUL]
+    return found + [ast.unparse(node) for node in ast.walk(tree) if _names_stateful(node)]
+
+
+STATEFUL = {"nn", "optim", "distributed", "utils"}
+
+
+def _of_torch(node: ast.AST) -> list[ast.alias]:
+    return node.names if isinstance(node, ast.ImportFrom) and node.module == "torch" else []
+
+
+def _names_stateful(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and ast.unparse(node) in {f"torch.{name}" for name in STATEFUL}
+
+
+def test_impurities_are_found():
+    assert impurities("import torch\nfrom torch import Tensor\nimport torch.nn.functional as F", set()) == []
+    assert impurities("from lightning_app.models.losses import IGNORE", {"models.losses"}) == []
+    assert impurities("from lightning_app.models.losses import IGNORE", set()) == ["lightning_app.models.losses"]
+    assert impurities("import lightning as L\nfrom torch import nn", set()) == ["lightning", "torch.nn"]
+    assert impurities("class A(torch.nn.Module): ...", set()) == ["torch.nn"]
+    assert impurities("torch.distributed.barrier()", set()) == ["torch.distributed"]
+
+
+@pytest.mark.parametrize("path", MARKED, ids=name_of)
+def test_pure_mathematics_stays_pure(path: Path):
+    assert impurities(path.read_text(), {name_of(path) for path in MARKED}) == []
+
+
+def test_what_is_pure_mathematics():
+    """Whoever moves one of these moves its line along."""
+    assert {name_of(path) for path in MARKED} >= {
+        *("art.rules", "memory.knn", "memory.nearness", "models.losses", "models.sampling", "models.weighing"),
+        *(f"plasticity.{name}" for name in ("entropy", "phases", "pruning", "scores", "stabilization")),
+        *("training.spike_rule", "training.warmup"),
+    }
 
 
 # Circles of files
-
-
-def name_of(path: Path) -> str:
-    """ "models.heads" of models/heads/__init__.py."""
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def run_nodes(tree: ast.AST) -> Iterator[ast.AST]:

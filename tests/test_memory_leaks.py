@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
-from lightning_app.memory.readers.base import Passage, Reader
-from lightning_app.memory.store import AssociativeMemory, Payload
+from lightning_app.memory.readers.base import Reader, TokenContext
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
 from tests.advice import SHORT, advised
 
@@ -49,9 +50,9 @@ def model_with(reader: Reader, segment_length: int | None) -> MemoryLM:
     return MemoryLM(backbone, [reader], segment_length=segment_length).eval()
 
 
-def passage_of(ids: Tensor, segment_length: int | None) -> Passage:
+def passage_of(ids: Tensor, segment_length: int | None) -> TokenContext:
     B, T = ids.shape
-    return Passage(
+    return TokenContext(
         ids=ids,
         next_ids=F.pad(ids[:, 1:], (0, 1), value=-1),
         documents=torch.full_like(ids, OWN),
@@ -266,9 +267,9 @@ def test_the_scope_document_forgets_a_document_at_its_end():
     everything = torch.ones_like(ids, dtype=torch.bool)
     vectors = torch.randn(1, T, D)
     bank.carry_out(first.effects(vectors, everything), training=True)
-    later = Passage(**{**vars(first), "positions": first.positions + T})
+    later = TokenContext(**{**vars(first), "positions": first.positions + T})
     assert bank.search(vectors, first.rows, later.origin, k=1)[1].abs().max() < 1e-4  # the same document: found
-    others = Passage(**{**vars(first), "documents": torch.full_like(ids, OTHER)})
+    others = TokenContext(**{**vars(first), "documents": torch.full_like(ids, OTHER)})
     assert (bank.search(vectors, first.rows, others.origin, k=1)[0] == -1).all()
     bank.carry_out(others.effects(vectors, everything), training=True)
     assert documents_in(bank.memories[0]) == {OTHER}

@@ -17,6 +17,7 @@ from lightning_app.art.pages import Category, Network, draw_page, format_categor
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
+from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -28,7 +29,7 @@ COMPARED = 1000  # prototypes with all others at once
 
 def networks_of(module: LanguageModule, tokenizer: Tokenizer) -> list[Network]:
     """Those of all its ARTRegularizers."""
-    found = [regularizer for regularizer in module.regularizers if isinstance(regularizer, ARTRegularizer)]
+    found = [regularizer for regularizer in module.extensions if isinstance(regularizer, ARTRegularizer)]
     return [Network(one.name, one.art.vigilance, int(one.art.seen), categories_of(one.art, tokenizer)) for one in found]
 
 
@@ -70,6 +71,12 @@ def write_page(networks: Sequence[Network], path: Path, *, of: str) -> None:
     write_atomic(path, draw_page(networks, title=f"Categories of {of}").encode("utf-8", errors="replace"))
 
 
+def close(module: LanguageModule, tokenizer: Tokenizer, folder: RunFolder, *, step: int) -> None:
+    """Draw the page of a run as its categories are at the last step, where there are any."""
+    if networks := networks_of(module, tokenizer):
+        write_page(networks, folder.categories, of=f"{folder.title}, step {step}")
+
+
 def command(argv: Sequence[str]) -> None:
     """Parse the arguments, print the tables, and write the page where one is asked for."""
     args = _parser().parse_args(argv)
@@ -81,7 +88,7 @@ def command(argv: Sequence[str]) -> None:
     if not networks:
         raise InputError(
             f"{path} holds a {type(module).__name__} without an ARTRegularizer, so there are no categories: train with "
-            "one under model.init_args.regularizers, as `--config configs/overlays/art.yaml` adds it to any run"
+            "one under model.init_args.extensions, as `--config configs/overlays/art.yaml` adds it to any run"
         )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n\n".join(format_categories(network, limit=args.limit, width=width) for network in networks))

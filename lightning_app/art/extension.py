@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_app.art.network import ART, SPAN, check_term
 from lightning_app.art.rehearsal import forgotten
@@ -16,11 +16,13 @@ from lightning_app.art.rules import Pooling, Resonance, pool, spans, spread
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
+from lightning_app.models.extension import Extension, Outputs, Regularizer
+from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.modes import evaluated
 from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.models.registry import describe
-from lightning_app.training.module import LanguageModule, Outputs, Regularizer
-from lightning_app.training.stored import Draw, Stored, text_of
+from lightning_app.models.stored import Draw, Stored, text_of
+from lightning_app.training.module import LanguageModule
 from lightning_app.training.warmup import linear_warmup
 
 OPTIONS = (
@@ -49,7 +51,7 @@ class ARTRegularizer(Regularizer):
         rehearsed_texts: of 32 tokens, drawn anew in each training step; a category that current texts have not come to
             for twice as long is drawn twice as often. All batches of a step rehearse the same ones, and count alike.
         learn_at_most: of each step's embeddings on each rank, evenly spread: with `pooling: token` there are many.
-        name: of the loss term and of all that is logged; a second regulariser needs another one.
+        name: of the loss term and of all that is logged; a second one in a model needs another one.
         art: see `models.art.ART`.
 
     Raises:
@@ -87,8 +89,8 @@ class ARTRegularizer(Regularizer):
         self.on_bar = (f"{name}_clusters",)
         self.means_over = {name: "tokens" if pooling == "token" else "texts"}
         self._art_options = art
-        self.art = ART(1, **art)  # refuses what contradicts itself; `build` makes the one of the right width
-        self.average: AveragedModel | None = None
+        self.art = ART(1, **art)  # refuses what contradicts itself; `attach` makes the one of the right width
+        self.average: ModelCopy | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._counts: list[dict[str, float]] = []  # of the batches of this step
 
@@ -101,15 +103,12 @@ class ARTRegularizer(Regularizer):
     def weight(self, value: float) -> None:
         self.lambda_art = value
 
-    def build(self, backbone: Backbone) -> None:
-        self.art = ART(backbone.width, **self._art_options)
-        self._live = [backbone]  # in a list, as its parameters belong to the module
+    def attach(self, model: Backbone) -> None:
+        super().attach(model)
+        self.art = ART(model.width, **self._art_options)
         if self.art.novelty == "drift" or self.rehearsal:
-            self.average = AveragedModel(backbone, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+            self.average = ModelCopy(model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
             self.average.requires_grad_(False)
-
-    def copies(self) -> list[Backbone]:
-        return [] if self.average is None else [cast(Backbone, self.average.module)]
 
     def config(self) -> dict[str, Any]:
         return {**{option: getattr(self, option) for option in OPTIONS}, **self.art.config()}
@@ -125,7 +124,7 @@ class ARTRegularizer(Regularizer):
 
     def embeddings(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """(N, D) in float32, and (N, 2) the row and the last position of each."""
-        return pool(self._states(outputs.own_states).float(), outputs.mask, self.pooling)
+        return pool(self._states(outputs.plain_states).float(), outputs.mask, self.pooling)
 
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         embeddings, ends = self.embeddings(outputs)
@@ -141,7 +140,7 @@ class ARTRegularizer(Regularizer):
         assert self.average is not None
         texts = self.art.drawn_texts(self.rehearsed_texts, seed=int(self.steps) * world_size() + rank()).to(device)
         average = cast(Backbone, self.average.module)
-        return forgotten(self._live[0], average, texts, lambda model, ids, _: model.own_logits(ids))
+        return forgotten(self.model, average, texts, lambda model, ids, _: model.text_logits(ids))
 
     @torch.no_grad()
     def _averaged(self, outputs: Outputs, embeddings_ND: Tensor, ends_N2: Tensor) -> Tensor:
@@ -211,7 +210,7 @@ class ARTRegularizer(Regularizer):
     def after_step(self) -> dict[str, float]:
         self.steps += 1
         if self.average is not None:
-            self.average.update_parameters(self._live[0])
+            self.average.update_parameters(self.model)
         counts, self._counts = [c for c in self._counts if c], []
         sizes = self.art.counts[: len(self.art)].float()
         numbers = {"clusters": float(len(self.art)), "vigilance": max(-1.0, self.art.vigilance)}
@@ -249,7 +248,8 @@ class ARTGPT2(LanguageModule):
     Args:
         backbone: the language model: `PretrainedLM`, `Decoder`, or any other.
         art: what is categorised, how, and with what weight; None: the defaults of `ARTRegularizer`.
-        regularizers: further ones.
+        extensions: further ones.
+        regularizers: their former name.
         kwargs: see `LanguageModule`.
     """
 
@@ -257,12 +257,13 @@ class ARTGPT2(LanguageModule):
         self,
         backbone: Backbone,
         art: ARTRegularizer | None = None,
-        regularizers: list[Regularizer] | None = None,
+        extensions: list[Extension] | None = None,
+        regularizers: list[Extension] | None = None,
         **kwargs: Any,
     ):
         art = ARTRegularizer() if art is None else art
-        super().__init__(backbone, regularizers=[art, *(regularizers or [])], **kwargs)
+        super().__init__(backbone, extensions=[art, *(extensions or []), *(regularizers or [])], **kwargs)
 
     def config(self) -> dict[str, Any]:
-        art, *others = self.regularizers
-        return {**super().config(), "art": describe(art), "regularizers": [describe(other) for other in others]}
+        art, *others = self.extensions
+        return {**super().config(), "art": describe(art), "extensions": [describe(other) for other in others]}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
@@ -20,6 +20,7 @@ from lightning_app.art.network import ART, SPAN, check_term
 from lightning_app.art.rehearsal import forgotten
 from lightning_app.art.rules import Pooling, pool, spans, spread
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.ranks import gathered, rank, world_size
 from lightning_app.training.archive import damage
 from lightning_app.training.warmup import linear_warmup
@@ -56,7 +57,7 @@ class ARTTrainer(Trainer):
 
     # what the type checker does not see behind the decorated `__init__` of Trainer
     art: ART
-    average: AveragedModel | None
+    average: ModelCopy | None
     lambda_art: float
     pooling: Pooling
     layer: int | None
@@ -105,7 +106,7 @@ class ARTTrainer(Trainer):
         self.rehearsal, self.rehearsed_texts, self.learn_at_most = rehearsal, rehearsed_texts, learn_at_most
         self.average = None
         if averages:
-            self.average = AveragedModel(self._averages(), multi_avg_fn=get_ema_multi_avg_fn(average_decay))
+            self.average = ModelCopy(self._averages(), multi_avg_fn=get_ema_multi_avg_fn(average_decay))
             self.average.to(self.args.device).requires_grad_(False).eval()
         self._seen = []  # embeddings and spans since the last optimizer step
         self._terms, self._steps = torch.zeros(3), 0  # sums of ce, art and rehearsal since they were logged, and steps

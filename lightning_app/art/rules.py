@@ -5,6 +5,7 @@ asks; the winner moves towards it. Where none does, the input is novel and becom
 
 Shapes: B inputs, D features, C categories, W numbers of a prototype (D, or 2 D with complement coding), M changed ones.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning_app
 from lightning_app.errors import InputError
 from lightning_app.models.registry import PLACES, is_description
+from lightning_app.plugins import IDEAS
 
 PACKAGE = "lightning_app"
 MODELING = "modeling_lightning_app"  # in the directory: what `auto_map` names
@@ -30,7 +31,7 @@ def code_files(described: dict[str, Any]) -> dict[str, str]:
     Raises:
         InputError: a class that is not of this project.
     """
-    sources = {PARTS: _parts_source(sorted(set(parts_in(described))))}
+    sources = {PARTS: _parts_source(list(descriptions_in(described)))}
     waiting = [SOURCE, PARTS]
     files: dict[str, str] = {}
     while waiting:
@@ -44,15 +45,15 @@ def code_files(described: dict[str, Any]) -> dict[str, str]:
     return {f"{name}.py": text for name, text in files.items()}
 
 
-def parts_in(described: Any) -> Iterator[str]:
-    """All names of classes in a description."""
+def descriptions_in(described: Any) -> Iterator[dict[str, Any]]:
+    """A description and all those in it."""
     if isinstance(described, list):
         for one in described:
-            yield from parts_in(one)
+            yield from descriptions_in(one)
     if is_description(described):
-        yield described["part"]
+        yield described
         for value in described["options"].values():
-            yield from parts_in(value)
+            yield from descriptions_in(value)
 
 
 def flat_name(module: str) -> str:
@@ -60,16 +61,19 @@ def flat_name(module: str) -> str:
     return module.removeprefix(f"{PACKAGE}.").removeprefix("export.").replace(".", "_")
 
 
-def _parts_source(names: list[str]) -> str:
-    foreign = [name for name in names if name not in PLACES]
-    if foreign:
+def _parts_source(described: list[dict[str, Any]]) -> str:
+    """See `modeling_parts`. What cuts a backbone comes along only where one was cut."""
+    names = sorted({one["part"] for one in described})
+    if foreign := [name for name in names if name not in PLACES]:
         raise InputError(
             f"the model has a {foreign[0]}, which is no part of {PACKAGE}: its code cannot be taken into the directory"
         )
     places = [PLACES[name].partition(":") for name in names]
     lines = [f"from {module} import {name}" for module, _, name in places]
+    cutting = [idea.shape.partition(":") for idea in IDEAS if idea.shape and any("layout" in one for one in described)]
+    lines += [f"from {module} import {name} as shape" for module, _, name in cutting] or ["", "shape = None"]
     entries = [f'    "{name}": {cls},' for name, (_, _, cls) in zip(names, places, strict=True)]
-    return "\n".join(['"""The classes of this model."""', "", *lines, "", "PARTS = {", *entries, "}", ""])
+    return "\n".join(['"""What rebuilds this model."""', "", *lines, "find = {", *entries, "}.__getitem__", ""])
 
 
 def _path_of(module: str) -> Path:
@@ -81,6 +85,8 @@ def _own_imports(source: str) -> Iterator[ast.ImportFrom]:
     """The `from lightning_app... import ...` of a file, wherever they stand."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == PACKAGE:
+            modules = [a.name for a in node.names if _path_of(f"{node.module}.{a.name}").exists()]
+            assert not modules, f"import names of {modules}, not the modules: a flat directory has no packages"
             yield node
         assert not (isinstance(node, ast.Import) and any(a.name.split(".")[0] == PACKAGE for a in node.names))
 

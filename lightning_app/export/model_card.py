@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import nn
 
-from lightning_app.memory.store import AssociativeMemory
+from lightning_app.plugins import Idea, here, load
 from lightning_app.reports.events import Data
 from lightning_app.reports.record import Record
 from lightning_app.reports.run_folder import RunFolder
@@ -46,7 +46,7 @@ class Facts:
         config: of the run; empty where it is not beside the checkpoint.
         texts: documents, words, bytes and tokens of each split, from the log.
         commits: of the code that trained, and of that which exports.
-        memory: entries that it holds, and the documents that they are from.
+        ideas: what the model holds of each idea that it has, in one line.
     """
 
     checkpoint: Path
@@ -57,7 +57,7 @@ class Facts:
     config: dict[str, Any] = field(default_factory=dict)
     texts: list[dict[str, Any]] = field(default_factory=list)
     commits: tuple[str, str] = (UNKNOWN, UNKNOWN)
-    memory: str = ""
+    ideas: list[tuple[Idea, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any], path: Path, module: LanguageModule) -> Facts:
@@ -69,7 +69,7 @@ class Facts:
         state = tokenizer_state(checkpoint)
         tokenizer = f"`{UNKNOWN if state is None else state['tokenizer']['name']}`"
         commits = (Checkpoint.of(checkpoint).commit, commit())
-        return cls(path, type(module).__name__, step, tokenizer, metrics, config, data, commits, _memory(module))
+        return cls(path, type(module).__name__, step, tokenizer, metrics, config, data, commits, _of_ideas(module))
 
 
 def _metrics(records: Sequence[Record], step: int | None) -> dict[str, float]:
@@ -85,12 +85,10 @@ def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:
     return {name: float(score) for name, score in watched.items() if name in MEASURES and score is not None}
 
 
-def _memory(module: nn.Module) -> str:
-    memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
-    if not memories:
-        return ""
-    documents = len({int(key) for m in memories for key in m.documents[: m.size()].unique()} - {-1})
-    return f"{sum(m.size() for m in memories):,} entries from {documents} documents"
+def _of_ideas(module: nn.Module) -> list[tuple[Idea, str]]:
+    """What the model holds of each idea, in one line."""
+    found = [(idea, load(idea.card)(module)) for idea in here() if idea.card]
+    return [(idea, line) for idea, line in found if line]
 
 
 def model_card(facts: Facts, *, name: str, model: PreTrainedModel, difference: float) -> str:
@@ -133,14 +131,13 @@ def _what(facts: Facts, model: PreTrainedModel) -> str:
         "positions": getattr(config, "max_position_embeddings", None) or "no limit",
         "tokenizer": facts.tokenizer,
     }
-    if facts.memory:
-        sizes["memory"] = f"{facts.memory}; it is read, and nothing is written to it"
+    sizes |= {idea.name: line for idea, line in facts.ideas}
     return "A language model.\n\n" + _table(("", ""), sizes.items())
 
 
 def _how(facts: Facts, model: PreTrainedModel) -> str:
     trust = ", trust_remote_code=True" if _own_code(model) else ""
-    needs = ["torch", "transformers", *(["faiss-cpu", "numpy"] if facts.memory else [])]
+    needs = ["torch", "transformers", *(name for idea, _ in facts.ideas for name in idea.packages)]
     return f"""## Use
 
 Needs {", ".join(f"`{package}`" for package in needs)}.

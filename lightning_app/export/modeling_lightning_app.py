@@ -16,11 +16,10 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from lightning_app.export.modeling_parts import PARTS
+from lightning_app.export.modeling_parts import find, shape
 from lightning_app.models.attention import KVCache
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.registry import build
-from lightning_app.plasticity.units import take_layout
 
 OUTPUTS = {field.name for field in fields(CausalLMOutputWithPast)}
 CACHE = "cache" if "cache" in OUTPUTS else "past_key_values"  # the library's name of it, until its 5.24 the latter
@@ -72,7 +71,7 @@ class LightningAppForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LightningAppConfig, backbone: Backbone | None = None):
         super().__init__(config)
-        self.backbone = build(config.backbone, PARTS.__getitem__, take_layout) if backbone is None else backbone
+        self.backbone = build(config.backbone, find, shape) if backbone is None else backbone
         for module in self.modules():  # all of them lie in the file: loading leaves others without values
             module._non_persistent_buffers_set.clear()
         self._tied_weights_keys = config.tied_weights

@@ -1,15 +1,9 @@
-"""The classes that a backbone's description may name. An exported directory has those that its model needs."""
+"""What rebuilds a described backbone. An exported directory has a file of this name with the classes of its model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from lightning_app.memory.model import MemoryLM
-from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
-from lightning_app.models.decoder import Decoder
-from lightning_app.models.pretrained import PretrainedLM
-
-PARTS: dict[str, Any] = {
-    f"{part.__module__}.{part.__qualname__}": part
-    for part in (Decoder, PretrainedLM, MemoryLM, AttentionReader, ConcatReader, KNNReader, CacheReader, TrimeReader)
-}
+find: Callable[[str], Any] | None = None  # from a name to its class; None: those that are registered
+shape: Callable[..., None] | None = None  # what brings a backbone into its layouts; None: that of the table of ideas

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_app.memory.model import MemoryLM
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Block, Decoder
 from lightning_app.models.lora import merged
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe, is_description
-from lightning_app.plasticity.surgery import Units
-from lightning_app.plasticity.units import cut_units
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
@@ -28,42 +24,35 @@ if TYPE_CHECKING:  # importing transformers takes seconds
 
 def merge_adapters(backbone: Backbone) -> Backbone:
     """The model with its adapters, where there are any, within its matrices."""
-    if isinstance(backbone, MemoryLM):
-        backbone.backbone = merge_adapters(backbone.backbone)
-        return backbone
-    return merged(backbone) if isinstance(backbone, PretrainedLM) and backbone.lora is not None else backbone
+    core = backbone.core
+    return _with_core(backbone, merged(core)) if isinstance(core, PretrainedLM) and core.lora is not None else backbone
+
+
+def _with_core(backbone: Backbone, core: Backbone) -> Backbone:
+    """Put another language model into what wraps the one that is there."""
+    before = backbone.core
+    for wrapper in backbone.modules():
+        for name, child in wrapper.named_children():
+            if child is before:
+                setattr(wrapper, name, core)
+    return core if backbone is before else backbone
 
 
 def fold_masks(backbone: Backbone) -> None:
     """Write zeros for what is masked, so that nothing has to be multiplied by 0 any more."""
-    for units in cut_units(backbone):
-        _write_zeros(units, units.present & ~units.mask)
-        units.set_mask(torch.ones(units.shape, dtype=torch.bool))
+    for units in backbone.core.units.values():
+        units.fold_mask()
 
 
 def fill_removed(backbone: Backbone) -> None:
     """Bring back, as zeros, what was removed: the model computes what it did, in the shape that it had at first."""
-    for units in cut_units(backbone):
-        removed, everything = ~units.present, list(range(units.shape[1]))
-        nothing: list[list[int]] = [[] for _ in units.layers]
-        units.set_layout({"shape": units.shape, "present": [everything for _ in units.layers], "masked": nothing})
-        _write_zeros(units, removed)
-
-
-@torch.no_grad()
-def _write_zeros(units: Units, dead: Tensor) -> None:
-    """(L, N) bool, of units that are there: all of their weights become 0."""
-    for layer, row in zip(units.layers, dead, strict=True):
-        places = [layer.present.index(unit) for unit in row.nonzero()[:, 0].tolist()]
-        for part in layer.parts:
-            at = part.positions(layer.present)[places].flatten()
-            part.parameter.index_fill_(part.dim, at.to(part.parameter.device), 0.0)
+    for units in backbone.core.units.values():
+        units.fill_removed()
 
 
 def removed_units(backbone: Backbone) -> dict[str, int]:
     """How many units are gone, by kind, where some are."""
-    counts = {str(units.kind): int((~units.present).sum()) for units in cut_units(backbone)}
-    return {kind: count for kind, count in counts.items() if count}
+    return {kind: units.removed for kind, units in backbone.core.units.items() if units.removed}
 
 
 # Families of the library

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.model import MemoryLM
+from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import CausalSelfAttention
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def check_onnx(model: nn.Module) -> None:
     """Refuse what cannot be written, before anything is.
 
     Raises:
-        InputError: a package is missing, or the model searches a memory.
+        InputError: a package is missing, or the model is not a graph.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    if any(isinstance(module, MemoryLM) for module in model.modules()):
-        raise InputError("--onnx cannot write a model with a memory: a search by FAISS is no graph; leave --onnx out")
+    if reasons := [one.no_graph for one in model.modules() if isinstance(one, Backbone) and one.no_graph]:
+        raise InputError(f"--onnx cannot write this model: {reasons[0]}; leave --onnx out")
 
 
 def write_onnx(model: PreTrainedModel, folder: Path) -> float:

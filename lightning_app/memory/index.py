@@ -7,8 +7,7 @@ index has to remove or overwrite at once (HNSW can do neither), and no result sh
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,74 +15,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_app.memory.exact_search import set_up_faiss
-from lightning_app.memory.nearness import Metric
+from lightning_app.memory.options import POINTS_PER_CENTROID, MemoryOptions
 
 import faiss  # isort: skip
 
-POINTS_PER_CENTROID = 39  # what FAISS asks of k-means; a small memory has to do with fewer
 DEAD_PER_LIVE = 0.5  # rebuild an index with more dead labels than this
 ADDED_AT_ONCE = 8192  # rows
 OVERSAMPLED = {"ivf": 1, "hnsw": 1, "ivfpq": 8}  # candidates per result; their exact distances choose among them
 
 
-@dataclass(frozen=True)
-class IndexOptions:
-    """See `AssociativeMemory`."""
-
-    index_type: Literal["ivf", "ivfpq", "hnsw"]
-    metric: Metric
-    memory_size: int
-    memory_dim: int
-    num_clusters: int
-    nprobe: int
-    pq_m: int
-    pq_bits: int
-    m: int
-    ef_construction: int
-    ef_search: int
-    seed: int
-
-    @property
-    def clusters(self) -> int:
-        """Of the coarsest or finest k-means, whichever has more; 0: nothing to train."""
-        codes = 2**self.pq_bits if self.index_type == "ivfpq" else 0
-        return 0 if self.index_type == "hnsw" else max(self.num_clusters, codes)
-
-    @property
-    def enough(self) -> int:
-        """Vectors to train on: 39 for each cluster, or half of the capacity, and one for each cluster at least."""
-        return max(self.clusters, min(POINTS_PER_CENTROID * self.clusters, self.memory_size // 2), 1)
-
-    def empty_index(self) -> Any:
-        width, kind = self.memory_dim, faiss.METRIC_L2 if self.metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        index: Any
-        if self.index_type == "hnsw":
-            index = faiss.IndexHNSWFlat(width, self.m, kind)
-            index.hnsw.efConstruction = self.ef_construction
-            return index
-        quantizer = faiss.IndexFlat(width, kind)
-        if self.index_type == "ivf":
-            index = faiss.IndexIVFFlat(quantizer, width, self.num_clusters, kind)
-        else:
-            index = faiss.IndexIVFPQ(quantizer, width, self.num_clusters, self.pq_m, self.pq_bits, kind)
-            self._set_up_clustering(index.pq.cp)
-        self._set_up_clustering(index.cp)
-        index.nprobe = self.nprobe
+def empty_index(options: MemoryOptions) -> Any:
+    """Untrained."""
+    width, kind = options.memory_dim, faiss.METRIC_L2 if options.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    index: Any
+    if options.index_type == "hnsw":
+        index = faiss.IndexHNSWFlat(width, options.m, kind)
+        index.hnsw.efConstruction = options.ef_construction
         return index
+    quantizer = faiss.IndexFlat(width, kind)
+    if options.index_type == "ivf":
+        index = faiss.IndexIVFFlat(quantizer, width, options.num_clusters, kind)
+    else:
+        index = faiss.IndexIVFPQ(quantizer, width, options.num_clusters, options.pq_m, options.pq_bits, kind)
+        _set_up_clustering(index.pq.cp, seed=options.seed)
+    _set_up_clustering(index.cp, seed=options.seed)
+    index.nprobe = options.nprobe
+    return index
 
-    def _set_up_clustering(self, clustering: Any) -> None:
-        clustering.seed = self.seed
-        clustering.init_method = faiss.ClusteringInitMethod_AFK_MC2  # random ones put many clusters into one list
-        clustering.niter = 4  # no faster lists with 10
-        clustering.min_points_per_centroid = 1  # or FAISS warns on stderr
-        clustering.max_points_per_centroid = 256
+
+def _set_up_clustering(clustering: Any, *, seed: int) -> None:
+    clustering.seed = seed
+    clustering.init_method = faiss.ClusteringInitMethod_AFK_MC2  # random ones put many clusters into one list
+    clustering.niter = 4  # no faster lists with 10
+    clustering.min_points_per_centroid = 1  # or FAISS warns on stderr
+    clustering.max_points_per_centroid = 256
 
 
 class SlotIndex:
-    """Trained on the vectors themselves as soon as there are enough, and again when as many were written since then as
-    it was trained on: half of what it then holds, or more, is newer than its clusters."""
+    """Trains once `MemoryOptions.enough` vectors exist; retrains when as many rows have been written since."""
 
-    def __init__(self, options: IndexOptions):
+    def __init__(self, options: MemoryOptions):
         self._options = options
         self._index: Any = None
         self._stale = np.ones(options.memory_size, dtype=bool)
@@ -135,7 +106,7 @@ class SlotIndex:
         return self._options.clusters > 0 and self.written + len(stale) >= self.trained_on
 
     def _rebuild(self, vectors_ND: Tensor) -> None:
-        self._index = self._options.empty_index()
+        self._index = empty_index(self._options)
         if self._options.clusters > 0:
             count = min(len(vectors_ND), POINTS_PER_CENTROID * self._options.clusters)
             chosen = np.random.default_rng(self._options.seed).choice(len(vectors_ND), count, replace=False)

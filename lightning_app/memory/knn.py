@@ -2,6 +2,7 @@
 
 Shapes: (...) any leading ones, N tokens, K neighbours, V vocabulary, E experts. Logarithms are natural: nats.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

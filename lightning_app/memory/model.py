@@ -5,34 +5,39 @@ Shapes: B batch, T positions, S segments of L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.base import Passage, Reader, Reading, merged
-from lightning_app.models.backbone import Backbone, Cache, HiddenStates
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, merged
+from lightning_app.models.backbone import Backbone, Cache, Forward, HiddenStates
 from lightning_app.models.registry import describe
 
 
 @dataclass(frozen=True)
-class MemoryStates:
+class MemoryStates(Forward):
     """What `MemoryLM.run` computed.
 
     Attributes:
-        states: those that the logits were computed from, and the layers asked for.
-        logits: (B, T, V).
         before: (B, T, D) last states before any reader changed them.
         readings: one per reader.
     """
 
-    states: HiddenStates
-    logits: Tensor
     before: Tensor
-    readings: list[Reading]
+    readings: list[ReaderOutput]
+
+    @property
+    def plain_states(self) -> HiddenStates:
+        return HiddenStates(self.before, self.states.layers)
+
+    def detached(self) -> MemoryStates:
+        """Of the readings only what is learned from is left."""
+        readings = [ReaderOutput(effects=reading.effects, distances=reading.distances) for reading in self.readings]
+        return replace(cast(MemoryStates, super().detached()), before=self.before.detach(), readings=readings)
 
 
 class MemoryLM(Backbone):
@@ -46,9 +51,14 @@ class MemoryLM(Backbone):
         isolate_segments: segments do not see each other, so that the context is L tokens, and what lies before can
             only be had from a memory. Otherwise the context is the block.
 
+    Attributes:
+        first_row: number of a batch's first row among those of all ranks.
+
     Raises:
         InputError: options that contradict each other or the backbone.
     """
+
+    no_graph = "it has a memory, and a search by FAISS is no graph"
 
     def __init__(
         self,
@@ -64,6 +74,7 @@ class MemoryLM(Backbone):
         self.max_length = backbone.max_length if self.context_length is None else self.context_length
         self.segment_length = segment_length
         self.isolate_segments = isolate_segments
+        self.first_row = 0
         if segment_length is not None and not 1 <= segment_length <= (backbone.max_length or segment_length):
             raise InputError(
                 f"segment_length is {segment_length}; it must lie between 1 and the backbone's {backbone.max_length}"
@@ -88,8 +99,27 @@ class MemoryLM(Backbone):
         return self.backbone.core
 
     @property
+    def without_memory(self) -> MemoryLM:
+        return MemoryLM(self.backbone, [], self.segment_length, self.isolate_segments)
+
+    @property
+    def longest_text(self) -> int | None:
+        return self.max_length if self.context_length is None else None
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         return self.backbone.blocks
+
+    @property
+    def segment(self) -> int:
+        return self.context_length or 1
+
+    @contextmanager
+    def outside_session(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for reader in self.readers:
+                stack.enter_context(reader.bank.outside_evaluation())
+            yield
 
     def attention_visible(self) -> AbstractContextManager[None]:
         return self.backbone.attention_visible()
@@ -109,8 +139,15 @@ class MemoryLM(Backbone):
 
     # A whole block, in training and evaluation
 
+    def passage(self, batch: Mapping[str, Tensor]) -> TokenContext:
+        """Where the tokens of a batch are from."""
+        return TokenContext.of_batch(batch, segment_length=self.segment_length, first_row=self.first_row)
+
+    def run_batch(self, ids: Tensor, batch: Mapping[str, Tensor], *, layers: Sequence[int] = ()) -> MemoryStates:
+        return self.run(ids, self.passage(batch), layers=layers)
+
     def run(
-        self, ids: Tensor, passage: Passage, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
+        self, ids: Tensor, passage: TokenContext, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
     ) -> MemoryStates:
         """(B, T) ids, of which `passage` says where they are from, -> logits, and what the readers did.
 
@@ -120,7 +157,8 @@ class MemoryLM(Backbone):
         length = self.context_length or ids.shape[1]
         if ids.shape[1] % length:
             raise InputError(f"a block of {ids.shape[1]} tokens is no multiple of segment_length, which is {length}")
-        states, readings = self._read_input(self.backbone.embed(ids), passage, length, layers, memory_input)
+        readings: list[list[ReaderOutput]] = [[] for _ in self.readers]
+        states = self._read_input(ids, passage, length, readings, layers, memory_input)
         last = states.last
         for reader, done in zip(self.readers, readings, strict=True):
             last, reading = reader.at_states(last, passage)
@@ -135,38 +173,43 @@ class MemoryLM(Backbone):
         """(B, T) ids of a whole block -> states as they would be without any reader; T need not fill its segments."""
         T = ids.shape[1]
         length = min(self.context_length or T, T)
-        states = self._hidden(self.backbone.embed(nn.functional.pad(ids, (0, -T % length))), length, layers)
+        states = self._of_segments(nn.functional.pad(ids, (0, -T % length)), length, layers)
         return HiddenStates(states.last[:, :T], {i: state[:, :T] for i, state in states.layers.items()})
 
-    def own_logits(self, ids: Tensor) -> Tensor:
+    def text_logits(self, ids: Tensor) -> Tensor:
         return self.backbone.logits(self.states(ids).last)
 
     def plain_logits(self, ids: Tensor, found: MemoryStates) -> Tensor:
         """(B, T, V) as they would be without any reader."""
         reads_input = any(reader.reads_input for reader in self.readers)
-        return self.own_logits(ids) if reads_input else self.backbone.logits(found.before)
+        return self.text_logits(ids) if reads_input else self.backbone.logits(found.before)
 
     def _read_input(
-        self, embeddings: Tensor, passage: Passage, length: int, layers: Sequence[int], memory_input: Tensor | None
-    ) -> tuple[HiddenStates, list[list[Reading]]]:
-        readings: list[list[Reading]] = [[] for _ in self.readers]
+        self,
+        ids: Tensor,
+        passage: TokenContext,
+        length: int,
+        readings: list[list[ReaderOutput]],
+        layers: Sequence[int],
+        memory_input: Tensor | None,
+    ) -> HiddenStates:
+        """States, with the reading of a reader at the input behind its earlier ones."""
 
         def hidden(some: Tensor) -> HiddenStates:
-            return self._hidden(some, min(length, some.shape[1]), layers)
+            segments = some.reshape(-1, min(length, some.shape[1]), some.shape[2])
+            return _joined(self.backbone.hidden_of_texts(segments, layers=layers), len(some))
 
         for reader, done in zip(self.readers, readings, strict=True):
             if reader.reads_input:
+                embeddings = self.backbone.embed(ids)
                 states, reading = reader.around(embeddings, passage, hidden, memory_input=memory_input)
                 done.append(reading)
-                return states, readings
-        return hidden(embeddings), readings
+                return states
+        return self._of_segments(ids, length, layers)
 
-    def _hidden(self, embeddings: Tensor, length: int, layers: Sequence[int]) -> HiddenStates:
-        """All segments at once: (B, S L, D) -> (B S, L, D) -> (B, S L, D)."""
-        B, T, D = embeddings.shape
-        states = self.backbone.hidden(embeddings.reshape(-1, length, D), layers=layers)
-        together = {i: state.reshape(B, T, -1) for i, state in states.layers.items()}
-        return HiddenStates(states.last.reshape(B, T, D), together)
+    def _of_segments(self, ids: Tensor, length: int, layers: Sequence[int]) -> HiddenStates:
+        """All segments at once: (B, S L) -> (B S, L, D) -> (B, S L, D)."""
+        return _joined(self.backbone.states(ids.reshape(-1, length), layers=layers), len(ids))
 
     # The Backbone contract, for generation: the session's own text is read once it has been written
 
@@ -181,7 +224,7 @@ class MemoryLM(Backbone):
         cache: Cache | None = None,
         layers: Sequence[int] = (),
     ) -> HiddenStates:
-        passage = Passage.of_next_tokens(embeddings)
+        passage = TokenContext.of_next_tokens(embeddings)
 
         def hidden(some: Tensor) -> HiddenStates:
             return self.backbone.hidden(some, mask=mask, cache=cache, layers=layers)
@@ -196,8 +239,14 @@ class MemoryLM(Backbone):
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self.backbone.logits(hidden)
         for reader in self.readers:
-            logits, _ = reader.at_logits(logits, hidden, Passage.of_next_tokens(hidden))
+            logits, _ = reader.at_logits(logits, hidden, TokenContext.of_next_tokens(hidden))
         return logits
 
     def new_cache(self, batch_size: int) -> Cache:
         return self.backbone.new_cache(batch_size)
+
+
+def _joined(states: HiddenStates, rows: int) -> HiddenStates:
+    """(B S, L, D) -> (B, S L, D) of B rows."""
+    layers = {i: state.reshape(rows, -1, state.shape[-1]) for i, state in states.layers.items()}
+    return HiddenStates(states.last.reshape(rows, -1, states.last.shape[-1]), layers)

@@ -2,6 +2,7 @@
 
 Shapes: Q queries, N rows, D width, K results. Distances: l2 is |q - x|^2, inner_product -q.x, cosine 1 - cos(q, x).
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

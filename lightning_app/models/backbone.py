@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from types import MethodType
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
+GENERATED = 0  # key of a document that is being generated; those of texts lie above
 MASK, GATE = "unit_mask", "unit_gate"  # buffers of a projection whose inputs are masked and gated
 
 
@@ -24,6 +27,32 @@ class HiddenStates:
 
     last: Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)
+
+    def detached(self) -> HiddenStates:
+        """Without the graph that a backward needs."""
+        return HiddenStates(self.last.detach(), {i: state.detach() for i, state in self.layers.items()})
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What `Backbone.run_batch` returns.
+
+    Attributes:
+        states: those that the logits were computed from, and the layers asked for.
+        logits: (B, T, V).
+    """
+
+    states: HiddenStates
+    logits: Tensor
+
+    @property
+    def plain_states(self) -> HiddenStates:
+        """The states before memory reads are added."""
+        return self.states
+
+    def detached(self) -> Forward:
+        """Without the logits, and the graph that a backward needs."""
+        return replace(self, states=self.states.detached(), logits=self.logits.new_empty(0))
 
 
 class Cache(Protocol):
@@ -47,8 +76,18 @@ class Shaped(Protocol):
     def is_whole(self) -> bool:
         """Whether nothing is missing and nothing masked."""
 
+    @property
+    def removed(self) -> int:
+        """How many are missing."""
+
     def layout(self) -> dict[str, Any]:
         """What is there, in plain types."""
+
+    def fold_mask(self) -> None:
+        """Write zeros for what is masked, so that nothing has to be multiplied by 0 any more."""
+
+    def fill_removed(self) -> None:
+        """Bring back, as zeros, what was removed: the model computes what it did, in the shape that it had at first."""
 
 
 class Backbone(nn.Module, ABC):
@@ -60,7 +99,10 @@ class Backbone(nn.Module, ABC):
         max_length: the most positions that a sequence may have; None where there is no limit.
         attention_width: sum over the layers of heads x head size, for counting FLOPs; follows when heads are removed.
         units: what can be cut out of it, by kind, once it was asked for. A deep copy has its own.
+        no_graph: why its forward cannot be written as a graph of tensor operations; empty where it can.
     """
+
+    no_graph: ClassVar[str] = ""
 
     vocab_size: int
     width: int
@@ -127,9 +169,28 @@ class Backbone(nn.Module, ABC):
         return self
 
     @property
+    def without_memory(self) -> Backbone:
+        """The same model, of the same weights, that reads from no memory."""
+        return self
+
+    @property
+    def longest_text(self) -> int | None:
+        """The most tokens that `states` takes; None where there is no limit."""
+        return self.max_length
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         """Its layers in their order, each called as a module: what is sharded one by one. None: it is one piece."""
         return ()
+
+    @property
+    def segment(self) -> int:
+        """A whole block has a multiple of so many tokens."""
+        return 1
+
+    def outside_session(self) -> AbstractContextManager[None]:
+        """For as long as this lasts, what a text that is being generated has left in the model is not there."""
+        return nullcontext()
 
     def attention_visible(self) -> AbstractContextManager[None]:
         """For as long as this lasts, attention modules return their probabilities too, at whatever cost."""
@@ -139,9 +200,31 @@ class Backbone(nn.Module, ABC):
         """(B, T) ids of whole texts, padded on the right, -> states."""
         return self.hidden(self.embed(ids), layers=layers)
 
-    def own_logits(self, ids: Tensor) -> Tensor:
-        """(B, T) ids of whole texts, padded on the right, -> (B, T, V) without anything that is read from a memory."""
+    def hidden_of_texts(self, embeddings: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
+        """`hidden` of whole texts, padded on the right; a generation calls `hidden` itself."""
+        return self.hidden(embeddings, layers=layers)
+
+    def compile_texts(self) -> None:
+        """Let `torch.compile` have what runs whole texts. A copy made later runs its own weights."""
+        core = self.core
+        for name in ("states", "hidden_of_texts"):
+            method = MethodType(torch.compile(getattr(type(core), name)), core)  # a copy's is bound to the copy
+            setattr(core, name, method)
+
+    def text_logits(self, ids: Tensor) -> Tensor:
+        """(B, T) ids of whole texts, padded on the right, -> (B, T, V) without memory reads."""
         return self.logits(self.states(ids).last)
+
+    def run_batch(self, ids: Tensor, batch: Mapping[str, Tensor], *, layers: Sequence[int] = ()) -> Forward:
+        """A batch of `TextDataModule`, memory reads included.
+
+        Args:
+            ids: (B, T) the batch's own, or those with noise.
+            batch: says where the ids are from.
+            layers: see `hidden`.
+        """
+        states = self.states(ids, layers=layers)
+        return Forward(states, self.logits(states.last))
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""

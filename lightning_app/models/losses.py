@@ -1,4 +1,5 @@
 """Losses and measures of next-token prediction; targets are already shifted, IGNORE where none is to be predicted."""
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

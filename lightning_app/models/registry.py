@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
-from lightning_app.plugins import IDEAS, load
+from lightning_app.plugins import IDEAS
 
 PACKAGE = "lightning_app."
 CORE = {
@@ -27,7 +27,7 @@ CORE = {
     "CausalLM": "lightning_app.training.compositions:CausalLM",
 }
 PLACES = CORE | {name: place for idea in IDEAS for name, place in idea.parts.items()}
-IDEA_OF = {name: idea.name for idea in IDEAS for name in idea.parts}
+IDEA_OF = {name: idea for idea in IDEAS for name in idea.parts}
 FORMER: dict[str, str] = {}  # names of classes in older descriptions, to those of today
 Description = dict[str, Any]
 
@@ -95,7 +95,7 @@ def find_class(name: str) -> Any:
     """
     name = FORMER.get(name, name)
     if name in IDEA_OF:
-        return load(PLACES[name], idea=IDEA_OF[name])
+        return IDEA_OF[name].load(PLACES[name])
     module, _, attribute = PLACES.get(name, name).replace(":", ".").rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -117,12 +117,13 @@ def follow_shape(copy: Backbone, original: Backbone) -> None:
     """Cut out of a copy what is missing in the model that it was made from, and bring back what came back there."""
     if original.core.units:
         (idea,) = (idea for idea in IDEAS if idea.follow)
-        load(str(idea.follow), idea=idea.name)(copy, original)
+        idea.load(str(idea.follow))(copy, original)
 
 
 def _shape() -> Callable[..., None]:
     (idea,) = (idea for idea in IDEAS if idea.shape)
-    return load(str(idea.shape), idea=idea.name)
+    shape: Callable[..., None] = idea.load(str(idea.shape))
+    return shape
 
 
 def layouts_in(described: Any) -> dict[str, Any]:

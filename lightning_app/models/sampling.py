@@ -1,4 +1,5 @@
 """From logits to the next token. One pure function that every generator shares."""
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Shapes: B rows, T positions, K batches of the step, C things that are counted.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from lightning_app.models.losses import IGNORE
 # What a loss term is a mean over: tokens that are to be predicted, tokens, rows with any token, or none of them.
 Over = Literal["targets", "tokens", "texts", "batches"]
 COUNTED: tuple[Over, ...] = get_args(Over)
+Terms = dict[str, tuple[float, Tensor]]  # weight and value of loss terms, by name
 
 
 def counts_of(targets_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_app.plasticity.surgery import Slice, Units, state_like
+from lightning_app.plasticity.parts import Slice
+from lightning_app.plasticity.surgery import state_like
+from lightning_app.plasticity.units import Units
 
 Compute = Callable[[], Tensor]  # logits of a few texts, without dropout
 TOLERANCE = 1e-5  # of the logits' largest absolute value, in float32
@@ -21,7 +23,7 @@ class SurgeryError(RuntimeError):
 
 
 @torch.no_grad()
-def dead_say_nothing(units: Units, compute: Compute) -> int:
+def check_dead_units(units: Units, compute: Compute) -> int:
     """Whatever the weights of masked units are, the logits stay the same, bit for bit.
 
     Returns: how many masked units were tried; those that were removed have no weights.
@@ -100,7 +102,7 @@ def optimizer_knows(module: nn.Module, optimizer: Optimizer) -> int:
 
 
 @contextmanager
-def nothing_is_lost(units: Units, optimizer: Optimizer | None) -> Iterator[None]:
+def removal_checked(units: Units, optimizer: Optimizer | None) -> Iterator[None]:
     """What lies within removes units (and keeps them): weights and optimizer state that stay, and those that go, must
     be the ones of before, bit for bit."""
     before = [

@@ -2,6 +2,7 @@
 
 Shapes: B texts, H heads, T queries (rows), S keys.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import CausalSelfAttention
 from lightning_app.models.lora import adapters_of
-from lightning_app.plasticity.surgery import Layer, Part
+from lightning_app.plasticity.parts import Layer, Part
 
 # Names of numbers that families compute with, and that follow the number of heads.
 COUNTS = ("heads", "num_heads", "n_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads", "split_size")
@@ -191,9 +191,9 @@ def _layer(
         if adapters := adapters_of(matrix):
             parts.append(Part(adapters[2], "weight", 0, index))  # the rows of B
     index = _rows(n, _inputs(out) // n)
-    parts.append(Part(_base(out), "weight", _in_dim(out), index, reads=True))
+    parts.append(Part(_base(out), "weight", _in_dim(out), index, is_input=True))
     if adapters := adapters_of(out):
-        parts.append(Part(adapters[1], "weight", 1, index, reads=True))  # the columns of A
+        parts.append(Part(adapters[1], "weight", 1, index, is_input=True))  # the columns of A
     counts = []
     if counted:
         numbers = {name: vars(module)[name] for name in COUNTS if name in vars(module)}

@@ -20,9 +20,9 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.models.modes import evaluated
+from lightning_app.plasticity.kinds import AttentionHeads
 from lightning_app.plasticity.scores import by_relative_depth, seed_score
-from lightning_app.plasticity.surgery import Units
-from lightning_app.plasticity.units import AttentionHeads
+from lightning_app.plasticity.units import Units
 
 Batch = dict[str, Tensor]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_app.plasticity.surgery import Units
+from lightning_app.plasticity.units import Units
 
 
 def set_layer_factors(trainer: L.Trainer, factors: dict[int, float]) -> None:
@@ -98,3 +99,56 @@ class HeadRates:
         for (parameter, factor), before in zip(self._parts(), self._before, strict=True):
             parameter.copy_(before + factor * (parameter - before))
         self._before = []
+
+
+class FinetuningRates:
+    """The learning rates of a cycle's fine-tuning: higher or lower where units were lost.
+
+    Args:
+        layer_factor: of the rate of each block that lost units.
+        head_factor: of the updates of living heads in a layer that lost all; in others as far as it lost some.
+    """
+
+    def __init__(self, layer_factor: float, head_factor: float):
+        self.layer_factor, self.head_factor = layer_factor, head_factor
+        self._rates: HeadRates | None = None
+
+    def begin(self, trainer: L.Trainer, heads: Units, masks: Sequence[Tensor]) -> Tensor | None:
+        """Put them in force.
+
+        Args:
+            masks: (L, N) of each kind of units that is pruned, True where one is alive.
+
+        Returns: (L, H) factors of the heads' updates, which `attach` takes after a resume; None: all are 1.
+        """
+        factors = None
+        if self.layer_factor != 1:
+            lost = {i for mask in (heads.mask, *masks) for i, row in enumerate(mask) if not bool(row.all())}
+            set_layer_factors(trainer, dict.fromkeys(lost, self.layer_factor))
+        if self.head_factor != 1:
+            factors = head_factors(heads.mask, self.head_factor)
+            self.attach(trainer, heads, factors)
+        return factors
+
+    def attach(self, trainer: L.Trainer, heads: Units, factors: Tensor) -> None:
+        """Those of heads alone, as a resumed run has them; the groups' are in the optimizer."""
+        self._rates = HeadRates(heads, factors)
+        self._rates.attach(trainer.optimizers[0])
+
+    def end(self, trainer: L.Trainer) -> None:
+        """All rates as they would be without."""
+        if self.layer_factor != 1:
+            set_layer_factors(trainer, {})
+        self.detach()
+
+    def detach(self) -> None:
+        """From the optimizer."""
+        if self._rates is not None:
+            self._rates.detach()
+        self._rates = None
+
+
+def head_factors(alive_LH: Tensor, factor: float) -> Tensor:
+    """(L, H) 1 where a layer lost no head, `factor` where it lost all, and in between as far as it did."""
+    lost = 1 - alive_LH.float().mean(1, keepdim=True)
+    return (1 + (factor - 1) * lost).expand(alive_LH.shape).clone()

@@ -20,7 +20,7 @@ from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.importance import Importance, Sample, measured
 from lightning_app.plasticity.scores import combine
-from lightning_app.plasticity.surgery import Units
+from lightning_app.plasticity.units import Units
 from lightning_app.training.module import Batch, LanguageModule
 
 LATENCY_WARMUP, LATENCY_ROUNDS = 3, 10
@@ -101,7 +101,7 @@ def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
     with torch.no_grad(), evaluated(module):
         for _ in range(LATENCY_WARMUP + LATENCY_ROUNDS):
             start = _now(ids.device)
-            module.backbone.own_logits(ids)
+            module.backbone.text_logits(ids)
             times.append(1000 * (_now(ids.device) - start))
     return {
         "parameters": sum(p.numel() for p in parameters),

@@ -2,6 +2,7 @@
 
 training, then for each cycle: warmup, analysis, pruning, (regrowth), finetuning, evaluation; at last done.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

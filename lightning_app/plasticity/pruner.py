@@ -17,9 +17,10 @@ from lightning_app.models.modes import evaluated, full_precision
 from lightning_app.models.ranks import gathered, several_ranks, world_size
 from lightning_app.plasticity import checks as proof
 from lightning_app.plasticity.importance import Sample, gate_gradients
+from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.pruning import as_mask, most_missed
-from lightning_app.plasticity.surgery import Kind, state_like
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.surgery import state_like
 from lightning_app.training.lightning_internals.strategies import wrap_again
 from lightning_app.training.module import LanguageModule
 
@@ -36,12 +37,12 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-class Surgeon:
-    """Kills and revives units of a module that is being trained, and proves each time that it did.
+class Pruner:
+    """Prunes and regrows units of a module that is being trained, and proves each time that it did.
 
     Args:
         surgery: `remove` cuts units out, `mask` multiplies them by 0.
-        keep: remember what dies, so that it can be revived as it was.
+        keep: remember what is pruned, so that it can be regrown as it was.
         compute: logits of a few texts, by which proofs compare.
 
     Raises:
@@ -64,7 +65,7 @@ class Surgeon:
         with torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
             return self._compute()
 
-    def kill(self, kind: Kind, dead: Tensor) -> Checks:
+    def prune(self, kind: Kind, dead: Tensor) -> Checks:
         """(L, N) bool, all of them alive -> what was proved."""
         main, *copies = units_in(self.module, kind)
         expected, before = main.mask & ~dead, self._parameters()
@@ -72,9 +73,9 @@ class Surgeon:
         if keep:
             main.keep(dead, self._optimizer)
         sizes = [sum(part.parameter.numel() for part in layer.parts) // len(layer.present) for layer in main.layers]
-        with proof.nothing_is_lost(main, self._optimizer) if removes else nullcontext():
+        with proof.removal_checked(main, self._optimizer) if removes else nullcontext():
             main.set_mask(expected)
-            checks: Checks = {"dead units whose weights change nothing": proof.dead_say_nothing(main, self.compute)}
+            checks: Checks = {"dead units whose weights change nothing": proof.check_dead_units(main, self.compute)}
             masked = self.compute()
             if removes:
                 main.remove(dead, self._optimizer, keep=keep)
@@ -92,7 +93,7 @@ class Surgeon:
         checks["parameters removed"] = gone
         return checks | self._settle()
 
-    def revive(
+    def regrow(
         self, kind: Kind, n: int, how: Literal["undo", "new"], sample: Sample
     ) -> tuple[list[tuple[int, int]], list[float], Checks]:
         """The n dead units that are missed most, by |dL/dgate| at a gate of 0 -> which, how much, what was proved.
@@ -162,7 +163,7 @@ class Surgeon:
         checks: Checks = {"parameters that the optimizer has": proof.optimizer_knows(self.module, self._optimizer)}
         if several_ranks():  # before DDP is made anew, which gives all ranks the weights of the first
             checks["ranks with the same weights"] = self._ranks_agree()
-        wrap_again(self.trainer, self.module)  # for masks too: what is revived is a new parameter
+        wrap_again(self.trainer, self.module)  # for masks too: what is regrown is a new parameter
         self.module.compile_again()
         return checks
 

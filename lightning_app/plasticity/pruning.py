@@ -2,6 +2,7 @@
 
 Shapes: L layers, H heads of each, N neurons of each. `alive` is True for units that are still there.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

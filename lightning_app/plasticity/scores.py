@@ -3,6 +3,7 @@
 Shapes: L layers, H heads (or other units) of each. NaN stands for a unit that is dead or was not measured,
 and stays NaN.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

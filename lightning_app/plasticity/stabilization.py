@@ -2,12 +2,14 @@
 
 Shapes: ... any number of curves or moments, W losses of each.
 """
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -30,8 +32,24 @@ class Verdict:
     reason: str
 
 
+StabilityRule = Literal["slope", "quadratic"]
 WINDOW, THRESHOLD = 70, 3.0  # of slope_rule, chosen by `python -m experiments.stabilization`
 FLAT = 0.01  # nats per step^2: the curvature of quadratic_rule
+
+
+def judged(losses: Sequence[float], *, rule: StabilityRule, window: int | None = None) -> Verdict:
+    """What a rule, named by an option, says of the losses so far.
+
+    Args:
+        window: losses that the rule looks at; None: the rule's own.
+
+    Raises:
+        InputError: a window that the rule cannot work with.
+    """
+    if rule == "slope":
+        return slope_rule(losses, window=WINDOW if window is None else window)
+    patience = window or 20
+    return quadratic_rule(losses, min_steps=patience, patience=patience)
 
 
 def slope_rule(losses: Sequence[float], *, window: int = WINDOW, threshold: float = THRESHOLD) -> Verdict:

@@ -1,162 +1,239 @@
-"""AttentionHeads and Neurons: the units of any backbone of this project, whatever its family.
+"""Units that can be taken out of a Transformer: the attention heads, or the feed-forward neurons, of all layers.
 
-Shapes: L layers, H heads, M neurons, B batch, T positions, R sampled positions.
+A unit keeps its index of the whole model for good. It is alive, or dead: masked (it is there, and multiplied by 0), or
+removed (its rows and columns are cut out of the matrices).
+
+Shapes: L layers, N units of a layer at first, P of them that are there, B batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.modes import evaluated
-from lightning_app.plasticity.entropy import attention_entropy
-from lightning_app.plasticity.families import ATTENTION, FEED_FORWARD, attention_probabilities, find_layers
-from lightning_app.plasticity.surgery import Kind, Units
-
-REMEDY = "write a layout for it in lightning_app/plasticity/families.py (a class with `match`, added to the list there)"
+from lightning_app.plasticity.gates import Gates
+from lightning_app.plasticity.layout import check_shape, kept_from, kept_state, layout_of, mask_of
+from lightning_app.plasticity.parts import Kept, Kind, Layer, Slice
+from lightning_app.plasticity.surgery import move, new_slices, slice_of, state_like
 
 
-class AttentionHeads(Units):
-    """The attention heads of a backbone; where query heads share keys and values, each group of them is a unit.
+class Units:
+    """All units of one kind. Masks, gates, removal and regrowth.
 
-    Make one for each model, before anything is removed: it remembers what was.
+    Args:
+        backbone: whose `attention_width` follows, where units are heads.
+        layers: see `Layer`.
+        kind: what the units are.
+
+    Attributes:
+        kept: what was cut out, on the CPU, for `regrow(how="undo")`.
 
     Raises:
-        InputError: a family whose projections are laid out in a way that no layout knows.
+        InputError: layers that differ in their number of units.
     """
 
-    def __init__(self, backbone: Backbone):
-        model = backbone.core
-        found = find_layers(model, ATTENTION)
-        width = sum(layer.in_out.parameter.shape[layer.in_out.dim] for _, layer in found)
-        if width != model.attention_width:
-            raise InputError(
-                f"{_name(model)} shows attention heads of width {width} in all, and computes with "
-                f"{model.attention_width}: {REMEDY}"
-            )
-        super().__init__(model, [layer for _, layer in found], "heads")
-        self.attention = [module for module, _ in found]
+    def __init__(self, backbone: Backbone, layers: Sequence[Layer], kind: Kind):
+        if len({layer.n for layer in layers}) != 1:
+            raise InputError(f"the layers have {[layer.n for layer in layers]} {kind}: they must be equally many")
+        self.backbone, self.layers, self.kind = backbone, list(layers), kind
+        self.kept: Kept = {}
+        self._gates = Gates(self.layers)
 
-    def _after_surgery(self) -> None:
-        widths = [layer.in_out.parameter.shape[layer.in_out.dim] for layer in self.layers]
-        self.backbone.attention_width = sum(widths)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, N) of the whole model, whatever is left of it."""
+        return len(self.layers), self.layers[0].n
 
-    @torch.no_grad()
-    def attention_probs(self, ids: Tensor) -> list[Tensor]:
-        """(B, T) ids -> (B, H, T, T) of each layer, for the heads that are there. For analysis: it is slow."""
-        with evaluated(self.backbone), self._recorded() as found:
-            self.backbone.states(ids)
-        return found
+    @property
+    def mask(self) -> Tensor:
+        """(L, N) bool, True where a unit is alive."""
+        return self._gates.mask()
 
-    @torch.no_grad()
-    def entropy(self, ids: Tensor, *, rows: int | None = 16, seed: int = 0, normalised: bool = False) -> Tensor:
-        """(B, T) ids -> (L, H) float64: entropy of attention in nats, NaN where a head was removed.
+    @property
+    def present(self) -> Tensor:
+        """(L, N) bool, True where a unit has not been removed."""
+        there = torch.zeros(self.shape, dtype=torch.bool)
+        for row, layer in zip(there, self.layers, strict=True):
+            row[layer.present] = True
+        return there
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the units that are dead."""
+        return 1 - float(self.mask.float().mean())
+
+    def slice_of(self, layer: int, unit: int, optimizer: Optimizer | None = None) -> list[Slice]:
+        """Copies, on the CPU, of what each part has of a unit that is there."""
+        return slice_of(self.layers[layer], unit, optimizer)
+
+    def from_leaves(self, leaves: Iterable[Tensor], *, missing: float = 0.0) -> Tensor:
+        """(.., P) numbers of each layer -> (.., L, N) float64 on the CPU; `missing` where a unit was removed."""
+        rows = []
+        for numbers, layer in zip(leaves, self.layers, strict=True):
+            row = torch.full((*numbers.shape[:-1], layer.n), missing, dtype=torch.float64)
+            row[..., layer.present] = numbers.detach().double().cpu()
+            rows.append(row)
+        return torch.stack(rows, dim=-2)
+
+    # Masks and gates, see `Gates`
+
+    def set_mask(self, mask: Tensor) -> None:
+        """(L, N) bool: what is False is multiplied by 0 from now on. Removed units stay dead whatever it says."""
+        self._gates.set_mask(mask)
+
+    def open_gates(self) -> None:
+        """Have a gate of 1 at each unit, until `close_gates`."""
+        self._gates.open()
+
+    def close_gates(self) -> None:
+        """All gates are 1 again, and gone where nothing is masked."""
+        self._gates.close()
+
+    def set_gates(self, gates: Tensor, *, gradient: bool = False) -> list[Tensor]:
+        """Give open gates their values (L, N) or (B, L, N) -> the leaf of each layer, (P,) or (B, P)."""
+        return self._gates.set(gates, gradient=gradient)
+
+    def gates(self, *, rows: int | None = None, open_masks: bool = False) -> AbstractContextManager[list[Tensor]]:
+        """Gates that take a gradient, see `Gates.differentiable`."""
+        return self._gates.differentiable(rows=rows, open_masks=open_masks)
+
+    # Surgery
+
+    def remove(self, dead: Tensor, optimizer: Optimizer | None = None, *, keep: bool = True) -> None:
+        """Cut units out: (L, N) bool. Those that are gone already stay so.
+
+        Of a layer that loses all, the first of them stays, masked: few families can compute with none.
 
         Args:
-            rows: R positions, the same in all layers, whose attention is looked at; None: all.
-            normalised: divided by the log of the number of positions that can be seen.
+            optimizer: whose parameters and state follow.
+            keep: remember what is cut out, on the CPU.
+
+        Raises:
+            InputError: the optimizer's state cannot be cut; nothing has been changed then.
         """
-        T = min(ids.shape[1], self.backbone.max_length or ids.shape[1])
-        ids = ids[:, : ids.shape[1] // T * T].reshape(-1, T)  # a block of isolated segments is longer than the model
-        positions = torch.arange(T)
-        if rows is not None and rows < T - 1:  # the first position sees itself alone
-            drawn = torch.randperm(T - 1, generator=torch.Generator().manual_seed(seed))[:rows]
-            positions = (1 + drawn).sort().values
-        with evaluated(self.backbone), self._recorded(positions) as found:
-            self.backbone.states(ids)
-        of_heads = [attention_entropy(p, visible=positions.to(p.device) + 1, normalised=normalised) for p in found]
-        groups = [x.view(len(layer.present), -1).mean(1) for x, layer in zip(of_heads, self.layers, strict=True)]
-        return self.from_leaves(groups, missing=torch.nan)
+        for part in [part for layer in self.layers for part in layer.parts]:
+            state_like(optimizer, part.parameter)
+        if keep:  # a masked unit's are of when it was masked
+            new = {(i, u) for i, u in (dead & self.present).nonzero().tolist()} - self.kept.keys()
+            self.kept |= {unit: self.slice_of(*unit, optimizer) for unit in sorted(new)}
+        self.set_mask(self.mask & ~dead)
+        for i, layer in enumerate(self.layers):
+            left = [unit for unit in layer.present if not dead[i, unit]]
+            self._move(i, left or layer.present[:1], {}, optimizer)
+        self._gates.drop_without_effect()
 
-    @contextmanager
-    def _recorded(self, positions: Tensor | None = None) -> Iterator[list[Tensor]]:
-        """The probabilities of a forward, in the order of the layers; of the given rows alone."""
-        found: list[Tensor] = []
+    def keep(self, dead: Tensor, optimizer: Optimizer | None = None) -> None:
+        """Remember the weights and the optimizer's state of units that are about to be masked: (L, N) bool."""
+        for i, unit in dead.nonzero().tolist():
+            self.kept[i, unit] = self.slice_of(i, unit, optimizer)
 
-        def hook(module: nn.Module, arguments: Any, kwargs: Any, output: Any) -> None:
-            probs = attention_probabilities(module, arguments, kwargs, output)
-            found.append(probs if positions is None else probs[:, :, positions.to(probs.device)])
+    def regrow(
+        self,
+        layer: int,
+        unit: int,
+        how: Literal["undo", "new"] | list[Slice] = "undo",
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        """Bring a dead unit back to life.
 
-        hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in self.attention]
-        try:
-            with self.backbone.attention_visible():
-                yield found
-        finally:
-            for one in hooks:
-                one.remove()
+        Args:
+            how: `undo` has the weights and the optimizer's state of when it died, bit for bit; `new` random weights and
+                zeros in the output projection, so that the model computes what it did; or what each part gets.
 
+        Raises:
+            InputError: it is alive, or what it had was not kept.
+        """
+        where, of = f"{self.kind[:-1]} {unit} of layer {layer}", self.layers[layer]
+        if self.mask[layer, unit]:
+            raise InputError(f"{where} is alive: there is nothing to regrow")
+        if how == "undo" and (layer, unit) not in self.kept:
+            raise InputError(f"{where} was not kept when it was removed: regrow it as new, or keep what is removed")
+        kept = self.kept.pop((layer, unit), [])
+        slices = kept if how == "undo" else self._new(layer, unit) if how == "new" else how
+        present = [u for u in of.present if u != unit]
+        self._move(layer, present, {}, optimizer)
+        self._move(layer, sorted([*present, unit]), {unit: slices}, optimizer)
+        self._gates.drop_without_effect()
 
-class Neurons(Units):
-    """The neurons of all feed-forward layers of a backbone.
+    def _new(self, layer: int, unit: int) -> list[Slice]:
+        return new_slices(self.layers[layer], seed=layer * self.shape[1] + unit)
 
-    Raises:
-        InputError: a family whose feed-forward layers are laid out in a way that no layout knows.
-    """
+    def _move(self, i: int, present: list[int], joining: dict[int, list[Slice]], optimizer: Optimizer | None) -> None:
+        move(self.layers[i], present, joining, optimizer)
+        self._after_surgery()
 
-    def __init__(self, backbone: Backbone):
-        model = backbone.core
-        found = [layer for _, layer in find_layers(model, FEED_FORWARD)]
-        layers = len(find_layers(model, ATTENTION))
-        if len(found) != layers or not found:
-            raise InputError(
-                f"{_name(model)} shows {len(found)} feed-forward layers, and {layers} of attention: {REMEDY}"
-            )
-        super().__init__(model, found, "neurons")
+    def _after_surgery(self) -> None:
+        """For what else depends on the units that are there."""
 
+    # Layouts: what a checkpoint needs to know
 
-class HasBackbones(Protocol):
-    """A LanguageModule, for what is known of it here."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether no unit was removed and none is masked."""
+        return bool(self.mask.all())
 
-    def backbones(self) -> list[Backbone]: ...
+    def layout(self) -> dict[str, Any]:
+        """Which units are there and which of them are masked, in plain types."""
+        return layout_of(self.layers, self.mask)
 
+    def set_layout(self, layout: dict[str, Any], optimizer: Optimizer | None = None) -> None:
+        """Bring the model into this shape; the values of what joins are to be loaded afterwards.
 
-UNITS: dict[Kind, Callable[[Backbone], Units]] = {"heads": AttentionHeads, "neurons": Neurons}
+        Raises:
+            InputError: it is the layout of a model of another shape.
+        """
+        check_shape(layout, self.shape, self.kind)
+        for i, present in enumerate(layout["present"]):
+            joining = {unit: self._new(i, unit) for unit in present if unit not in self.layers[i].present}
+            self._move(i, list(present), joining, optimizer)
+        self.set_mask(mask_of(layout))
 
+    @property
+    def removed(self) -> int:
+        return int((~self.present).sum())
 
-def units_of(backbone: Backbone, kind: Kind) -> Units:
-    """The units of a model, made when they are first asked for. They belong to the model: a deep copy has its own."""
-    model = backbone.core
-    if kind not in model.units:
-        model.units[kind] = UNITS[kind](model)
-    return cast(Units, model.units[kind])
+    def fold_mask(self) -> None:
+        """Write zeros for what is masked, so that nothing has to be multiplied by 0 any more."""
+        self._write_zeros(self.present & ~self.mask)
+        self.set_mask(torch.ones(self.shape, dtype=torch.bool))
 
+    def fill_removed(self) -> None:
+        """Bring back, as zeros, what was removed: the model computes what it did, in the shape that it had at first."""
+        removed, everything = ~self.present, list(range(self.shape[1]))
+        nothing: list[list[int]] = [[] for _ in self.layers]
+        self.set_layout({"shape": self.shape, "present": [everything for _ in self.layers], "masked": nothing})
+        self._write_zeros(removed)
 
-def units_in(module: HasBackbones, kind: Kind) -> list[Units]:
-    """What can be pruned in a LanguageModule: of its model, then of the copies that it keeps of it.
+    @torch.no_grad()
+    def _write_zeros(self, dead: Tensor) -> None:
+        """(L, N) bool, of units that are there: all of their weights become 0."""
+        for layer, row in zip(self.layers, dead, strict=True):
+            places = [layer.present.index(unit) for unit in row.nonzero()[:, 0].tolist()]
+            for part in layer.parts:
+                at = part.positions(layer.present)[places].flatten()
+                part.parameter.index_fill_(part.dim, at.to(part.parameter.device), 0.0)
 
-    Raises:
-        InputError: a family that does not show its heads or neurons.
-    """
-    return [units_of(model, kind) for model in module.backbones()]
+    def follow(self, others: Units) -> None:
+        """Take the layout and the gates of the same units of another model, of which this one is a copy that has gone
+        its own way. What is alive there and dead here gets the weights that it has there."""
+        for i, unit in (others.mask & ~self.mask).nonzero().tolist():
+            self.regrow(i, unit, others.slice_of(i, unit))
+        if self.layout() != others.layout():
+            self.set_layout(others.layout())
+        if self._gates.are_open != others._gates.are_open:
+            (self.open_gates if others._gates.are_open else self.close_gates)()
 
+    def kept_state(self) -> list[dict[str, Any]]:
+        """`kept` in plain types and tensors."""
+        return kept_state(self.kept)
 
-def follow(copy: Backbone, original: Backbone) -> None:
-    """Give a copy the heads, neurons and gates of the model that it was made from."""
-    for kind, units in original.core.units.items():
-        units_of(copy, cast(Kind, kind)).follow(cast(Units, units))
-
-
-def cut_units(backbone: Backbone) -> list[Units]:
-    """Those of the kinds of which something was removed or is masked."""
-    return [cast(Units, units) for units in backbone.core.units.values() if not units.is_whole]
-
-
-def take_layout(backbone: Backbone, layouts: dict[Kind, Any]) -> None:
-    """Bring a backbone into a shape, see `Units.set_layout`.
-
-    Also one whose weights have no values yet: which units there are is known on the CPU all the same.
-    """
-    with torch.device("cpu"):
-        for kind, layout in layouts.items():
-            units_of(backbone, kind).set_layout(layout)
-
-
-def _name(model: Backbone) -> str:
-    family = model.config().get("config", {}).get("model_type")
-    return f"the family {family!r}" if family else type(model).__name__
+    def load_kept_state(self, state: list[dict[str, Any]]) -> None:
+        """Take what `kept_state` gave."""
+        self.kept = kept_from(state)

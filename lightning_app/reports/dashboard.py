@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from lightning_app.reports.events import Closed, Data, Ended, Failed, Started
+from lightning_app.plugins import IDEAS, Idea, here, load
 from lightning_app.reports.page import Section, draw_page, write_page
 from lightning_app.reports.parts import Part, html_table, plain
-from lightning_app.reports.plasticity import sections as plasticity
-from lightning_app.reports.plasticity.events import PlasticityStarted
-from lightning_app.reports.record import Record
+from lightning_app.reports.record import Event, Record
 from lightning_app.reports.series import last_step
 
 
@@ -32,22 +30,36 @@ def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool =
         title: of the page.
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
     """
-    return draw_page(SECTIONS, records, title=title, single_file=single_file)
+    return draw_page(sections(), records, title=title, single_file=single_file)
 
 
 def _run(records: Sequence[Record]) -> list[Part]:
     rows = [
         [escape(one.name), f"{one.step:,}", escape(name), plain(value)]
         for one in records
-        if isinstance(one, PlasticityStarted | Started | Data | Ended | Failed | Closed)
+        if isinstance(one, Event) and one.is_of_the_whole
         for name, value in one.content().items()
     ]
     names = ("event", "step", "field", "value")
     note = f'<p class="note">{len(records):,} records, {last_step(records):,} optimizer steps.</p>'
-    return [note, html_table("Settings and outcome", names, rows, texts=(0, 2, 3))] if rows else []
+    gone = [f'<p class="bad">Not drawn: {escape(idea.missing)}.</p>' for idea in _wanted(records) if not idea.is_here]
+    return [*gone, note, html_table("Settings and outcome", names, rows, texts=(0, 2, 3))] if rows or gone else []
 
 
-SECTIONS: tuple[Section[Sequence[Record]], ...] = (
-    *plasticity.SECTIONS,
-    Section("run", "Run", ("started",), _run),
-)
+def _wanted(records: Sequence[Record]) -> list[Idea]:
+    """The ideas whose sections these records call for."""
+    logged = {one.name for one in records if isinstance(one, Event)}
+    return [idea for idea in IDEAS if logged & {*idea.shown_by}]
+
+
+def calls_for_page(records: Sequence[Record]) -> bool:
+    """Whether there is more to draw than the loss."""
+    return bool(_wanted(records))
+
+
+RUN: Section[Sequence[Record]] = Section("run", "Run", ("started",), _run)
+
+
+def sections() -> list[Section[Sequence[Record]]]:
+    """Those of the ideas that are here, then that of every run."""
+    return [*(section for idea in here() if idea.sections for section in load(idea.sections)), RUN]

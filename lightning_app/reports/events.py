@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from lightning_app.reports.plasticity import events as plasticity
+from lightning_app.plugins import here, load
 from lightning_app.reports.record import Event, Numbers, Other, Record
 
 COMMANDS = ("validate", "test")  # their numbers are no part of a fit's curves
@@ -21,6 +22,7 @@ class Data(Event):
     """
 
     NAME = "data"
+    is_of_the_whole = True
     splits: list[dict[str, Any]] | None
 
 
@@ -33,6 +35,7 @@ class Started(Event):
     """
 
     NAME = "started"
+    is_of_the_whole = True
     model: str | None
     parameters: int | None
     world_size: int | None
@@ -73,6 +76,7 @@ class Ended(Event):
     """Training is over: all its steps are done, or something has stopped it early."""
 
     NAME = "ended"
+    is_of_the_whole = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class Failed(Event):
     """
 
     NAME = "failed"
+    is_of_the_whole = True
     error: str | None
     message: str | None
 
@@ -115,14 +120,43 @@ class Closed(Event):
     """
 
     NAME = "closed"
+    is_of_the_whole = True
     lzma_bpb: float | None
     verbatim: float | None
 
 
-KINDS: dict[str, type[Event]] = {
-    kind.NAME: kind
-    for kind in (Data, Started, Resumed, Passages, Ended, Failed, Interrupted, Trained, Closed, *plasticity.KINDS)
-}
+@dataclass(frozen=True, kw_only=True)
+class Cost(Event):
+    """What the model costs.
+
+    Attributes:
+        stage: "baseline", or a stage and its cycle in words.
+        flops_per_token: of a training step.
+        latency_ms: the shortest forward of one batch.
+        latency_spread: shortest and longest.
+        ceiling: speed-up over the baseline that the FLOPs allow; `measured`: the one that there is.
+    """
+
+    NAME = "cost"
+    cycle: int | None
+    stage: str | None
+    parameters: float | None
+    bytes: float | None
+    flops_per_token: float | None
+    latency_ms: float | None
+    latency_spread: list[float] | None
+    ceiling: float | None = None
+    measured: float | None = None
+
+
+OF_ALL_RUNS = (Data, Started, Resumed, Passages, Ended, Failed, Interrupted, Trained, Closed, Cost)
+
+
+@cache
+def kinds() -> dict[str, type[Event]]:
+    """By their names in the log: those of all runs, and of the ideas that are here."""
+    of_ideas = (kind for idea in here() if idea.events for kind in load(idea.events))
+    return {kind.NAME: kind for kind in (*OF_ALL_RUNS, *of_ideas)}
 
 
 def parsed(record: Mapping[str, Any]) -> Record:
@@ -130,7 +164,7 @@ def parsed(record: Mapping[str, Any]) -> Record:
     name = record.get("event")
     if name is None or name in COMMANDS:
         return Numbers.from_json(record)
-    return KINDS.get(name, Other).from_json(record)
+    return kinds().get(name, Other).from_json(record)
 
 
 def end_of(records: Sequence[Record]) -> str | None:

@@ -58,11 +58,13 @@ class Event(Line):
     Attributes:
         NAME: in the log; it stays, whatever the class is called.
         changes_model: what was measured before is no measure of the model that is left.
+        is_of_the_whole: it says what the run is or how it ended, and stands in the page's table of that.
         more: fields of a line that the class does not have, such as those of a later version.
     """
 
     NAME: ClassVar[str] = ""
     changes_model: ClassVar[bool] = False
+    is_of_the_whole: ClassVar[bool] = False
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property

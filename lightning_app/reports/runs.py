@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_app.reports.events import Data, Ended, Failed, Passages, Started, Trained, end_of
+from lightning_app.reports.events import Cost, Data, Ended, Failed, Passages, Started, Trained, end_of
 from lightning_app.reports.intervals import SUMS
-from lightning_app.reports.plasticity.events import Cost
-from lightning_app.reports.plasticity.facts import baseline_and_now
 from lightning_app.reports.record import Numbers, Record
 from lightning_app.reports.series import best_validation, events, is_of_fit, last_step, numbers, series
 from lightning_app.yaml_file import leaves
@@ -85,10 +83,10 @@ class Run:
 
     @property
     def parameters(self) -> tuple[float | None, float | None]:
-        """At the start, and after the last surgery that measured them."""
-        _, now = baseline_and_now(self.records, Cost)
+        """At the start, and when they were last measured."""
+        measured = [one.parameters for one in events(self.records, Cost) if one.stage != "baseline"]
         first = self._start.parameters if self._start else None
-        return first, (now.parameters if now else None) or first
+        return first, (measured[-1] if measured else None) or first
 
     @property
     def _start(self) -> Started | None:

@@ -20,7 +20,7 @@ def embed(module: LanguageModule, ids: Sequence[int]) -> Tensor:
     Args:
         ids: at least one token.
     """
-    model = module.model_of_states
+    model = module.backbone.without_memory
     length = model.max_length or len(ids)
     total = torch.zeros(model.width, device=module.device)
     for start in range(0, len(ids), length):

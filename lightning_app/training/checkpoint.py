@@ -42,7 +42,7 @@ TOKENIZER = "TextDataModule"  # the data module's state
 OF_A_FIT = (OPTIMIZERS, "lr_schedulers", LOOPS, CALLBACKS, "MixedPrecision")  # belong to the weights of one run
 # and ours:
 OURS = "lightning_app"
-OF_REGULARIZERS = "regularizers."  # in the names of their tensors
+OF_EXTENSIONS = "regularizers."  # in the names of their tensors
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _check_fits(module: LanguageModule, raw: Mapping[str, Any], model: Descripti
 
 
 def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
-    """Take the weights of another run. A regulariser that the checkpoint lacks starts anew; what it holds of one
+    """Take the weights of another run. An extension that the checkpoint lacks starts anew; what it holds of one
     that this module lacks stays behind; one that both have goes on.
 
     Raises:
@@ -161,23 +161,23 @@ def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
     """
     model = Checkpoint.of(raw).model
     if model is not None:
-        take_shape(module, model)  # first: what a new regulariser copies has it, too
+        take_shape(module, model)  # first: what a new extension copies has it, too
     own = module.state_dict()
     state = named_as(own, raw[WEIGHTS])
-    ours, theirs = ({_regularizer_of(name) for name in names} for names in (own, state))
-    kept = {name: tensor for name, tensor in state.items() if _regularizer_of(name) in ours}
-    new = {name: tensor for name, tensor in own.items() if _regularizer_of(name) not in theirs}
+    ours, theirs = ({_extension_of(name) for name in names} for names in (own, state))
+    kept = {name: tensor for name, tensor in state.items() if _extension_of(name) in ours}
+    new = {name: tensor for name, tensor in own.items() if _extension_of(name) not in theirs}
     module.on_load_checkpoint({**raw, WEIGHTS: kept | new, OPTIMIZERS: []})
     module.load_state_dict(kept | new)
-    for i, regularizer in enumerate(module.regularizers):
-        if f"{OF_REGULARIZERS}{i}" in ours - theirs:
-            regularizer.build(module.model_of_states)
-            rank_zero_info(f"{OF_REGULARIZERS}{i} starts anew: the checkpoint has none")
+    for i, extension in enumerate(module.extensions):
+        if f"{OF_EXTENSIONS}{i}" in ours - theirs:
+            extension.attach(module.backbone.without_memory)
+            rank_zero_info(f"{OF_EXTENSIONS}{i} starts anew: the checkpoint has none")
 
 
-def _regularizer_of(tensor: str) -> str | None:
-    """ "regularizers.0" of a tensor's name; None for what is no regulariser's."""
-    return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_REGULARIZERS) else None
+def _extension_of(tensor: str) -> str | None:
+    """ "regularizers.0" of a tensor's name; None for what is no extension's."""
+    return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_EXTENSIONS) else None
 
 
 # Open for use

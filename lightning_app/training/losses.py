@@ -10,9 +10,7 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.models.ranks import mean_over_ranks
-from lightning_app.models.weighing import COUNTED, Over, Window, counts_of
-
-Terms = dict[str, tuple[float, Tensor]]  # weight and value, by name
+from lightning_app.models.weighing import COUNTED, Over, Terms, Window, counts_of
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,15 @@ class StepLoss:
     means: dict[str, Tensor]
 
 
-def joined(terms: Terms, further: Mapping[str, Tensor], *, weight: float) -> Terms:
+def joined(terms: Terms, further: Terms) -> Terms:
     """Both.
 
     Raises:
         InputError: one name stands for two terms.
     """
     if taken := terms.keys() & further.keys():
-        raise InputError(f"two loss terms have the name {sorted(taken)[0]!r}: give one regulariser another name")
-    return terms | {name: (weight, term) for name, term in further.items()}
+        raise InputError(f"two loss terms have the name {sorted(taken)[0]!r}: give one extension another name")
+    return terms | further
 
 
 def of_all_ranks(terms: Terms, targets: Tensor, mask: Tensor, over: Mapping[str, Over]) -> Terms:

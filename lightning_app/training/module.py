@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self, cast
 
@@ -17,12 +17,16 @@ from lightning_app.data.accumulation import accumulated
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone, HiddenStates
+from lightning_app.models.backbone import Backbone
+from lightning_app.models.extension import Extension, Outputs, grouped
+from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy
+from lightning_app.models.model_copy import cores
 from lightning_app.models.ranks import several_ranks
 from lightning_app.models.registry import describe
-from lightning_app.models.weighing import COUNTED, Over, Window
+from lightning_app.models.stored import Draw, Stored
+from lightning_app.models.weighing import COUNTED, Over, Terms, Window
 from lightning_app.training import checkpoint as checkpoints
 from lightning_app.training import optim
 from lightning_app.training.checkpoint_io import read_checkpoint
@@ -36,108 +40,15 @@ from lightning_app.training.checks import (
 from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
 from lightning_app.training.lightning_internals.strategies import do_not_send
-from lightning_app.training.losses import Terms, joined, of_all_ranks, of_step, weighted_sum
+from lightning_app.training.losses import joined, of_all_ranks, of_step, weighted_sum
 from lightning_app.training.measures import LanguageMeasures
 from lightning_app.training.schedulers import WarmupCosine, step_on_plateau
 from lightning_app.training.sharding import shard
 from lightning_app.training.spikes import SpikeGuard
 from lightning_app.training.step_window import next_window
-from lightning_app.training.stored import Draw, Stored
 
 Batch = dict[str, Tensor]
 SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a step saw and computed: all that loss terms and regularisers may look at.
-
-    Attributes:
-        ids: (B, T) input ids, as read from the batch (before `token_noise`).
-        targets: (B, T) next ids, IGNORE where nothing is to be predicted.
-        mask: (B, T) bool, False on padding.
-        document_ids: (B, T), -1 on padding.
-        states: last state (B, T, D) and those of `LanguageModule.state_layers`.
-        logits: (B, T, V).
-    """
-
-    ids: Tensor
-    targets: Tensor
-    mask: Tensor
-    document_ids: Tensor
-    states: HiddenStates
-    logits: Tensor
-
-    @property
-    def own_states(self) -> HiddenStates:
-        """What the backbone itself thinks, before anything that was read from a memory was added."""
-        return self.states
-
-    def detached(self) -> Outputs:
-        """What `learn` may look at: all but the logits, without the graph that a backward needs."""
-        layers = {i: state.detach() for i, state in self.states.layers.items()}
-        states = HiddenStates(self.states.last.detach(), layers)
-        return replace(self, states=states, logits=self.logits.new_empty(0))
-
-
-class Regularizer(nn.Module, ABC):
-    """Further loss terms on the outputs of any LanguageModule, with a state of their own in buffers.
-
-    Args:
-        weight: of every term in the total loss; at 0 terms are computed without a gradient, to be logged.
-        layers: indices of the layers whose states `loss` and `learn` need, besides the last state.
-
-    Attributes:
-        on_bar: those of the numbers of `after_step` that the progress bar shows.
-        means_over: what each term is a mean over, by its name: "targets" (tokens that are predicted), "tokens" (those
-            that are not padding) or "texts" (rows). `loss` gives the mean of its batch; a step has the mean over what
-            all its batches have on all ranks. A term that is not named has the mean of the batches, each alike.
-    """
-
-    on_bar: tuple[str, ...] = ()
-    means_over: Mapping[str, Over] = {}
-
-    def __init__(self, weight: float = 1.0, layers: tuple[int, ...] = ()):
-        super().__init__()
-        self.weight, self.layers = weight, layers
-
-    def build(self, backbone: Backbone) -> None:
-        """Make what depends on the model, as new; called by the module that the regulariser joins, and again where
-        that has taken its weights from a checkpoint."""
-
-    @abstractmethod
-    def loss(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Terms by name, each a scalar with a gradient. Changes nothing."""
-
-    def describe(self, outputs: Outputs) -> dict[str, Tensor]:
-        """What it says of each sequence, (B,) by name: a line of `predict`; means of floats and bools are logged."""
-        return {}
-
-    def config(self) -> dict[str, Any]:
-        """The arguments of `__init__` that rebuild this regulariser, in plain types; one with others adds them."""
-        return {"weight": self.weight, "layers": list(self.layers)}
-
-    def copies(self) -> list[Backbone]:
-        """Copies of the model that it keeps, which lose the heads and neurons that the model loses."""
-        return []
-
-    def stored(self, draw: Draw, tokenizer: Tokenizer) -> Iterator[tuple[str, Stored]]:
-        """See `LanguageModule.stored`."""
-        return iter(())
-
-    @abstractmethod
-    def learn(self, outputs: Outputs) -> None:
-        """Update buffers from what was seen (not the logits); called without gradients after each optimizer step, once
-        for each batch of it."""
-
-    def learn_step(self, seen: Sequence[Outputs]) -> None:
-        """`learn` from each batch of a step; overridden where it matters how a step is cut into batches."""
-        for outputs in seen:
-            self.learn(outputs)
-
-    def after_step(self) -> dict[str, float]:
-        """Called once after each optimizer step, when all of its batches were learned -> numbers to log."""
-        return {}
 
 
 class LanguageModule(L.LightningModule, ABC):
@@ -148,11 +59,12 @@ class LanguageModule(L.LightningModule, ABC):
         optimizer: from parameter groups to an optimizer.
         scheduler: from an optimizer to a scheduler that is stepped after each optimizer step; a `WarmupCosine` without
             `total_steps` gets the real number of steps. None: constant learning rate.
-        regularizers: further loss terms.
+        extensions: memories, ART and whatever else joins the model, in their order.
         token_noise: share of the input tokens that training replaces by random ones; targets stay.
         compile: run the model through `torch.compile` (slow to start; on a CPU it gains little).
         skip_spikes: leave out the update of a step whose loss or gradient norm lies more than so many standard
             deviations (true: 6) above those of the last 128 steps. The schedule goes on; see `SpikeGuard`.
+        regularizers: the former name of `extensions`; those of both join.
     """
 
     @abstractmethod
@@ -161,25 +73,29 @@ class LanguageModule(L.LightningModule, ABC):
         backbone: Backbone,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1, fused=True),
         scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o),
-        regularizers: list[Regularizer] | None = None,
+        extensions: list[Extension] | None = None,
         token_noise: float = 0.0,
         compile: bool = False,
         skip_spikes: bool | float = False,
+        regularizers: list[Extension] | None = None,
     ):
         super().__init__()
         if not 0 <= token_noise < 1:
             raise InputError(f"token_noise is {token_noise}; it must lie in [0, 1)")
+        joining = grouped([*(extensions or []), *(regularizers or [])])
+        for extension in joining:
+            backbone = extension.wrap(backbone)
         self.backbone = backbone
-        self.regularizers = cast(Sequence[Regularizer], nn.ModuleList(regularizers or []))
-        for regularizer in self.regularizers:
-            regularizer.build(self.model_of_states)
+        # the name that tensors have in checkpoints, from when all extensions were regularisers
+        self.regularizers = cast(Sequence[Extension], nn.ModuleList(joining))
+        for extension in self.extensions:
+            extension.attach(self.backbone.without_memory)
         if unknown := {over for over in self.means_over.values() if over not in COUNTED}:
             raise InputError(f"means_over has {sorted(unknown)[0]!r}; there are {', '.join(COUNTED)}")
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
         self._optimisation, self.compiles = optim.Optimisation(optimizer, scheduler), compile
         self.spikes = SpikeGuard(skip_spikes) if skip_spikes is not False else None
-        self._run = self._run_backbone
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.window: Window | None = None  # the batches of this optimizer step, where there are several
         self.train_loss = torch.zeros(())  # of the batches of this optimizer step so far
@@ -191,31 +107,27 @@ class LanguageModule(L.LightningModule, ABC):
         self.grad_norm: Tensor | None = None  # of the last step, before clipping, where it is known
 
     @property
-    def model_of_states(self) -> Backbone:
-        """The model that `Outputs.own_states` come from."""
-        return self.backbone
+    def extensions(self) -> Sequence[Extension]:
+        """All that have joined, in their order."""
+        return self.regularizers
 
     def stored(self, draw: Draw, tokenizer: Tokenizer) -> Iterator[tuple[str, Stored]]:
         """Name and content of all stores of vectors that are not empty; `draw` says which vectors of each."""
-        for regularizer in self.regularizers:
-            yield from regularizer.stored(draw, tokenizer)
+        for extension in self.extensions:
+            yield from extension.stored(draw, tokenizer)
 
     def backbones(self) -> list[Backbone]:
-        """The model, then the copies of it in regularisers."""
-        return [self.backbone, *(copy for regularizer in self.regularizers for copy in regularizer.copies())]
+        """The innermost model, then the copies of it in extensions."""
+        return cores(self)
 
     # What is computed
-
-    def _run_backbone(self, ids: Tensor) -> tuple[HiddenStates, Tensor]:
-        layers = sorted({layer for r in self.regularizers for layer in r.layers})
-        states = self.backbone.states(ids, layers=layers)
-        return states, self.backbone.logits(states.last)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Run the model on a batch of `TextDataModule`. No mask is needed: padding stands on the right."""
         ids = batch["input_ids"]
-        states, logits = self._run(self._add_noise(ids) if self.training else ids)
-        return Outputs(ids, batch["targets"], batch["attention_mask"], batch["document_ids"], states, logits)
+        layers = sorted({layer for extension in self.extensions for layer in extension.layers})
+        forward = self.backbone.run_batch(self._add_noise(ids) if self.training else ids, batch, layers=layers)
+        return Outputs.of(batch, forward)
 
     def _add_noise(self, ids: Tensor) -> Tensor:
         if self.token_noise == 0:
@@ -229,21 +141,17 @@ class LanguageModule(L.LightningModule, ABC):
         In training over the tokens of all ranks, who all call this; an evaluation's batches may be of one rank alone.
         """
         terms: Terms = {"ce": (1.0, cross_entropy(outputs.logits, outputs.targets))}
-        for regularizer in self.regularizers:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and regularizer.weight != 0):
-                further = regularizer.loss(outputs)
-            terms = joined(terms, further, weight=regularizer.weight)
+        for extension in self.extensions:
+            terms = joined(terms, extension.terms(outputs))
         if self.training and several_ranks():
-            return of_all_ranks(terms, outputs.targets, outputs.mask, self.means_over)
+            own = _means_over(extension for extension in self.extensions if not extension.over_ranks)
+            return of_all_ranks(terms, outputs.targets, outputs.mask, own)
         return terms
 
     @property
     def means_over(self) -> dict[str, Over]:
-        """What loss terms are means over, see `Regularizer`."""
-        over: dict[str, Over] = {"ce": "targets"}
-        for regularizer in self.regularizers:
-            over |= regularizer.means_over
-        return over
+        """What loss terms are means over, see `Extension`."""
+        return _means_over(self.extensions)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, V) logits."""
@@ -253,12 +161,24 @@ class LanguageModule(L.LightningModule, ABC):
         self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
     ) -> Generator[Tensor, None, None]:
         """See `models.generation.generate`; ids that the tokenizer does not have are never drawn."""
-        return generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
+        tokens: Iterator[Tensor] = generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
+        for extension in self.extensions:
+            tokens = extension.during_generation(tokens, ids)
+        yield from tokens
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Within it `generate` remembers what it saw and wrote before; at its end that is forgotten."""
+        self._begin_evaluation()
+        try:
+            yield
+        finally:
+            self._end_evaluation()
 
     @property
     def texts_share_batches(self) -> bool:
         """Whether a text in a batch gets the tokens that it gets alone."""
-        return True
+        return all(extension.texts_share_batches for extension in self.extensions)
 
     def batch_decoder(self) -> BatchDecoder:
         """What continues several texts at once."""
@@ -274,7 +194,7 @@ class LanguageModule(L.LightningModule, ABC):
             loss = self._log_training(loss, terms)
         else:
             self._log_evaluation(batch, outputs, loss, terms, stage)
-        self.look_back(outputs, stage)
+        self._end_step(outputs, stage)
         return loss
 
     def _log_training(self, loss: Tensor, terms: Terms) -> Tensor:
@@ -289,7 +209,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def _log_evaluation(self, batch: Batch, outputs: Outputs, loss: Tensor, terms: Terms, stage: str) -> None:
         self.evaluation.update(self.measures, outputs.logits, batch)
-        n = max(1, int((outputs.targets != IGNORE).sum()))  # batches weigh as much as they have tokens
+        n = _tokens(outputs)  # batches weigh as much as they have tokens
         further = {name: term for name, (_, term) in terms.items() if name != "ce"}
         self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=n, sync_dist=True, prog_bar=True)
         further |= mean_of_each(self._described(outputs))
@@ -298,13 +218,25 @@ class LanguageModule(L.LightningModule, ABC):
 
     @torch.no_grad()
     def _described(self, outputs: Outputs) -> dict[str, Tensor]:
-        """What all regularisers say of each sequence."""
-        return {name: values for r in self.regularizers for name, values in r.describe(outputs).items()}
+        """What all extensions say of each sequence."""
+        return {name: values for one in self.extensions for name, values in one.describe(outputs).items()}
 
-    def look_back(self, outputs: Outputs, stage: str) -> None:
-        """Called at the end of each step of a stage (train, val, test, predict) with what it computed."""
-        if stage == "train" and self.learns:
-            self._seen.append(outputs.detached())
+    def _end_step(self, outputs: Outputs, stage: str) -> None:
+        """An evaluation writes to its copies at once, training once the optimizer has stepped."""
+        if stage == "train":
+            if self.learns:
+                self._seen.append(outputs.detached())
+            self.log_dict(self._measured(outputs, stage))
+            return
+        if stage != "predict":
+            self.log_dict(self._measured(outputs, stage), on_epoch=True, batch_size=_tokens(outputs), sync_dist=True)
+        for extension in self.extensions:
+            extension.after_evaluation_batch(outputs)
+
+    def _measured(self, outputs: Outputs, stage: str) -> dict[str, Tensor]:
+        """What extensions measured in a batch, by the name that it is logged under."""
+        each = (extension.measures(outputs, training=stage == "train") for extension in self.extensions)
+        return {f"{stage}/{name}": value for measures in each for name, value in measures.items()}
 
     def on_train_start(self) -> None:
         self.window = None
@@ -324,13 +256,13 @@ class LanguageModule(L.LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte), and what
-        regularisers say of it."""
+        extensions say of it."""
         outputs = self.outputs(batch)
         rows = self.evaluation.rows(outputs.logits, outputs.targets, outputs.document_ids)
         for name, values in self._described(outputs).items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = value
-        self.look_back(outputs, "predict")
+        self._end_step(outputs, "predict")
         return rows
 
     def _log_measures(self, stage: str) -> dict[str, Tensor]:
@@ -338,8 +270,23 @@ class LanguageModule(L.LightningModule, ABC):
         self.log_dict({f"{stage}/{name}": x.to(self.device).float() for name, x in measures.items()}, sync_dist=True)
         return measures
 
+    def _begin_evaluation(self) -> None:
+        for extension in self.extensions:
+            extension.begin_evaluation()
+
+    def _end_evaluation(self) -> None:
+        for extension in self.extensions:
+            extension.end_evaluation()
+
+    def on_validation_start(self) -> None:
+        self.evaluation.to(self.device)
+        self._begin_evaluation()
+
+    on_test_start = on_predict_start = on_validation_start
+
     def on_validation_epoch_end(self) -> None:
         measures = self._log_measures("val")
+        self._end_evaluation()
         if self.trainer.state.fn != "fit":
             return
         if not self.trainer.sanity_checking:
@@ -348,6 +295,10 @@ class LanguageModule(L.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         self._log_measures("test")
+        self._end_evaluation()
+
+    def on_predict_end(self) -> None:
+        self._end_evaluation()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
@@ -367,25 +318,26 @@ class LanguageModule(L.LightningModule, ABC):
     @property
     def learns(self) -> bool:
         """Whether `learn` has anything to do, so that outputs must be kept until the step."""
-        return len(self.regularizers) > 0
+        return len(self.extensions) > 0
 
     def learn(self, seen: Sequence[Outputs]) -> None:
         """Learn without gradients from the batches of an optimizer step, after it."""
         self.learned = {}
-        for regularizer in self.regularizers:
-            regularizer.learn_step(seen)
-            self.learned |= regularizer.after_step()
+        for extension in self.extensions:
+            extension.learn_step(seen)
+            self.learned |= extension.after_step()
 
     def buffers_equal_on_all_ranks(self) -> list[str]:
         """Names of buffers that ranks keep equal by learning the same, so that DDP need not send them around."""
-        return [name for name, _ in self.named_buffers() if name.startswith(checkpoints.OF_REGULARIZERS)]
+        learned = {id(buffer) for extension in self.extensions for buffer in extension.learned_buffers()}
+        return [name for name, buffer in self.named_buffers() if id(buffer) in learned]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.log_step()
 
     def log_step(self) -> None:
         """What is known when a step is done; to be called in a hook `on_train_batch_end`, more than once if need be."""
-        shown = {name for regularizer in self.regularizers for name in regularizer.on_bar}
+        shown = {name for extension in self.extensions for name in extension.on_bar}
         for name, number in self.learned.items():
             self.log(f"train/{name}", number, prog_bar=name in shown)
         if self.spikes is not None:
@@ -408,6 +360,8 @@ class LanguageModule(L.LightningModule, ABC):
             check_sizes(data, vocab_size=self.backbone.vocab_size, longest=self.longest_block)
             self.use_tokenizer(data.tokenizer)
             self.evaluation.use_passages(data if stage == "fit" else None)
+            for extension in self.extensions:
+                extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
             if stage == "fit":
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
@@ -415,13 +369,13 @@ class LanguageModule(L.LightningModule, ABC):
         self.compile_again()
 
     def configure_model(self) -> None:
-        shard(self, self.backbone.blocks, copies=any(regularizer.copies() for regularizer in self.regularizers))
+        shard(self, self.backbone.blocks, copies=len(self.backbones()) > 1)
 
     def compile_again(self) -> None:
         """After surgery: gates are hooks, and what was compiled does not look for new ones."""
         if self.compiles:
             torch.compiler.reset()
-            self._run = torch.compile(self._run_backbone)
+            self.backbone.compile_texts()
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Learn which ids are real (spare ones are never drawn) and how many bytes each stands for."""
@@ -431,16 +385,14 @@ class LanguageModule(L.LightningModule, ABC):
     @property
     def longest_block(self) -> int | None:
         """The most tokens that a sample may have; None where there is no limit."""
-        return self.backbone.max_length
+        return self.backbone.longest_text
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Of the model alone: a regulariser may hold an averaged copy of it."""
-        return [p for name, p in self.named_parameters() if not name.startswith(checkpoints.OF_REGULARIZERS)]
+        """Of the model alone: an extension may hold an averaged copy of it."""
+        return [p for name, p in self.named_parameters() if not name.startswith(checkpoints.OF_EXTENSIONS)]
 
     def on_fit_start(self) -> None:
         self.evaluation.to(self.device)
-
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     # Optimisation
 
@@ -473,17 +425,25 @@ class LanguageModule(L.LightningModule, ABC):
 
     def config(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this module for use, in plain types (not how it is optimised)."""
-        regularizers = [describe(regularizer) for regularizer in self.regularizers]
-        return {"backbone": describe(self.backbone), "regularizers": regularizers, "token_noise": self.token_noise}
+        backbone = self.backbone
+        for extension in reversed(self.extensions):
+            backbone = extension.unwrap(backbone)
+        extensions = [describe(extension) for extension in self.extensions]
+        return {"backbone": describe(backbone), "extensions": extensions, "token_noise": self.token_noise}
 
     def own_state(self) -> dict[str, Any]:
         """What it keeps beside tensors, in plain types, for a checkpoint."""
-        return {} if self.spikes is None else {SPIKES: self.spikes.state_dict()}
+        state = {} if self.spikes is None else {SPIKES: self.spikes.state_dict()}
+        for extension in self.extensions:
+            state |= extension.own_state()
+        return state
 
     def load_own_state(self, state: dict[str, Any], *, resumes: bool) -> None:
         """Take what `own_state` gave; `resumes` is whether the run goes on from there."""
         if self.spikes is not None and SPIKES in state and resumes:
             self.spikes.load_state_dict(state[SPIKES])
+        for extension in self.extensions:
+            extension.load_own_state(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.write(self, checkpoint)
@@ -514,3 +474,15 @@ class LanguageModule(L.LightningModule, ABC):
     def _check_groups(self, checkpoint: dict[str, Any]) -> None:
         """A resume needs the parameter groups that the checkpoint's optimizer had."""
         self.group_by_layer = optim.grouped_by_layer(checkpoint, wanted=self.group_by_layer)
+
+
+def _means_over(extensions: Iterable[Extension]) -> dict[str, Over]:
+    over: dict[str, Over] = {"ce": "targets"}
+    for extension in extensions:
+        over |= extension.means_over
+    return over
+
+
+def _tokens(outputs: Outputs) -> int:
+    """That are predicted; at least 1."""
+    return max(1, int((outputs.targets != IGNORE).sum()))

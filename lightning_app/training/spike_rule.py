@@ -1,4 +1,5 @@
 """Spikes: numbers far above those of the steps before."""
+# Pure mathematics: see tests/test_layering.py.
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Schedules as pure look-ups: a step in, a number out."""
+# Pure mathematics: see tests/test_layering.py.
 
 import math
 

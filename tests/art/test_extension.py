@@ -20,16 +20,17 @@ from lightning_app.art.network import SPAN
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, KNNReader
-from lightning_app.memory.store import Payload
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Outputs
 from lightning_app.models.losses import IGNORE
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.module import LanguageModule, Outputs
+from lightning_app.training.module import LanguageModule
 from tests.advice import SHORT, advised, missing
 
 NOVELTIES = ["drift", "margin", "constant"]
@@ -542,12 +543,12 @@ def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, optio
     seen = batch() | {"document_keys": torch.zeros(4, 16, dtype=torch.int64), "positions": torch.arange(64).view(4, 16)}
     outputs = module.eval().outputs(seen)
     embeddings, ends = art.embeddings(outputs)
-    assert not torch.allclose(outputs.states.last, outputs.own_states.last, atol=1e-4)
+    assert not torch.allclose(outputs.states.last, outputs.plain_states.last, atol=1e-4)
     art.art.threshold.fill_(1.1)  # all are novel
     torch.testing.assert_close(art._averaged(outputs, embeddings, ends), embeddings)
     assert art.average is not None
     apart = art.average.module.backbone.states(outputs.ids, layers=art.layers)
-    assert not torch.allclose(art._states(apart)[:, -1], art._states(outputs.own_states)[:, -1], atol=1e-3)
+    assert not torch.allclose(art._states(apart)[:, -1], art._states(outputs.plain_states)[:, -1], atol=1e-3)
 
 
 @pytest.mark.parametrize("reader", [AttentionReader, KNNReader])
@@ -560,7 +561,7 @@ def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segmen
     vectors = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
     module.backbone.readers[0].bank.shared.add(vectors, Payload(tokens=torch.arange(9)))
     model, ids = module.eval().backbone, batch(T=6)["input_ids"]
-    assert not torch.allclose(model(ids), model.own_logits(ids))
+    assert not torch.allclose(model(ids), model.text_logits(ids))
     where = {"document_keys": torch.zeros(4, 12, dtype=torch.int64), "positions": torch.arange(48).view(4, 12)}
     outputs = module.train().outputs(batch(T=12) | where)
     assert module.loss_terms(outputs)["art_rehearsal"][1].item() == pytest.approx(0, abs=1e-6)

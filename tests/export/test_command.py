@@ -22,7 +22,7 @@ from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export import command as exporting
-from lightning_app.export.code import flat_name
+from lightning_app.export.code import _own_imports, flat_name
 from lightning_app.export.command import Exported, command, export
 from lightning_app.export.modeling_lightning_app import CACHE
 from lightning_app.io import temporary_name
@@ -31,7 +31,7 @@ from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.plasticity.units import units_in, units_of
+from lightning_app.plasticity.kinds import units_in, units_of
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.compositions import ArticleGPT, CausalLM
@@ -237,6 +237,7 @@ def test_other_models_bring_their_code(exported, tmp_path, reading, name):
         assert not [node.module for node in imports if str(node.module).startswith("lightning_app")]
     with_memory = (done.folder / "memory_store.py").exists()
     assert with_memory == (name in ("attention", "concat", "knn", "trime", "cache", "hnsw"))
+    assert (done.folder / "plasticity_units.py").exists() == (name in ("removed", *FAMILIES))
 
 
 def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:
@@ -286,6 +287,12 @@ def test_a_class_of_somebody_else_is_refused(exported, tmp_path, monkeypatch):
 def test_names_of_flat_files():
     assert flat_name("lightning_app.plasticity.surgery") == "plasticity_surgery"
     assert flat_name("lightning_app.export.modeling_lightning_app") == "modeling_lightning_app"
+
+
+def test_a_module_imported_as_a_name_has_no_flat_file():
+    assert len(list(_own_imports("from lightning_app.plasticity.surgery import move"))) == 1
+    with pytest.raises(AssertionError, match=r"'surgery'.*not the modules"):
+        list(_own_imports("from lightning_app.plasticity import surgery"))
 
 
 # What transformers asks of a model

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_app.memory.store import AssociativeMemory, Payload
+from lightning_app.memory.columns import Payload
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.training.checkpoint import load_module
 from tests.golden.compare import Result, compared

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from lightning_app.memory import exact_search as memory_search
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 METRICS = ["l2", "inner_product", "cosine"]
 SCALES = [1, 1, 1, 1, 1e-3, 1e-20, 1e-25, 1e15, 1e18, 1e19, 1e20, 1e30]

@@ -22,6 +22,7 @@ from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatRea
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Outputs, Regularizer
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe
@@ -29,7 +30,7 @@ from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.checkpoint import Checkpoint, load_module
 from lightning_app.training.compositions import CausalLM
-from lightning_app.training.module import LanguageModule, Outputs, Regularizer
+from lightning_app.training.module import LanguageModule
 from tests.advice import SHORT, advised, missing
 
 CHECKPOINT = Path("runs/tiny/version_0/checkpoints/last.ckpt")

@@ -6,7 +6,9 @@ import pickle
 import pytest
 import torch
 
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.columns import Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 D = 16
 TYPES = {

@@ -8,7 +8,7 @@ import torch
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.decoder import Decoder
 
 V, D, T = 17, 8, 12
@@ -31,8 +31,8 @@ def ids(seed: int = 0) -> torch.Tensor:
     return torch.randint(0, V, (2, T), generator=torch.Generator().manual_seed(seed))
 
 
-def passage(tokens: torch.Tensor) -> Passage:
-    return Passage.of_session(tokens, start=0, new=tokens.shape[1])
+def passage(tokens: torch.Tensor) -> TokenContext:
+    return TokenContext.of_session(tokens, start=0, new=tokens.shape[1])
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
     )
     after = model(ids())
     assert not torch.allclose(after, before)
-    assert torch.equal(model.own_logits(ids()), model.backbone(ids()))
+    assert torch.equal(model.text_logits(ids()), model.backbone(ids()))
     torch.testing.assert_close(after.exp().sum(-1), torch.ones(2, T))  # log-probabilities
     with_cache, cached = model.new_cache(2), []
     for t in range(T):

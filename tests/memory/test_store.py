@@ -9,7 +9,9 @@ import torch
 
 from lightning_app.errors import InputError
 from lightning_app.memory import exact_search as memory_search
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.columns import Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 D = 6
 
@@ -252,31 +254,6 @@ def test_config_builds_the_same():
     assert options.items() <= memory.config().items()
     assert AssociativeMemory(**memory.config()).config() == memory.config()
     assert AssociativeMemory().config()["memory_size"] == 10_000
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"memory_size": 0}, "memory_size is 0"),
-        ({"index_type": "ivf", "num_clusters": 30}, "num_clusters 30 is more than memory_size 20"),
-        ({"index_type": "ivf", "num_clusters": 4, "nprobe": 5}, "nprobe 5 is more than num_clusters 4"),
-        ({"index_type": "ivfpq", "num_clusters": 4, "nprobe": 1, "pq_m": 4}, "pq_m 4 does not divide memory_dim 6"),
-        (
-            {"index_type": "ivfpq", "num_clusters": 4, "nprobe": 1, "pq_m": 3},
-            "pq_bits is 8: give at most 12, .* at most 4",
-        ),
-        ({"nprobe": 0}, "nprobe is 0"),
-        ({"forgetfulness_factor": 1.0}, r"forgetfulness_factor is 1.0"),
-        ({"forgetfulness_factor": -0.1}, r"forgetfulness_factor is -0.1"),
-        ({"index_type": "tree"}, "index_type is 'tree': choose one of flat, ivf, ivfpq, hnsw"),
-        ({"eviction": "first"}, "eviction is 'first'"),
-        ({"metric": "l1"}, "metric is 'l1'"),
-        ({"dtype": "bfloat16"}, "dtype is 'bfloat16'"),
-    ],
-)
-def test_contradictory_options(options, message):
-    with pytest.raises(InputError, match=message):
-        AssociativeMemory(**{"memory_size": 20, "memory_dim": D, **options})
 
 
 NAN = torch.full((1, D), torch.nan)

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder, FeedForward, rotary_tables, rotate
 from lightning_app.models.losses import cross_entropy
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
 
 V, BLOCK = 31, 12
 POSITIONS = ["learned", "rotary"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.lora import LoRA, merged, named_as
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.checkpoint import load_module
 

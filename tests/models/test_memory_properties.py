@@ -9,8 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 D, SPAN = 4, 2
 SIZES = st.integers(1, 13)

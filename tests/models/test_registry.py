@@ -15,12 +15,13 @@ from lightning_app.memory.readers import KNNReader, Reader
 from lightning_app.models import registry
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Regularizer
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import as_config, build, describe, differing, find_class, from_former
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.training.checkpoint import OURS, Checkpoint, put
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.module import LanguageModule, Regularizer
+from lightning_app.training.module import LanguageModule
 
 
 def decoder(**options: object) -> Decoder:
@@ -111,8 +112,8 @@ def test_a_newer_version_is_refused():
 
 
 def test_an_idea_whose_folder_is_gone_is_named():
-    with pytest.raises(InputError, match=r"the idea 'memory' is not here \(lightning_app\.gone\.x is missing\)"):
-        plugins.load("lightning_app.gone.x:Reader", idea="memory")
+    with pytest.raises(InputError, match="the idea 'gone' is not here: put its folder lightning_app/gone back"):
+        plugins.Idea("gone").load("lightning_app.gone.x:Reader")
 
 
 @pytest.mark.parametrize(

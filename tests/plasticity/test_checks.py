@@ -11,10 +11,11 @@ from torch import Tensor
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.losses import cross_entropy
 from lightning_app.plasticity import checks as proof
-from lightning_app.plasticity import surgery as units_module
+from lightning_app.plasticity import gates as gates_module
 from lightning_app.plasticity.checks import SurgeryError
-from lightning_app.plasticity.surgery import Part, Units
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
+from lightning_app.plasticity.parts import Part
+from lightning_app.plasticity.units import Units
 
 Build = Callable[[str], Backbone]
 
@@ -47,20 +48,20 @@ def dead(units: Units) -> Tensor:
 def test_dead_units_are_tried_and_left_as_they_were(model: Backbone, units: Units, ids: Tensor, dead: Tensor):
     units.set_mask(~dead)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    assert proof.dead_say_nothing(units, lambda: model(ids)) == 3
+    assert proof.check_dead_units(units, lambda: model(ids)) == 3
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     units.remove(dead)
-    assert proof.dead_say_nothing(units, lambda: model(ids)) == 0
+    assert proof.check_dead_units(units, lambda: model(ids)) == 0
 
 
 def test_a_mask_that_is_not_read(
     model: Backbone, units: Units, ids: Tensor, dead: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    monkeypatch.setattr(units_module, "multiply_by_gates", lambda _module, arguments: arguments)
+    monkeypatch.setattr(gates_module, "multiply_by_gates", lambda _module, arguments: arguments)
     units.set_mask(~dead)
     with pytest.raises(SurgeryError, match=r"heads \[1\] of layer 0 are dead, and yet .* the mask is not read"):
-        proof.dead_say_nothing(units, lambda: model(ids))
+        proof.check_dead_units(units, lambda: model(ids))
     after = {name: x for name, x in model.state_dict().items() if name in before}
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
@@ -102,12 +103,12 @@ def test_state_of_a_parameter_that_is_gone(model: Backbone, optimizer: torch.opt
 def surgery(
     units: Units, optimizer: torch.optim.Optimizer, dead: Tensor, sabotage: Callable[[], object] = lambda: None
 ) -> None:
-    with proof.nothing_is_lost(units, optimizer):
+    with proof.removal_checked(units, optimizer):
         units.remove(dead, optimizer)
         sabotage()
 
 
-def test_nothing_is_lost(units: Units, optimizer: torch.optim.Optimizer, dead: Tensor):
+def test_what_stays_and_what_goes_is_compared(units: Units, optimizer: torch.optim.Optimizer, dead: Tensor):
     surgery(units, optimizer, dead)
 
 

@@ -12,7 +12,7 @@ from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.families import ATTENTION, FEED_FORWARD, find_layers
-from lightning_app.plasticity.units import AttentionHeads, Neurons
+from lightning_app.plasticity.kinds import AttentionHeads, Neurons
 
 Build = Callable[[str], Backbone]
 SHAPES = {  # (layers, heads or groups), (layers, neurons)

@@ -36,9 +36,9 @@ from lightning_app.plasticity.importance import (
     measured,
     save_importance,
 )
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.scores import seed_score, spearman
-from lightning_app.plasticity.surgery import Units
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.units import Units
 
 Build = Callable[[str], Backbone]
 USELESS = [(0, 1), (1, 0), (1, 3)]  # heads whose output rows are zeroed

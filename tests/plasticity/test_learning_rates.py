@@ -12,8 +12,14 @@ from torch import Tensor
 
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import cross_entropy
-from lightning_app.plasticity.learning_rates import HeadRates, described, set_layer_factors
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
+from lightning_app.plasticity.learning_rates import (
+    FinetuningRates,
+    HeadRates,
+    described,
+    head_factors,
+    set_layer_factors,
+)
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.optim import matrices_of, parameter_groups, trained_parameters
 from lightning_app.training.schedulers import WarmupCosine
@@ -192,3 +198,37 @@ def test_factors_of_one_change_nothing():
             rates.attach(optimizer)
         learn(model, optimizer)
     torch.testing.assert_close(weights(scaled), weights(plain), rtol=0, atol=0)
+
+
+# Of a cycle's fine-tuning
+
+
+def test_updates_grow_as_far_as_a_layer_lost_heads():
+    alive = torch.tensor([[True, True], [True, False], [False, False]])
+    assert head_factors(alive, 3.0).tolist() == [[1, 1], [2, 2], [3, 3]]
+
+
+def factors_of_blocks(trainer: Any) -> list[float]:
+    return [group["factor"] for group in described(trainer) if group["name"].startswith("block")]
+
+
+def test_rates_last_until_the_end_of_the_fine_tuning():
+    module = ArticleGPT(decoder())
+    optimizer = torch.optim.SGD(groups_of(module), lr=0.1)
+    trainer, heads = trainer_of(optimizer), units_of(module.backbone, "heads")
+    neurons = torch.ones(2, 64, dtype=torch.bool)
+    neurons[1, 0] = False
+    rates = FinetuningRates(layer_factor=3.0, head_factor=1.0)
+    assert rates.begin(trainer, heads, [heads.mask, neurons]) is None
+    assert factors_of_blocks(trainer) == [1, 1, 3, 3]
+    rates.end(trainer)
+    assert factors_of_blocks(trainer) == [1, 1, 1, 1]
+
+    heads.set_mask(torch.tensor([[True, True, True, False], [True] * 4]))
+    rates = FinetuningRates(layer_factor=1.0, head_factor=5.0)
+    factors = rates.begin(trainer, heads, [heads.mask])
+    assert factors is not None
+    assert factors[:, 0].tolist() == [2, 1]
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    rates.end(trainer)
+    assert len(optimizer._optimizer_step_pre_hooks) == 0

@@ -23,9 +23,9 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import cross_entropy, token_nll
 from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.importance import Sample
-from lightning_app.plasticity.pruner import Surgeon, check_strategy
-from lightning_app.plasticity.surgery import Units
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.pruner import Pruner, check_strategy
+from lightning_app.plasticity.units import Units
 from lightning_app.training.compositions import ArticleGPT
 
 each_way = pytest.mark.parametrize("surgery", ["remove", "mask"])
@@ -42,23 +42,23 @@ def test_sharded_strategies_are_refused():
         check_strategy(strategy)
 
 
-def training(surgery: Any, *, keep: bool = True, regularizers: Any = None) -> tuple[ArticleGPT, Surgeon]:
-    """A module that has learned a step, with dropout, and its surgeon."""
+def training(surgery: Any, *, keep: bool = True, regularizers: Any = None) -> tuple[ArticleGPT, Pruner]:
+    """A module that has learned a step, with dropout, and its pruner."""
     torch.manual_seed(0)
     backbone = Decoder(vocab_size=31, block_size=16, embedding_dim=16, layers=2, heads=4, dropout=0.1)
     module = ArticleGPT(backbone, regularizers=regularizers)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2, fused=True)
     trainer: Any = SimpleNamespace(strategy=SingleDeviceStrategy(), optimizers=[optimizer])
-    surgeon = Surgeon(trainer, module, surgery=surgery, keep=keep, compute=lambda: module.backbone.own_logits(IDS))
-    learn(module, surgeon)
-    return module, surgeon
+    pruner = Pruner(trainer, module, surgery=surgery, keep=keep, compute=lambda: module.backbone.text_logits(IDS))
+    learn(module, pruner)
+    return module, pruner
 
 
-def learn(module: ArticleGPT, surgeon: Surgeon, steps: int = 2) -> None:
+def learn(module: ArticleGPT, pruner: Pruner, steps: int = 2) -> None:
     for _ in range(steps):
-        surgeon._optimizer.zero_grad()
+        pruner._optimizer.zero_grad()
         cross_entropy(module(IDS)[:, :-1], IDS[:, 1:]).backward()
-        surgeon._optimizer.step()
+        pruner._optimizer.step()
 
 
 def dead(units: Units, *which: tuple[int, int]) -> Tensor:
@@ -73,18 +73,18 @@ def sample_of(module: ArticleGPT) -> Sample:
     return Sample([batch], lambda b: token_nll(module(b["input_ids"]), b["targets"]).mean(-1))
 
 
-def state(module: ArticleGPT, surgeon: Surgeon) -> Any:
-    optimizer = surgeon._optimizer
+def state(module: ArticleGPT, pruner: Pruner) -> Any:
+    optimizer = pruner._optimizer
     return copy.deepcopy((module.state_dict(), [optimizer.state.get(p) for p in module.parameters()]))
 
 
 @each_way
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_is_killed_is_proved(surgery: Any, keep: bool):
-    module, surgeon = training(surgery, keep=keep)
+    module, pruner = training(surgery, keep=keep)
     heads = units_in(module, "heads")[0]
     before = sum(p.numel() for p in module.parameters())
-    checks = surgeon.kill("heads", dead(heads, (0, 1), (1, 2), (1, 3)))
+    checks = pruner.prune("heads", dead(heads, (0, 1), (1, 2), (1, 3)))
     assert checks["dead heads"] == 3
     assert checks["dead units whose weights change nothing"] == 3
     assert checks["parameters that the optimizer has"] == len(list(module.parameters()))
@@ -94,40 +94,40 @@ def test_what_is_killed_is_proved(surgery: Any, keep: bool):
     assert ("logits, masked against removed" in checks) == (surgery == "remove")
     assert set(heads.kept) == ({(0, 1), (1, 2), (1, 3)} if keep else set())
     assert module.training
-    again = surgeon.kill("heads", dead(heads, (0, 3)))
+    again = pruner.prune("heads", dead(heads, (0, 3)))
     assert again["dead heads"] == 4
-    learn(module, surgeon)
+    learn(module, pruner)
     assert int((~heads.mask).sum()) == 4
 
 
 @each_way
 def test_a_whole_layer(surgery: Any):
-    module, surgeon = training(surgery)
+    module, pruner = training(surgery)
     heads = units_in(module, "heads")[0]
-    surgeon.kill("heads", dead(heads, *((0, h) for h in range(4))))
+    pruner.prune("heads", dead(heads, *((0, h) for h in range(4))))
     assert int((~heads.mask[0]).sum()) == 4
-    revived, _, _ = surgeon.revive("heads", 1, "undo", sample_of(module))
+    regrown, _, _ = pruner.regrow("heads", 1, "undo", sample_of(module))
     assert heads.mask[0].sum() == 1
-    assert revived[0][0] == 0
+    assert regrown[0][0] == 0
     if surgery == "remove":
-        assert heads.layers[0].present == [revived[0][1]]
-    learn(module, surgeon)
+        assert heads.layers[0].present == [regrown[0][1]]
+    learn(module, pruner)
 
 
 @each_way
 @pytest.mark.parametrize("how", ["undo", "new"])
 def test_the_most_missed_are_revived(surgery: Any, how: Any):
-    module, surgeon = training(surgery)
+    module, pruner = training(surgery)
     heads = units_in(module, "heads")[0]
     with torch.no_grad():  # head 1 of layer 0 says nothing, so nobody misses it
         heads.layers[0].in_out.parameter[:, 4:8] = 0.0
         for name in ("exp_avg", "exp_avg_sq"):  # nor does it learn to, while it is dead
-            surgeon._optimizer.state[heads.layers[0].in_out.parameter][name][:, 4:8] = 0.0
-    kept = heads.slice_of(1, 2, surgeon._optimizer), heads.slice_of(1, 3, surgeon._optimizer)
-    surgeon.kill("heads", dead(heads, (0, 1), (1, 2), (1, 3)))
-    learn(module, surgeon)
-    before, state_of_random = surgeon.compute(), torch.get_rng_state()
-    chosen, missed, checks = surgeon.revive("heads", 2, how, sample_of(module))
+            pruner._optimizer.state[heads.layers[0].in_out.parameter][name][:, 4:8] = 0.0
+    kept = heads.slice_of(1, 2, pruner._optimizer), heads.slice_of(1, 3, pruner._optimizer)
+    pruner.prune("heads", dead(heads, (0, 1), (1, 2), (1, 3)))
+    learn(module, pruner)
+    before, state_of_random = pruner.compute(), torch.get_rng_state()
+    chosen, missed, checks = pruner.regrow("heads", 2, how, sample_of(module))
     assert torch.equal(torch.get_rng_state(), state_of_random)
     assert sorted(chosen) == [(1, 2), (1, 3)]
     assert missed == sorted(missed, reverse=True)
@@ -138,61 +138,61 @@ def test_the_most_missed_are_revived(surgery: Any, how: Any):
     assert (0, 1) in heads.kept
     if how == "undo":
         for unit, then in zip((2, 3), kept, strict=True):
-            for now, old in zip(heads.slice_of(1, unit, surgeon._optimizer), then, strict=True):
+            for now, old in zip(heads.slice_of(1, unit, pruner._optimizer), then, strict=True):
                 assert torch.equal(now.value, old.value)
                 torch.testing.assert_close(now.state, old.state, rtol=0, atol=0)
     else:
-        torch.testing.assert_close(surgeon.compute(), before, atol=1e-5, rtol=0)
-    learn(module, surgeon)
+        torch.testing.assert_close(pruner.compute(), before, atol=1e-5, rtol=0)
+    learn(module, pruner)
 
 
 @each_way
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 def test_going_back_is_bit_for_bit(surgery: Any, kind: Any):
-    module, surgeon = training(surgery)
+    module, pruner = training(surgery)
     units = units_in(module, kind)[0]
-    surgeon.kill(kind, dead(units, (0, 0)))
-    learn(module, surgeon)
-    before, snapshot = state(module, surgeon), surgeon.snapshot([kind])
-    logits, mask, kept = surgeon.compute(), units.mask, set(units.kept)
-    surgeon.kill(kind, dead(units, (0, 2), (1, 1)))
-    learn(module, surgeon)
+    pruner.prune(kind, dead(units, (0, 0)))
+    learn(module, pruner)
+    before, snapshot = state(module, pruner), pruner.snapshot([kind])
+    logits, mask, kept = pruner.compute(), units.mask, set(units.kept)
+    pruner.prune(kind, dead(units, (0, 2), (1, 1)))
+    learn(module, pruner)
     if kind == "heads":
-        surgeon.revive(kind, 1, "undo", sample_of(module))
-        learn(module, surgeon)
-    surgeon._optimizer.param_groups[0]["lr"] = 0.123
-    surgeon.go_back(snapshot)
-    assert torch.equal(surgeon.compute(), logits)
+        pruner.regrow(kind, 1, "undo", sample_of(module))
+        learn(module, pruner)
+    pruner._optimizer.param_groups[0]["lr"] = 0.123
+    pruner.go_back(snapshot)
+    assert torch.equal(pruner.compute(), logits)
     assert torch.equal(units.mask, mask)
     assert set(units.kept) == kept
-    torch.testing.assert_close(state(module, surgeon), before, rtol=0, atol=0)
-    assert surgeon._optimizer.param_groups[0]["lr"] == 0.123
-    assert surgeon._optimizer.param_groups[0]["betas"] == (0.9, 0.999)
-    learn(module, surgeon)
+    torch.testing.assert_close(state(module, pruner), before, rtol=0, atol=0)
+    assert pruner._optimizer.param_groups[0]["lr"] == 0.123
+    assert pruner._optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    learn(module, pruner)
 
 
 @each_way
 def test_copies_follow(surgery: Any):
     art = ARTRegularizer(novelty="drift")
-    module, surgeon = training(surgery, regularizers=[art])
+    module, pruner = training(surgery, regularizers=[art])
     main, copied = units_in(module, "heads")
-    snapshot = surgeon.snapshot(["heads"])
-    surgeon.kill("heads", dead(main, (0, 1), (1, 2), (1, 3)))
+    snapshot = pruner.snapshot(["heads"])
+    pruner.prune("heads", dead(main, (0, 1), (1, 2), (1, 3)))
     assert torch.equal(copied.mask, main.mask)
     assert not copied.kept
     assert art.average is not None
     art.average.update_parameters(module.backbone)
-    surgeon.revive("heads", 1, "undo", sample_of(module))
+    pruner.regrow("heads", 1, "undo", sample_of(module))
     assert torch.equal(copied.mask, main.mask)
     art.average.update_parameters(module.backbone)
     assert [p.shape for p in art.average.module.parameters()] == [p.shape for p in module.backbone.parameters()]
-    surgeon.go_back(snapshot)
+    pruner.go_back(snapshot)
     assert torch.equal(copied.mask, main.mask)
     assert copied.mask.all()
 
 
 def test_parameters_that_go_beside_those_of_the_heads(monkeypatch: pytest.MonkeyPatch):
-    module, surgeon = training("remove")
+    module, pruner = training("remove")
     torch.nn.init.zeros_(module.backbone.transformer["h"][0].ln_1.bias)
     remove = Units.remove
 
@@ -202,4 +202,4 @@ def test_parameters_that_go_beside_those_of_the_heads(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Units, "remove", more)
     with pytest.raises(SurgeryError, match="parameters went, 268 belong to the units"):
-        surgeon.kill("heads", dead(units_in(module, "heads")[0], (0, 1)))
+        pruner.prune("heads", dead(units_in(module, "heads")[0], (0, 1)))

@@ -23,12 +23,15 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.plasticity import surgery as units_module
+from lightning_app.plasticity import gates as gates_module
+from lightning_app.plasticity import surgery as surgery_module
 from lightning_app.plasticity.checks import SurgeryError
+from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance
+from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.parts import Part
 from lightning_app.plasticity.schedule import PlasticitySchedule
-from lightning_app.plasticity.surgery import Part, Units
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.callbacks.random_state import RandomState
 from lightning_app.training.callbacks.run_log import RunLog, read_log
@@ -302,27 +305,31 @@ def getting_worse(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2, maximize=True, fused=True)
 
 
-def test_a_cycle_that_does_not_recover_is_undone_and_the_last_one(fit: Fit):
+def state_of(cycle: Cycle) -> Any:
+    module, optimizer = cycle.module, cycle.trainer.optimizers[0]
+    return logits(module), module.state_dict(), [optimizer.state[p] for p in module.parameters()]
+
+
+def test_a_cycle_that_does_not_recover_is_undone_and_the_last_one(fit: Fit, monkeypatch: pytest.MonkeyPatch):
     snapshots: list[Any] = []
+    prune, go_back = Cycle.prune, Cycle.go_back
 
-    class Keep(PlasticitySchedule):
-        def _prune(self, trainer: L.Trainer, module: LanguageModule) -> None:
-            optimizer = trainer.optimizers[0]
-            snapshots.append(
-                copy.deepcopy((logits(module), module.state_dict(), [optimizer.state[p] for p in module.parameters()]))
-            )
-            super()._prune(trainer, module)
+    def remembering(cycle: Cycle) -> None:
+        snapshots.append(copy.deepcopy(state_of(cycle)))
+        prune(cycle)
 
-        def _go_back(self, trainer: L.Trainer, module: LanguageModule, ce: float, limit: float) -> None:
-            rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-            super()._go_back(trainer, module, ce, limit)
-            optimizer = trainer.optimizers[0]
-            found = logits(module), module.state_dict(), [optimizer.state[p] for p in module.parameters()]
-            torch.testing.assert_close(found, snapshots[-1], rtol=0, atol=0)
-            assert [group["lr"] for group in optimizer.param_groups] == rates
+    def comparing(cycle: Cycle, ce: float, limit: float) -> None:
+        rates = [group["lr"] for group in cycle.trainer.optimizers[0].param_groups]
+        go_back(cycle, ce, limit)
+        torch.testing.assert_close(state_of(cycle), snapshots[-1], rtol=0, atol=0)
+        assert [group["lr"] for group in cycle.trainer.optimizers[0].param_groups] == rates
 
+    monkeypatch.setattr(Cycle, "prune", remembering)
+    monkeypatch.setattr(Cycle, "go_back", comparing)
     module = article_gpt(optimizer=getting_worse, scheduler=None)
-    callback = Keep(**{**PLAN, "pruning_level": 0.7, "neuron_level": 0.5, "automatic": True, "tolerance": 0.0})
+    callback = PlasticitySchedule(
+        **{**PLAN, "pruning_level": 0.7, "neuron_level": 0.5, "automatic": True, "tolerance": 0.0}
+    )
     fit(module, callback)
     (rollback,) = events("rollback")
     assert rollback["cycle"] == len(snapshots)
@@ -535,11 +542,11 @@ def test_arts_averaged_model_follows(fit: Fit):
         main, copied = units_in(module, kind)
         assert torch.equal(main.mask, copied.mask)
         assert int((~main.mask).sum()) > 0
-    for one, two in zip(module.backbone.parameters(), art.copies()[0].parameters(), strict=True):
+    for one, two in zip(module.backbone.parameters(), art.average.module.parameters(), strict=True):
         assert one.shape == two.shape
         assert not two.requires_grad
         assert float((one.detach() - two).abs().max()) < 0.1
-    assert not torch.equal(art.copies()[0](torch.arange(8)[None]), module.backbone(torch.arange(8)[None]))
+    assert not torch.equal(art.average.module(torch.arange(8)[None]), module.backbone(torch.arange(8)[None]))
 
 
 @pytest.mark.slow
@@ -562,7 +569,7 @@ def test_a_compiled_model_is_the_one_that_is_not(fit: Fit, surgery: Any, monkeyp
 
 
 def not_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(units_module, "multiply_by_gates", lambda _module, arguments: arguments)
+    patch.setattr(gates_module, "multiply_by_gates", lambda _module, arguments: arguments)
 
 
 def wrong_head(patch: pytest.MonkeyPatch) -> None:
@@ -594,11 +601,11 @@ def stale_optimizer(patch: pytest.MonkeyPatch) -> None:
     def replaced(module: nn.Module, name: str, rebuilt: Any, optimizer: Any) -> None:
         setattr(module, name, nn.Parameter(rebuilt(getattr(module, name))))
 
-    patch.setattr(units_module, "replace_parameter", replaced)
+    patch.setattr(surgery_module, "replace_parameter", replaced)
 
 
 def wrong_moments(patch: pytest.MonkeyPatch) -> None:
-    honest = units_module.replace_parameter
+    honest = surgery_module.replace_parameter
 
     def replaced(module: nn.Module, name: str, rebuilt: Any, optimizer: Any) -> None:
         def off_by_one(x: Tensor, key: str | None = None, **options: Any) -> Tensor:
@@ -610,17 +617,17 @@ def wrong_moments(patch: pytest.MonkeyPatch) -> None:
 
         honest(module, name, off_by_one, optimizer)
 
-    patch.setattr(units_module, "replace_parameter", replaced)
+    patch.setattr(surgery_module, "replace_parameter", replaced)
 
 
 def moments_lost(patch: pytest.MonkeyPatch) -> None:
-    honest = units_module.replace_parameter
+    honest = surgery_module.replace_parameter
 
     def replaced(module: nn.Module, name: str, rebuilt: Any, optimizer: Any) -> None:
         honest(module, name, rebuilt, optimizer)
         optimizer.state.pop(getattr(module, name), None)
 
-    patch.setattr(units_module, "replace_parameter", replaced)
+    patch.setattr(surgery_module, "replace_parameter", replaced)
 
 
 def wrong_count(patch: pytest.MonkeyPatch) -> None:

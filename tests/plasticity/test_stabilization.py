@@ -10,7 +10,7 @@ from scipy import stats
 
 from experiments import stabilization as experiment
 from lightning_app.errors import InputError
-from lightning_app.plasticity.stabilization import THRESHOLD, WINDOW, quadratic_rule, slope_rule
+from lightning_app.plasticity.stabilization import THRESHOLD, WINDOW, judged, quadratic_rule, slope_rule
 
 
 def falling_then_level(seed: int, steps: int = 400, begins: int = 200) -> list[float]:
@@ -167,3 +167,12 @@ def test_a_longer_window_sees_slower_falls():
         experiment.smallest_slope(experiment.slope_rule(window), correlation=0.0) for window in (WINDOW, 2 * WINDOW)
     )
     assert long < short / 2 < 0.003
+
+
+def test_a_rule_by_its_name():
+    losses = [1.0] * 80
+    assert judged(losses, rule="slope") == slope_rule(losses)
+    assert judged(losses, rule="slope", window=5) == slope_rule(losses, window=5)
+    assert judged(losses, rule="quadratic") == quadratic_rule(losses, min_steps=20, patience=20)
+    assert judged(losses[:9], rule="quadratic", window=8).stable
+    assert not judged(losses[:7], rule="quadratic", window=8).stable

@@ -1,466 +1,81 @@
-"""Masks, removal and regrowth of heads and neurons in every family, with the optimizer's state and with caches."""
+"""Surgery on one layer by literal values: which rows, columns and moments stay, go and come; tests of whole models
+are in test_units.py."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_app.errors import InputError
-from lightning_app.models.backbone import Backbone
-from lightning_app.models.generation import GenerationOptions, generate
-from lightning_app.models.losses import cross_entropy
-from lightning_app.plasticity.surgery import MASK, Kind, Units, multiply_by_gates, state_like
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.parts import Layer, Part
+from lightning_app.plasticity.surgery import move, new_slices, slice_of, state_like
 
-Build = Callable[[str], Backbone]
-both_kinds = pytest.mark.parametrize("kind", ["heads", "neurons"])
-each_way = pytest.mark.parametrize("surgery", ["mask", "remove"])
+ROWS = [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
 
 
-def some_dead(units: Units, *, more: int = 0) -> Tensor:
-    """(L, N): the last but one of the first layer, and half of the second one (and `more`)."""
-    dead = torch.zeros(units.shape, dtype=torch.bool)
-    dead[0, -2] = True
-    dead[1, torch.arange(0, units.shape[1], 2)] = True
-    dead[0, :more] = True
-    return dead
-
-
-def kill(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
-    units.keep(dead & units.mask, optimizer)
-    units.set_mask(~dead)
-    if surgery == "remove":
-        units.remove(dead, optimizer)
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-# Masked is removed
-
-
-@both_kinds
-def test_a_masked_model_is_the_smaller_one(model: Backbone, ids: Tensor, kind: Kind):
-    whole, units = model(ids).detach(), units_of(model, kind)
-    dead = some_dead(units)
-    lost = sum(s.value.numel() for i, u in dead.nonzero().tolist() for s in units.slice_of(i, u))
-    before, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(16)
-    units.set_mask(~dead)
-    masked = model(ids).detach()
-    assert float((masked - whole).abs().max()) > 1e-2
-    assert sum(p.numel() for p in model.parameters()) == before
-    units.remove(dead)
-    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
-    assert sum(p.numel() for p in model.parameters()) == before - lost
-    assert model.flops_per_token(16) < flops
-    assert torch.equal(units.mask, ~dead)
-    assert torch.equal(units.present, ~dead)
-    assert units.sparsity == pytest.approx(float(dead.float().mean()))
-    assert not any(hook is multiply_by_gates for m in model.modules() for hook in m._forward_pre_hooks.values())
-
-
-@both_kinds
-def test_gates_of_one_change_nothing_and_of_zero_are_a_mask(model: Backbone, ids: Tensor, kind: Kind):
-    whole, units = model(ids), units_of(model, kind)
-    dead = some_dead(units)
-    with units.gates():
-        assert torch.equal(model(ids), whole)
-    with units.gates() as leaves, torch.no_grad():
-        for leaf, row in zip(leaves, dead, strict=True):
-            leaf[row] = 0.0
-        gated = model(ids)
-    assert torch.equal(model(ids), whole)
-    units.set_mask(~dead)
-    assert torch.equal(model(ids), gated)
-    units.set_mask(torch.ones(units.shape, dtype=torch.bool))
-    assert torch.equal(model(ids), whole)
-
-
-@both_kinds
-def test_gates_of_each_sequence_reach_that_sequence(model: Backbone, ids: Tensor, kind: Kind):
-    units = units_of(model, kind)
-    whole = model(ids)
-    units.open_gates()
-    gates = torch.ones(3, *units.shape)
-    gates[1, 0, 1] = 0.0
-    units.set_gates(gates)
-    found = model(ids)
-    units.close_gates()
-    assert torch.equal(found[[0, 2]], whole[[0, 2]])
-    mask = torch.ones(units.shape, dtype=torch.bool)
-    mask[0, 1] = False
-    units.set_mask(mask)
-    assert torch.equal(model(ids)[1], found[1])
-
-
-@both_kinds
-def test_in_two_steps_as_in_one(model: Backbone, ids: Tensor, kind: Kind):
-    """The second removal meets positions that have moved."""
-    other = copy.deepcopy(model)
-    units, others = units_of(model, kind), units_of(other, kind)
-    all_dead = some_dead(units, more=1)
-    first = all_dead.clone()
-    first[0, :1] = False
-    units.remove(first)
-    units.remove(all_dead)
-    others.remove(all_dead)
-    torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=0)
-    assert torch.equal(model(ids), other(ids))
-
-
-def test_heads_and_neurons_together(model: Backbone, ids: Tensor):
-    heads, neurons = units_of(model, "heads"), units_of(model, "neurons")
-    for units in (heads, neurons):
-        units.set_mask(~some_dead(units))
-    masked = model(ids)
-    for units in (heads, neurons):
-        units.remove(some_dead(units))
-    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
-
-
-@both_kinds
-def test_a_layer_of_which_all_are_dead(model: Backbone, ids: Tensor, kind: Kind):
-    """One stays, masked, in every family; whatever its weights are."""
-    units = units_of(model, kind)
-    dead = some_dead(units)
-    dead[0] = True
-    units.set_mask(~dead)
-    masked = model(ids)
-    units.remove(dead)
-    assert units.layers[0].present == [0]
-    assert torch.equal(units.mask, ~dead)
-    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.cat(pieces(model, ids), dim=1), masked, atol=2e-5, rtol=0)
-    with torch.no_grad():
-        for part in units.layers[0].parts:
-            part.parameter.add_(1.0)
-    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
-    assert set(units.kept) == {(i, u) for i, u in dead.nonzero().tolist()}
-    units.remove(dead)
-    assert units.layers[0].present == [0]
-    units.regrow(0, 2, "undo")
-    units.remove(dead & ~torch.nn.functional.one_hot(torch.tensor(2), units.shape[1]).bool())
-    assert units.layers[0].present == [2]
-    assert int(units.mask[0].sum()) == 1
-
-
-# Caches and padding
-
-
-def pieces(model: Backbone, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-    cache, found = model.new_cache(len(ids)), []
-    for at in range(0, ids.shape[1], 4):
-        seen = None if mask is None else mask[:, : at + 4]
-        found.append(model.logits(model.hidden(model.embed(ids[:, at : at + 4]), mask=seen, cache=cache).last))
-    return found
-
-
-@each_way
-def test_a_cache_and_left_padding_after_surgery(model: Backbone, ids: Tensor, surgery: str):
-    for kind in ("heads", "neurons"):
-        units = units_of(model, kind)  # type: ignore[arg-type]
-        kill(units, some_dead(units), surgery)
-    with torch.no_grad():
-        expected = model(ids)
-        torch.testing.assert_close(torch.cat(pieces(model, ids), dim=1), expected, atol=2e-5, rtol=0)
-        padded, mask = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-        for row, n in enumerate((16, 11, 5)):
-            padded[row, -n:], mask[row, -n:] = ids[row, :n], True
-        for logits in (model(padded, mask), torch.cat(pieces(model, padded, mask), dim=1)):
-            for row, n in enumerate((16, 11, 5)):
-                torch.testing.assert_close(logits[row, -n:], expected[row, :n], atol=2e-5, rtol=0)
-
-
-def test_generation_after_removal_is_the_masked_models(model: Backbone, ids: Tensor):
-    heads, options = units_of(model, "heads"), GenerationOptions(8, temperature=0)
-    heads.set_mask(~some_dead(heads))
-    masked = torch.stack(list(generate(model, ids[:, :6], options)))
-    heads.remove(some_dead(heads))
-    assert torch.equal(torch.stack(list(generate(model, ids[:, :6], options))), masked)
-
-
-# Dead is dead
-
-
-def train(
-    model: Backbone, optimizer: torch.optim.Optimizer, steps: int, ids: Tensor, scheduler: Any = None, clip: float = 0
-) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        cross_entropy(model(ids)[:, :-1], ids[:, 1:]).backward()
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-
-
-@pytest.mark.parametrize("family", ["decoder, swiglu", "opt"])
-@both_kinds
-def test_a_masked_unit_stays_dead_over_100_steps(build: Build, ids: Tensor, family: str, kind: Kind):
-    model = build(family)
-    units = units_of(model, kind)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    train(model, optimizer, 3, ids)  # momentum
-    dead = some_dead(units)
-    units.set_mask(~dead)
-    said: list[Tensor] = []
-    for layer in units.layers:  # behind the gates
-        layer.out.register_forward_pre_hook(lambda _module, arguments: said.append(arguments[0]))
-    train(model, optimizer, 100, ids)
-    assert len(said) == 200
-    for call, x in enumerate(said):
-        of_units = x.unflatten(-1, (units.shape[1], -1))
-        alive = ~dead[call % 2]
-        assert not of_units[..., ~alive, :].any()
-        assert of_units[..., alive, :].any()
-    before, parts = model(ids), [(i, part) for i, layer in enumerate(units.layers) for part in layer.parts]
-    with torch.no_grad():
-        for i, part in parts:
-            at = part.index[dead[i]].flatten()
-            part.parameter.index_fill_(part.dim, at, 7.0)
-    assert torch.equal(model(ids), before)
-    assert torch.equal(units.mask, ~dead)
-
-
-# The optimizer follows
-
-
-def adamw(model: Backbone, **options: Any) -> torch.optim.Optimizer:
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    # A bias of keys has no gradient but rounding, which a usual eps would blow up to whole steps.
-    return torch.optim.AdamW(groups, lr=2e-3, weight_decay=0.1, eps=1e-4, **options)
-
-
-def sgd(model: Backbone, **_options: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-
-
-@both_kinds
-@pytest.mark.parametrize("family", ["decoder, rotary", "gpt2"])
-@pytest.mark.parametrize("make", [adamw, sgd])
-def test_the_next_steps_are_those_of_the_masked_model(
-    build: Build, ids: Tensor, family: str, kind: Kind, make: Callable[..., torch.optim.Optimizer]
-):
-    masked, clip = build(family), 1.0
-    of_masked = make(masked, fused=True)
-    train(masked, of_masked, 4, ids, clip=clip)
-    cut = copy.deepcopy(masked)
-    of_cut = make(cut, fused=True)
-    of_cut.load_state_dict(copy.deepcopy(of_masked.state_dict()))
-    units, others = units_of(cut, kind), units_of(masked, kind)
-    dead = some_dead(units)
-    others.set_mask(~dead)
-    units.remove(dead, of_cut)
-    for model, optimizer in ((masked, of_masked), (cut, of_cut)):
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        train(model, optimizer, 30, ids, schedule, clip)
-    others.remove(dead, of_masked)  # what is left of the masked one, for comparison
-    torch.testing.assert_close(weights(cut), weights(masked), atol=2e-6, rtol=0)
-    theirs = [p for group in of_cut.param_groups for p in group["params"]]
-    assert {id(p) for p in theirs} == {id(p) for p in cut.parameters()}
-    assert set(of_cut.state) == set(theirs)
-    for one, two in zip(cut.parameters(), masked.parameters(), strict=True):
-        state, other = state_like(of_cut, one), state_like(of_masked, two)
-        assert state.keys() == other.keys()
-        assert state
-        for name, x in state.items():
-            assert x.shape == one.shape
-            torch.testing.assert_close(x, other[name], atol=1e-5, rtol=1e-3)
-
-
-@both_kinds
-@each_way
-@pytest.mark.parametrize("make", [adamw, sgd])
-def test_undo_brings_back_weights_moments_and_logits_bit_for_bit(
-    model: Backbone, ids: Tensor, kind: Kind, surgery: str, make: Callable[..., torch.optim.Optimizer]
-):
-    optimizer, units = make(model), units_of(model, kind)
-    train(model, optimizer, 2, ids)
-    logits, before = model(ids), weights(model)
-    moments = [{name: x.clone() for name, x in state_like(optimizer, p).items()} for p in model.parameters()]
-    dead = some_dead(units)
-    kill(units, dead, surgery, optimizer)
-    assert not torch.equal(model(ids), logits)
-    order = dead.nonzero().tolist()
-    for i, unit in reversed(order):
-        units.regrow(i, unit, "undo", optimizer)
-    assert units.mask.all()
-    assert not units.kept
-    assert torch.equal(model(ids), logits)
-    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
-    after = [state_like(optimizer, p) for p in model.parameters()]
-    torch.testing.assert_close(after, moments, rtol=0, atol=0)
-    train(model, optimizer, 1, ids)  # the optimizer steps what is there
-    assert any(not torch.equal(x, before[name]) for name, x in weights(model).items())
-
-
-@both_kinds
-@each_way
-def test_undo_brings_back_one_while_others_go_on_learning(build: Build, ids: Tensor, kind: Kind, surgery: str):
-    model = build("decoder")
-    optimizer, units = adamw(model), units_of(model, kind)
-    train(model, optimizer, 2, ids)
-    kept = units.slice_of(1, 2, optimizer)
-    kill(units, some_dead(units), surgery, optimizer)
-    train(model, optimizer, 3, ids)
-    units.regrow(1, 2, "undo", optimizer)
-    for now, then in zip(units.slice_of(1, 2, optimizer), kept, strict=True):
-        assert torch.equal(now.value, then.value)
-        assert now.state.keys() == then.state.keys() != set()
-        assert all(torch.equal(now.state[name], x) for name, x in then.state.items())
-
-
-@both_kinds
-@each_way
-def test_new_ones_change_nothing_yet_and_can_learn(model: Backbone, ids: Tensor, kind: Kind, surgery: str):
-    optimizer, units = adamw(model), units_of(model, kind)
-    train(model, optimizer, 2, ids)
-    dead = some_dead(units)
-    kill(units, dead, surgery, optimizer)
-    logits, state = model(ids), torch.get_rng_state()
-    units.regrow(1, 0, "new", optimizer)
-    assert torch.equal(torch.get_rng_state(), state), "ranks, and a resumed run, would draw other weights"
-    torch.testing.assert_close(model(ids), logits, atol=1e-5, rtol=0)
-    assert bool(units.mask[1, 0])
-    fresh = units.slice_of(1, 0, optimizer)
-    assert all(not x.any() for s in fresh for x in s.state.values())
-    assert any(s.value.any() for s in fresh)
-    train(model, optimizer, 2, ids)
-    out = next(
-        s
-        for s, part in zip(units.slice_of(1, 0), units.layers[1].parts, strict=True)
-        if part.module is units.layers[1].out
+def three_units() -> tuple[Layer, torch.optim.Adam]:
+    """Unit u is row u of `into` and column u of `out`; the optimizer has made a step."""
+    into, out = nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)
+    index = torch.arange(3).view(3, 1)
+    layer = Layer(
+        out, [Part(into, "weight", 0, index), Part(out, "weight", 1, index, is_input=True)], [(out, "n", 2)], 3
     )
-    assert out.value.any()
+    optimizer = torch.optim.Adam([into.weight, out.weight], lr=0.0)
+    for part in layer.parts:
+        values = torch.tensor(ROWS)
+        part.parameter.data = values if part.dim == 0 else values.T.contiguous()
+        part.parameter.grad = part.parameter.data.clone()
+    optimizer.step()
+    return layer, optimizer
 
 
-def test_new_ones_differ_from_each_other(build: Build):
-    units = units_of(build("decoder"), "heads")
-    units.remove(some_dead(units))
-    for i, unit in ((1, 0), (1, 2), (0, 2)):
-        units.regrow(i, unit, "new")
-    fresh = [units.slice_of(i, unit)[0].value for i, unit in ((1, 0), (1, 2), (0, 2))]
-    assert not torch.equal(fresh[0], fresh[1])
-    assert not torch.equal(fresh[0], fresh[2])
+def moments(optimizer: torch.optim.Adam, part: Part) -> torch.Tensor:
+    return state_like(optimizer, part.parameter)["exp_avg"]
 
 
-def test_what_cannot_be_regrown_is_refused(build: Build):
-    units = units_of(build("decoder"), "heads")
-    with pytest.raises(InputError, match="head 1 of layer 0 is alive"):
-        units.regrow(0, 1)
-    units.remove(some_dead(units), keep=False)
-    with pytest.raises(InputError, match="head 2 of layer 1 was not kept"):
-        units.regrow(1, 2)
+def test_positions_move_together():
+    part = Part(nn.Linear(2, 6), "weight", 0, torch.tensor([[0, 3], [1, 4], [2, 5]]))
+    assert part.positions([0, 2]).tolist() == [[0, 2], [1, 3]]
+    assert part.positions([0, 1, 2]).tolist() == part.index.tolist()
 
 
-def test_an_optimizer_with_state_of_another_shape_is_refused_before_anything_is_cut(build: Build, ids: Tensor):
-    model = build("decoder")
-    optimizer = torch.optim.Adafactor(model.parameters())
-    train(model, optimizer, 1, ids)
-    units, before = units_of(model, "heads"), weights(model)
-    with pytest.raises(InputError, match=r"Adafactor keeps 'row_var'.*use AdamW or SGD, or surgery: mask"):
-        units.remove(some_dead(units), optimizer)
-    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
-    assert units.present.all()
+def test_what_stays_keeps_its_weights_and_moments():
+    layer, optimizer = three_units()
+    into, out = layer.parts
+    move(layer, [0, 2], {}, optimizer)
+    assert into.parameter.tolist() == [ROWS[0], ROWS[2]]
+    assert out.parameter.T.tolist() == [ROWS[0], ROWS[2]]
+    torch.testing.assert_close(moments(optimizer, into), into.parameter * 0.1)
+    assert (into.module.out_features, out.module.in_features, out.module.n) == (2, 2, 4)
+    held = [id(p) for p in optimizer.param_groups[0]["params"]]
+    assert held == [id(into.parameter), id(out.parameter)]
+    assert len(optimizer.state) == 2
 
 
-def test_kept_on_the_cpu_and_through_plain_types(build: Build, ids: Tensor):
-    model = build("decoder")
-    optimizer, units = adamw(model), units_of(model, "heads")
-    train(model, optimizer, 1, ids)
-    logits = model(ids)
-    units.remove(some_dead(units), optimizer)
-    other = copy.deepcopy(model)
-    of_other = adamw(other)
-    of_other.load_state_dict(optimizer.state_dict())
-    others = units_of(other, "heads")
-    others.kept = {}
-    others.load_kept_state(units.kept_state())
-    for i, unit in some_dead(units).nonzero().tolist():
-        others.regrow(i, unit, "undo", of_other)
-    assert torch.equal(other(ids), logits)
+def test_a_unit_goes_and_comes_back_as_it_was():
+    layer, optimizer = three_units()
+    slices = slice_of(layer, 1, optimizer)
+    move(layer, [0, 2], {}, optimizer)
+    move(layer, [0, 1, 2], {1: slices}, optimizer)
+    for part in layer.parts:
+        assert part.parameter.tolist() == (ROWS if part.dim == 0 else torch.tensor(ROWS).T.tolist())
+        torch.testing.assert_close(moments(optimizer, part), part.parameter * 0.1)
 
 
-# Layouts
+def test_a_new_unit_says_nothing_yet_and_is_the_same_on_all_ranks():
+    layer, _ = three_units()
+    into, out = new_slices(layer, seed=1)
+    assert into.value.shape == (1, 2)
+    assert into.value.abs().min() > 0
+    assert out.value.tolist() == [[0], [0]]
+    assert torch.equal(new_slices(layer, seed=1)[0].value, into.value)
+    assert not torch.equal(new_slices(layer, seed=2)[0].value, into.value)
 
 
-@both_kinds
-@each_way
-def test_a_layout_rebuilds_the_shape_for_the_weights_to_come(
-    model: Backbone, build: Build, request: pytest.FixtureRequest, ids: Tensor, kind: Kind, surgery: str
-):
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in other.parameters():
-            p.mul_(1.1)
-    units = units_of(model, kind)
-    kill(units, some_dead(units), surgery)
-    found = units.layout()
-    others = units_of(other, kind)
-    others.remove(some_dead(others, more=1))  # and one more, that is to come back
-    others.set_layout(found)
-    assert torch.equal(others.mask, units.mask)
-    assert torch.equal(others.present, units.present)
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(ids), model(ids))
-
-
-def test_a_layout_of_another_shape_is_refused_with_both(build: Build):
-    units = units_of(build("decoder"), "heads")
-    with pytest.raises(InputError, match="2 layers of 8 heads, this one 2 of 4"):
-        units.set_layout({"shape": [2, 8], "present": [[0], [0]], "masked": [[], []]})
-
-
-def test_a_mask_travels_in_the_state_and_gates_do_not(build: Build):
-    model = build("decoder")
-    units = units_of(model, "heads")
-    names = set(model.state_dict())
-    with units.gates():
-        pass
-    assert set(model.state_dict()) == names
-    units.set_mask(~some_dead(units))
-    assert {name.split(".")[-1] for name in set(model.state_dict()) - names} == {MASK}
-
-
-def test_masks_in_half_precision(build: Build, ids: Tensor):
-    model = build("decoder").bfloat16()
-    units = units_of(model, "heads")
-    units.set_mask(~some_dead(units))
-    masked = model(ids)
-    assert masked.dtype == torch.bfloat16
-    units.remove(some_dead(units))
-    torch.testing.assert_close(model(ids), masked, atol=0.05, rtol=0)
-
-
-def test_layers_of_unequal_width_are_refused(build: Build):
-    model = build("decoder")
-    units = units_of(model, "heads")
-    units.layers[0].n = 3
-    with pytest.raises(InputError, match=r"\[3, 4\] heads"):
-        Units(model, units.layers, "heads")
-
-
-def frozen_names(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[bool]:
-    return [any(p is q for group in optimizer.param_groups for q in group["params"]) for p in parameters]
-
-
-def test_frozen_parameters_stay_frozen_and_out_of_the_optimizer(build: Build, ids: Tensor):
-    model = build("decoder")
-    units = units_of(model, "heads")
-    attention = units.layers[0].parts[0].module
-    attention.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    train(model, optimizer, 1, ids)
-    units.remove(some_dead(units), optimizer)
-    assert not any(p.requires_grad for p in attention.parameters())
-    assert frozen_names(optimizer, list(model.parameters())) == [p.requires_grad for p in model.parameters()]
-    train(model, optimizer, 1, ids)
+def test_state_of_another_shape_cannot_be_cut():
+    layer, optimizer = three_units()
+    parameter = layer.parts[0].parameter
+    optimizer.state[parameter]["exp_avg"] = torch.zeros(2)
+    with pytest.raises(InputError, match=r"Adam keeps 'exp_avg' of shape \(2,\) for a parameter of shape \(3, 2\)"):
+        state_like(optimizer, parameter)

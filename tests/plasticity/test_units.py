@@ -1,148 +1,469 @@
-"""Attention probabilities and entropy of every family, before and after heads are gone; models and their copies."""
+"""Masks, removal and regrowth of heads and neurons in every family, with the optimizer's state and with caches."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_app.memory.model import MemoryLM
-from lightning_app.models.backbone import Backbone
-from lightning_app.models.decoder import Decoder
-from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.plasticity.units import AttentionHeads, units_of
+from lightning_app.errors import InputError
+from lightning_app.models.backbone import MASK, Backbone
+from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.losses import cross_entropy
+from lightning_app.plasticity.gates import multiply_by_gates
+from lightning_app.plasticity.kinds import units_of
+from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.surgery import state_like
+from lightning_app.plasticity.units import Units
 
 Build = Callable[[str], Backbone]
+both_kinds = pytest.mark.parametrize("kind", ["heads", "neurons"])
+each_way = pytest.mark.parametrize("surgery", ["mask", "remove"])
 
 
-def queries_per_unit(heads: AttentionHeads) -> int:
-    """Query heads of a group."""
-    module = heads.attention[0]
-    size = module.head_dim if "head_dim" in vars(module) else module.head_size
-    return heads.layers[0].in_out.index.shape[1] // int(size)
-
-
-def entropies(probs: Tensor) -> Tensor:
-    """(B, H, T, T) -> (H,) by the textbook, in float64."""
-    p = probs.double()
-    return -(p * p.clamp_min(1e-300).log()).sum(-1)[:, :, 1:].mean((0, 2))
-
-
-def test_probabilities_are_causal_and_sum_to_one(model: Backbone, ids: Tensor):
-    heads = units_of(model, "heads")
-    assert isinstance(heads, AttentionHeads)
-    plain = model(ids)
-    probs = heads.attention_probs(ids)
-    assert len(probs) == 2
-    for p in probs:
-        assert p.shape == (3, heads.shape[1] * queries_per_unit(heads), 16, 16)
-        torch.testing.assert_close(p.sum(-1), torch.ones(p.shape[:-1]))
-        assert not p.triu(1).any()
-        assert (p >= 0).all()
-    assert torch.equal(model(ids), plain)  # what was there for analysis alone is gone
-
-
-def test_entropy_is_that_of_the_probabilities(model: Backbone, ids: Tensor):
-    heads = units_of(model, "heads")
-    assert isinstance(heads, AttentionHeads)
-    expected = [entropies(p).view(heads.shape[1], -1).mean(1) for p in heads.attention_probs(ids)]
-    found = heads.entropy(ids, rows=None)
-    assert found.dtype == torch.float64
-    whole = torch.cat([p[:, :, :1] for p in heads.attention_probs(ids)])
-    assert torch.equal(whole[..., 0], torch.ones_like(whole[..., 0]))  # the first position: no entropy
-    torch.testing.assert_close(found * 16 / 15, torch.stack(expected), rtol=1e-5, atol=1e-6)
-    sampled = heads.entropy(ids, rows=8, seed=3)
-    assert torch.equal(sampled, heads.entropy(ids, rows=8, seed=3))
-    assert not torch.equal(sampled, heads.entropy(ids, rows=8, seed=4))
-    normalised = heads.entropy(ids, rows=8, normalised=True)
-    assert (normalised > 0).all()
-    assert (normalised <= 1 + 1e-6).all()
-    assert (found <= math.log(16)).all()
-
-
-def test_probabilities_of_our_own_are_those_of_the_kernel(build: Build, ids: Tensor):
-    """A head that reads values of its own position's number says what its probabilities say."""
-    model = build("decoder, rotary")
-    assert isinstance(model, Decoder)
-    heads = units_of(model, "heads")
-    assert isinstance(heads, AttentionHeads)
-    probs, attention, seen = heads.attention_probs(ids), heads.attention[0], []
-    attention.c_proj.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
-    values = []
-
-    def remember(_module: object, _arguments: object, output: Tensor) -> None:
-        values.append(output.unflatten(-1, (3, 4, 8))[:, :, 2].transpose(1, 2))
-
-    attention.c_attn.register_forward_hook(remember)
-    model(ids)
-    said = seen[0].unflatten(-1, (4, 8)).transpose(1, 2)
-    torch.testing.assert_close(probs[0] @ values[0], said, atol=1e-5, rtol=1e-4)
-
-
-def test_a_removed_head_has_no_entropy_and_the_others_keep_theirs(model: Backbone, ids: Tensor):
-    heads = units_of(model, "heads")
-    assert isinstance(heads, AttentionHeads)
-    dead = torch.zeros(heads.shape, dtype=torch.bool)
-    dead[1, 1] = True  # of the last layer, so that no other head reads something else
-    before, probs = heads.entropy(ids), heads.attention_probs(ids)
-    heads.remove(dead)
-    after = heads.entropy(ids)
-    assert after[1, 1].isnan()
-    torch.testing.assert_close(after[~dead], before[~dead], rtol=1e-5, atol=1e-6)
-    each = queries_per_unit(heads)
-    left = [h for h in range(probs[1].shape[1]) if h // each != 1]
-    torch.testing.assert_close(heads.attention_probs(ids)[1], probs[1][:, left], rtol=1e-5, atol=1e-6)
-
-
-def test_units_belong_to_the_innermost_model(build: Build):
-    model = build("decoder")
-    wrapped = MemoryLM(model, [])
-    assert units_of(wrapped, "heads") is units_of(model, "heads")
-    assert set(wrapped.core.units) == {"heads"}
-    before = wrapped.attention_width
-    dead = torch.zeros(2, 4, dtype=torch.bool)
-    dead[0, :2] = True
-    units_of(wrapped, "heads").remove(dead)
-    assert wrapped.attention_width == before * 6 / 8
-
-
-@pytest.mark.parametrize("removes", [True, False], ids=["removed", "masked"])
-@pytest.mark.parametrize("kind", ["heads", "neurons"])
-def test_a_copy_has_gates_and_units_of_its_own(model: Backbone, ids: Tensor, kind: str, removes: bool):
-    units = units_of(model, kind)
+def some_dead(units: Units, *, more: int = 0) -> Tensor:
+    """(L, N): the last but one of the first layer, and half of the second one (and `more`)."""
     dead = torch.zeros(units.shape, dtype=torch.bool)
-    dead[0, 0] = True
+    dead[0, -2] = True
+    dead[1, torch.arange(0, units.shape[1], 2)] = True
+    dead[0, :more] = True
+    return dead
+
+
+def prune(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
+    units.keep(dead & units.mask, optimizer)
     units.set_mask(~dead)
-    if removes:
-        units.remove(dead)
-    expected = model(ids)
+    if surgery == "remove":
+        units.remove(dead, optimizer)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# Masked is removed
+
+
+@both_kinds
+def test_a_masked_model_is_the_smaller_one(model: Backbone, ids: Tensor, kind: Kind):
+    whole, units = model(ids).detach(), units_of(model, kind)
+    dead = some_dead(units)
+    lost = sum(s.value.numel() for i, u in dead.nonzero().tolist() for s in units.slice_of(i, u))
+    before, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token(16)
+    units.set_mask(~dead)
+    masked = model(ids).detach()
+    assert float((masked - whole).abs().max()) > 1e-2
+    assert sum(p.numel() for p in model.parameters()) == before
+    units.remove(dead)
+    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
+    assert sum(p.numel() for p in model.parameters()) == before - lost
+    assert model.flops_per_token(16) < flops
+    assert torch.equal(units.mask, ~dead)
+    assert torch.equal(units.present, ~dead)
+    assert units.sparsity == pytest.approx(float(dead.float().mean()))
+    assert not any(hook is multiply_by_gates for m in model.modules() for hook in m._forward_pre_hooks.values())
+
+
+@both_kinds
+def test_gates_of_one_change_nothing_and_of_zero_are_a_mask(model: Backbone, ids: Tensor, kind: Kind):
+    whole, units = model(ids), units_of(model, kind)
+    dead = some_dead(units)
+    with units.gates():
+        assert torch.equal(model(ids), whole)
+    with units.gates() as leaves, torch.no_grad():
+        for leaf, row in zip(leaves, dead, strict=True):
+            leaf[row] = 0.0
+        gated = model(ids)
+    assert torch.equal(model(ids), whole)
+    units.set_mask(~dead)
+    assert torch.equal(model(ids), gated)
+    units.set_mask(torch.ones(units.shape, dtype=torch.bool))
+    assert torch.equal(model(ids), whole)
+
+
+@both_kinds
+def test_gates_of_each_sequence_reach_that_sequence(model: Backbone, ids: Tensor, kind: Kind):
+    units = units_of(model, kind)
+    whole = model(ids)
+    units.open_gates()
+    gates = torch.ones(3, *units.shape)
+    gates[1, 0, 1] = 0.0
+    units.set_gates(gates)
+    found = model(ids)
+    units.close_gates()
+    assert torch.equal(found[[0, 2]], whole[[0, 2]])
+    mask = torch.ones(units.shape, dtype=torch.bool)
+    mask[0, 1] = False
+    units.set_mask(mask)
+    assert torch.equal(model(ids)[1], found[1])
+
+
+@both_kinds
+def test_in_two_steps_as_in_one(model: Backbone, ids: Tensor, kind: Kind):
+    """The second removal meets positions that have moved."""
     other = copy.deepcopy(model)
-    others = units_of(other, kind)
-    assert others is not units
-    assert torch.equal(others.mask, ~dead)
-    assert torch.equal(other(ids), expected)
-    further = dead.clone()
-    further[1, 1] = True
-    others.set_mask(~further)
-    changed = other(ids)
-    assert not torch.equal(changed, expected)
-    assert torch.equal(model(ids), expected)
-    others.remove(further)
-    torch.testing.assert_close(other(ids), changed, atol=1e-5, rtol=0)
-    with others.gates() as leaves:
-        leaves[0].data.zero_()
-        assert torch.equal(model(ids), expected)
-    assert torch.equal(model(ids), expected)
+    units, others = units_of(model, kind), units_of(other, kind)
+    all_dead = some_dead(units, more=1)
+    first = all_dead.clone()
+    first[0, :1] = False
+    units.remove(first)
+    units.remove(all_dead)
+    others.remove(all_dead)
+    torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=0)
+    assert torch.equal(model(ids), other(ids))
+
+
+def test_heads_and_neurons_together(model: Backbone, ids: Tensor):
+    heads, neurons = units_of(model, "heads"), units_of(model, "neurons")
+    for units in (heads, neurons):
+        units.set_mask(~some_dead(units))
+    masked = model(ids)
+    for units in (heads, neurons):
+        units.remove(some_dead(units))
+    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
+
+
+@both_kinds
+def test_a_layer_of_which_all_are_dead(model: Backbone, ids: Tensor, kind: Kind):
+    """One stays, masked, in every family; whatever its weights are."""
+    units = units_of(model, kind)
+    dead = some_dead(units)
+    dead[0] = True
+    units.set_mask(~dead)
+    masked = model(ids)
+    units.remove(dead)
+    assert units.layers[0].present == [0]
+    assert torch.equal(units.mask, ~dead)
+    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(pieces(model, ids), dim=1), masked, atol=2e-5, rtol=0)
+    with torch.no_grad():
+        for part in units.layers[0].parts:
+            part.parameter.add_(1.0)
+    torch.testing.assert_close(model(ids), masked, atol=1e-5, rtol=0)
+    assert set(units.kept) == {(i, u) for i, u in dead.nonzero().tolist()}
+    units.remove(dead)
+    assert units.layers[0].present == [0]
+    units.regrow(0, 2, "undo")
+    units.remove(dead & ~torch.nn.functional.one_hot(torch.tensor(2), units.shape[1]).bool())
+    assert units.layers[0].present == [2]
+    assert int(units.mask[0].sum()) == 1
+
+
+# Caches and padding
+
+
+def pieces(model: Backbone, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    cache, found = model.new_cache(len(ids)), []
+    for at in range(0, ids.shape[1], 4):
+        seen = None if mask is None else mask[:, : at + 4]
+        found.append(model.logits(model.hidden(model.embed(ids[:, at : at + 4]), mask=seen, cache=cache).last))
+    return found
+
+
+@each_way
+def test_a_cache_and_left_padding_after_surgery(model: Backbone, ids: Tensor, surgery: str):
+    for kind in ("heads", "neurons"):
+        units = units_of(model, kind)  # type: ignore[arg-type]
+        prune(units, some_dead(units), surgery)
+    with torch.no_grad():
+        expected = model(ids)
+        torch.testing.assert_close(torch.cat(pieces(model, ids), dim=1), expected, atol=2e-5, rtol=0)
+        padded, mask = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+        for row, n in enumerate((16, 11, 5)):
+            padded[row, -n:], mask[row, -n:] = ids[row, :n], True
+        for logits in (model(padded, mask), torch.cat(pieces(model, padded, mask), dim=1)):
+            for row, n in enumerate((16, 11, 5)):
+                torch.testing.assert_close(logits[row, -n:], expected[row, :n], atol=2e-5, rtol=0)
+
+
+def test_generation_after_removal_is_the_masked_models(model: Backbone, ids: Tensor):
+    heads, options = units_of(model, "heads"), GenerationOptions(8, temperature=0)
+    heads.set_mask(~some_dead(heads))
+    masked = torch.stack(list(generate(model, ids[:, :6], options)))
+    heads.remove(some_dead(heads))
+    assert torch.equal(torch.stack(list(generate(model, ids[:, :6], options))), masked)
+
+
+# Dead is dead
+
+
+def train(
+    model: Backbone, optimizer: torch.optim.Optimizer, steps: int, ids: Tensor, scheduler: Any = None, clip: float = 0
+) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(model(ids)[:, :-1], ids[:, 1:]).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("family", ["decoder, swiglu", "opt"])
+@both_kinds
+def test_a_masked_unit_stays_dead_over_100_steps(build: Build, ids: Tensor, family: str, kind: Kind):
+    model = build(family)
+    units = units_of(model, kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    train(model, optimizer, 3, ids)  # momentum
+    dead = some_dead(units)
+    units.set_mask(~dead)
+    said: list[Tensor] = []
+    for layer in units.layers:  # behind the gates
+        layer.out.register_forward_pre_hook(lambda _module, arguments: said.append(arguments[0]))
+    train(model, optimizer, 100, ids)
+    assert len(said) == 200
+    for call, x in enumerate(said):
+        of_units = x.unflatten(-1, (units.shape[1], -1))
+        alive = ~dead[call % 2]
+        assert not of_units[..., ~alive, :].any()
+        assert of_units[..., alive, :].any()
+    before, parts = model(ids), [(i, part) for i, layer in enumerate(units.layers) for part in layer.parts]
+    with torch.no_grad():
+        for i, part in parts:
+            at = part.index[dead[i]].flatten()
+            part.parameter.index_fill_(part.dim, at, 7.0)
+    assert torch.equal(model(ids), before)
     assert torch.equal(units.mask, ~dead)
 
 
-def test_sdpa_is_on_again_after_an_analysis(build: Build, ids: Tensor):
-    model = build("gpt2")
-    assert isinstance(model, PretrainedLM)
-    before = model.model.config._attn_implementation
-    units_of(model, "heads").entropy(ids)  # type: ignore[attr-defined]
-    assert model.model.config._attn_implementation == before == "sdpa"
+# The optimizer follows
+
+
+def adamw(model: Backbone, **options: Any) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    # A bias of keys has no gradient but rounding, which a usual eps would blow up to whole steps.
+    return torch.optim.AdamW(groups, lr=2e-3, weight_decay=0.1, eps=1e-4, **options)
+
+
+def sgd(model: Backbone, **_options: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+@both_kinds
+@pytest.mark.parametrize("family", ["decoder, rotary", "gpt2"])
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_the_next_steps_are_those_of_the_masked_model(
+    build: Build, ids: Tensor, family: str, kind: Kind, make: Callable[..., torch.optim.Optimizer]
+):
+    masked, clip = build(family), 1.0
+    of_masked = make(masked, fused=True)
+    train(masked, of_masked, 4, ids, clip=clip)
+    cut = copy.deepcopy(masked)
+    of_cut = make(cut, fused=True)
+    of_cut.load_state_dict(copy.deepcopy(of_masked.state_dict()))
+    units, others = units_of(cut, kind), units_of(masked, kind)
+    dead = some_dead(units)
+    others.set_mask(~dead)
+    units.remove(dead, of_cut)
+    for model, optimizer in ((masked, of_masked), (cut, of_cut)):
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        train(model, optimizer, 30, ids, schedule, clip)
+    others.remove(dead, of_masked)  # what is left of the masked one, for comparison
+    torch.testing.assert_close(weights(cut), weights(masked), atol=2e-6, rtol=0)
+    theirs = [p for group in of_cut.param_groups for p in group["params"]]
+    assert {id(p) for p in theirs} == {id(p) for p in cut.parameters()}
+    assert set(of_cut.state) == set(theirs)
+    for one, two in zip(cut.parameters(), masked.parameters(), strict=True):
+        state, other = state_like(of_cut, one), state_like(of_masked, two)
+        assert state.keys() == other.keys()
+        assert state
+        for name, x in state.items():
+            assert x.shape == one.shape
+            torch.testing.assert_close(x, other[name], atol=1e-5, rtol=1e-3)
+
+
+@both_kinds
+@each_way
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_undo_brings_back_weights_moments_and_logits_bit_for_bit(
+    model: Backbone, ids: Tensor, kind: Kind, surgery: str, make: Callable[..., torch.optim.Optimizer]
+):
+    optimizer, units = make(model), units_of(model, kind)
+    train(model, optimizer, 2, ids)
+    logits, before = model(ids), weights(model)
+    moments = [{name: x.clone() for name, x in state_like(optimizer, p).items()} for p in model.parameters()]
+    dead = some_dead(units)
+    prune(units, dead, surgery, optimizer)
+    assert not torch.equal(model(ids), logits)
+    order = dead.nonzero().tolist()
+    for i, unit in reversed(order):
+        units.regrow(i, unit, "undo", optimizer)
+    assert units.mask.all()
+    assert not units.kept
+    assert torch.equal(model(ids), logits)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+    after = [state_like(optimizer, p) for p in model.parameters()]
+    torch.testing.assert_close(after, moments, rtol=0, atol=0)
+    train(model, optimizer, 1, ids)  # the optimizer steps what is there
+    assert any(not torch.equal(x, before[name]) for name, x in weights(model).items())
+
+
+@both_kinds
+@each_way
+def test_undo_brings_back_one_while_others_go_on_learning(build: Build, ids: Tensor, kind: Kind, surgery: str):
+    model = build("decoder")
+    optimizer, units = adamw(model), units_of(model, kind)
+    train(model, optimizer, 2, ids)
+    kept = units.slice_of(1, 2, optimizer)
+    prune(units, some_dead(units), surgery, optimizer)
+    train(model, optimizer, 3, ids)
+    units.regrow(1, 2, "undo", optimizer)
+    for now, then in zip(units.slice_of(1, 2, optimizer), kept, strict=True):
+        assert torch.equal(now.value, then.value)
+        assert now.state.keys() == then.state.keys() != set()
+        assert all(torch.equal(now.state[name], x) for name, x in then.state.items())
+
+
+@both_kinds
+@each_way
+def test_new_ones_change_nothing_yet_and_can_learn(model: Backbone, ids: Tensor, kind: Kind, surgery: str):
+    optimizer, units = adamw(model), units_of(model, kind)
+    train(model, optimizer, 2, ids)
+    dead = some_dead(units)
+    prune(units, dead, surgery, optimizer)
+    logits, state = model(ids), torch.get_rng_state()
+    units.regrow(1, 0, "new", optimizer)
+    assert torch.equal(torch.get_rng_state(), state), "ranks, and a resumed run, would draw other weights"
+    torch.testing.assert_close(model(ids), logits, atol=1e-5, rtol=0)
+    assert bool(units.mask[1, 0])
+    fresh = units.slice_of(1, 0, optimizer)
+    assert all(not x.any() for s in fresh for x in s.state.values())
+    assert any(s.value.any() for s in fresh)
+    train(model, optimizer, 2, ids)
+    out = next(
+        s
+        for s, part in zip(units.slice_of(1, 0), units.layers[1].parts, strict=True)
+        if part.module is units.layers[1].out
+    )
+    assert out.value.any()
+
+
+def test_new_ones_differ_from_each_other(build: Build):
+    units = units_of(build("decoder"), "heads")
+    units.remove(some_dead(units))
+    for i, unit in ((1, 0), (1, 2), (0, 2)):
+        units.regrow(i, unit, "new")
+    fresh = [units.slice_of(i, unit)[0].value for i, unit in ((1, 0), (1, 2), (0, 2))]
+    assert not torch.equal(fresh[0], fresh[1])
+    assert not torch.equal(fresh[0], fresh[2])
+
+
+def test_what_cannot_be_regrown_is_refused(build: Build):
+    units = units_of(build("decoder"), "heads")
+    with pytest.raises(InputError, match="head 1 of layer 0 is alive"):
+        units.regrow(0, 1)
+    units.remove(some_dead(units), keep=False)
+    with pytest.raises(InputError, match="head 2 of layer 1 was not kept"):
+        units.regrow(1, 2)
+
+
+def test_an_optimizer_with_state_of_another_shape_is_refused_before_anything_is_cut(build: Build, ids: Tensor):
+    model = build("decoder")
+    optimizer = torch.optim.Adafactor(model.parameters())
+    train(model, optimizer, 1, ids)
+    units, before = units_of(model, "heads"), weights(model)
+    with pytest.raises(InputError, match=r"Adafactor keeps 'row_var'.*use AdamW or SGD, or surgery: mask"):
+        units.remove(some_dead(units), optimizer)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+    assert units.present.all()
+
+
+def test_kept_on_the_cpu_and_through_plain_types(build: Build, ids: Tensor):
+    model = build("decoder")
+    optimizer, units = adamw(model), units_of(model, "heads")
+    train(model, optimizer, 1, ids)
+    logits = model(ids)
+    units.remove(some_dead(units), optimizer)
+    other = copy.deepcopy(model)
+    of_other = adamw(other)
+    of_other.load_state_dict(optimizer.state_dict())
+    others = units_of(other, "heads")
+    others.kept = {}
+    others.load_kept_state(units.kept_state())
+    for i, unit in some_dead(units).nonzero().tolist():
+        others.regrow(i, unit, "undo", of_other)
+    assert torch.equal(other(ids), logits)
+
+
+# Layouts
+
+
+@both_kinds
+@each_way
+def test_a_layout_rebuilds_the_shape_for_the_weights_to_come(
+    model: Backbone, build: Build, request: pytest.FixtureRequest, ids: Tensor, kind: Kind, surgery: str
+):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    units = units_of(model, kind)
+    prune(units, some_dead(units), surgery)
+    found = units.layout()
+    others = units_of(other, kind)
+    others.remove(some_dead(others, more=1))  # and one more, that is to come back
+    others.set_layout(found)
+    assert torch.equal(others.mask, units.mask)
+    assert torch.equal(others.present, units.present)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(ids), model(ids))
+
+
+def test_a_layout_of_another_shape_is_refused_with_both(build: Build):
+    units = units_of(build("decoder"), "heads")
+    with pytest.raises(InputError, match="2 layers of 8 heads, this one 2 of 4"):
+        units.set_layout({"shape": [2, 8], "present": [[0], [0]], "masked": [[], []]})
+
+
+def test_a_mask_travels_in_the_state_and_gates_do_not(build: Build):
+    model = build("decoder")
+    units = units_of(model, "heads")
+    names = set(model.state_dict())
+    with units.gates():
+        pass
+    assert set(model.state_dict()) == names
+    units.set_mask(~some_dead(units))
+    assert {name.split(".")[-1] for name in set(model.state_dict()) - names} == {MASK}
+
+
+def test_masks_in_half_precision(build: Build, ids: Tensor):
+    model = build("decoder").bfloat16()
+    units = units_of(model, "heads")
+    units.set_mask(~some_dead(units))
+    masked = model(ids)
+    assert masked.dtype == torch.bfloat16
+    units.remove(some_dead(units))
+    torch.testing.assert_close(model(ids), masked, atol=0.05, rtol=0)
+
+
+def test_layers_of_unequal_width_are_refused(build: Build):
+    model = build("decoder")
+    units = units_of(model, "heads")
+    units.layers[0].n = 3
+    with pytest.raises(InputError, match=r"\[3, 4\] heads"):
+        Units(model, units.layers, "heads")
+
+
+def frozen_names(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[bool]:
+    return [any(p is q for group in optimizer.param_groups for q in group["params"]) for p in parameters]
+
+
+def test_frozen_parameters_stay_frozen_and_out_of_the_optimizer(build: Build, ids: Tensor):
+    model = build("decoder")
+    units = units_of(model, "heads")
+    attention = units.layers[0].parts[0].module
+    attention.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    train(model, optimizer, 1, ids)
+    units.remove(some_dead(units), optimizer)
+    assert not any(p.requires_grad for p in attention.parameters())
+    assert frozen_names(optimizer, list(model.parameters())) == [p.requires_grad for p in model.parameters()]
+    train(model, optimizer, 1, ids)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_app.reports.dashboard import SECTIONS, draw_dashboard, write_dashboard
+from lightning_app.reports.dashboard import draw_dashboard, sections, write_dashboard
 from tests.reports.conftest import typed
 
 Log = list[dict[str, Any]]
@@ -83,10 +83,10 @@ def test_the_keyboard_reaches_content_theme_and_sections(plain: Path, visit: Cal
     page.keyboard.press("Enter")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     hashes = []
-    for _ in SECTIONS:
+    for _ in sections():
         page.keyboard.press("Tab")
         hashes.append(page.evaluate(f"{focus}.hash"))
-    assert hashes == [f"#{section.id}" for section in SECTIONS]
+    assert hashes == [f"#{section.id}" for section in sections()]
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#run"
     page.wait_for_function("document.getElementById('run').getBoundingClientRect().top < innerHeight")

@@ -114,7 +114,7 @@ def test_an_entry_has_its_source_text_and_place(name: str, reading: Callable[...
 @each_reader
 def test_an_entry_without_a_source_says_so(name: str, reading: Callable[..., Made]):
     module, tokenizer = reading(name, SOURCE, span_length=0)
-    module.documents.clear()
+    module.memory.documents.clear()
     (memory,) = module.backbone.readers[0].bank.memories
     memory.documents[0], memory.positions[0], memory.tokens[1] = -1, -1, -1
     entries = {
@@ -133,7 +133,7 @@ def test_an_entry_without_a_source_says_so(name: str, reading: Callable[..., Mad
 def test_weights_are_what_entries_add_to_the_probability_of_their_token(name: str, reading: Callable[..., Made]):
     module, tokenizer = reading(name, SOURCE)
     found, ids = explain(module, tokenizer, TEXT, entries=ALL), ids_of(TEXT)
-    own = module.backbone.own_logits(ids).detach()[0]
+    own = module.backbone.text_logits(ids).detach()[0]
     seen = 0
     for read in reader_of(found)["reads"][:-1]:
         at, token = read["position"], TEXT[read["position"] + 1]

@@ -18,7 +18,7 @@ def number(value: float) -> Tensor:
 
 
 def test_terms_are_joined_with_their_weight_and_summed():
-    terms = joined({"ce": (1.0, number(2.0))}, {"art": number(3.0), "drift": number(4.0)}, weight=0.5)
+    terms = joined({"ce": (1.0, number(2.0))}, {"art": (0.5, number(3.0)), "drift": (0.5, number(4.0))})
     assert {name: weight for name, (weight, _) in terms.items()} == {"ce": 1.0, "art": 0.5, "drift": 0.5}
     assert weighted_sum(terms, device=CPU) == 2.0 + 1.5 + 2.0
     assert weighted_sum({}, device=CPU) == 0.0
@@ -26,7 +26,7 @@ def test_terms_are_joined_with_their_weight_and_summed():
 
 def test_one_name_stands_for_one_term():
     with pytest.raises(InputError, match="two loss terms have the name 'art'"):
-        joined({"ce": (1.0, number(2.0)), "art": (1.0, number(1.0))}, {"art": number(3.0)}, weight=0.5)
+        joined({"ce": (1.0, number(2.0)), "art": (1.0, number(1.0))}, {"art": (0.5, number(3.0))})
 
 
 def test_each_term_is_meant_over_what_it_is_a_mean_of(monkeypatch: pytest.MonkeyPatch):

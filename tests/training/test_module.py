@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.extension import Outputs, Regularizer
 from lightning_app.models.losses import IGNORE
 from lightning_app.training.checkpoint import start_from
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.module import Outputs, Regularizer
 from tests.advice import SHORT, advised
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.base import Passage, Reading, Reads, own_entries
+from lightning_app.memory.readers.base import ReaderOutput, Reads, TokenContext, own_entries
 from lightning_app.memory.readers.learned import Deletions, Found, LearnedReader
 from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
 
@@ -75,13 +75,13 @@ class AttentionReader(LearnedReader):
     def queries(self, vectors: Tensor) -> Tensor:
         return F.normalize(self.fc_query(vectors).float(), dim=-1)
 
-    def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+    def at_states(self, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
         queries, decisions = self.queries(states), self.writer(states)
         with torch.autocast(states.device.type, enabled=False):
             read, reading = self._read(queries, decisions, passage)
         return states + self.fc_read(read.to(states.dtype)), reading
 
-    def _read(self, queries: Tensor, decisions: Decisions, passage: Passage) -> tuple[Tensor, Reading]:
+    def _read(self, queries: Tensor, decisions: Decisions, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, M) unit queries -> (B, T, M) what they read."""
         found = self._search(queries, passage)
         visible = torch.cat(
@@ -120,7 +120,7 @@ class AttentionReader(LearnedReader):
         )
         return read, reading
 
-    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, passage: Passage) -> Tensor:
+    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, passage: TokenContext) -> Tensor:
         """-log of the softmax's mass on candidates with the same next token, where there are some.
 
         Args:
@@ -145,7 +145,7 @@ class AttentionReader(LearnedReader):
         there = best.isfinite() & torch.tensor(self.deletion, device=best.device)
         return self._delete(decisions, (squared + 1e-12).sqrt(), chosen, there)
 
-    def _left(self, deletions: Deletions, found: Found, passage: Passage) -> tuple[Tensor, Tensor]:
+    def _left(self, deletions: Deletions, found: Found, passage: TokenContext) -> tuple[Tensor, Tensor]:
         """What is left of each candidate when a position reads it (B, T, C), and of own ones at the end (B, T)."""
         B, T, k = found.ids.shape
         numbers, n = entry_numbers(found.ids)

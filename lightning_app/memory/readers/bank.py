@@ -1,4 +1,4 @@
-"""Bank: the memories of a reader, one for all rows or one per row, and the changes that a step asks for."""
+"""MemoryBank: the memories of a reader, one for all rows or one per row, and the changes that a step asks for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.store import AssociativeMemory, Origin, Payload
+from lightning_app.memory.columns import Payload
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 Scope = Literal["shared", "stream", "document"]
 ROWS = 2**32  # more than any batch has
 
 
 @dataclass(frozen=True)
-class Effects:
+class MemoryUpdate:
     """What a step asks a bank to do: N entries to add, and entries to remove or to count as used.
 
     Attributes:
@@ -45,22 +47,22 @@ class Effects:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: none if value is None else value for name, value in values.items()}
 
-    def of_batch(self, i: int) -> Effects:
+    def of_batch(self, i: int) -> MemoryUpdate:
         """With rows that no other batch of the step has, for a memory that all of them share."""
         all_of, first = self.tensors(), self.rows.new_tensor([i * ROWS, 0])
-        return Effects(
+        return MemoryUpdate(
             **{**all_of, "rows": self.rows + first[0]}
             | {name: all_of[name] + first for name in ("removed", "used")}  # (n, 2): row and id
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Effects]) -> Effects:
+    def joined(cls, parts: Sequence[MemoryUpdate]) -> MemoryUpdate:
         """One after the other."""
         each = [part.tensors() for part in parts]
         return cls(**{name: torch.cat([tensors[name] for tensors in each]) for name in each[0]})
 
 
-class Bank(nn.Module):
+class MemoryBank(nn.Module):
     """One or several associative memories of the same options.
 
     Args:
@@ -157,7 +159,7 @@ class Bank(nn.Module):
         return self.active[row]
 
     @torch.no_grad()
-    def carry_out(self, effects: Effects, *, training: bool) -> dict[str, int]:
+    def carry_out(self, effects: MemoryUpdate, *, training: bool) -> dict[str, int]:
         """Remove, count uses, write, and in training forget; returns how many entries of each kind it were."""
         counts = {"writes": 0, "deletions": 0, "evictions": 0, "forgotten": 0}
         all_of = effects.tensors()

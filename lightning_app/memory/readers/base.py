@@ -15,18 +15,19 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
-from lightning_app.memory.readers.bank import Bank, Effects, Scope
-from lightning_app.memory.store import AssociativeMemory, Origin
-from lightning_app.models.backbone import HiddenStates
-from lightning_app.models.weighing import Over
+from lightning_app.memory.readers.bank import MemoryBank, MemoryUpdate, Scope
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
+from lightning_app.models.backbone import GENERATED, HiddenStates
+from lightning_app.models.extension import Extension
+from lightning_app.models.losses import IGNORE
 
-SESSION = 0  # document key of what is generated; those of texts lie above
 OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j
 Writes = Literal["always", "evaluation", "never"]
 
 
 @dataclass(frozen=True)
-class Passage:
+class TokenContext:
     """What a reader may know of the tokens of a forward.
 
     Attributes:
@@ -48,14 +49,29 @@ class Passage:
     segments: Tensor
 
     @classmethod
-    def of_session(cls, ids: Tensor, *, start: int, new: int) -> Passage:
+    def of_batch(cls, batch: Mapping[str, Tensor], *, segment_length: int | None, first_row: int) -> TokenContext:
+        """A batch of `TextDataModule`, whose rows are numbered from `first_row` on. What is scored is new."""
+        ids, targets, mask = batch["input_ids"], batch["targets"], batch["attention_mask"]
+        following = nn.functional.pad(ids[:, 1:].where(mask[:, 1:], -1), (0, 1), value=-1)
+        return cls(
+            ids=ids,
+            next_ids=targets.where(targets != IGNORE, following),
+            documents=batch["document_keys"],
+            positions=batch["positions"],
+            new=mask & (targets != IGNORE),
+            rows=first_row + torch.arange(len(ids), device=ids.device),
+            segments=torch.arange(ids.shape[1], device=ids.device) // (segment_length or ids.shape[1]),
+        )
+
+    @classmethod
+    def of_session(cls, ids: Tensor, *, start: int, new: int) -> TokenContext:
         """A text that is being generated, from position `start` on, of which the last `new` tokens are new."""
         B, T = ids.shape
         fresh = torch.arange(T, device=ids.device) >= T - new
         return cls(
             ids=ids,
             next_ids=nn.functional.pad(ids[:, 1:], (0, 1), value=-1),
-            documents=torch.full_like(ids, SESSION),
+            documents=torch.full_like(ids, GENERATED),
             positions=torch.arange(start, start + T, device=ids.device).expand(B, T),
             new=fresh.expand(B, T),
             rows=torch.arange(B, device=ids.device),
@@ -63,7 +79,7 @@ class Passage:
         )
 
     @classmethod
-    def of_next_tokens(cls, embeddings: Tensor) -> Passage:
+    def of_next_tokens(cls, embeddings: Tensor) -> TokenContext:
         """The tokens that a generation has just drawn: behind all that is stored of the session, not to be written."""
         ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
         return cls.of_session(ids, start=2**62, new=0)
@@ -92,10 +108,10 @@ class Passage:
         padded = nn.functional.pad(self.ids, (max(0, length - 1), 0), value=-1)
         return padded.unfold(1, max(1, length), 1)[:, :, :length]
 
-    def effects(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> Effects:
+    def effects(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
         """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them."""
         rows = self.rows[:, None].expand_as(self.ids)
-        return Effects(
+        return MemoryUpdate(
             rows=rows[chosen],
             vectors=vectors[chosen].detach(),
             tokens=self.next_ids[chosen],
@@ -129,7 +145,7 @@ def own_entries(positions: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReaderOutput:
     """What a reader did in a forward.
 
     Attributes:
@@ -142,15 +158,15 @@ class Reading:
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    effects: Effects | None = None
+    effects: MemoryUpdate | None = None
     reads: Callable[[], Reads] | None = None
     distances: Tensor | None = None
 
 
-class Reader(nn.Module, ABC):
+class Reader(Extension, ABC):
     """Reads from a bank of memories of its own. Concrete readers override `around`, `at_states` or `at_logits`.
 
-    A hook gets what the backbone has computed so far and returns it changed, with a `Reading`. Hooks write nothing.
+    A hook gets what the backbone has computed so far and returns it changed, with a `ReaderOutput`. It writes nothing.
 
     Args:
         memory_dim: M; None: the backbone's width.
@@ -164,9 +180,9 @@ class Reader(nn.Module, ABC):
 
     reads_input = False  # overrides `around`
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
-    means_over: Mapping[str, Over] = {}  # of its loss terms, see `Regularizer`
+    group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`
 
-    bank: Bank
+    bank: MemoryBank
 
     @abstractmethod
     def __init__(
@@ -192,7 +208,9 @@ class Reader(nn.Module, ABC):
             raise InputError(
                 f"path is {self._memory_options['path']!r} with scope {self.scope!r}: one file, one memory"
             )
-        self.bank = Bank(lambda: AssociativeMemory(memory_dim=dim, **self._memory_options), self.scope, self.streams)
+        self.bank = MemoryBank(
+            lambda: AssociativeMemory(memory_dim=dim, **self._memory_options), self.scope, self.streams
+        )
         self._built = True
         self.build_layers(width, vocab_size)
 
@@ -217,17 +235,17 @@ class Reader(nn.Module, ABC):
         """What the memory is searched with: from the embeddings (`reads_input`) or last states (..., D) -> (..., M)."""
         return vectors.float()
 
-    def after_step(self, distances: Tensor | None) -> None:
-        """Called once after each optimizer step, with `Reading.distances` of all its batches and ranks."""
+    def follow_step(self, distances: Tensor | None) -> None:
+        """Called once after each optimizer step, with `ReaderOutput.distances` of all its batches and ranks."""
 
     def around(
         self,
         embeddings: Tensor,
-        passage: Passage,
+        passage: TokenContext,
         hidden: Callable[[Tensor], HiddenStates],
         *,
         memory_input: Tensor | None = None,
-    ) -> tuple[HiddenStates, Reading]:
+    ) -> tuple[HiddenStates, ReaderOutput]:
         """(B, T, D) token embeddings -> states, of readers with `reads_input`: all of the way through the backbone.
 
         Args:
@@ -236,20 +254,20 @@ class Reader(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not read at the input")
 
-    def at_states(self, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+    def at_states(self, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, D) last states, before the output matrix."""
-        return states, Reading()
+        return states, ReaderOutput()
 
-    def at_logits(self, logits: Tensor, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+    def at_logits(self, logits: Tensor, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, V) logits, and the states that they were computed from; log-probabilities are logits too."""
-        return logits, Reading()
+        return logits, ReaderOutput()
 
 
-def merged(readings: list[Reading]) -> Reading:
+def merged(readings: list[ReaderOutput]) -> ReaderOutput:
     """One reading of several hooks of the same reader: terms and statistics averaged, effects joined; one of them
     says what was read, and how far away it was."""
     effects = [r.effects for r in readings if r.effects is not None]
-    return Reading(
+    return ReaderOutput(
         {
             name: (weight, torch.stack([r.terms[name][1] for r in readings if name in r.terms]).mean())
             for reading in readings
@@ -260,7 +278,7 @@ def merged(readings: list[Reading]) -> Reading:
             for reading in readings
             for name in reading.statistics
         },
-        Effects.joined(effects) if effects else None,
+        MemoryUpdate.joined(effects) if effects else None,
         next((r.reads for r in readings if r.reads is not None), None),
         next((r.distances for r in readings if r.distances is not None), None),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_app.memory.readers.base import Passage, Reading, Reads, own_entries
+from lightning_app.memory.readers.base import ReaderOutput, Reads, TokenContext, own_entries
 from lightning_app.memory.readers.learned import Deletions, Found, LearnedReader
 from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
 from lightning_app.models.backbone import HiddenStates
@@ -57,11 +57,11 @@ class ConcatReader(LearnedReader):
     def around(
         self,
         embeddings: Tensor,
-        passage: Passage,
+        passage: TokenContext,
         hidden: Callable[[Tensor], HiddenStates],
         *,
         memory_input: Tensor | None = None,
-    ) -> tuple[HiddenStates, Reading]:
+    ) -> tuple[HiddenStates, ReaderOutput]:
         queries = self.queries(embeddings if memory_input is None else memory_input)
         found = self._search(queries, passage)
         block, columns_of = _Block(passage, found, self.results), _columns(passage.segments)
@@ -156,7 +156,7 @@ class _Vectors:
 class _Block:
     """What the segments of a block have written so far, while `ConcatReader` goes through them."""
 
-    def __init__(self, passage: Passage, found: Found, results: int):
+    def __init__(self, passage: TokenContext, found: Found, results: int):
         self.passage, self.found, self.results = passage, found, results
         self.numbers, n = entry_numbers(found.ids)
         self.left = found.vectors.new_ones(len(found.ids), n)

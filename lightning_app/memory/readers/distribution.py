@@ -23,8 +23,8 @@ from lightning_app.memory.knn import (
     neighbour_weights,
 )
 from lightning_app.memory.nearness import Metric
-from lightning_app.memory.readers.bank import Bank, Scope
-from lightning_app.memory.readers.base import Passage, Reader, Reading, Reads, Writes, own_entries
+from lightning_app.memory.readers.bank import MemoryBank, Scope
+from lightning_app.memory.readers.base import Reader, ReaderOutput, Reads, TokenContext, Writes, own_entries
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Neighbours:
         return {"found": found.float().mean(), "hit_distance": mean}
 
 
-def retrieved(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
+def retrieved(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Neighbours:
     """The entries nearest to each of the states (B, T, D)."""
     ids, distances = bank.search(states.detach(), passage.rows, passage.origin)
     return Neighbours.of(distances, bank.tokens(ids, passage.rows), ids, ids >= 0)
 
 
-def all_stored(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
+def all_stored(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Neighbours:
     """All entries of each row's memory, at a distance of -h.h_i; a gradient reaches the states alone."""
     own = bank.scope == "document"
     shared = bank.scope == "shared"
@@ -99,7 +99,7 @@ def all_stored(bank: Bank, states: Tensor, passage: Passage) -> Neighbours:
 
 
 def _all_of(
-    bank: Bank, row: int, states: Tensor, passage: Passage, rows: slice, *, own_document_only: bool
+    bank: MemoryBank, row: int, states: Tensor, passage: TokenContext, rows: slice, *, own_document_only: bool
 ) -> Neighbours:
     memory = bank.of(row)
     ids = memory.ids()
@@ -111,14 +111,14 @@ def _all_of(
     return Neighbours.of(-(states @ memory.get_all_embeddings().T), known.tokens, ids, readable)
 
 
-def earlier_in_block(states: Tensor, passage: Passage, *, own_document_only: bool = False) -> Neighbours:
+def earlier_in_block(states: Tensor, passage: TokenContext, *, own_document_only: bool = False) -> Neighbours:
     """Earlier positions of each position's own block, at a distance of -h.h_i; gradients reach both sides."""
     readable = passage.earlier(by_segment=False, own_document_only=own_document_only)
     own = own_entries(torch.arange(states.shape[1], device=states.device))
     return Neighbours.of(-(states @ states.mT), passage.next_ids[:, None, :], own, readable)
 
 
-def other_rows(states: Tensor, passage: Passage) -> Neighbours:
+def other_rows(states: Tensor, passage: TokenContext) -> Neighbours:
     """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on.
 
     They are no entries: -1.
@@ -149,7 +149,7 @@ class DistributionReader(Reader):
             )
 
     @abstractmethod
-    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
         """What each of the states (B, T, D), in float32, may read."""
 
     @abstractmethod
@@ -169,13 +169,13 @@ class DistributionReader(Reader):
         """In the stage that the module is in: one that is interpolated is no part of training."""
         return not self.training
 
-    def at_logits(self, logits: Tensor, states: Tensor, passage: Passage) -> tuple[Tensor, Reading]:
+    def at_logits(self, logits: Tensor, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """With log-probabilities, or unnormalised ones, in float32."""
         written = passage.new & (passage.next_ids >= 0)
         span = self.bank.shared.span_length
         effects = passage.effects(states.float(), written, span_length=span) if self.writes_now() else None
         if not self.reads_now():
-            return logits, Reading(effects=effects)
+            return logits, ReaderOutput(effects=effects)
         with torch.autocast(states.device.type, enabled=False):
             found = self.neighbours(states.float(), passage)
             changed = self.changed(logits.float(), found)
@@ -183,7 +183,7 @@ class DistributionReader(Reader):
         def reads() -> Reads:
             return Reads(found.entries, found.distances, self.weights(changed, found), self.metric)
 
-        return changed, Reading(statistics=found.statistics(), effects=effects, reads=reads)
+        return changed, ReaderOutput(statistics=found.statistics(), effects=effects, reads=reads)
 
 
 class KNNReader(DistributionReader):
@@ -214,7 +214,7 @@ class KNNReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "temperature": float(self.temperature)}
 
-    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
         return retrieved(self.bank, states, passage)
 
     @property
@@ -266,7 +266,7 @@ class CacheReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "theta": float(self.theta)}
 
-    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
         own = self.scope == "document"
         return Neighbours.joined(
             [all_stored(self.bank, states, passage), earlier_in_block(states, passage, own_document_only=own)]
@@ -331,7 +331,7 @@ class TrimeReader(DistributionReader):
     def reads_now(self) -> bool:
         return True
 
-    def neighbours(self, states: Tensor, passage: Passage) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
         parts = [earlier_in_block(states, passage, own_document_only=self.scope == "document")]
         if self.training and self.batch and len(states) > 1:
             parts.append(other_rows(states, passage))
@@ -339,7 +339,7 @@ class TrimeReader(DistributionReader):
             parts.append(self._stored(states, passage))
         return Neighbours.joined(parts)
 
-    def _stored(self, states: Tensor, passage: Passage) -> Neighbours:
+    def _stored(self, states: Tensor, passage: TokenContext) -> Neighbours:
         largest = max(memory.size() for memory in self.bank.active)
         if largest <= self.bank.shared.num_search_results:
             return all_stored(self.bank, states, passage)

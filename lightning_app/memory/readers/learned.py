@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.bank import Effects
-from lightning_app.memory.readers.base import Passage, Reader, Reading, Reads
+from lightning_app.memory.readers.bank import MemoryUpdate
+from lightning_app.memory.readers.base import Reader, ReaderOutput, Reads, TokenContext
 from lightning_app.memory.readers.writer import (
     Decisions,
     DeletionThreshold,
@@ -127,7 +127,7 @@ class LearnedReader(Reader):
         self.span_length = self.bank.shared.span_length
         self.writer = Writer(width, self.memory_dim, self.results)
 
-    def after_step(self, distances: Tensor | None) -> None:
+    def follow_step(self, distances: Tensor | None) -> None:
         self.steps += 1
         if distances is not None:
             self.threshold.follow(self.threshold.of(distances))
@@ -137,7 +137,7 @@ class LearnedReader(Reader):
         """Whether deletions are all or nothing by now."""
         return int(self.steps) >= self.hard_deletion_after
 
-    def _search(self, queries: Tensor, passage: Passage) -> Found:
+    def _search(self, queries: Tensor, passage: TokenContext) -> Found:
         with torch.no_grad():
             ids, distances = self.bank.search(queries.detach().float(), passage.rows, passage.origin)
             return Found(ids, distances, self.bank.vectors(ids, passage.rows).float())
@@ -152,7 +152,7 @@ class LearnedReader(Reader):
         """In training that of all ranks, from the mean over the `n` of this one."""
         return mean_over_ranks(mean, n) if self.training else mean
 
-    def _terms(self, decisions: Decisions, passage: Passage) -> dict[str, tuple[float, Tensor]]:
+    def _terms(self, decisions: Decisions, passage: TokenContext) -> dict[str, tuple[float, Tensor]]:
         real = passage.new.float()
         mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
         unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
@@ -165,7 +165,7 @@ class LearnedReader(Reader):
 
     def _reading(
         self,
-        passage: Passage,
+        passage: TokenContext,
         decisions: Decisions,
         found: Found,
         deletions: Deletions,
@@ -174,7 +174,7 @@ class LearnedReader(Reader):
         terms: dict[str, tuple[float, Tensor]],
         statistics: dict[str, Tensor],
         reads: Callable[[], Reads],
-    ) -> Reading:
+    ) -> ReaderOutput:
         """`left`: (B, T) what is left of each own position at the block's end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
@@ -184,11 +184,11 @@ class LearnedReader(Reader):
         }
         effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
         distances = deletions.distances.detach() if self.deletion else None
-        return Reading(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
+        return ReaderOutput(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
 
     def _effects(
-        self, passage: Passage, decisions: Decisions, found: Found, deletions: Deletions, left: Tensor
-    ) -> Effects:
+        self, passage: TokenContext, decisions: Decisions, found: Found, deletions: Deletions, left: Tensor
+    ) -> MemoryUpdate:
         hard = self.hard and self.deletion
         chosen = passage.new & decisions.stored
         if hard:

@@ -5,35 +5,32 @@ Shapes: C candidates of a reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.memory.extension import VardaGPT
+from lightning_app.data.seen_text import SeenText
+from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryStates
 from lightning_app.memory.readers.base import OWN, Reader, Reads
 from lightning_app.memory.tools.inspect import UNKNOWN, Neighbour, neighbours, shown
+from lightning_app.models.extension import Outputs
+from lightning_app.training.module import LanguageModule
 
 SPAN = 32  # tokens that show a place of the text itself
 
 
-@dataclass(frozen=True)
-class SeenText:
-    """The text that a model was given.
-
-    Attributes:
-        tokens: what each of the ids is as text.
-    """
-
-    ids: Sequence[int]
-    tokens: Sequence[str]
-    tokenizer: Tokenizer
+def explain(
+    module: LanguageModule, outputs: Outputs, text: SeenText, *, positions: int, entries: int
+) -> dict[str, Any]:
+    """`memory`: see `reads_of`; nothing of a model without readers."""
+    memory = memory_of(module)
+    if memory is None or not memory.readers or not isinstance(outputs.forward, MemoryStates):
+        return {}
+    return {"memory": reads_of(memory, outputs.forward, text, positions=positions, entries=entries)}
 
 
 def reads_of(
-    varda: VardaGPT, found: MemoryStates, text: SeenText, *, positions: int, entries: int
+    memory: Memory, found: MemoryStates, text: SeenText, *, positions: int, entries: int
 ) -> list[dict[str, Any]]:
     """Of each reader its name, the number of its entries, and what each of the last positions read.
 
@@ -41,12 +38,16 @@ def reads_of(
     with the highest weights: `id` (None: a place of this text, which the model would store), `text` (up to the entry;
     None: it was not stored), `next_token`, `document`, `position`, `weight`, and `distance` or `similarity`.
     """
-    last, readers = range(len(text.ids))[-positions:], []
-    for reader, reading in zip(varda.backbone.readers, found.readings, strict=True):
+    last, names, readers = range(len(text.ids))[-positions:], memory.documents, []
+    for reader, reading in zip(memory.readers, found.readings, strict=True):
         name, size = type(reader).__name__.removesuffix("Reader").lower(), reader.bank.size()
         reads = None if reading.reads is None else reading.reads()
         each = [
-            {"position": t, "token": text.tokens[t], **_read(reader, reads, t, text, varda.documents, at_most=entries)}
+            {
+                "position": t,
+                "token": text.tokens[t],
+                **_read(reader, reads, t, text, names, at_most=entries),
+            }
             for t in last
             if reads is not None
         ]

@@ -19,12 +19,12 @@ from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.windows import IGNORE, PairSamples, TokenDataset, TokenWindows
 from lightning_app.errors import InputError
-from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.columns import Payload
+from lightning_app.memory.extension import Memory
 from lightning_app.memory.knn import Interpolation, tuned_interpolation
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers import KNNReader
-from lightning_app.memory.readers.base import Passage
-from lightning_app.memory.store import Payload
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.losses import token_nll
 from lightning_app.training.module import Batch
 
@@ -122,29 +122,29 @@ def _scored(batch: Batch, numbers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill(varda: VardaGPT, knn: KNNReader, text: Text, numbers: Sequence[int], *, skipped: list[str]) -> Filled:
+def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skipped: list[str]) -> Filled:
     """Store the state at each token of these documents, with the token after it."""
     memory, chosen, entries = knn.bank.shared, torch.tensor(numbers, dtype=torch.int64), 0
     for batch in text.batches():
         scored = _scored(batch, chosen)
         if not scored.any():
             continue
-        states = run_without(varda, knn, batch)[1].states.last[:, : scored.shape[1]].float()
+        states = run_without(of, knn, batch)[1].states.last[:, : scored.shape[1]].float()
         spans = text.spans(batch, scored, length=memory.span_length)
         tokens, documents, positions = (batch[name][scored] for name in ("targets", "document_keys", "positions"))
         payload = Payload(tokens, documents, positions, spans)
         entries += len(memory.add(states[scored.to(states.device)], payload))
     keys = text.keys()
-    varda.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
+    of.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
     return Filled(len(numbers), entries, skipped)
 
 
-def run_without(varda: VardaGPT, knn: KNNReader, batch: Batch) -> tuple[Passage, MemoryStates]:
+def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext, MemoryStates]:
     """States and logits as they are before the kNN memory changes them."""
-    model = MemoryLM(varda.backbone.backbone, [], varda.backbone.segment_length, varda.backbone.isolate_segments)
-    model.readers = cast(Any, nn.ModuleList(reader for reader in varda.backbone.readers if reader is not knn))
-    batch = padded({name: tensor.to(varda.device) for name, tensor in batch.items()}, model.context_length or 1)
-    passage = varda.passage(batch)
+    model = MemoryLM(of.lm.backbone, [], of.lm.segment_length, of.lm.isolate_segments)
+    model.readers = cast(Any, nn.ModuleList(reader for reader in of.lm.readers if reader is not knn))
+    batch = padded({name: tensor.to(of.device) for name, tensor in batch.items()}, model.context_length or 1)
+    passage = of.lm.passage(batch)
     return passage, model.run(batch["input_ids"], passage)
 
 
@@ -165,9 +165,9 @@ class Tuned:
 
 
 @torch.no_grad()
-def tune(varda: VardaGPT, knn: KNNReader, text: Text) -> Tuned:
+def tune(of: Memory, knn: KNNReader, text: Text) -> Tuned:
     """Choose weight and temperature on a text, and set them."""
-    parts = [_looked_up(varda, knn, batch) for batch in text.batches(_spread(text))]
+    parts = [_looked_up(of, knn, batch) for batch in text.batches(_spread(text))]
     p_model, distances, match = (torch.cat(columns) for columns in zip(*parts, strict=True))
     finite = distances[distances.isfinite()]
     if not len(finite):
@@ -187,9 +187,9 @@ def _spread(text: Text) -> list[int]:
     ).tolist()
 
 
-def _looked_up(varda: VardaGPT, knn: KNNReader, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _looked_up(of: Memory, knn: KNNReader, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """p of the target (N,), distances and whether they have the target (N, K), of a batch's new tokens."""
-    passage, found = run_without(varda, knn, batch)
+    passage, found = run_without(of, knn, batch)
     real, targets = passage.new, passage.next_ids
     p_model = (-token_nll(found.logits.float(), targets.where(real, IGNORE))[real]).exp()
     near = knn.neighbours(found.states.last.float(), passage)

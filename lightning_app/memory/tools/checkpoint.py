@@ -14,17 +14,20 @@ import yaml
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
-from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.extension import Memory, memory_of
+from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.store import AssociativeMemory
-from lightning_app.models.registry import as_config, build, describe
+from lightning_app.models.registry import Description, as_config, build, describe, name_of
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.checkpoint import WEIGHTS, module_of, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.module import LanguageModule
 from lightning_app.yaml_file import read_yaml
 
+OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
+FORMER = ("regularizers",)  # are in `extensions`
 LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
@@ -55,18 +58,19 @@ class Opened:
         return cls(Path(path), checkpoint, *module_of(checkpoint, path))
 
     @property
-    def varda(self) -> VardaGPT:
-        """The module, which must have a memory."""
-        if not isinstance(self.module, VardaGPT) or not self.module.backbone.readers:
+    def memory(self) -> Memory:
+        """That of the module, which must have one."""
+        memory = memory_of(self.module)
+        if memory is None or not memory.readers:
             raise InputError(
                 f"{self.path} holds a {type(self.module).__name__} without a memory: "
                 f"make one by `python main.py memory build --ckpt_path {self.path}`"
             )
-        return self.module
+        return memory
 
     @property
     def readers(self) -> Sequence[Reader]:
-        return self.varda.backbone.readers
+        return self.memory.readers
 
     @property
     def knn(self) -> KNNReader:
@@ -88,8 +92,9 @@ class Opened:
     def with_module(self, module: LanguageModule) -> Opened:
         """Another model in its place, with this one's tokenizer."""
         module.use_tokenizer(self.tokenizer)
-        if isinstance(module, VardaGPT) and isinstance(self.module, VardaGPT):
-            module.documents = dict(self.module.documents)
+        old, new = memory_of(self.module), memory_of(module)
+        if old is not None and new is not None:
+            new.documents = dict(old.documents)
         return replace(self, module=module.eval())
 
     def config(self) -> dict[str, Any]:
@@ -103,7 +108,7 @@ class Opened:
         longest, wanted = self.module.longest_block, (self.config().get("data") or {}).get("block_size")
         block = wanted or longest or 128
         block = block if longest is None else min(block, longest)
-        segment = self.module.backbone.segment_length if isinstance(self.module, VardaGPT) else None
+        segment = self.module.backbone.segment_length if isinstance(self.module.backbone, MemoryLM) else None
         return block if segment is None else max(segment, block // segment * segment)
 
     def write(self, path: str | Path, *, with_config: bool) -> None:
@@ -113,22 +118,22 @@ class Opened:
         self.module.on_save_checkpoint(checkpoint)
         AtomicCheckpointIO(keep_previous=False).save_checkpoint(checkpoint, path)  # what was deleted is gone
         if with_config:
-            text = yaml.safe_dump(fitting(config, self.varda, self.tokenizer), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(fitting(config, self.module, self.tokenizer), sort_keys=False, allow_unicode=True)
             header = HEADER.format(name=Path(path).stem)
             write_atomic(Path(path).with_suffix(".yaml"), (header + text).encode())
 
 
 def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
     """The model with an empty `KNNReader` of these options: behind its other readers, or for the one that it has."""
-    varda = copy.deepcopy(describe(opened.module))
-    varda["part"], options_of = "VardaGPT", varda["options"]
+    description = copy.deepcopy(describe(opened.module))
+    options_of = _memory_options(description)
     readers = options_of.get("readers", [])
     number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
     kept = readers[number]["options"] if number < len(readers) else {}
     fixed = {"scope": "shared", "streams": 1, "writes": "never", "path": None}
     made = {"part": "KNNReader", "version": 1, "options": {**kept, **options, **fixed}}
     options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
-    module: VardaGPT = build(varda)
+    module: LanguageModule = build(description)
     own, state = f"backbone.readers.{number}.", _renamed(opened.module)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
     new = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
@@ -136,13 +141,23 @@ def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
     return replace(opened.with_module(module), checkpoint=without_fit(opened.checkpoint))
 
 
+def _memory_options(description: Description) -> dict[str, Any]:
+    """Where the description of a module has its readers; one without a memory becomes a VardaGPT's."""
+    options = description["options"]
+    for extension in options["extensions"]:
+        if extension["part"] == "Memory":
+            return extension["options"]
+    description["part"] = "VardaGPT"
+    return options
+
+
 def _is_knn(reader: dict[str, Any]) -> bool:
     return reader["part"] == "KNNReader"
 
 
 def _renamed(module: LanguageModule) -> dict[str, torch.Tensor]:
-    """Its state by the names that a VardaGPT has for it."""
-    if isinstance(module, VardaGPT):
+    """Its state by the names that a model with a memory has for it."""
+    if isinstance(module.backbone, MemoryLM):
         return dict(module.state_dict())
     inside = "backbone.backbone."
     return {
@@ -156,9 +171,10 @@ def with_room(opened: Opened, n: int) -> Opened:
     knn = opened.knn
     if n <= knn.bank.shared.memory_size:
         return opened
-    varda = copy.deepcopy(describe(opened.varda))
-    next(reader for reader in varda["options"]["readers"] if _is_knn(reader))["options"]["memory_size"] = n
-    module: VardaGPT = build(varda)
+    description = copy.deepcopy(describe(opened.module))
+    readers = _memory_options(description)["readers"]
+    next(reader for reader in readers if _is_knn(reader))["options"]["memory_size"] = n
+    module: LanguageModule = build(description)
     state = module.state_dict()
     for name, tensor in opened.module.state_dict().items():
         state[name][tuple(slice(size) for size in tensor.shape)] = tensor
@@ -166,16 +182,18 @@ def with_room(opened: Opened, n: int) -> Opened:
     return opened.with_module(module)
 
 
-def fitting(config: dict[str, Any], varda: VardaGPT, tokenizer: Tokenizer) -> dict[str, Any]:
+def fitting(config: dict[str, Any], module: LanguageModule, tokenizer: Tokenizer) -> dict[str, Any]:
     """A config with the model in its place, so that `validate` and `test` can build it before they load it."""
-    parts = {name: as_config(value) for name, value in varda.backbone.config().items()}
+    described = as_config(describe(module))
+    parts = {name: value for name, value in described["init_args"].items() if name in OF_MODEL}
     backbone = parts["backbone"]
     without_links = {name: value for name, value in backbone["init_args"].items() if name not in LINKED}
     parts["backbone"] = {**backbone, "init_args": without_links}
-    data = dict(config.get("data") or {"tokenizer": tokenizer.name, "block_size": varda.longest_block})
+    data = dict(config.get("data") or {"tokenizer": tokenizer.name, "block_size": module.longest_block})
     if data.get("vocab_size") is None:  # a Hugging Face config says it too, and both must be equal
-        data["vocab_size"] = varda.backbone.vocab_size
+        data["vocab_size"] = module.backbone.vocab_size
     kept = {name: value for name, value in config.items() if name not in ("ckpt_path", "init_from", "model")}
     options = (config.get("model") or {}).get("init_args") or {}
-    model = {"class_path": "VardaGPT", "init_args": {**options, **parts}}
+    others = {name: value for name, value in options.items() if name not in FORMER}
+    model = {"class_path": name_of(module), "init_args": {**others, **parts}}
     return {**kept, "data": {name: value for name, value in data.items() if value is not None}, "model": model}

@@ -13,9 +13,9 @@ from typing import Any, get_args
 
 from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
+from lightning_app.memory.options import IndexType, Storage
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import Reader
-from lightning_app.memory.store import IndexType, Storage
 from lightning_app.memory.tools.build import (
     Filled,
     Text,
@@ -120,10 +120,10 @@ def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
 
 def _fill(opened: Opened, text: Text, numbers: Sequence[int], skipped: list[str], args: argparse.Namespace) -> Filled:
     try:
-        opened.varda.to(args.device)
+        opened.module.to(args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return fill(opened.varda, opened.knn, text, numbers, skipped=skipped)
+    return fill(opened.memory, opened.knn, text, numbers, skipped=skipped)
 
 
 def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
@@ -138,7 +138,7 @@ def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
         return None
     config = opened.config()
     documents = documents_at(args.tune, config) if args.tune else documents_of_run(config, "val")
-    return None if documents is None else tune(opened.varda, opened.knn, _text(opened, documents, args))
+    return None if documents is None else tune(opened.memory, opened.knn, _text(opened, documents, args))
 
 
 def _write(opened: Opened, args: argparse.Namespace) -> None:
@@ -156,7 +156,7 @@ def list_documents(args: argparse.Namespace) -> None:
     for reader in opened.readers:
         documents = entries_by_document(reader.bank.memories)
         rows = [
-            (name_of(key, opened.varda.documents), f"{entries:,} entries")
+            (name_of(key, opened.memory.documents), f"{entries:,} entries")
             for key, entries in list(documents.items())[: args.documents]
         ]
         if len(documents) > len(rows):
@@ -171,7 +171,7 @@ def search_text(args: argparse.Namespace) -> None:
     if args.k < 1:
         raise InputError(f"k is {args.k}: ask for at least 1 neighbour")
     for reader in opened.readers:
-        found = search(opened.varda, reader, opened.tokenizer, args.query, k=args.k, block=opened.block_size())
+        found = search(opened.memory, reader, opened.tokenizer, args.query, k=args.k, block=opened.block_size())
         print(f"{type(reader).__name__}: {len(found)} of {reader.bank.size():,} entries, nearest first")
         for neighbour in found:
             print(_line(neighbour))
@@ -185,7 +185,7 @@ def _line(neighbour: Neighbour) -> str:
 def delete(args: argparse.Namespace) -> None:
     """Remove all entries of source documents."""
     opened = _opened(args)
-    held, names = entries_by_document(opened.memories), opened.varda.documents
+    held, names = entries_by_document(opened.memories), opened.memory.documents
     keys = {key for document in args.document for key in keys_of(document, held, names)}
     removed = remove_documents(opened.memories, keys)
     _write(opened, args)
@@ -200,7 +200,7 @@ def check(args: argparse.Namespace) -> None:
     opened, wrong = _opened(args), []
     for reader in opened.readers:
         for memory in reader.bank.memories:
-            vocab_size, distinct = opened.varda.backbone.vocab_size, reader.writes == "never"
+            vocab_size, distinct = opened.memory.lm.vocab_size, reader.writes == "never"
             of_this = problems(memory, vocab_size=vocab_size, distinct=distinct)
             wrong += of_this
             rows = _memory_rows(reader)

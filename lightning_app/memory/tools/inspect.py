@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.readers.base import Passage, Reader
+from lightning_app.memory.extension import Memory
+from lightning_app.memory.readers.base import Reader, TokenContext
 from lightning_app.memory.store import AssociativeMemory
 
 SAMPLE = 500  # stored vectors that `check` searches for
@@ -29,6 +29,16 @@ SAME = 1e-4  # relative difference of two distances that count as equal
 def n_bytes(memory: AssociativeMemory) -> int:
     """Of all that a checkpoint keeps of it."""
     return sum(buffer.numel() * buffer.element_size() for buffer in memory.buffers())
+
+
+def in_one_line(module: nn.Module) -> str:
+    """What all memories of a model hold; "" of one without."""
+    memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
+    if not memories:
+        return ""
+    documents = len({int(key) for m in memories for key in m.documents[: m.size()].unique()} - {-1})
+    entries = sum(m.size() for m in memories)
+    return f"{entries:,} entries from {documents} documents; it is read, and nothing is written to it"
 
 
 # Documents
@@ -101,32 +111,32 @@ class Neighbour:
 
 
 @torch.no_grad()
-def queries_of(varda: VardaGPT, reader: Reader, ids: Tensor) -> Tensor:
+def queries_of(of: Memory, reader: Reader, ids: Tensor) -> Tensor:
     """What a reader searches with behind each of (1, T) ids -> (T, M)."""
-    inner = varda.backbone.backbone
+    inner = of.lm.backbone
     embeddings = inner.embed(ids)
     if reader.reads_input:
         return reader.queries(embeddings)[0]
     states = inner.hidden(embeddings).last
-    for earlier in varda.backbone.readers:
+    for earlier in of.readers:
         if earlier is reader:
             break
-        states, _ = earlier.at_states(states, Passage.of_next_tokens(states))
+        states, _ = earlier.at_states(states, TokenContext.of_next_tokens(states))
     return reader.queries(states)[0]
 
 
-def search(varda: VardaGPT, reader: Reader, tokenizer: Tokenizer, text: str, *, k: int, block: int) -> list[Neighbour]:
+def search(of: Memory, reader: Reader, tokenizer: Tokenizer, text: str, *, k: int, block: int) -> list[Neighbour]:
     """The k entries nearest to the state behind a text, of which the last `block` tokens count; nearest first."""
-    ids = tokenizer.encode(text)[-min(block, varda.backbone.max_length or block) :]
+    ids = tokenizer.encode(text)[-min(block, of.lm.max_length or block) :]
     if not ids:
         raise InputError("the query is empty: give the text whose continuation is looked for")
-    query = queries_of(varda, reader, torch.tensor([ids], device=varda.device))[-1:]
+    query = queries_of(of, reader, torch.tensor([ids], device=of.device))[-1:]
     if not reader.bank.size():
         raise InputError("the memory is empty: nothing can be found; `memory add` or `memory build` fills it")
     found: list[Neighbour] = []
     for memory in reader.bank.memories:
         nearest_ids, distances = memory.search(query[0], k)
-        found += neighbours(memory, nearest_ids, distances, tokenizer, varda.documents)
+        found += neighbours(memory, nearest_ids, distances, tokenizer, of.documents)
     return sorted(found, key=lambda neighbour: neighbour.distance)[:k]
 
 

@@ -25,10 +25,10 @@ from lightning_app.plasticity.controller.networks import (
     expected_damage,
 )
 from lightning_app.plasticity.importance import Sample
+from lightning_app.plasticity.kinds import AttentionHeads, units_in
 from lightning_app.plasticity.measurements import plain, sample_of
-from lightning_app.plasticity.pruner import Surgeon, check_strategy
-from lightning_app.plasticity.units import AttentionHeads, units_in
-from lightning_app.reports.plasticity import events
+from lightning_app.plasticity.pruner import Pruner, check_strategy
+from lightning_app.plasticity.report import events
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
@@ -323,13 +323,13 @@ class HeadController(RunCallback):
         main = units_in(module, "heads")[0]
         dead = main.present & ~self.active
         ids = self._sample.batches[0]["input_ids"][:2]
-        surgeon = Surgeon(
-            trainer, module, surgery=self.finally_, keep=False, compute=lambda: module.backbone.own_logits(ids)
+        pruner = Pruner(
+            trainer, module, surgery=self.finally_, keep=False, compute=lambda: module.backbone.text_logits(ids)
         )
         for units in units_in(module, "heads"):
             units.set_mask(units.present)
         before = sum(p.numel() for p in module.backbone.parameters())
-        checks = surgeon.kill("heads", dead)
+        checks = pruner.prune("heads", dead)
         after = sum(p.numel() for p in module.backbone.parameters())
         self._done = True
         reset_best_checkpoint(trainer)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.plasticity.importance import Importance, Sample, gate_gradients, mean_entropy
 from lightning_app.plasticity.scores import min_max
-from lightning_app.plasticity.surgery import Units
+from lightning_app.plasticity.units import Units
 
 ACTIVE = 0.5  # above this gate
 LONG = 1000.0  # steps; ages are seen as a share of it, on a log scale

@@ -1,26 +1,24 @@
-"""AveragedWeights: Lightning's running average of the weights, beside regularisers, memories and plasticity."""
+"""AveragedWeights: Lightning's running average of the weights, beside extensions and plasticity."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
-import torch
 
 from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
-from lightning_app.models.registry import follow_shape
+from lightning_app.models.model_copy import ModelCopy, trained_in
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.checkpoint import CURRENT, WEIGHTS
 from lightning_app.training.lightning_internals.averaging import Averaging
-from lightning_app.training.module import LanguageModule
 
 
 class AveragedWeights(RunCallback, Averaging):
     """Validates, keeps as best and ends with an exponential moving average of the trained weights.
 
     After each update average = decay x average + (1 - decay) x weights (Polyak and Juditsky 1992; Tarvainen and
-    Valpola 2017, arXiv:1703.01780). All else (buffers, frozen weights, copies that regularisers keep) is the current
+    Valpola 2017, arXiv:1703.01780). All else (buffers, frozen weights, copies that extensions keep) is the current
     model's. Heads and neurons that are masked, removed or regrown in the model are so in the average; what comes back
     joins with the weights that it has in the model. A checkpoint has the average as its weights, and the current ones
     for a resume. `Samples` writes with the current ones, but for the best checkpoint's.
@@ -47,10 +45,10 @@ class AveragedWeights(RunCallback, Averaging):
         )
 
     @property
-    def average(self) -> LanguageModule:
+    def average(self) -> ModelCopy:
         """The averaged copy of the module; there is one while a fit lasts."""
         assert self.averaged_model is not None
-        return cast(LanguageModule, self.averaged_model.module)
+        return self.averaged_model
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and shards_parameters(trainer.strategy):
@@ -61,21 +59,21 @@ class AveragedWeights(RunCallback, Averaging):
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.average.to(pl_module.device)  # it was made before the module was moved
+        self.average.module.to(pl_module.device)  # it was made before the module was moved
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._follow()
+        self.average.follow(pl_module)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.averaged_model is not None:
-            self._take_over()
+            self.average.take_over(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_over()
+        self.average.take_over(pl_module)
         super().on_train_end(trainer, pl_module)
 
     # Checkpoints: what is not averaged is in them once
@@ -83,42 +81,15 @@ class AveragedWeights(RunCallback, Averaging):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.averaged_model is None:
             return
-        self._take_over()
+        self.average.take_over(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        trained = _trained(pl_module)
+        trained = trained_in(pl_module)
         checkpoint[CURRENT] = {name: x for name, x in checkpoint[CURRENT].items() if name in trained}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.averaged_model is None:  # an evaluation: the weights that were loaded are the average
             return
-        self._follow()
+        self.average.follow(pl_module)
         if CURRENT in checkpoint:
             checkpoint = {**checkpoint, CURRENT: checkpoint[WEIGHTS] | checkpoint[CURRENT]}
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-    # Whatever surgery does to the model
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Give the average the shape of the model: its heads, neurons and buffers."""
-        for ours, theirs in zip(self.average.backbones(), self.module.backbones(), strict=True):
-            follow_shape(ours, theirs)
-        own = dict(self.average.named_buffers())
-        for name, buffer in self.module.named_buffers():
-            if name not in own or own[name].shape != buffer.shape:
-                parent, _, leaf = name.rpartition(".")
-                self.average.get_submodule(parent)._buffers[leaf] = buffer.detach().clone()
-
-    @torch.no_grad()
-    def _take_over(self) -> None:
-        """Give it all that is not averaged, too."""
-        self._follow()
-        trained, own = _trained(self.module), self.average.state_dict(keep_vars=True)
-        for name, x in self.module.state_dict(keep_vars=True).items():
-            if name not in trained and isinstance(x, torch.Tensor):
-                own[name].data.copy_(x.data)
-
-
-def _trained(module: L.LightningModule) -> set[str]:
-    """Names of trained parameters; one that is tied has several."""
-    return {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}

@@ -8,18 +8,16 @@ from typing import Any
 
 import lightning as L
 
-from lightning_app.reports.dashboard import write_dashboard
-from lightning_app.reports.plasticity.events import ControllerUpdate, PlasticityStarted
+from lightning_app.reports.dashboard import calls_for_page, write_dashboard
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
 
 SHARE = 0.02
-SHOWS = (PlasticityStarted, ControllerUpdate)  # events without which there is nothing to draw
 
 
 class Dashboard(RunCallback):
-    """Draws the page of a run with plasticity while it goes, and at the end, an early one too; other runs get none.
+    """Draws a run's page while it goes, and at the end, an early one too; one without an idea's events gets none.
 
     Args:
         every_seconds: at most as often while training goes on, and so that it takes no more than `SHARE` of the time.
@@ -61,6 +59,6 @@ class Dashboard(RunCallback):
     def draw(self) -> Path | None:
         """The page, if there is anything to show."""
         records = self._folder.records() if self._folder else []
-        if self._folder is None or not any(isinstance(record, SHOWS) for record in records):
+        if self._folder is None or not calls_for_page(records):
             return None
         return write_dashboard(records, self._folder.dashboard, title=self._folder.title, single_file=self.single_file)

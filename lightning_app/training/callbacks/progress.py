@@ -27,7 +27,7 @@ class ProgressLine(RunCallback, TQDMProgressBar):
     """A bar with loss, val loss, tokens/s and the time left; one line that stays after each validation.
 
     A module with regularisers also has there its cross-entropy, the regularisers' terms and what else they show
-    (`Regularizer.on_bar`), at each step. Where the output is no terminal (a file, a CI log) only the lines are written.
+    (`Extension.on_bar`), at each step. Where the output is no terminal (a file, a CI log) only the lines are written.
 
     Args:
         refresh_rate: batches between two redraws of the bar, where there are no regularisers.
@@ -44,7 +44,7 @@ class ProgressLine(RunCallback, TQDMProgressBar):
         return min(1, super().refresh_rate) if self._each_step else super().refresh_rate
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._each_step = len(self.module.regularizers) > 0
+        self._each_step = len(self.module.extensions) > 0
         super().on_train_start(trainer, pl_module)
         self._started, self._first_step = time.monotonic(), trainer.global_step
 
@@ -90,7 +90,7 @@ def _learned(module: L.LightningModule) -> dict[str, float | int]:
     """What regularisers show of the last step; Lightning knows it only after the bar was drawn. Counts are whole."""
     if not isinstance(module, LanguageModule):
         return {}
-    names = [name for regularizer in module.regularizers for name in regularizer.on_bar if name in module.learned]
+    names = [name for extension in module.extensions for name in extension.on_bar if name in module.learned]
     numbers = {f"train/{name}": module.learned[name] for name in names}
     return {name: int(number) if number.is_integer() else number for name, number in numbers.items()}
 

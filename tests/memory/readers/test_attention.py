@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.base import Passage
-from lightning_app.memory.store import Payload
+from lightning_app.memory.readers.base import TokenContext
 
 D, T, L = 8, 6, 3
 
@@ -23,8 +23,8 @@ def reader_with(**options: object) -> AttentionReader:
     return reader.eval()
 
 
-def passage() -> Passage:
-    session = Passage.of_session(torch.arange(T)[None], start=0, new=T)
+def passage() -> TokenContext:
+    session = TokenContext.of_session(torch.arange(T)[None], start=0, new=T)
     return replace(session, segments=torch.arange(T) // L)
 
 
@@ -90,7 +90,7 @@ def test_the_cost_of_storing_rises_after_its_free_steps():
     for _ in range(8):
         terms = reader.at_states(states, passage())[1].terms
         weights.append(terms["store"][0])
-        reader.after_step(None)
+        reader.follow_step(None)
     assert weights == pytest.approx([0, 0, 0, 0.025, 0.05, 0.075, 0.1, 0.1])
     mean = reader.writer(states).store.mean()
     assert terms["store"][1].item() == pytest.approx(mean.item())

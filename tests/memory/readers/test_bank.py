@@ -1,4 +1,4 @@
-"""Bank: one memory or several, and the changes that a step asks for."""
+"""MemoryBank: one memory or several, and the changes that a step asks for."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.bank import Bank, Effects, Scope
-from lightning_app.memory.store import AssociativeMemory, Origin
+from lightning_app.memory.readers.bank import MemoryBank, MemoryUpdate, Scope
+from lightning_app.memory.search import Origin
+from lightning_app.memory.store import AssociativeMemory
 
 M = 4
 
 
-def bank_with(scope: Scope = "stream", streams: int = 2, **options: float) -> Bank:
-    return Bank(lambda: AssociativeMemory(**{"memory_size": 5, "memory_dim": M, **options}), scope, streams)
+def bank_with(scope: Scope = "stream", streams: int = 2, **options: float) -> MemoryBank:
+    return MemoryBank(lambda: AssociativeMemory(**{"memory_size": 5, "memory_dim": M, **options}), scope, streams)
 
 
 def effects(
     rows: list[int], *, document: int = 1, removed: Tensor | None = None, used: Tensor | None = None
-) -> Effects:
+) -> MemoryUpdate:
     n = len(rows)
     numbers = torch.arange(n)
     vectors = torch.eye(M)[numbers % M] * (1 + numbers[:, None])
     documents = torch.full((n,), document)
-    return Effects(
+    return MemoryUpdate(
         torch.tensor(rows), vectors, numbers, documents, numbers, torch.zeros(n, 0, dtype=torch.int64), removed, used
     )
 
@@ -101,7 +102,7 @@ def test_a_document_s_memory_is_cleared_by_the_next_document():
 
 
 def test_effects_are_joined_in_order():
-    joined = Effects.joined([effects([0, 1]), effects([1], removed=torch.tensor([[1, 3]]))])
+    joined = MemoryUpdate.joined([effects([0, 1]), effects([1], removed=torch.tensor([[1, 3]]))])
     assert joined.rows.tolist() == [0, 1, 1]
     assert joined.removed is not None
     assert joined.removed.tolist() == [[1, 3]]

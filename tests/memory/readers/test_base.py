@@ -10,18 +10,18 @@ import torch
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.base import Passage, Reading, merged
+from lightning_app.memory.readers.base import ReaderOutput, TokenContext, merged
 from lightning_app.models.decoder import Decoder
 
 
-def passage() -> Passage:
+def passage() -> TokenContext:
     """Tokens 10 to 15, the last two of another document, in segments of 3."""
-    whole = Passage.of_session(torch.arange(10, 16)[None], start=5, new=2)
+    whole = TokenContext.of_session(torch.arange(10, 16)[None], start=5, new=2)
     return replace(whole, documents=torch.tensor([[1, 1, 1, 1, 2, 2]]), segments=torch.arange(6) // 3)
 
 
 def test_a_session_knows_positions_next_tokens_and_what_is_new():
-    session = Passage.of_session(torch.arange(10, 16)[None], start=5, new=2)
+    session = TokenContext.of_session(torch.arange(10, 16)[None], start=5, new=2)
     assert session.positions.tolist() == [[5, 6, 7, 8, 9, 10]]
     assert session.next_ids.tolist() == [[11, 12, 13, 14, 15, -1]]
     assert session.new.tolist() == [[False] * 4 + [True] * 2]
@@ -50,14 +50,14 @@ def test_effects_hold_what_was_chosen_with_its_text():
 def test_readings_of_one_reader_are_averaged_and_their_effects_joined():
     chosen = torch.ones(1, 6, dtype=torch.bool)
     effects = passage().effects(torch.randn(1, 6, 4), chosen)
-    one = Reading({"a": (0.5, torch.tensor(1.0))}, {"s": torch.tensor(2.0)}, effects)
-    two = Reading({"a": (0.5, torch.tensor(3.0))}, {"r": torch.tensor(4.0)}, effects)
+    one = ReaderOutput({"a": (0.5, torch.tensor(1.0))}, {"s": torch.tensor(2.0)}, effects)
+    two = ReaderOutput({"a": (0.5, torch.tensor(3.0))}, {"r": torch.tensor(4.0)}, effects)
     found = merged([one, two])
     assert found.terms == {"a": (0.5, torch.tensor(2.0))}
     assert found.statistics == {"s": torch.tensor(2.0), "r": torch.tensor(4.0)}
     assert found.effects is not None
     assert len(found.effects.rows) == 12
-    assert merged([Reading()]).effects is None
+    assert merged([ReaderOutput()]).effects is None
 
 
 def test_a_reader_belongs_to_one_model():

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.memory.readers import ConcatReader
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.backbone import HiddenStates
 
 D, K = 4, 3
@@ -20,7 +20,7 @@ def reader_with(vectors: Tensor) -> ConcatReader:
 
 def read(reader: ConcatReader, embeddings: Tensor, **options: Tensor) -> Tensor:
     """(B, T, D) embeddings -> what the backbone is given instead."""
-    passage = Passage.of_session(torch.zeros(embeddings.shape[:2], dtype=torch.int64), start=0, new=0)
+    passage = TokenContext.of_session(torch.zeros(embeddings.shape[:2], dtype=torch.int64), start=0, new=0)
     return reader.around(embeddings, passage, lambda x: HiddenStates(x), **options)[0].last
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.model import MemoryLM
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.readers.distribution import (
     CacheReader,
     DistributionReader,
@@ -21,7 +22,6 @@ from lightning_app.memory.readers.distribution import (
     earlier_in_block,
     other_rows,
 )
-from lightning_app.memory.store import Payload
 from lightning_app.models.decoder import Decoder
 
 V, D, T = 17, 8, 12
@@ -45,9 +45,9 @@ def model_with(reader: DistributionReader, *, seed: int = 0) -> MemoryLM:
     return model
 
 
-def passage_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> Passage:
+def passage_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> TokenContext:
     B, T = ids.shape
-    return Passage(
+    return TokenContext(
         ids=ids,
         next_ids=torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1),
         documents=torch.full_like(ids, document),

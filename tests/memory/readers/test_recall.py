@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE
 
@@ -82,9 +82,9 @@ def spread(rows: int, n: int, *, over: int, generator: torch.Generator) -> Tenso
     return torch.rand(rows, over, generator=generator).argsort(-1)[:, :n].sort(-1).values
 
 
-def passage(ids: Tensor, *, start: int = 0) -> Passage:
+def passage(ids: Tensor, *, start: int = 0) -> TokenContext:
     T = ids.shape[1]
-    return replace(Passage.of_session(ids, start=start, new=T), segments=torch.arange(T) // L)
+    return replace(TokenContext.of_session(ids, start=start, new=T), segments=torch.arange(T) // L)
 
 
 def recaller(seed: int, **options: Any) -> MemoryLM:
@@ -111,7 +111,7 @@ def train(model: MemoryLM, batches: list[Streams], *, lr: float = 3e-3) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        reader.after_step(found.readings[0].distances)
+        reader.follow_step(found.readings[0].distances)
     model.eval()
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.base import Passage
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.readers.concat import ConcatReader
 from lightning_app.memory.readers.learned import LearnedReader
 from lightning_app.memory.readers.writer import (
@@ -42,9 +42,9 @@ def test_cross_entropy_alone_reaches_each_row_of_the_four_layers(
     torch.nn.init.normal_(backbone.transformer["wte"].weight)  # so that positions search for different entries
     model = MemoryLM(backbone, [reader], segment_length=4, isolate_segments=isolated)
     ids = torch.randint(0, 32, (4, 16))
-    passage = replace(Passage.of_session(ids, start=0, new=16), segments=torch.arange(16) // 4)
+    passage = replace(TokenContext.of_session(ids, start=0, new=16), segments=torch.arange(16) // 4)
     first = model.run(ids, passage).readings[0]
-    reader.after_step(first.distances)
+    reader.follow_step(first.distances)
     assert reader.threshold.value.isfinite()
     found = model.run(ids, passage)
     assert all(weight == 0 for weight, _ in found.readings[0].terms.values())

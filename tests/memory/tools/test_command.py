@@ -16,12 +16,13 @@ import yaml
 
 from lightning_app import closing
 from lightning_app.cli import main as command
+from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.store import AssociativeMemory, Payload
+from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.plasticity.units import units_in
+from lightning_app.plasticity.kinds import units_in
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
@@ -151,8 +152,8 @@ def test_every_token_is_stored_once_with_what_is_known_of_it(folder: Path):
     memory = module.backbone.readers[0].bank.shared
     known = memory.payload(memory.ids())
     assert memory.size() == memory.memory_size == ENTRIES
-    assert {module.documents[key] for key in known.documents.tolist()} == {f"texts/{name}.txt" for name in TEXTS}
-    key = next(key for key, name in module.documents.items() if name == "texts/fox.txt")
+    assert {module.memory.documents[key] for key in known.documents.tolist()} == {f"texts/{name}.txt" for name in TEXTS}
+    key = next(key for key, name in module.memory.documents.items() if name == "texts/fox.txt")
     text = [*TEXTS["fox"].encode(), 256]
     mine = known.documents == key
     assert known.positions[mine].tolist() == list(range(len(text) - 1))
@@ -165,7 +166,7 @@ def test_what_is_stored_are_the_states_of_the_trained_model(folder: Path):
     plain, _ = load_module(PLAIN)
     module = opened()
     memory = module.backbone.readers[0].bank.shared
-    key = next(key for key, name in module.documents.items() if name == "texts/sea.txt")
+    key = next(key for key, name in module.memory.documents.items() if name == "texts/sea.txt")
     mine = memory.ids()[memory.payload(memory.ids()).documents == key]
     ids = torch.tensor([[*TEXTS["sea"].encode()]])
     with torch.no_grad():
@@ -200,7 +201,7 @@ def test_the_config_beside_it_evaluates_it(folder: Path, stage: str):
 def test_it_goes_into_another_fit(folder: Path):
     run("fit", "--config", "memory.yaml", "--name", "next", "--init_from", MEMORY, "--trainer.max_steps", 1)
     after = opened(CKPT.format("next"))
-    assert after.documents == opened().documents
+    assert after.memory.documents == opened().memory.documents
     assert torch.equal(after.backbone.readers[0].bank.shared.vectors, memory_of().vectors)
 
 
@@ -283,7 +284,7 @@ def test_list(folder: Path):
 
 def test_delete_takes_all_of_a_document_and_nothing_else(folder: Path):
     before = memory_of()
-    key = next(key for key, name in opened().documents.items() if name == "texts/fox.txt")
+    key = next(key for key, name in opened().memory.documents.items() if name == "texts/fox.txt")
     kept = before.ids()[before.payload(before.ids()).documents != key]
     printed = run("memory", "delete", "--ckpt_path", MEMORY, "--document", "fox.txt")  # the end of its path is enough
     assert f"removed {len(TEXTS['fox'])} entries of texts/fox.txt" in printed
@@ -291,7 +292,7 @@ def test_delete_takes_all_of_a_document_and_nothing_else(folder: Path):
     after = module.backbone.readers[0].bank.shared
     assert torch.equal(after.ids(), kept)
     assert torch.equal(after[kept], before[kept])
-    assert key not in module.documents
+    assert key not in module.memory.documents
     assert set(names_and_counts(run("memory", "list", "--ckpt_path", MEMORY))) == {"texts/sea.txt", "texts/tax.txt"}
     assert "yes" in run("memory", "check", "--ckpt_path", MEMORY)
     with torch.no_grad():  # not a trace of it is left in the file
@@ -381,7 +382,7 @@ def test_problems(column: str, value: float, words: str):
     memory.add(torch.ones(3, 2), Payload(each, torch.full((3,), 5), each, each[:, None]))
     assert problems(memory, vocab_size=50, distinct=True) == []
     getattr(memory, column)[2] = value
-    memory._forget_caches()
+    memory.forget_caches()
     assert [problem for problem in problems(memory, vocab_size=50, distinct=True) if words in problem]
 
 

@@ -21,8 +21,8 @@ from lightning_app.plasticity.controller.networks import (
     features_of,
 )
 from lightning_app.plasticity.importance import LeaveOneOut, Sample, measured
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.scores import spearman
-from lightning_app.plasticity.units import units_of
 
 SHAPE = (3, 6)
 UPDATES = 80  # of a run of 1,000 steps, less its warm-up

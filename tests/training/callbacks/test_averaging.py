@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_app.errors import InputError
 from lightning_app.models.registry import layouts_in
-from lightning_app.plasticity.units import units_of
+from lightning_app.plasticity.kinds import units_of
 from lightning_app.training.callbacks.averaging import AveragedWeights
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.checkpoint import CURRENT, Checkpoint, load_module

@@ -1,0 +1,143 @@
+"""Sections on the model of a plasticity run: costs, what it writes, learning rates, proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from lightning_app.plasticity.report import costs, looks
+from lightning_app.plasticity.report.events import Evaluation, LearningRates, Proof, Rollback, TextSamples
+from lightning_app.plasticity.report.facts import (
+    baseline_and_now,
+    unpruned,
+)
+from lightning_app.plasticity.report.summary import measure
+from lightning_app.reports.events import Cost
+from lightning_app.reports.page import Section
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain, sample_card
+from lightning_app.reports.record import Record
+from lightning_app.reports.series import change, events
+
+OPEN_PROMPTS = 2  # further ones are folded
+
+
+def _against(records: Sequence[Record]) -> list[Part]:
+    """Baseline and now side by side, what each stage costs, and the charts of both."""
+    base, now = baseline_and_now(records, Evaluation)
+    cost, costs_now = baseline_and_now(records, Cost)
+    pairs: tuple[tuple[str, str, Evaluation | Cost | None, Evaluation | Cost | None, str], ...] = (
+        ("cross-entropy, nats per token", "ce", base, now, "{:.4f}"),
+        ("the same, before the first pruning and now", "ce", unpruned(records), now, "{:.4f}"),
+        ("perplexity", "ppl", base, now, "{:.3f}"),
+        ("parameters", "parameters", cost, costs_now, "{:,.0f}"),
+        ("bytes", "bytes", cost, costs_now, "{:,.0f}"),
+        ("FLOPs per token", "flops_per_token", cost, costs_now, "{:,.0f}"),
+        ("a forward, ms (CPU time; on a GPU wall time)", "latency_ms", cost, costs_now, "{:.3f}"),
+    )
+    rows = [
+        [
+            name,
+            number(measure(one, key), spec),
+            number(measure(two, key), spec),
+            percent(change(measure(one, key), measure(two, key)), better=-1),
+        ]
+        for name, key, one, two, spec in pairs
+    ]
+    stages = [f"evaluated {looks.stage_of(now)}"] if now else []
+    stages += [f"measured {escape(str(costs_now.stage))}"] if costs_now else []
+    caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
+    parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
+    found = events(records, Cost)
+    if not found:
+        return [*parts, not_logged(["cost"])]
+    rows = [
+        [
+            escape(str(one.stage)),
+            *(number(x, "{:,.0f}") for x in (one.parameters, one.bytes, one.flops_per_token)),
+            number(one.latency_ms, "{:.3f}"),
+            " to ".join(number(x, "{:.3f}") for x in one.latency_spread or (None,)),
+            "\u2013" if one.stage == "baseline" else number(one.measured, "{:.3f}"),
+            "\u2013" if one.stage == "baseline" else number(one.ceiling, "{:.3f}"),
+        ]
+        for one in found
+    ]
+    names = ("stage", "parameters", "bytes", "FLOPs per token", "latency, ms", "spread, ms", "speed-up", "ceiling")
+    table = html_table("What each stage costs", names, rows, texts=(0,))
+    note = (
+        '<p class="note">Speed-up: latency of the baseline over that of the stage, as measured. '
+        "Ceiling: the one that the FLOPs allow.</p>"
+    )
+    return [*parts, Grid(costs.costs(records), wide=True), table, note]
+
+
+def _samples(records: Sequence[Record]) -> list[Part]:
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for one in events(records, TextSamples):
+        for text in one.texts or []:
+            by_prompt.setdefault(str(text.get("prompt")), []).append((str(one.stage), str(text.get("text"))))
+    parts: list[Part] = []
+    for i, (prompt, texts) in enumerate(by_prompt.items()):
+        cards = "".join(sample_card(stage, prompt, text) for stage, text in texts)
+        opened = " open" if i < OPEN_PROMPTS else ""
+        head = escape(prompt) or "(no prompt)"
+        parts.append(
+            f'<details{opened}><summary>Prompt: <bdi>{head}</bdi></summary><div class="samples">{cards}</div></details>'
+        )
+    return parts
+
+
+def _rates(records: Sequence[Record]) -> list[Part]:
+    rows = [
+        [
+            f"{one.step:,}",
+            escape(str(group.get("name"))),
+            number(group.get("lr"), "{:.3g}"),
+            number(group.get("factor"), "{:.4g}"),
+        ]
+        for one in events(records, LearningRates)
+        for group in one.groups or []
+    ]
+    table = html_table(
+        "Learning rate of each group where it was set", ("step", "group", "rate", "factor"), rows, texts=(1,)
+    )
+    fold = f"<details open><summary>{len(rows)} rates of groups as a table</summary>{table}</details>" if rows else ""
+    found = costs.rates(records)
+    return [*found, fold] if found else []
+
+
+def _proofs(records: Sequence[Record]) -> list[Part]:
+    rows = [
+        [plain(one.cycle), f"{one.step:,}", escape(name), _check(value)]
+        for one in events(records, Proof)
+        for name, value in (one.checks or {}).items()
+    ]
+    proofs = html_table("What was proved after each change", ("cycle", "step", "check", "result"), rows, texts=(2,))
+    undone = [
+        [
+            plain(one.cycle),
+            f"{one.step:,}",
+            number(one.ce),
+            number(one.limit),
+            escape(one.reason or ""),
+        ]
+        for one in events(records, Rollback)
+    ]
+    names = ("cycle", "step", "cross-entropy", "limit", "why")
+    none = '<p class="note">No rollback in this log.</p>'
+    return [
+        proofs if rows else not_logged(["proof"]),
+        html_table("Rollbacks", names, undone, texts=(4,)) if undone else none,
+    ]
+
+
+def _check(value: Any) -> str:
+    if isinstance(value, bool):
+        return '<span class="good">\u2713 holds</span>' if value else '<span class="bad">\u2717 does not hold</span>'
+    return plain(value)
+
+
+AGAINST = Section("against", "Baseline against now", (), _against)
+SAMPLES = Section("samples", "Text samples", ("text_samples",), _samples)
+RATES = Section("learning-rates", "Learning rates", ("lr", "learning_rates"), _rates)
+PROOFS = Section("proofs", "Proofs and rollbacks", (), _proofs)
