@@ -61,14 +61,14 @@ class Gates:
             if layer.gated and not self.are_open and bool(layer.out.get_buffer(MASK).all()):
                 _drop(layer)
 
-    def open(self) -> None:
-        """Have a gate of 1 at each unit, until `close`."""
+    def switch_on(self) -> None:
+        """Have a gate of 1 at each unit, until `switch_off`."""
         self.are_open = True
         for layer in self.layers:
             if not layer.gated:
                 _add(layer)
 
-    def close(self) -> None:
+    def switch_off(self) -> None:
         """All gates are 1 again, and gone where nothing is masked."""
         self.are_open = False
         for layer in self.layers:
@@ -94,7 +94,7 @@ class Gates:
         A masked unit's gate has the value 0 and a gradient too, if `open_masks`: how much it is missed.
         """
         were_open, mask = self.are_open, self.mask()
-        self.open()
+        self.switch_on()
         values = mask.float() if rows is None else mask.float().expand(rows, *mask.shape)
         masks = [layer.out.get_buffer(MASK) for layer in self.layers]
         if open_masks:
@@ -105,9 +105,9 @@ class Gates:
         finally:
             for layer, own in zip(self.layers, masks, strict=True):
                 layer.out._buffers[MASK] = own
-            self.close()
+            self.switch_off()
             if were_open:
-                self.open()
+                self.switch_on()
 
 
 def _add(layer: Layer) -> None:

@@ -90,11 +90,11 @@ class Units:
 
     def open_gates(self) -> None:
         """Have a gate of 1 at each unit, until `close_gates`."""
-        self._gates.open()
+        self._gates.switch_on()
 
     def close_gates(self) -> None:
         """All gates are 1 again, and gone where nothing is masked."""
-        self._gates.close()
+        self._gates.switch_off()
 
     def set_gates(self, gates: Tensor, *, gradient: bool = False) -> list[Tensor]:
         """Give open gates their values (L, N) or (B, L, N) -> the leaf of each layer, (P,) or (B, P)."""

@@ -32,19 +32,19 @@ def test_a_masked_unit_is_multiplied_by_0_and_a_whole_layer_has_no_gates():
 
 def test_open_gates_stay_without_a_mask_and_take_values():
     out, gates = one_layer()
-    gates.open()
+    gates.switch_on()
     (leaf,) = gates.set(torch.tensor([[2.0, 0.5]]), gradient=True)
     out(X).sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [3, 7]  # what each unit says
     assert list(out.state_dict()) == ["weight", MASK]  # values of gates are in no checkpoint
-    gates.close()
+    gates.switch_off()
     assert not out._buffers
 
 
 def test_gates_of_each_sequence():
     out, gates = one_layer()
-    gates.open()
+    gates.switch_on()
     gates.set(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
     assert out(X.expand(2, 3, 4))[:, 0].tolist() == [[1, 2, 0, 0], [0, 0, 3, 4]]
 
@@ -53,7 +53,7 @@ def test_a_masked_unit_has_a_gradient_if_masks_are_opened():
     for open_masks, wanted in ((False, [3, 0]), (True, [3, 7])):
         out, gates = one_layer()
         gates.set_mask(torch.tensor([[True, False]]))
-        gates.open()
+        gates.switch_on()
         with gates.differentiable(open_masks=open_masks) as (leaf,):
             found = out(X)
             assert found.tolist() == [[1, 2, 0, 0]]
