@@ -10,7 +10,7 @@ import re
 import sys
 
 _BYTE = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is not UTF-8
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def restart_in_utf8_mode() -> None:
@@ -42,6 +42,6 @@ def as_text(words: str) -> str:
 def decode(content: bytes) -> str:
     """The text of a file that a user has written: UTF-8 or UTF-16, without its byte order mark; other bytes are taken
     for Latin-1."""
-    if content.startswith(_UTF_16):
+    if content.startswith(UTF_16):
         return content.decode("utf-16", "replace")
     return as_text(content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from lightning_app.errors import InputError
+from lightning_app.utf8 import UTF_16
 
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)
 
@@ -31,6 +32,9 @@ def read_yaml(path: Path) -> Any:
 def _told(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    if isinstance(error, UnicodeDecodeError):
+        kind = "it is UTF-16" if error.object.startswith(UTF_16) else f"byte {error.start} is not UTF-8"
+        return f"{kind}; save it as UTF-8"
     return " ".join(str(error).split())
 
 

@@ -18,7 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "lightning_app"
         (b"a: [", "line 1, column 5: expected the node content, but found '<stream end>'"),
         (b"a:\n\t b: 1\n", "line 2, column 1: found character '\\t' that cannot start any token"),
         (b"a: \x00", "special characters are not allowed"),
-        (b"a: \xff", "can't decode byte 0xff"),
+        (b"a: \xff", "byte 3 is not UTF-8; save it as UTF-8"),
+        ("a: 1".encode("utf-16"), "it is UTF-16; save it as UTF-8"),
         (b"[" * 5000, "recursion"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import uuid
@@ -91,10 +92,9 @@ def connect(loggers: Sequence[Logger]) -> None:
         if type(logger) is WandbLogger:
             import wandb
 
-            terminal = sys.stdin
+            terminal, sys.stdin = sys.stdin, io.StringIO()
             try:
-                with open(os.devnull, encoding="utf-8") as sys.stdin:
-                    _ = logger.experiment
+                _ = logger.experiment
             except wandb.Error as error:
                 raise InputError(
                     f"WandbLogger cannot begin ({first_line(error)}): set WANDB_MODE=offline (`wandb sync` sends the "
