@@ -9,9 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 
 D, SPAN = 4, 2
@@ -92,7 +91,7 @@ class Pair:
         vectors = (torch.randn(n, D, generator=self.rng) * 2).round() / 2
         numbers = [torch.randint(-1, 3, (n,), generator=self.rng) for _ in range(3)]
         spans = torch.randint(-1, 9, (n, SPAN), generator=self.rng)
-        return vectors, Payload(*numbers, spans)
+        return vectors, Entries(*numbers, spans)
 
     def chosen(self):
         """Distinct ids that exist."""
@@ -197,7 +196,8 @@ class Pair:
             self.draw(st.sampled_from(["free", "origin", "own"])),
         )
         queries = self.some(3)[0]
-        origin = Origin(*torch.randint(-1, 3, (2, 3), generator=self.rng))
+        documents, positions = torch.randint(-1, 3, (2, 3), generator=self.rng)
+        origin = Entries(documents=documents, positions=positions)
         options = {} if kind == "free" else {"origin": origin, "own_document_only": kind == "own"}
         ids, distances = self.memory.search(queries, k, **options)
         assert ids.shape == distances.shape == (3, k)
