@@ -255,7 +255,7 @@ class AssociativeMemory(nn.Module):
         """(size, D) float32, in ascending order of ids."""
         return self.vectors[self._tensor(self.slots.slots)].float()
 
-    # Use, age, forgetting
+    # Use and forgetting
 
     @torch.no_grad()
     def touch(self, ids: Tensor) -> None:
@@ -271,13 +271,6 @@ class AssociativeMemory(nn.Module):
         self.clock += 1
 
     @torch.no_grad()
-    def age_memory(self, decay: float = 0.999) -> None:
-        """Multiply all strengths by `decay`."""
-        if not 0 <= decay <= 1:
-            raise InputError(f"decay is {decay}: give a number from 0 to 1")
-        self.strengths *= decay
-
-    @torch.no_grad()
     def forget_randomly(self) -> int:
         """Remove each entry with probability `forgetfulness_factor` -> how many went.
 
@@ -286,13 +279,6 @@ class AssociativeMemory(nn.Module):
         draw = np.random.default_rng([self.options.seed, int(self.draws)]).random(len(self))
         self.draws += 1
         gone = np.flatnonzero(draw < self.options.forgetfulness_factor)
-        self._remove(gone)
-        return len(gone)
-
-    @torch.no_grad()
-    def garbage_collect(self, threshold: float = 1e-6) -> int:
-        """Remove the entries with a strength below `threshold` -> how many went."""
-        gone = np.flatnonzero(self.strengths.cpu().numpy()[self.slots.slots] < threshold)
         self._remove(gone)
         return len(gone)
 

@@ -7,6 +7,7 @@ import multiprocessing
 import pytest
 import torch
 
+from experiments.fading import age_memory
 from lightning_app.errors import InputError
 from lightning_app.memory import exact_search as memory_search
 from lightning_app.memory.slots import Entries
@@ -158,7 +159,7 @@ def test_evicted_entries_are_those_the_rule_says():
 def test_an_old_use_counts_less_than_being_new():
     memory = AssociativeMemory(2, D, eviction="least_useful")
     memory.touch(memory.add(rows(1)))
-    memory.age_memory(0.25)
+    memory.strengths *= 0.25
     memory.add(rows(1))  # (1 + 1) x 0.25 against (1 + 0) x 1
     memory.add(rows(1))
     assert memory.ids().tolist() == [1, 2]
@@ -182,7 +183,7 @@ def test_payload_is_what_was_given():
     memory.tick()
     memory.update(torch.tensor([1]), rows(1), Entries(tokens=torch.tensor([9])))
     memory.touch(torch.tensor([[1, 1, -1, 55]]))
-    memory.age_memory(0.25)
+    memory.strengths *= 0.25
     found = memory.payload(torch.tensor([[1, -1, 0]]))
     assert found.tokens.tolist() == [[9, -1, 7]]
     assert found.documents.tolist() == [[-1, -1, -1]]
@@ -287,7 +288,7 @@ BAD = [
         r"\(3,\), but the queries are \(2, 6\)",
     ),
     (lambda m: m.search(rows(1), own_document_only=True), "origin has no documents"),
-    (lambda m: m.age_memory(1.5), "decay is 1.5"),
+    (lambda m: age_memory(m, 1.5), "decay is 1.5"),
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from experiments.fading import age_memory, garbage_collect
 from lightning_app.memory.exact_search import nearest
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
@@ -132,13 +133,13 @@ class Pair:
         self.model.clock += 1
 
     def age(self):
-        self.memory.age_memory(0.5)
+        age_memory(self.memory, 0.5)
         for entry in self.model.entries.values():
             entry["strength"] *= np.float32(0.5)
 
     def collect(self):
         weak = [i for i, entry in self.model.entries.items() if entry["strength"] < 0.2]
-        assert self.memory.garbage_collect(0.2) == len(weak)
+        assert garbage_collect(self.memory, 0.2) == len(weak)
         self.drop(weak)
 
     def forget(self):
