@@ -13,12 +13,11 @@ from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.peers import seeded_decoder
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import ConcatReader
 from lightning_app.memory.readers.bank import MemoryBank
 from lightning_app.memory.readers.base import TokenContext
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.losses import cross_entropy
 
@@ -54,11 +53,11 @@ def raw_faiss(entries: int, width: int) -> Run:
 def search_and_read(entries: int, width: int, masked: bool = False) -> Run:
     bank = MemoryBank(lambda: AssociativeMemory(entries, width, num_search_results=K), "shared", 1)
     n = torch.arange(entries)
-    bank.shared.add(vectors(entries, width, 0), Payload(documents=n // 1000 + 1, positions=n % 1000))
+    bank.shared.add(vectors(entries, width, 0), Entries(documents=n // 1000 + 1, positions=n % 1000))
     queries = vectors(BATCH * BLOCK, width, 1).view(BATCH, BLOCK, width)
     rows = torch.arange(BATCH)
     documents = torch.full((BATCH, BLOCK), 1 if masked else -1)  # masked: of a document that is in the memory
-    origin = Origin(documents, torch.full_like(documents, 500))
+    origin = Entries(documents=documents, positions=torch.full_like(documents, 500))
 
     def run() -> int:
         ids, _ = bank.search(queries, rows, origin)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +25,7 @@ from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.bank import MemoryUpdate
 from lightning_app.memory.readers.base import Reader, TokenContext
 from lightning_app.memory.readers.distribution import CacheReader, KNNReader
+from lightning_app.memory.slots import joined
 from lightning_app.models.losses import token_nll
 
 ARMS = ("cache", "knn", "knn + cache")
@@ -139,8 +140,8 @@ def _entries(plain: MemoryLM, texts: Texts, like: list[Batch]) -> MemoryUpdate:
     for batch in blocks(texts.train, like[0].input_ids.shape[1]):
         passage = passage_of(batch)
         states = plain.backbone.hidden(plain.backbone.embed(batch.input_ids)).last
-        parts.append(passage.effects(states, passage.next_ids >= 0))
-    return MemoryUpdate.joined(parts)
+        parts.append(passage.effects(states, passage.entries.tokens >= 0))
+    return joined(parts)
 
 
 @torch.no_grad()
@@ -154,7 +155,7 @@ def look(model: MemoryLM, batches: list[Batch], options: Options) -> Looked:
         states = model.backbone.hidden(model.backbone.embed(batch.input_ids)).last
         nats.append(token_nll(model.backbone.logits(states), targets))
         parts.append(_target_of(knn, cache, states, passage, targets, options))
-        cache.bank.carry_out(passage.effects(states, passage.new & (passage.next_ids >= 0)), training=False)
+        cache.bank.carry_out(passage.effects(states, passage.new & (passage.entries.tokens >= 0)), training=False)
     cache.bank.end_evaluation()
     return Looked(Scores.of(batches, nats), *(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
@@ -165,8 +166,8 @@ def _target_of(
     """`distances`, `match` and `cache` of a block (1, T)."""
     real = targets[0] >= 0
     found, seen = knn.neighbours(states, passage), cache.neighbours(states, passage)
-    distances, match = (x[0][real] for x in (found.distances, found.tokens == targets[..., None]))
-    to_seen, hit = (x[0][real] for x in (seen.distances, seen.tokens == targets[..., None]))
+    distances, match = (x[0][real] for x in (found.distances, found.entries.tokens == targets[..., None]))
+    to_seen, hit = (x[0][real] for x in (seen.distances, seen.entries.tokens == targets[..., None]))
     width = states.shape[-1]
     p = torch.stack([p_of_target(to_seen, hit, temperature=width / theta) for theta in options.thetas], dim=1)
     return distances, match, torch.where(to_seen.isfinite().any(-1, keepdim=True), p, -1.0)
@@ -329,7 +330,8 @@ def _of_size(
 ) -> dict[str, Any]:
     """Bits per byte of kNN with some of the entries, drawn at random, and without, on some of the test's blocks."""
     drawn = np.random.default_rng(seed).permutation(len(entries.rows))[:size]
-    part = MemoryUpdate(**{name: x[torch.from_numpy(drawn)] if len(x) else x for name, x in entries.tensors().items()})
+    chosen = torch.from_numpy(drawn)
+    part = replace(entries, rows=entries.rows[chosen], entries=entries.entries[chosen])
     model = with_readers(plain, options, part)
     knn = _tune(look(model, tuning[::2], options), options, model).knn
     looked = look(model, test[:: options.curve_every], options)

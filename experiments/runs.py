@@ -85,7 +85,7 @@ class Scores:
 def passage_of(batch: Batch) -> TokenContext:
     """Where the tokens of a batch are from; all of them are new."""
     ids, targets = batch.input_ids, batch.targets
-    return TokenContext(
+    return TokenContext.of(
         ids=ids,
         next_ids=targets.where(targets != IGNORE, -1),
         documents=batch.document_keys,

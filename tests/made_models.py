@@ -10,9 +10,9 @@ import torch
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
+from lightning_app.memory.slots import Entries
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.training.compositions import ArticleGPT
@@ -56,7 +56,7 @@ def fill(module: VardaGPT, source: str) -> None:
         length = reader.bank.shared.span_length
         spans = torch.nn.functional.pad(ids[0], (length, 0), value=-1).unfold(0, max(1, length), 1)[1:, :length]
         at = torch.arange(first, first + n)
-        payload = Payload(ids[0, first + 1 :], torch.full((n,), 7), at, spans[at])
+        payload = Entries(ids[0, first + 1 :], torch.full((n,), 7), at, spans[at])
         reader.bank.shared.add(reader.queries(states)[0, :-1], payload)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
 from lightning_app.memory.readers.base import Reader, TokenContext
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
 from tests.advice import SHORT, advised
@@ -52,7 +53,7 @@ def model_with(reader: Reader, segment_length: int | None) -> MemoryLM:
 
 def passage_of(ids: Tensor, segment_length: int | None) -> TokenContext:
     B, T = ids.shape
-    return TokenContext(
+    return TokenContext.of(
         ids=ids,
         next_ids=F.pad(ids[:, 1:], (0, 1), value=-1),
         documents=torch.full_like(ids, OWN),
@@ -80,7 +81,7 @@ def query(model: MemoryLM, ids: Tensor, t: int) -> Tensor:
 
 def plant(reader: Reader, vectors: Tensor, *, document: int, position: int = 0, token: int = 3) -> Tensor:
     n = len(vectors)
-    payload = Payload(torch.full((n,), token), torch.full((n,), document), torch.full((n,), position))
+    payload = Entries(torch.full((n,), token), torch.full((n,), document), torch.full((n,), position))
     return reader.bank.shared.add(vectors, payload)
 
 
@@ -123,7 +124,7 @@ def test_an_entry_of_the_own_document_is_read_only_behind_its_position(name: str
     assert not torch.allclose(seen[:, t], without[:, t], atol=1e-5)
     if not isinstance(reader, CacheReader | TrimeReader):  # by distance
         passage = passage_of(ids, segment_length)
-        found, distances = reader.bank.search(query(model, ids, t)[None].expand(1, T, D), passage.rows, passage.origin)
+        found, distances = reader.bank.search(query(model, ids, t)[None].expand(1, T, D), passage.rows, passage.entries)
         assert (found[0, :t, 0] == -1).all()
         assert found[0, t, 0] == past
         assert distances[0, t, 0] == pytest.approx(0, abs=1e-4)
@@ -267,10 +268,10 @@ def test_the_scope_document_forgets_a_document_at_its_end():
     everything = torch.ones_like(ids, dtype=torch.bool)
     vectors = torch.randn(1, T, D)
     bank.carry_out(first.effects(vectors, everything), training=True)
-    later = TokenContext(**{**vars(first), "positions": first.positions + T})
-    assert bank.search(vectors, first.rows, later.origin, k=1)[1].abs().max() < 1e-4  # the same document: found
-    others = TokenContext(**{**vars(first), "documents": torch.full_like(ids, OTHER)})
-    assert (bank.search(vectors, first.rows, others.origin, k=1)[0] == -1).all()
+    later = replace(first.entries, positions=first.entries.positions + T)
+    assert bank.search(vectors, first.rows, later, k=1)[1].abs().max() < 1e-4  # the same document: found
+    others = replace(first, entries=replace(first.entries, documents=torch.full_like(ids, OTHER)))
+    assert (bank.search(vectors, first.rows, others.entries, k=1)[0] == -1).all()
     bank.carry_out(others.effects(vectors, everything), training=True)
     assert documents_in(bank.memories[0]) == {OTHER}
     assert bank.memories[1].size() == 0

@@ -17,8 +17,8 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.bank import MemoryUpdate
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
+from lightning_app.memory.slots import joined, mapped
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.extension import Extension, Outputs
@@ -225,7 +225,8 @@ class Memory(Extension):
         seen, at = ids[:, first : start + n], self._session_position + first
         passage = TokenContext.of_session(seen, start=at, new=n)
         following = ids[:, first + 1 : start + n + 1]
-        self._write_to_copy(self.lm.run(seen, replace(passage, next_ids=following)))
+        known = replace(passage.entries, tokens=following)
+        self._write_to_copy(self.lm.run(seen, replace(passage, entries=known)))
 
     # What it keeps
 
@@ -301,13 +302,13 @@ def _written(reader: Reader, readings: Sequence[ReaderOutput]) -> dict[str, floa
     """Carry out what the batches of a step asked for -> counts, by name."""
     shared = reader.scope == "shared"  # batch by batch, and in each rank by rank: as of one large batch
     effects = [
-        _gathered(reading.effects).of_batch(j if shared else 0)
+        mapped(gathered, reading.effects).of_batch(j if shared else 0)  # in the order of the ranks
         for j, reading in enumerate(readings)
         if reading.effects is not None
     ]
     if not effects:
         return {}
-    counts = reader.bank.carry_out(MemoryUpdate.joined(effects), training=True)
+    counts = reader.bank.carry_out(joined(effects), training=True)
     return {**{name: float(count) for name, count in counts.items()}, "entries": float(reader.bank.size())}
 
 
@@ -321,8 +322,3 @@ def _stored(memory: AssociativeMemory, numbers: Tensor, tokenizer: Tokenizer, na
         for span, token, document, position in zip(*(field.tolist() for field in fields), strict=True)
     ]
     return Stored(memory[ids], ["text", "next", "document", "position"], rows)
-
-
-def _gathered(effects: MemoryUpdate) -> MemoryUpdate:
-    """Those of all ranks, in the order of the ranks."""
-    return MemoryUpdate(**{name: gathered(tensor) for name, tensor in effects.tensors().items()})

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import BLANK
-from lightning_app.memory.slots import Slots
+from lightning_app.memory.slots import BLANK, Slots
 
 
 def check_state(state_dict: Mapping[str, Any], buffers: Mapping[str, Any], prefix: str = "") -> None:

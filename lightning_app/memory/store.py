@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import (
+from lightning_app.memory.index import SlotIndex
+from lightning_app.memory.mapped import MappedVectors
+from lightning_app.memory.options import MemoryOptions
+from lightning_app.memory.persistence import check_state, keeping_types
+from lightning_app.memory.search import SlotSearch, origin_of
+from lightning_app.memory.slots import (
+    UNKNOWN,
     Entries,
-    Payload,
+    Rows,
+    Slots,
     blank_columns,
     check_vectors,
+    checked_ids,
     clear_rows,
     new_rows,
     payload_columns,
@@ -27,12 +35,6 @@ from lightning_app.memory.columns import (
     stored_vectors,
     write_rows,
 )
-from lightning_app.memory.index import SlotIndex
-from lightning_app.memory.mapped import MappedVectors
-from lightning_app.memory.options import MemoryOptions
-from lightning_app.memory.persistence import check_state, keeping_types
-from lightning_app.memory.search import Origin, SearchedSlots, checked_origin
-from lightning_app.memory.slots import Rows, Slots, checked_ids
 
 COUNTERS = ("next_id", "clock", "draws")
 
@@ -123,10 +125,14 @@ class AssociativeMemory(nn.Module):
     # Writing
 
     @torch.no_grad()
-    def add(self, vectors: Tensor, payload: Payload | None = None) -> Tensor:
-        """Store vectors (N, D) -> their ids (N,), ascending; evicts what the capacity asks for."""
+    def add(self, vectors: Tensor, payload: Entries = UNKNOWN) -> Tensor:
+        """Store vectors (N, D) -> their ids (N,), ascending; evicts what the capacity asks for.
+
+        Args:
+            payload: tokens, documents, positions (N,) and spans (N, S) as far as they are known; no more is read.
+        """
         rows = stored_vectors(vectors, self.vectors)
-        given = self._payload_columns(payload, count=len(rows))
+        given = self._given(payload, count=len(rows))
         first = int(self.next_id)
         ids = torch.arange(first, first + len(rows), device=self.device)
         self.next_id += len(rows)
@@ -139,9 +145,9 @@ class AssociativeMemory(nn.Module):
         """Write new entries into the free slots, then over those that have to go; nothing moves."""
         excess = max(0, len(self) + len(ids) - self.memory_size)
         gone = self.slots.victims(excess, self._worth() if excess else None)
-        fill = self.slots.filled(ids, gone)
-        self._write(fill.targets, rows)
-        self._slots = fill.slots
+        slots, targets = self.slots.filled(ids, gone)
+        self._write(targets, rows)
+        self._slots = slots
 
     def _worth(self) -> np.ndarray | None:
         """(M,) of each slot's entry, by which the least is evicted; None: the oldest."""
@@ -164,17 +170,16 @@ class AssociativeMemory(nn.Module):
             self._mapped.release()
 
     @torch.no_grad()
-    def update(self, ids: Tensor, vectors: Tensor, payload: Payload | None = None) -> None:
+    def update(self, ids: Tensor, vectors: Tensor, payload: Entries = UNKNOWN) -> None:
         """Replace vectors (N, D), and what a payload gives, of entries (N,); their age, uses and strength stay."""
         places, rows = self.slots.places(ids), stored_vectors(vectors, self.vectors)
         if len(rows) != len(places):
             raise InputError(f"{len(rows)} vectors for {len(places)} ids: give one for each")
-        given = self._payload_columns(payload, count=len(places))
+        given = self._given(payload, count=len(places))
         self._write(self.slots.slots[places], {"vectors": rows, **given})
 
-    def _payload_columns(self, payload: Payload | None, *, count: int) -> dict[str, Tensor]:
-        given = payload or Payload()
-        return payload_columns(given, count=count, span_length=self.span_length, device=self.device)
+    def _given(self, payload: Entries, *, count: int) -> dict[str, Tensor]:
+        return payload_columns(payload, count=count, span_length=self.span_length, device=self.device)
 
     @torch.no_grad()
     def remove(self, ids: Tensor) -> None:
@@ -183,23 +188,24 @@ class AssociativeMemory(nn.Module):
 
     def _remove(self, places: Rows) -> None:
         """Of the entries at these places of the ascending ids; what becomes free is blank."""
-        size, removal = len(self), self.slots.emptied(places)
-        self._write(removal.gaps, rows_of(self._buffers, self._tensor(removal.sources)))
+        size = len(self)
+        slots, sources, gaps = self.slots.emptied(places)
+        self._write(gaps, rows_of(self._buffers, self._tensor(sources)))
         free = slice(size - len(places), size)
         clear_rows(self._buffers, free)
         self._changed(free)
-        self._slots = removal.slots
+        self._slots = slots
 
     @torch.no_grad()
     def reset(self) -> None:
         """Remove everything; the counters (ids, clock, draws of `forget_randomly`) go on."""
         self._remove(np.arange(len(self)))
 
-    # ReaderOutput
+    # Reading
 
     @torch.no_grad()
     def search(
-        self, queries: Tensor, k: int | None = None, *, origin: Origin | None = None, own_document_only: bool = False
+        self, queries: Tensor, k: int | None = None, *, origin: Entries = UNKNOWN, own_document_only: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The k entries nearest to each query (..., D), nearest first -> ids, distances (..., k), int64 and float32.
 
@@ -207,7 +213,8 @@ class AssociativeMemory(nn.Module):
 
         Args:
             k: None: `num_search_results`.
-            origin: of the queries, (...) each. Entries of a query's own document at its position or later stay hidden.
+            origin: `documents` and `positions` (...) of the queries. Entries of a query's own document at its position
+                or later stay hidden.
             own_document_only: hide the entries of all other documents as well.
         """
         k = self.num_search_results if k is None else k
@@ -216,8 +223,8 @@ class AssociativeMemory(nn.Module):
         check_vectors(queries, width=self.memory_dim)
         queries_QD = queries.detach().reshape(-1, self.memory_dim).to(self.device, torch.float32).contiguous()
         shape, only = tuple(queries.shape[:-1]), own_document_only
-        origin = checked_origin(origin, shape=shape, width=self.memory_dim, own_document_only=only, device=self.device)
-        distances, slots = self._searched().nearest(
+        origin = origin_of(origin, shape=shape, width=self.memory_dim, own_document_only=only, device=self.device)
+        distances, slots = self._slot_search().nearest(
             queries_QD, min(k, len(self)), origin=origin, own_document_only=only
         )
         ids = torch.where(slots < 0, -1, self.slot_ids[slots])
@@ -226,11 +233,10 @@ class AssociativeMemory(nn.Module):
         distances = nn.functional.pad(distances, missing, value=torch.inf).view(*shape, k)
         return ids.to(queries.device), distances.to(queries.device)
 
-    def _searched(self) -> SearchedSlots:
-        taken, release = slice(len(self)), None if self._mapped is None else self._mapped.release
-        return SearchedSlots(
-            self.vectors[taken], self.documents[taken], self.positions[taken], self.metric, self._index, release
-        )
+    def _slot_search(self) -> SlotSearch:
+        n, release = len(self), None if self._mapped is None else self._mapped.release
+        entries = Entries(vectors=self.vectors[:n], documents=self.documents[:n], positions=self.positions[:n])
+        return SlotSearch(entries, self.metric, self._index, release)
 
     def _slots_of(self, ids: Tensor) -> Tensor:
         """(...) ids -> (...) slots; -1 stays -1, an unknown id is an `InputError`."""
@@ -249,7 +255,7 @@ class AssociativeMemory(nn.Module):
         """(size, D) float32, in ascending order of ids."""
         return self.vectors[self._tensor(self.slots.slots)].float()
 
-    # Use, age, forgetting
+    # Use and forgetting
 
     @torch.no_grad()
     def touch(self, ids: Tensor) -> None:
@@ -265,13 +271,6 @@ class AssociativeMemory(nn.Module):
         self.clock += 1
 
     @torch.no_grad()
-    def age_memory(self, decay: float = 0.999) -> None:
-        """Multiply all strengths by `decay`."""
-        if not 0 <= decay <= 1:
-            raise InputError(f"decay is {decay}: give a number from 0 to 1")
-        self.strengths *= decay
-
-    @torch.no_grad()
     def forget_randomly(self) -> int:
         """Remove each entry with probability `forgetfulness_factor` -> how many went.
 
@@ -280,13 +279,6 @@ class AssociativeMemory(nn.Module):
         draw = np.random.default_rng([self.options.seed, int(self.draws)]).random(len(self))
         self.draws += 1
         gone = np.flatnonzero(draw < self.options.forgetfulness_factor)
-        self._remove(gone)
-        return len(gone)
-
-    @torch.no_grad()
-    def garbage_collect(self, threshold: float = 1e-6) -> int:
-        """Remove the entries with a strength below `threshold` -> how many went."""
-        gone = np.flatnonzero(self.strengths.cpu().numpy()[self.slots.slots] < threshold)
         self._remove(gone)
         return len(gone)
 

@@ -49,9 +49,9 @@ class AttentionHeads(Units):
         self.backbone.attention_width = sum(widths)
 
     @torch.no_grad()
-    def attention_probs(self, ids: Tensor) -> list[Tensor]:
-        """(B, T) ids -> (B, H, T, T) of each layer, for the heads that are there. For analysis: it is slow."""
-        with evaluated(self.backbone), self._recorded() as found:
+    def attention_probs(self, ids: Tensor, positions: Tensor | None = None) -> list[Tensor]:
+        """(B, T) ids -> (B, H, R, T) of each layer, for the heads that are there, at R positions; None: at all T."""
+        with evaluated(self.backbone), self._recorded(positions) as found:
             self.backbone.states(ids)
         return found
 
@@ -69,8 +69,7 @@ class AttentionHeads(Units):
         if rows is not None and rows < T - 1:  # the first position sees itself alone
             drawn = torch.randperm(T - 1, generator=torch.Generator().manual_seed(seed))[:rows]
             positions = (1 + drawn).sort().values
-        with evaluated(self.backbone), self._recorded(positions) as found:
-            self.backbone.states(ids)
+        found = self.attention_probs(ids, positions)
         of_heads = [attention_entropy(p, visible=positions.to(p.device) + 1, normalised=normalised) for p in found]
         groups = [x.view(len(layer.present), -1).mean(1) for x, layer in zip(of_heads, self.layers, strict=True)]
         return self.from_leaves(groups, missing=torch.nan)

@@ -22,9 +22,9 @@ from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, KNNReader
+from lightning_app.memory.slots import Entries
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs
 from lightning_app.models.losses import IGNORE
@@ -554,7 +554,7 @@ def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segmen
     with advised(SHORT):
         trainer_with(max_steps=3).fit(module, datamodule=data)
     vectors = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
-    module.backbone.readers[0].bank.shared.add(vectors, Payload(tokens=torch.arange(9)))
+    module.backbone.readers[0].bank.shared.add(vectors, Entries(tokens=torch.arange(9)))
     model, ids = module.eval().backbone, batch(T=6).input_ids
     assert not torch.allclose(model(ids), model.text_logits(ids))
     outputs = module.train().outputs(replace(batch(T=12), positions=torch.arange(48).view(4, 12)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_app.memory.columns import Payload
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.serving.server.service import Limits
@@ -85,7 +85,7 @@ def test_a_memory_finds_what_it_finds_on_the_cpu(metric: str):
     vectors, queries = torch.randn(5_000, 64, generator=generator), torch.randn(300, 64, generator=generator)
     memories = [AssociativeMemory(5_000, 64, num_search_results=5, metric=metric) for _ in range(2)]
     for memory, device in zip(memories, ("cpu", DEVICE), strict=True):
-        memory.to(device).add(vectors.to(device), Payload(*torch.zeros(3, 5_000, dtype=torch.long, device=device)))
+        memory.to(device).add(vectors.to(device), Entries(*torch.zeros(3, 5_000, dtype=torch.long, device=device)))
     (ids, distances), (ids_there, distances_there) = (m.search(queries.to(m.device)) for m in memories)
     torch.testing.assert_close(distances_there.cpu(), distances, rtol=1e-4, atol=1e-4)
     assert (ids_there.cpu() == ids).float().mean() > 0.999  # two at the same distance may change places

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from lightning_app.memory import exact_search as memory_search
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 
 METRICS = ["l2", "inner_product", "cosine"]
@@ -137,8 +136,8 @@ def test_what_is_beyond_float32_is_no_result(index, dtype, masked):
     """FAISS answers -1 for it, and row -1 is the last one."""
     options = {"num_clusters": 2, "nprobe": 2, "pq_m": 2, "pq_bits": 2, "m": 4} if index != "flat" else {}
     memory = AssociativeMemory(20, 4, index_type=index, dtype=dtype, **options)
-    memory.add(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), Payload(documents=torch.arange(12)))
-    origin = Origin(torch.tensor([3, 3]), torch.tensor([-1, -1])) if masked else None
+    memory.add(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), Entries(documents=torch.arange(12)))
+    origin = Entries(documents=torch.tensor([3, 3]), positions=torch.tensor([-1, -1])) if masked else Entries()
     ids, distances = memory.search(torch.tensor([[1e20] * 4, [0.0] * 4]), 3, origin=origin)
     assert ids[0].tolist() == [-1, -1, -1]
     assert distances[0].tolist() == [torch.inf] * 3

@@ -6,8 +6,7 @@ import pickle
 import pytest
 import torch
 
-from lightning_app.memory.columns import Payload
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 
 D = 16
@@ -137,9 +136,9 @@ def test_every_query_gets_what_it_may_see(index):
     """Its nearest 300 entries are its own future: the index has to be asked for more, or the exact search."""
     memory = built(index) if index != "flat" else AssociativeMemory(1000, D)
     near, far = clustered(1).expand(300, D) + 0, clustered(500, seed=2)
-    payload = Payload(documents=torch.tensor([1] * 300 + [2] * 500), positions=torch.arange(800))
+    payload = Entries(documents=torch.tensor([1] * 300 + [2] * 500), positions=torch.arange(800))
     memory.add(torch.cat((near, far)), payload)
-    origin = Origin(torch.tensor([1, 3]), torch.tensor([4, 4]))
+    origin = Entries(documents=torch.tensor([1, 3]), positions=torch.tensor([4, 4]))
     found, distances = memory.search(near[:2], 8, origin=origin)
     assert set(found[0, :4].tolist()) == {0, 1, 2, 3}
     assert (found[0, 4:] >= 300).all()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import blank_columns
 from lightning_app.memory.options import MemoryOptions
 from lightning_app.memory.persistence import check_state, keeping_types
+from lightning_app.memory.slots import blank_columns
 
 
 def columns(size: int, prefix: str = "") -> dict[str, torch.Tensor]:

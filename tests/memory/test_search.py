@@ -1,4 +1,4 @@
-"""SearchedSlots: what a query may see, and when the index does not suffice."""
+"""SlotSearch: what a query may see, and when the index does not suffice."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_app.errors import InputError
-from lightning_app.memory.search import Origin, SearchedSlots, checked_origin
+from lightning_app.memory.search import SlotSearch, origin_of
+from lightning_app.memory.slots import UNKNOWN, Entries
 
 VECTORS = torch.arange(6.0)[:, None]  # of the documents 1, 1, 1, 2, 2, -1
 DOCUMENTS, POSITIONS = torch.tensor([1, 1, 1, 2, 2, -1]), torch.tensor([0, 1, 2, 0, 1, 0])
@@ -23,13 +24,13 @@ class Index:
         return self.slots.expand(len(queries_QD), -1)
 
 
-def searched(index: Any = None) -> SearchedSlots:
-    return SearchedSlots(VECTORS, DOCUMENTS, POSITIONS, "l2", index)
+def searched(index: Any = None) -> SlotSearch:
+    return SlotSearch(Entries(vectors=VECTORS, documents=DOCUMENTS, positions=POSITIONS), "l2", index)
 
 
 @pytest.mark.parametrize("own_document_only", [False, True])
 def test_a_query_sees_what_lies_before_it(own_document_only):
-    origin = Origin(torch.tensor([1, 2, -1]), torch.tensor([2, 1, 9]))
+    origin = Entries(documents=torch.tensor([1, 2, -1]), positions=torch.tensor([2, 1, 9]))
     slots = searched().nearest(torch.zeros(3, 1), 6, origin=origin, own_document_only=own_document_only)[1]
     seen = [[slot for slot in row if slot >= 0] for row in slots.tolist()]
     assert seen == ([[0, 1], [3], []] if own_document_only else [[0, 1, 3, 4, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]])
@@ -44,26 +45,25 @@ def test_the_index_is_asked_first_and_its_order_is_exact():
 
 
 def test_a_query_that_the_index_leaves_short_is_searched_exactly():
-    origin = Origin(torch.tensor([1, 2]), torch.tensor([0, 0]))  # all of the first document is hidden from the first
+    # all of the first document is hidden from the first query
+    origin = Entries(documents=torch.tensor([1, 2]), positions=torch.tensor([0, 0]))
     slots = searched(Index(0, 1)).nearest(torch.zeros(2, 1), 2, origin=origin)[1]
     assert slots.tolist() == [[3, 4], [0, 1]]
 
 
 def test_own_documents_are_searched_without_the_index():
     index = Index(0)
-    searched(index).nearest(
-        torch.zeros(1, 1), 1, origin=Origin(torch.tensor([1]), torch.tensor([2])), own_document_only=True
-    )
+    origin = Entries(documents=torch.tensor([1]), positions=torch.tensor([2]))
+    searched(index).nearest(torch.zeros(1, 1), 1, origin=origin, own_document_only=True)
     assert index.asked == 0
 
 
 def test_an_origin_has_the_shape_of_its_queries():
     device = torch.device("cpu")
-    origin = Origin(torch.zeros(2, 3), torch.zeros(2, 3))
-    checked = checked_origin(origin, shape=(2, 3), width=1, own_document_only=False, device=device)
-    assert checked is not None
+    origin = Entries(documents=torch.zeros(2, 3), positions=torch.zeros(2, 3))
+    checked = origin_of(origin, shape=(2, 3), width=1, own_document_only=False, device=device)
     assert checked.documents.shape == checked.positions.shape == (6,)
     with pytest.raises(InputError, match=r"\(2, 3\), but the queries are \(6, 1\): give \(6,\)"):
-        checked_origin(origin, shape=(6,), width=1, own_document_only=False, device=device)
-    with pytest.raises(InputError, match="origin is None"):
-        checked_origin(None, shape=(6,), width=1, own_document_only=True, device=device)
+        origin_of(origin, shape=(6,), width=1, own_document_only=False, device=device)
+    with pytest.raises(InputError, match="origin has no documents"):
+        origin_of(UNKNOWN, shape=(6,), width=1, own_document_only=True, device=device)

@@ -1,11 +1,13 @@
-"""Slots: places, evictions and moves, on small literal cases."""
+"""Slots and columns of a memory on small literal cases: places, evictions, moves; rows written, read, cleared."""
 
 import numpy as np
 import pytest
 import torch
 
 from lightning_app.errors import InputError
-from lightning_app.memory.slots import Slots
+from lightning_app.memory import slots as columns
+from lightning_app.memory.options import MemoryOptions
+from lightning_app.memory.slots import Entries, Slots
 
 SLOT_IDS = torch.tensor([7, 2, 9, 4, -1, -1])  # four entries, in no order
 
@@ -43,18 +45,87 @@ def test_the_least_worth_is_evicted_and_of_equals_the_smallest_id():
 
 def test_new_entries_take_free_slots_first():
     slots = Slots.read(SLOT_IDS)
-    fill = slots.filled(np.array([10, 11, 12]), gone=np.array([2]))  # the id 7
-    assert fill.targets.tolist() == [4, 5, 0]
-    assert contents(fill.slots) == [[2, 4, 9, 10, 11, 12], [1, 3, 2, 4, 5, 0]]
+    filled, targets = slots.filled(np.array([10, 11, 12]), gone=np.array([2]))  # the id 7
+    assert targets.tolist() == [4, 5, 0]
+    assert contents(filled) == [[2, 4, 9, 10, 11, 12], [1, 3, 2, 4, 5, 0]]
     assert contents(slots) == [[2, 4, 7, 9], [1, 3, 0, 2]]
 
 
 def test_the_last_slots_move_into_the_gaps():
     slots = Slots.read(SLOT_IDS)
-    removal = slots.emptied(np.array([0, 2]))  # the ids 2 and 7, in the slots 1 and 0
-    assert removal.gaps.tolist() == [0, 1]
+    left, sources, gaps = slots.emptied(np.array([0, 2]))  # the ids 2 and 7, in the slots 1 and 0
+    assert gaps.tolist() == [0, 1]
     moved = SLOT_IDS.clone()
-    moved[removal.gaps], moved[2:] = SLOT_IDS[removal.sources], -1
-    assert contents(Slots.read(moved)) == contents(removal.slots)
-    assert removal.slots.ids.tolist() == [4, 9]
-    assert contents(slots.emptied(np.arange(4)).slots) == [[], []]
+    moved[gaps], moved[2:] = SLOT_IDS[sources], -1
+    assert contents(Slots.read(moved)) == contents(left)
+    assert left.ids.tolist() == [4, 9]
+    assert contents(slots.emptied(np.arange(4))[0]) == [[], []]
+
+
+# Columns
+
+OPTIONS = MemoryOptions(4, 2, span_length=3, dtype="float16")
+
+
+def buffers() -> dict[str, torch.Tensor]:
+    return {**columns.blank_columns(OPTIONS), "clock": torch.tensor(5)}
+
+
+def written() -> dict[str, torch.Tensor]:
+    found = buffers()
+    payload = columns.payload_columns(
+        Entries(tokens=torch.tensor([8, 9])), count=2, span_length=3, device=torch.device("cpu")
+    )
+    assert payload.keys() == {"tokens"}
+    ids, clock = torch.tensor([6, 7]), torch.tensor(3)
+    rows = columns.new_rows(torch.ones(2, 2), payload, ids=ids, clock=clock, span_length=3)
+    columns.write_rows(found, torch.tensor([2, 0]), rows)
+    return found
+
+
+def test_blank_columns_have_the_types_and_shapes_of_checkpoints():
+    found = columns.blank_columns(OPTIONS)
+    assert {name: (tuple(x.shape), x.dtype) for name, x in found.items() if name in ("vectors", "spans", "uses")} == {
+        "vectors": ((4, 2), torch.float16),
+        "spans": ((4, 3), torch.int32),
+        "uses": ((4,), torch.int64),
+    }
+    assert found["slot_ids"].tolist() == [-1] * 4
+    in_file = MemoryOptions(4, 2, path="file")
+    assert columns.blank_columns(in_file).keys() == columns.BLANK.keys() - {"vectors"}
+
+
+def test_what_is_written_is_read_and_what_was_not_given_is_unknown():
+    found = columns.read_entries(written(), torch.tensor([[0, -1], [2, 1]]))
+    assert found.tokens.tolist() == [[9, -1], [8, -1]]
+    assert found.documents.tolist() == [[-1, -1], [-1, -1]]
+    assert found.spans.tolist()[0] == [[-1] * 3] * 2
+    assert found.ages.tolist() == [[2, 0], [2, 5]]
+    assert found.strengths.tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_cleared_slot_is_as_a_new_one():
+    found = written()
+    columns.clear_rows(found, slice(0, 4))
+    assert all(torch.equal(x, found[name]) for name, x in buffers().items())
+
+
+def test_rows_move_with_all_their_columns():
+    found = written()
+    columns.write_rows(found, torch.tensor([1]), columns.rows_of(found, torch.tensor([2])))
+    assert columns.BLANK.keys() == found.keys() - {"clock"}
+    assert all(torch.equal(found[name][1], found[name][2]) for name in columns.BLANK)
+
+
+def test_vectors_are_checked_before_they_are_converted():
+    like = torch.zeros(4, 2, dtype=torch.float16)
+    assert columns.stored_vectors(torch.ones(1, 2), like).dtype == torch.float16
+    for vectors, message in (
+        (torch.ones(1, 3), "memory_dim is 2"),
+        (torch.ones(2), r"give \(N, 2\)"),
+        (torch.full((1, 2), 1e5), "does not fit float16"),
+        (torch.tensor([[torch.nan, 1.0]]), "1 of 2 values"),
+    ):
+        with pytest.raises(InputError, match=message):
+            columns.stored_vectors(vectors, like)
+    assert columns.all_finite(torch.full((3,), 3e38))  # though their sum is not

@@ -7,10 +7,10 @@ import multiprocessing
 import pytest
 import torch
 
+from experiments.fading import age_memory
 from lightning_app.errors import InputError
 from lightning_app.memory import exact_search as memory_search
-from lightning_app.memory.columns import Payload
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 
 D = 6
@@ -24,7 +24,7 @@ def filled(n=10, **options):
     memory = AssociativeMemory(options.pop("memory_size", 20), D, **options)
     vectors = rows(n)
     memory.add(
-        vectors, Payload(tokens=torch.arange(n) + 100, documents=torch.arange(n) // 5, positions=torch.arange(n) % 5)
+        vectors, Entries(tokens=torch.arange(n) + 100, documents=torch.arange(n) // 5, positions=torch.arange(n) % 5)
     )
     return memory, vectors
 
@@ -78,7 +78,7 @@ def test_ids_stay_when_others_go():
 
 def test_a_query_does_not_see_its_own_future():
     memory, vectors = filled(10)
-    origin = Origin(torch.tensor([1, 1, -1]), torch.tensor([2, 3, 0]))
+    origin = Entries(documents=torch.tensor([1, 1, -1]), positions=torch.tensor([2, 3, 0]))
     queries = vectors[[7, 7, 7]]
     ids, distances = memory.search(queries, 10, origin=origin)
     assert set(ids[0].tolist()) == {-1, 0, 1, 2, 3, 4, 5, 6}
@@ -159,7 +159,7 @@ def test_evicted_entries_are_those_the_rule_says():
 def test_an_old_use_counts_less_than_being_new():
     memory = AssociativeMemory(2, D, eviction="least_useful")
     memory.touch(memory.add(rows(1)))
-    memory.age_memory(0.25)
+    memory.strengths *= 0.25
     memory.add(rows(1))  # (1 + 1) x 0.25 against (1 + 0) x 1
     memory.add(rows(1))
     assert memory.ids().tolist() == [1, 2]
@@ -178,12 +178,12 @@ def test_more_than_the_capacity_at_once():
 def test_payload_is_what_was_given():
     memory = AssociativeMemory(5, D, span_length=3)
     spans = torch.tensor([[-1, 4, 5], [6, 7, 8]])
-    memory.add(rows(2), Payload(tokens=torch.tensor([7, 8]), spans=spans))
+    memory.add(rows(2), Entries(tokens=torch.tensor([7, 8]), spans=spans))
     memory.tick()
     memory.tick()
-    memory.update(torch.tensor([1]), rows(1), Payload(tokens=torch.tensor([9])))
+    memory.update(torch.tensor([1]), rows(1), Entries(tokens=torch.tensor([9])))
     memory.touch(torch.tensor([[1, 1, -1, 55]]))
-    memory.age_memory(0.25)
+    memory.strengths *= 0.25
     found = memory.payload(torch.tensor([[1, -1, 0]]))
     assert found.tokens.tolist() == [[9, -1, 7]]
     assert found.documents.tolist() == [[-1, -1, -1]]
@@ -263,8 +263,8 @@ BAD = [
     (lambda m: m.add(NAN), r"6 of 6 values of the vectors are not finite \(nan\)"),
     (lambda m: m.add(torch.full((1, D), torch.inf)), "not finite"),
     (lambda m: m.add(torch.ones(1, D, dtype=torch.long)), "torch.int64: give floating point"),
-    (lambda m: m.add(rows(2), Payload(tokens=torch.arange(3))), r"tokens are torch.int64 \(3,\): give int64 \(2,\)"),
-    (lambda m: m.add(rows(2), Payload(spans=torch.ones(2, 4).int())), r"spans .* \(2, 4\): give int64 \(2, 0\)"),
+    (lambda m: m.add(rows(2), Entries(tokens=torch.arange(3))), r"tokens are torch.int64 \(3,\): give int64 \(2,\)"),
+    (lambda m: m.add(rows(2), Entries(spans=torch.ones(2, 4).int())), r"spans .* \(2, 4\): give int64 \(2, 0\)"),
     (
         lambda m: m.update(torch.tensor([1, 99]), rows(2)),
         r"no entry has the id 99 \(1 such ids\).*10 entries, ids 0 to 9",
@@ -272,7 +272,7 @@ BAD = [
     (lambda m: m.update(torch.tensor([1, 1]), rows(2)), "the id 1 is given 2 times"),
     (lambda m: m.update(torch.tensor([1, 2]), rows(3)), "3 vectors for 2 ids"),
     (lambda m: m.update(torch.tensor([1]), NAN), "not finite"),
-    (lambda m: m.update(torch.tensor([1]), rows(1), Payload(tokens=torch.arange(2))), r"tokens .* \(2,\)"),
+    (lambda m: m.update(torch.tensor([1]), rows(1), Entries(tokens=torch.arange(2))), r"tokens .* \(2,\)"),
     (lambda m: m.remove(torch.tensor([3, -1])), "no entry has the id -1"),
     (lambda m: m.remove(torch.tensor([3, 3])), "the id 3 is given 2 times"),
     (lambda m: m.remove(torch.tensor([0.5])), "ids are torch.float32"),
@@ -284,11 +284,11 @@ BAD = [
     (lambda m: m.search(rows(1), 0), "k is 0"),
     (lambda m: m.search(rows(1), m.memory_size + 1), "ask for 1 result up to as many as fit"),
     (
-        lambda m: m.search(rows(2), origin=Origin(torch.arange(3), torch.arange(3))),
+        lambda m: m.search(rows(2), origin=Entries(documents=torch.arange(3), positions=torch.arange(3))),
         r"\(3,\), but the queries are \(2, 6\)",
     ),
-    (lambda m: m.search(rows(1), own_document_only=True), "origin is None"),
-    (lambda m: m.age_memory(1.5), "decay is 1.5"),
+    (lambda m: m.search(rows(1), own_document_only=True), "origin has no documents"),
+    (lambda m: age_memory(m, 1.5), "decay is 1.5"),
 ]
 
 

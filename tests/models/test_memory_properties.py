@@ -9,9 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_app.memory.columns import Payload
+from experiments.fading import age_memory, garbage_collect
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 
 D, SPAN = 4, 2
@@ -92,7 +92,7 @@ class Pair:
         vectors = (torch.randn(n, D, generator=self.rng) * 2).round() / 2
         numbers = [torch.randint(-1, 3, (n,), generator=self.rng) for _ in range(3)]
         spans = torch.randint(-1, 9, (n, SPAN), generator=self.rng)
-        return vectors, Payload(*numbers, spans)
+        return vectors, Entries(*numbers, spans)
 
     def chosen(self):
         """Distinct ids that exist."""
@@ -133,13 +133,13 @@ class Pair:
         self.model.clock += 1
 
     def age(self):
-        self.memory.age_memory(0.5)
+        age_memory(self.memory, 0.5)
         for entry in self.model.entries.values():
             entry["strength"] *= np.float32(0.5)
 
     def collect(self):
         weak = [i for i, entry in self.model.entries.items() if entry["strength"] < 0.2]
-        assert self.memory.garbage_collect(0.2) == len(weak)
+        assert garbage_collect(self.memory, 0.2) == len(weak)
         self.drop(weak)
 
     def forget(self):
@@ -197,7 +197,8 @@ class Pair:
             self.draw(st.sampled_from(["free", "origin", "own"])),
         )
         queries = self.some(3)[0]
-        origin = Origin(*torch.randint(-1, 3, (2, 3), generator=self.rng))
+        documents, positions = torch.randint(-1, 3, (2, 3), generator=self.rng)
+        origin = Entries(documents=documents, positions=positions)
         options = {} if kind == "free" else {"origin": origin, "own_document_only": kind == "own"}
         ids, distances = self.memory.search(queries, k, **options)
         assert ids.shape == distances.shape == (3, k)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.base import ReaderOutput, Reads, TokenContext, own_entries
-from lightning_app.memory.readers.learned import Deletions, Found, LearnedReader
+from lightning_app.memory.readers.bank import Candidates, own_ids
+from lightning_app.memory.readers.base import ReaderOutput, TokenContext
+from lightning_app.memory.readers.learned import Deletions, LearnedReader
 from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
 
 LARGEST_SCALE = 100  # beyond it fp32 cannot tell a state that reads nothing from one that divides by zero
@@ -88,7 +89,7 @@ class AttentionReader(LearnedReader):
             [found.ids >= 0, passage.earlier(by_segment=True, own_document_only=self.scope == "document")], dim=-1
         )
         own = F.normalize(decisions.vectors, dim=-1)
-        near = (F.normalize(found.vectors, dim=-1) @ queries[..., None])[..., 0]
+        near = (F.normalize(found.entries.vectors, dim=-1) @ queries[..., None])[..., 0]
         scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
         cosines = torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
         scores = scale * cosines
@@ -102,7 +103,7 @@ class AttentionReader(LearnedReader):
         total = mass.sum(-1, keepdim=True) + (self.null - highest).exp()
         total = total.clamp_min(1e-30)  # the highest may be of an entry that is not stored
         k = self.results
-        read = ((mass[..., None, :k] @ found.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
+        read = ((mass[..., None, :k] @ found.entries.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
         gate = (mass.sum(-1) / total[..., 0])[passage.new]
         terms = {}
         if self.retrieval_weight > 0:
@@ -116,7 +117,7 @@ class AttentionReader(LearnedReader):
             left=left_at_end,
             terms=terms,
             statistics=statistics,
-            reads=lambda: Reads(_candidates(found.ids), 1 - cosines, mass / total, "cosine"),
+            reads=lambda: Candidates(_candidate_ids(found.ids), 1 - cosines, weights=mass / total),
         )
         return read, reading
 
@@ -127,8 +128,8 @@ class AttentionReader(LearnedReader):
             scores, visible: (B, T, C).
         """
         tokens = self.bank.tokens(ids, passage.rows)
-        own = passage.next_ids[:, None].expand(-1, scores.shape[1], -1)
-        next_ids = passage.next_ids[..., None]
+        own = passage.entries.tokens[:, None].expand(-1, scores.shape[1], -1)
+        next_ids = passage.entries.tokens[..., None]
         match = visible & (torch.cat([tokens, own], dim=-1) == next_ids) & (next_ids >= 0)
         some = match.any(-1)
         if not some.any():
@@ -137,15 +138,15 @@ class AttentionReader(LearnedReader):
         all_mass = scores.masked_fill(~visible, -math.inf).logsumexp(-1)
         return self._mean((all_mass - scores.masked_fill(~match, -math.inf).logsumexp(-1)).mean(), some.sum())
 
-    def _deletions(self, scores: Tensor, stored: Tensor, decisions: Decisions, found: Found) -> Deletions:
+    def _deletions(self, scores: Tensor, stored: Tensor, decisions: Decisions, found: Candidates) -> Deletions:
         """Each position may delete its k best candidates."""
         with torch.no_grad():
             best, chosen = scores.masked_fill(~stored, -math.inf).topk(self.results, dim=-1)
-        squared = squared_distances(decisions.deletable, found.vectors, decisions.vectors).gather(-1, chosen)
+        squared = squared_distances(decisions.deletable, found.entries.vectors, decisions.vectors).gather(-1, chosen)
         there = best.isfinite() & torch.tensor(self.deletion, device=best.device)
         return self._delete(decisions, (squared + 1e-12).sqrt(), chosen, there)
 
-    def _left(self, deletions: Deletions, found: Found, passage: TokenContext) -> tuple[Tensor, Tensor]:
+    def _left(self, deletions: Deletions, found: Candidates, passage: TokenContext) -> tuple[Tensor, Tensor]:
         """What is left of each candidate when a position reads it (B, T, C), and of own ones at the end (B, T)."""
         B, T, k = found.ids.shape
         numbers, n = entry_numbers(found.ids)
@@ -160,7 +161,7 @@ class AttentionReader(LearnedReader):
         return left.flatten(1).gather(1, where.flatten(1)).view(B, T, k + T), left[:, -1, n - T :]
 
 
-def _candidates(ids: Tensor) -> Tensor:
-    """(B, T, k) ids -> (B, T, C) entries, see `Reads`."""
-    own = own_entries(torch.arange(ids.shape[1], device=ids.device))
+def _candidate_ids(ids: Tensor) -> Tensor:
+    """(B, T, k) ids -> (B, T, C) of all candidates."""
+    own = own_ids(torch.arange(ids.shape[1], device=ids.device))
     return torch.cat([ids, own.expand(*ids.shape[:2], -1)], dim=-1)

@@ -1,65 +1,76 @@
-"""MemoryBank: the memories of a reader, one for all rows or one per row, and the changes that a step asks for."""
+"""MemoryBank: the memories of a reader, one for all rows or one per row; what a search in them gives, and what a step
+asks them to change.
+
+Shapes: B batch, T positions, C candidates, M memory_dim, N entries.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import Payload
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import UNKNOWN, Entries
 from lightning_app.memory.store import AssociativeMemory
 
 Scope = Literal["shared", "stream", "document"]
 ROWS = 2**32  # more than any batch has
+OWN = -2  # of `Candidates.ids`: position j of the own block is OWN - j
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Entries that each position may read, as a search gives them.
+
+    Attributes:
+        ids: (B, T, C) of a stored entry; OWN - j: what position j of the own block would store; -1: none.
+        distances: (B, T, C) in the metric; inf where an entry must not be read.
+        entries: (B, T, C), with the columns that the reader needs; 0 and -1 where there is none.
+        weights: (B, T, C) share of it in all that the position read, where nothing may have a share, too; of readers
+            that change the logits: the probability that it gives to its next token. 0 where it was not read.
+    """
+
+    ids: Tensor
+    distances: Tensor
+    entries: Entries = UNKNOWN
+    weights: Tensor = UNKNOWN.strengths
+
+    @property
+    def found(self) -> Tensor:
+        """(B, T, C) bool."""
+        return self.distances.isfinite()
+
+
+def own_ids(positions: Tensor) -> Tensor:
+    """`Candidates.ids` of positions of the own block."""
+    return OWN - positions
+
+
+@dataclass(frozen=True, eq=False)
 class MemoryUpdate:
     """What a step asks a bank to do: N entries to add, and entries to remove or to count as used.
 
     Attributes:
         rows: (N,) stream of each entry.
-        vectors: (N, M).
-        tokens, documents, positions: (N,) see `Payload`.
-        spans: (N, S) see `Payload`.
+        entries: (N,), with vectors and what is known of them.
         removed, used: (n, 2) stream and id.
     """
 
     rows: Tensor
-    vectors: Tensor
-    tokens: Tensor
-    documents: Tensor
-    positions: Tensor
-    spans: Tensor
-    removed: Tensor | None = None
-    used: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of them, by name; those that are None as empty ones."""
-        none = self.rows.new_zeros(0, 2)
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: none if value is None else value for name, value in values.items()}
+    entries: Entries
+    removed: Tensor
+    used: Tensor
 
     def of_batch(self, i: int) -> MemoryUpdate:
         """With rows that no other batch of the step has, for a memory that all of them share."""
-        all_of, first = self.tensors(), self.rows.new_tensor([i * ROWS, 0])
-        return MemoryUpdate(
-            **{**all_of, "rows": self.rows + first[0]}
-            | {name: all_of[name] + first for name in ("removed", "used")}  # (n, 2): row and id
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[MemoryUpdate]) -> MemoryUpdate:
-        """One after the other."""
-        each = [part.tensors() for part in parts]
-        return cls(**{name: torch.cat([tensors[name] for tensors in each]) for name in each[0]})
+        first = self.rows.new_tensor([i * ROWS, 0])  # (n, 2): row and id
+        return MemoryUpdate(self.rows + first[0], self.entries, self.removed + first, self.used + first)
 
 
 class MemoryBank(nn.Module):
@@ -115,23 +126,21 @@ class MemoryBank(nn.Module):
     def size(self) -> int:
         return sum(memory.size() for memory in self.active)
 
-    def search(self, queries: Tensor, rows: Tensor, origin: Origin, k: int | None = None) -> tuple[Tensor, Tensor]:
+    def search(self, queries: Tensor, rows: Tensor, origin: Entries, k: int | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, M) queries -> ids and distances, (B, T, k); one search for all, or one per row's memory.
 
-        A query does not see entries at or behind its own position in its own document, and in the scope `document`
-        none of other documents.
+        A query does not see entries at or behind its own position in its own document (`origin`, (B, T)), and in the
+        scope `document` none of other documents.
         """
         own = self.scope == "document"
         if self.size() == 0:
             shape = (*queries.shape[:-1], self.shared.num_search_results if k is None else k)
             ids = torch.full(shape, -1, dtype=torch.int64, device=queries.device)
-            return ids, torch.full(shape, torch.inf, device=queries.device)
+            return ids, torch.full(shape, torch.inf, dtype=torch.float32, device=queries.device)
         if self.scope == "shared":
             return self.shared.search(queries, k, origin=origin)
         found = [
-            self.of(row).search(
-                queries[b], k, origin=Origin(origin.documents[b], origin.positions[b]), own_document_only=own
-            )
+            self.of(row).search(queries[b], k, origin=origin[b], own_document_only=own)
             for b, row in enumerate(rows.tolist())
         ]
         return torch.stack([ids for ids, _ in found]), torch.stack([distances for _, distances in found])
@@ -162,30 +171,24 @@ class MemoryBank(nn.Module):
     def carry_out(self, effects: MemoryUpdate, *, training: bool) -> dict[str, int]:
         """Remove, count uses, write, and in training forget; returns how many entries of each kind it were."""
         counts = {"writes": 0, "deletions": 0, "evictions": 0, "forgotten": 0}
-        all_of = effects.tensors()
-        rows = {int(row) for name in ("rows", "removed", "used") for row in _first_column(all_of[name])}
+        rows = {
+            int(row) for column in (effects.rows, effects.removed[:, 0], effects.used[:, 0]) for row in column.unique()
+        }
         for row in sorted(rows):
             memory = self.of(row)
-            counts["deletions"] += _remove(memory, _ids_of(all_of["removed"], row))
-            memory.touch(_ids_of(all_of["used"], row))
-            mine = effects.rows == row
-            n, before = int(mine.sum()), memory.size()
-            payload = Payload(
-                effects.tokens[mine], effects.documents[mine], effects.positions[mine], effects.spans[mine]
-            )
-            memory.add(effects.vectors[mine], payload)
+            counts["deletions"] += _remove(memory, _ids_of(effects.removed, row))
+            memory.touch(_ids_of(effects.used, row))
+            new = effects.entries[effects.rows == row]
+            n, before = len(new.vectors), memory.size()
+            memory.add(new.vectors, new)
             counts["writes"] += n
             counts["evictions"] += before + n - memory.size()
             if self.scope == "document" and n:
-                _keep_document(memory, int(effects.documents[mine][-1]))
+                _keep_document(memory, int(new.documents[-1]))
         for memory in self.active if training else ():
             memory.tick()
             counts["forgotten"] += memory.forget_randomly()
         return counts
-
-
-def _first_column(tensor: Tensor) -> Iterable[int]:
-    return (tensor if tensor.dim() == 1 else tensor[:, 0]).unique().tolist()
 
 
 def _ids_of(pairs: Tensor, row: int) -> Tensor:

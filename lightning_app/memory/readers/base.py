@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from lightning_app.data.batch import GENERATED, Batch
 from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
-from lightning_app.memory.readers.bank import MemoryBank, MemoryUpdate, Scope
-from lightning_app.memory.search import Origin
+from lightning_app.memory.readers.bank import Candidates, MemoryBank, MemoryUpdate, Scope
+from lightning_app.memory.slots import Entries, joined
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.extension import Extension
 from lightning_app.models.losses import IGNORE
 
-OWN = -2  # of `Reads.entries`: position j of the own block is OWN - j
 Writes = Literal["always", "evaluation", "never"]
 
 
@@ -33,28 +32,30 @@ class TokenContext:
 
     Attributes:
         ids: (B, T) tokens.
-        next_ids: (B, T) the token after each; -1 where it is unknown.
-        documents: (B, T) content key of each token's document; -1 where it is unknown, and on padding.
-        positions: (B, T) position within the document; -1 likewise.
+        entries: (B, T) what would be stored with each: `tokens`, the one after it, `documents`, and `positions`; -1
+            where it is unknown, and on padding.
         new: (B, T) bool, the tokens that are seen for the first time: what may be written.
         rows: (B,) the stream that each row continues.
         segments: (T,) number of each position's segment; all 0 where the block is one segment.
     """
 
     ids: Tensor
-    next_ids: Tensor
-    documents: Tensor
-    positions: Tensor
+    entries: Entries
     new: Tensor
     rows: Tensor
     segments: Tensor
+
+    @classmethod
+    def of(cls, *, next_ids: Tensor, documents: Tensor, positions: Tensor, **others: Tensor) -> TokenContext:
+        """From all columns, those of the entries by themselves."""
+        return cls(entries=Entries(tokens=next_ids, documents=documents, positions=positions), **others)
 
     @classmethod
     def of_batch(cls, batch: Batch, *, segment_length: int | None, first_row: int) -> TokenContext:
         """A batch, whose rows are numbered from `first_row` on. What is scored is new."""
         ids, targets, mask = batch.input_ids, batch.targets, batch.attention_mask
         following = nn.functional.pad(ids[:, 1:].where(mask[:, 1:], -1), (0, 1), value=-1)
-        return cls(
+        return cls.of(
             ids=ids,
             next_ids=targets.where(targets != IGNORE, following),
             documents=batch.document_keys,
@@ -69,7 +70,7 @@ class TokenContext:
         """A text that is being generated, from position `start` on, of which the last `new` tokens are new."""
         B, T = ids.shape
         fresh = torch.arange(T, device=ids.device) >= T - new
-        return cls(
+        return cls.of(
             ids=ids,
             next_ids=nn.functional.pad(ids[:, 1:], (0, 1), value=-1),
             documents=torch.full_like(ids, GENERATED),
@@ -85,10 +86,6 @@ class TokenContext:
         ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
         return cls.of_session(ids, start=2**62, new=0)
 
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.documents, self.positions)
-
     def earlier(self, *, by_segment: bool, own_document_only: bool = False) -> Tensor:
         """(B, T, T) bool: whether query t may read what position j of its own block writes.
 
@@ -102,7 +99,8 @@ class TokenContext:
         else:
             before = torch.ones(T, T, dtype=torch.bool, device=self.ids.device).tril(-1)
         seen = before[None].expand(len(self.ids), T, T)
-        return seen & (self.documents[:, :, None] == self.documents[:, None, :]) if own_document_only else seen
+        documents = self.entries.documents
+        return seen & (documents[:, :, None] == documents[:, None, :]) if own_document_only else seen
 
     def spans(self, length: int) -> Tensor:
         """(B, T, length) the last tokens up to each position, padded with -1 on the left."""
@@ -111,38 +109,9 @@ class TokenContext:
 
     def effects(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
         """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them."""
-        rows = self.rows[:, None].expand_as(self.ids)
-        return MemoryUpdate(
-            rows=rows[chosen],
-            vectors=vectors[chosen].detach(),
-            tokens=self.next_ids[chosen],
-            documents=self.documents[chosen],
-            positions=self.positions[chosen],
-            spans=self.spans(span_length)[chosen],
-        )
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What each position read, of C candidates.
-
-    Attributes:
-        entries: (B, T, C) id of a stored entry; OWN - j: what position j of the own block would store; -1: none.
-        distances: (B, T, C) to it, in the metric.
-        weights: (B, T, C) share of it in all that the position read, where nothing may have a share, too; of readers
-            that change the logits: the probability that it gives to its next token. 0 where it was not read.
-        metric: of the distances.
-    """
-
-    entries: Tensor
-    distances: Tensor
-    weights: Tensor
-    metric: Metric
-
-
-def own_entries(positions: Tensor) -> Tensor:
-    """`Reads.entries` of positions of the own block."""
-    return OWN - positions
+        rows, none = self.rows[:, None].expand_as(self.ids), self.rows.new_zeros(0, 2)
+        entries = replace(self.entries, spans=self.spans(span_length), vectors=vectors.detach())[chosen]
+        return MemoryUpdate(rows[chosen], entries, removed=none, used=none)
 
 
 @dataclass(frozen=True)
@@ -153,14 +122,14 @@ class ReaderOutput:
         terms: weight and value of its loss terms by name, with gradients.
         statistics: scalars to log.
         effects: what is to be written and removed after the step; None: nothing.
-        reads: what each position read, computed when it is asked for; None: nothing.
+        reads: what each position read, with weights, computed when it is asked for; None: nothing.
         distances: (n,) from what would be deleted to what was found, which the reader learns from; None: it does not.
     """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     effects: MemoryUpdate | None = None
-    reads: Callable[[], Reads] | None = None
+    reads: Callable[[], Candidates] | None = None
     distances: Tensor | None = None
 
 
@@ -184,6 +153,11 @@ class Reader(Extension, ABC):
     group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`
 
     bank: MemoryBank
+
+    @property
+    def metric(self) -> Metric:
+        """Of the distances of what was read."""
+        return self.bank.shared.metric
 
     @abstractmethod
     def __init__(
@@ -279,7 +253,7 @@ def merged(readings: list[ReaderOutput]) -> ReaderOutput:
             for reading in readings
             for name in reading.statistics
         },
-        MemoryUpdate.joined(effects) if effects else None,
+        joined(effects) if effects else None,
         next((r.reads for r in readings if r.reads is not None), None),
         next((r.distances for r in readings if r.distances is not None), None),
     )

@@ -7,20 +7,22 @@ memory_dim, k results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_app.memory.readers.base import ReaderOutput, Reads, TokenContext, own_entries
-from lightning_app.memory.readers.learned import Deletions, Found, LearnedReader
+from lightning_app.memory.nearness import Metric
+from lightning_app.memory.readers.bank import Candidates, own_ids
+from lightning_app.memory.readers.base import ReaderOutput, TokenContext
+from lightning_app.memory.readers.learned import Deletions, LearnedReader
 from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+from lightning_app.memory.slots import Entries, joined
 from lightning_app.models.backbone import HiddenStates
 
 BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
-BY_READ = ("entries", "distances", "weights")  # of Reads
 
 
 class ConcatReader(LearnedReader):
@@ -51,6 +53,11 @@ class ConcatReader(LearnedReader):
             self.fc.weight[:, :width] = torch.eye(width)
             nn.init.zeros_(self.fc.bias)
 
+    @property
+    def metric(self) -> Metric:
+        """Within a block distances are l2, however the memory is searched."""
+        return "l2"
+
     def queries(self, vectors: Tensor) -> Tensor:
         return self.fc_query(vectors).float()
 
@@ -65,15 +72,15 @@ class ConcatReader(LearnedReader):
         queries = self.queries(embeddings if memory_input is None else memory_input)
         found = self._search(queries, passage)
         block, columns_of = _Block(passage, found, self.results), _columns(passage.segments)
-        read: list[_Nearest] = []
+        read: list[Candidates] = []
         for columns in columns_of:
-            results, nearest = self._results(queries[:, columns], block, columns)
+            results, nearest, chosen = self._results(queries[:, columns], block, columns)
             states = hidden(self.fc(torch.cat([embeddings[:, columns], results.to(embeddings.dtype)], dim=-1)))
             read.append(nearest)
             decisions = self.writer(states.last)
             block.add(states, decisions)
             with torch.autocast(embeddings.device.type, enabled=False):
-                block.delete(self._deletions(decisions, nearest), hard=self.hard)
+                block.delete(self._deletions(decisions, nearest, chosen), hard=self.hard)
         reading = self._reading(
             passage,
             block.decisions,
@@ -82,102 +89,79 @@ class ConcatReader(LearnedReader):
             left=block.left[:, -passage.ids.shape[1] :],
             terms={},
             statistics={},
-            reads=lambda: _joined(read, [found.ids[:, columns] for columns in columns_of]),
+            reads=lambda: joined(read, dim=1),
         )
         return block.states, reading
 
-    def _results(self, queries: Tensor, block: _Block, columns: slice) -> tuple[Tensor, _Nearest]:
-        """(B, L, M) queries -> (B, L, k M) weighted results, and what they are."""
+    def _results(self, queries: Tensor, block: _Block, columns: slice) -> tuple[Tensor, Candidates, Tensor]:
+        """(B, L, M) queries of a segment -> what they read.
+
+        Returns: weighted vectors (B, L, k M) of the k best candidates; these candidates; their numbers (B, L, k).
+        """
         with torch.autocast(queries.device.type, enabled=False):
-            vectors, store, visible = block.candidates(columns, own_document_only=self.scope == "document")
+            found, own, store, visible = block.candidates(columns, own_document_only=self.scope == "document")
             k, M = self.results, queries.shape[-1]
-            squared = squared_distances(queries, vectors.found, vectors.own)
+            squared = squared_distances(queries, found, own)
             with torch.no_grad():
                 best, chosen = squared.masked_fill(~(visible & (store > 0.5)), math.inf).topk(k, -1, largest=False)
             there = best.isfinite()
-            scores = (-self.log_scale.exp() / M * squared.gather(-1, chosen)).masked_fill(~there, -math.inf)
+            squared = squared.gather(-1, chosen)
+            scores = (-self.log_scale.exp() / M * squared).masked_fill(~there, -math.inf)
             mass = (scores - scores.amax(-1, keepdim=True).clamp_min(-1e30)).exp() * store.gather(-1, chosen)
             weights = mass / mass.sum(-1, keepdim=True).clamp_min(1e-6)
-            nearest = _Nearest(chosen, there, vectors.at(chosen), squared.gather(-1, chosen), weights)
-            return (weights[..., None] * nearest.vectors).flatten(-2), nearest
+            vectors, ids = _chosen_vectors(found, own, chosen), block.ids_of(columns, chosen).where(there, -1)
+            nearest = Candidates(ids, squared, Entries(vectors=vectors), weights)
+            return (weights[..., None] * vectors).flatten(-2), nearest, chosen
 
-    def _deletions(self, decisions: Decisions, nearest: _Nearest) -> Deletions:
-        distances = (decisions.deletable[..., None, :] - nearest.vectors).square().sum(-1)
-        allowed = nearest.there & torch.tensor(self.deletion, device=distances.device)
-        return self._delete(decisions, (distances + 1e-12).sqrt(), nearest.chosen, allowed)
-
-
-@dataclass(frozen=True)
-class _Nearest:
-    """The k best candidates of L positions: their numbers and whether there is one (B, L, k), (B, L, k, M), squared
-    distances and weights (B, L, k)."""
-
-    chosen: Tensor
-    there: Tensor
-    vectors: Tensor
-    squared: Tensor
-    weights: Tensor
-
-    def reads(self, ids: Tensor) -> Reads:
-        """(B, L, k) ids of what was found."""
-        k = ids.shape[-1]
-        entries = torch.where(
-            self.chosen < k, ids.gather(-1, self.chosen.clamp_max(k - 1)), own_entries(self.chosen - k)
-        )
-        return Reads(entries.where(self.there, -1), self.squared, self.weights, "l2")
+    def _deletions(self, decisions: Decisions, nearest: Candidates, chosen: Tensor) -> Deletions:
+        distances = (decisions.deletable[..., None, :] - nearest.entries.vectors).square().sum(-1)
+        allowed = (nearest.ids != -1) & torch.tensor(self.deletion, device=distances.device)
+        return self._delete(decisions, (distances + 1e-12).sqrt(), chosen, allowed)
 
 
-def _joined(read: Sequence[_Nearest], ids: Sequence[Tensor]) -> Reads:
-    """What all segments read, of each the ids (B, L, k) that were found."""
-    each = [nearest.reads(found) for nearest, found in zip(read, ids, strict=True)]
-    columns = {name: torch.cat([getattr(one, name) for one in each], dim=1) for name in BY_READ}
-    return Reads(**columns, metric="l2")
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """Candidates of L positions: (B, L, k, M) found, (B, E, M) own block so far."""
-
-    found: Tensor
-    own: Tensor
-
-    def at(self, chosen: Tensor) -> Tensor:
-        """(B, L, k) numbers of candidates -> (B, L, k, M)."""
-        B, L, k = chosen.shape
-        M = self.found.shape[-1]
-        kept = self.found.gather(2, chosen.clamp_max(k - 1)[..., None].expand(B, L, k, M))
-        if not self.own.shape[1]:
-            return kept
-        where = (chosen - k).clamp_min(0).reshape(B, L * k, 1).expand(B, L * k, M)
-        own = self.own.gather(1, where).view(B, L, k, M)
-        return torch.where((chosen < k)[..., None], kept, own)
+def _chosen_vectors(found: Tensor, own: Tensor, chosen: Tensor) -> Tensor:
+    """(B, L, k, M) found, (B, E, M) own block, (B, L, k) numbers of candidates -> (B, L, k, M)."""
+    B, L, k, M = found.shape
+    of_memory = found.gather(2, chosen.clamp_max(k - 1)[..., None].expand(B, L, k, M))
+    if not own.shape[1]:
+        return of_memory
+    where = (chosen - k).clamp_min(0).reshape(B, L * k, 1).expand(B, L * k, M)
+    return torch.where((chosen < k)[..., None], of_memory, own.gather(1, where).view(B, L, k, M))
 
 
 class _Block:
     """What the segments of a block have written so far, while `ConcatReader` goes through them."""
 
-    def __init__(self, passage: TokenContext, found: Found, results: int):
+    def __init__(self, passage: TokenContext, found: Candidates, results: int):
         self.passage, self.found, self.results = passage, found, results
         self.numbers, n = entry_numbers(found.ids)
-        self.left = found.vectors.new_ones(len(found.ids), n)
+        self.left = found.entries.vectors.new_ones(len(found.ids), n)
         self._states: list[HiddenStates] = []
         self._decisions: list[Decisions] = []
         self._deletions: list[Deletions] = []
 
-    def candidates(self, columns: slice, *, own_document_only: bool = False) -> tuple[_Vectors, Tensor, Tensor]:
-        """Vectors, how much of each is stored and left, and which are visible, the latter two (B, L, k + E).
+    def candidates(self, columns: slice, *, own_document_only: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the L positions of a segment may read, of the memory and of the E positions of earlier segments.
 
-        E = columns.start: the positions of earlier segments.
+        Returns: vectors of the memory (B, L, k, M) and of the own block (B, E, M); how much of each is stored and left,
+        and which are visible, (B, L, k + E) both.
         """
         B, L, E = len(self.left), columns.stop - columns.start, columns.start
-        own = self.found.vectors.new_zeros(B, 0, self.found.vectors.shape[-1])
+        found = self.found.entries.vectors[:, columns]
+        own = found.new_zeros(B, 0, found.shape[-1])
         own = torch.cat([own, *(d.vectors for d in self._decisions)], dim=1)[:, :E]
         p = torch.cat([own.new_zeros(B, 0), *(d.store for d in self._decisions)], dim=1)[:, :E]
         store = torch.cat([own.new_ones(B, self.results), straight_through(p, p > 0.5)], dim=1)
         left = self.left[:, None].expand(B, L, -1).gather(-1, self.numbers[:, columns, : self.results + E])
         earlier = self.passage.earlier(by_segment=True, own_document_only=own_document_only)
         visible = torch.cat([self.found.ids[:, columns] >= 0, earlier[:, columns, :E]], dim=-1)
-        return _Vectors(self.found.vectors[:, columns], own), store[:, None] * left, visible
+        return found, own, store[:, None] * left, visible
+
+    def ids_of(self, columns: slice, chosen: Tensor) -> Tensor:
+        """`Candidates.ids` of a segment's candidates with these numbers (B, L, k)."""
+        k = self.results
+        stored = self.found.ids[:, columns].gather(-1, chosen.clamp_max(k - 1))
+        return torch.where(chosen < k, stored, own_ids(chosen - k))
 
     def add(self, states: HiddenStates, decisions: Decisions) -> None:
         """The next segment."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,61 +23,41 @@ from lightning_app.memory.knn import (
     neighbour_weights,
 )
 from lightning_app.memory.nearness import Metric
-from lightning_app.memory.readers.bank import MemoryBank, Scope
-from lightning_app.memory.readers.base import Reader, ReaderOutput, Reads, TokenContext, Writes, own_entries
+from lightning_app.memory.readers.bank import Candidates, MemoryBank, Scope, own_ids
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, Writes
+from lightning_app.memory.slots import Entries, joined, mapped
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Entries that each position may read.
+def readable_of(ids: Tensor, distances: Tensor, tokens: Tensor, readable: Tensor) -> Candidates:
+    """Candidates, of which those must not be read that are not `readable` (B, T, C), or whose next token is unknown.
 
-    Attributes:
-        distances: (B, T, C) float32; inf where an entry must not be read.
-        tokens: (B, T, C) the token that followed; -1 there.
-        entries: (B, T, C) see `Reads`.
+    Args:
+        ids, tokens: broadcast to the distances (B, T, C).
     """
-
-    distances: Tensor
-    tokens: Tensor
-    entries: Tensor
-
-    @classmethod
-    def of(cls, distances: Tensor, tokens: Tensor, entries: Tensor, readable: Tensor) -> Neighbours:
-        """Without those that are not `readable` (B, T, C), or whose next token is unknown; tokens and entries
-        broadcast."""
-        tokens = tokens.expand_as(distances)
-        readable = readable & (tokens >= 0)
-        return cls(
-            distances.masked_fill(~readable, torch.inf), tokens.masked_fill(~readable, -1), entries.expand_as(distances)
-        )
-
-    @classmethod
-    def joined(cls, parts: list[Neighbours]) -> Neighbours:
-        """Those of several sources."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(cls)))
-
-    @property
-    def found(self) -> Tensor:
-        """(B, T, C) bool."""
-        return self.distances.isfinite()
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Share of the positions that found an entry, and their mean distance to the nearest."""
-        if not self.distances.shape[-1]:
-            return {"found": self.distances.new_zeros(()), "hit_distance": self.distances.new_zeros(())}
-        nearest = self.distances.detach().amin(-1)
-        found = nearest.isfinite()
-        mean = nearest.where(found, 0.0).sum() / found.sum().clamp_min(1)
-        return {"found": found.float().mean(), "hit_distance": mean}
+    tokens = tokens.expand_as(distances)
+    readable = readable & (tokens >= 0)
+    entries = Entries(tokens=tokens.masked_fill(~readable, -1))
+    return Candidates(ids.expand_as(distances), distances.masked_fill(~readable, torch.inf), entries)
 
 
-def retrieved(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Neighbours:
+def found_statistics(candidates: Candidates) -> dict[str, Tensor]:
+    """Share of the positions that found an entry, and their mean distance to the nearest."""
+    distances = candidates.distances.detach()
+    if not distances.shape[-1]:
+        return {"found": distances.new_zeros(()), "hit_distance": distances.new_zeros(())}
+    nearest = distances.amin(-1)
+    found = nearest.isfinite()
+    mean = nearest.where(found, 0.0).sum() / found.sum().clamp_min(1)
+    return {"found": found.float().mean(), "hit_distance": mean}
+
+
+def retrieved(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Candidates:
     """The entries nearest to each of the states (B, T, D)."""
-    ids, distances = bank.search(states.detach(), passage.rows, passage.origin)
-    return Neighbours.of(distances, bank.tokens(ids, passage.rows), ids, ids >= 0)
+    ids, distances = bank.search(states.detach(), passage.rows, passage.entries)
+    return readable_of(ids, distances, bank.tokens(ids, passage.rows), ids >= 0)
 
 
-def all_stored(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Neighbours:
+def all_stored(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Candidates:
     """All entries of each row's memory, at a distance of -h.h_i; a gradient reaches the states alone."""
     own = bank.scope == "document"
     shared = bank.scope == "shared"
@@ -86,52 +66,51 @@ def all_stored(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Neigh
         _all_of(bank, int(passage.rows[0 if shared else b]), states[rows[b]], passage, rows[b], own_document_only=own)
         for b in range(len(rows))
     ]
-    most = max(part.tokens.shape[-1] for part in each)
+    most = max(part.distances.shape[-1] for part in each)
+    return joined([_padded(part, most) for part in each])
 
-    def padded(parts: list[Tensor], value: float) -> Tensor:
-        return torch.cat([F.pad(part, (0, most - part.shape[-1]), value=value) for part in parts])
 
-    return Neighbours(
-        padded([p.distances for p in each], torch.inf),
-        padded([p.tokens for p in each], -1),
-        padded([p.entries for p in each], -1),
-    )
+def _padded(candidates: Candidates, count: int) -> Candidates:
+    """With as many as `count`; those that are added must not be read."""
+    missing = (0, count - candidates.distances.shape[-1])
+    padded = mapped(lambda column: F.pad(column, missing, value=-1), candidates)
+    return replace(padded, distances=F.pad(candidates.distances, missing, value=torch.inf))
 
 
 def _all_of(
     bank: MemoryBank, row: int, states: Tensor, passage: TokenContext, rows: slice, *, own_document_only: bool
-) -> Neighbours:
+) -> Candidates:
     memory = bank.of(row)
     ids = memory.ids()
     known = memory.payload(ids)
-    documents, positions = passage.documents[rows, :, None], passage.positions[rows, :, None]  # (b, T, 1)
-    own = (known.documents == documents) & (documents != -1)
-    readable = ~(own & (known.positions >= positions))
+    at = passage.entries[rows][..., None]  # (b, T, 1)
+    own = (known.documents == at.documents) & (at.documents != -1)
+    readable = ~(own & (known.positions >= at.positions))
     readable = readable & own if own_document_only else readable
-    return Neighbours.of(-(states @ memory.get_all_embeddings().T), known.tokens, ids, readable)
+    return readable_of(ids, -(states @ memory.get_all_embeddings().T), known.tokens, readable)
 
 
-def earlier_in_block(states: Tensor, passage: TokenContext, *, own_document_only: bool = False) -> Neighbours:
+def earlier_in_block(states: Tensor, passage: TokenContext, *, own_document_only: bool = False) -> Candidates:
     """Earlier positions of each position's own block, at a distance of -h.h_i; gradients reach both sides."""
     readable = passage.earlier(by_segment=False, own_document_only=own_document_only)
-    own = own_entries(torch.arange(states.shape[1], device=states.device))
-    return Neighbours.of(-(states @ states.mT), passage.next_ids[:, None, :], own, readable)
+    own = own_ids(torch.arange(states.shape[1], device=states.device))
+    return readable_of(own, -(states @ states.mT), passage.entries.tokens[:, None, :], readable)
 
 
-def other_rows(states: Tensor, passage: TokenContext) -> Neighbours:
+def other_rows(states: Tensor, passage: TokenContext) -> Candidates:
     """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on.
 
     They are no entries: -1.
     """
     B, T, D = states.shape
     flat = states.reshape(B * T, D)
-    documents, positions = passage.documents[..., None], passage.positions[..., None]  # (B, T, 1)
-    own = (passage.documents.flatten() == documents) & (documents != -1)  # (B, T, B T)
-    later = own & (passage.positions.flatten() >= positions)
+    at, others = passage.entries[..., None], mapped(torch.flatten, passage.entries)  # (B, T, 1), (B T,)
+    own = (others.documents == at.documents) & (at.documents != -1)  # (B, T, B T)
+    later = own & (others.positions >= at.positions)
     row = torch.arange(B, device=states.device)
     same_row = row[:, None, None] == row.repeat_interleave(T)
-    entries = passage.ids.new_full((B * T,), -1)
-    return Neighbours.of(-(states @ flat.T), passage.next_ids.flatten(), entries, ~later & ~same_row)
+    none = passage.ids.new_full((B * T,), -1)
+    return readable_of(none, -(states @ flat.T), others.tokens, ~later & ~same_row)
 
 
 class DistributionReader(Reader):
@@ -149,15 +128,15 @@ class DistributionReader(Reader):
             )
 
     @abstractmethod
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
         """What each of the states (B, T, D), in float32, may read."""
 
     @abstractmethod
-    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
         """(B, T, V) logits in float32 -> those with what was found."""
 
     @abstractmethod
-    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
         """(B, T, C) probability that each entry gave to its next token, of what `changed` returned."""
 
     @property
@@ -171,7 +150,7 @@ class DistributionReader(Reader):
 
     def at_logits(self, logits: Tensor, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """With log-probabilities, or unnormalised ones, in float32."""
-        written = passage.new & (passage.next_ids >= 0)
+        written = passage.new & (passage.entries.tokens >= 0)
         span = self.bank.shared.span_length
         effects = passage.effects(states.float(), written, span_length=span) if self.writes_now() else None
         if not self.reads_now():
@@ -180,10 +159,10 @@ class DistributionReader(Reader):
             found = self.neighbours(states.float(), passage)
             changed = self.changed(logits.float(), found)
 
-        def reads() -> Reads:
-            return Reads(found.entries, found.distances, self.weights(changed, found), self.metric)
+        def reads() -> Candidates:
+            return replace(found, weights=self.weights(changed, found))
 
-        return changed, ReaderOutput(statistics=found.statistics(), effects=effects, reads=reads)
+        return changed, ReaderOutput(statistics=found_statistics(found), effects=effects, reads=reads)
 
 
 class KNNReader(DistributionReader):
@@ -214,17 +193,17 @@ class KNNReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "temperature": float(self.temperature)}
 
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
         return retrieved(self.bank, states, passage)
 
     @property
     def metric(self) -> Metric:
         return self.bank.shared.metric
 
-    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
         return _mixed(logits, found, lam=self.lam, temperature=self.temperature)
 
-    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
         return self.lam * neighbour_weights(found.distances, found.found, temperature=self.temperature)
 
 
@@ -266,16 +245,15 @@ class CacheReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "theta": float(self.theta)}
 
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
         own = self.scope == "document"
-        return Neighbours.joined(
-            [all_stored(self.bank, states, passage), earlier_in_block(states, passage, own_document_only=own)]
-        )
+        parts = [all_stored(self.bank, states, passage), earlier_in_block(states, passage, own_document_only=own)]
+        return joined(parts, dim=-1)
 
-    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
+    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
         return _mixed(logits, found, lam=self.lam, temperature=1 / self.theta)
 
-    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
         return self.lam * neighbour_weights(found.distances, found.found, temperature=1 / self.theta)
 
 
@@ -331,40 +309,40 @@ class TrimeReader(DistributionReader):
     def reads_now(self) -> bool:
         return True
 
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Neighbours:
+    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
         parts = [earlier_in_block(states, passage, own_document_only=self.scope == "document")]
         if self.training and self.batch and len(states) > 1:
             parts.append(other_rows(states, passage))
         if self.bank.size():
             parts.append(self._stored(states, passage))
-        return Neighbours.joined(parts)
+        return joined(parts, dim=-1)
 
-    def _stored(self, states: Tensor, passage: TokenContext) -> Neighbours:
+    def _stored(self, states: Tensor, passage: TokenContext) -> Candidates:
         largest = max(memory.size() for memory in self.bank.active)
         if largest <= self.bank.shared.num_search_results:
             return all_stored(self.bank, states, passage)
-        ids, _ = self.bank.search(states.detach(), passage.rows, passage.origin)
+        ids, _ = self.bank.search(states.detach(), passage.rows, passage.entries)
         vectors = self.bank.vectors(ids, passage.rows)  # (B, T, k, D); again a product, for the query's gradient
         products = (vectors @ states[..., None])[..., 0]
-        return Neighbours.of(-products, self.bank.tokens(ids, passage.rows), ids, ids >= 0)
+        return readable_of(ids, -products, self.bank.tokens(ids, passage.rows), ids >= 0)
 
-    def changed(self, logits: Tensor, found: Neighbours) -> Tensor:
-        return joined_with_memory(logits, self._scores(found), found.tokens)
+    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
+        return joined_with_memory(logits, self._scores(found), found.entries.tokens)
 
-    def weights(self, changed: Tensor, found: Neighbours) -> Tensor:
+    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
         return (self._scores(found) - changed.logsumexp(-1, keepdim=True)).exp()
 
-    def _scores(self, found: Neighbours) -> Tensor:
+    def _scores(self, found: Candidates) -> Tensor:
         """(B, T, C) logits of the entries."""
         scale = math.sqrt(self.bank.shared.memory_dim) * self.log_temperature.exp()
         scores = self.log_weight - found.distances.where(found.found, 0.0) / scale  # inf / scale has no gradient
         return scores.masked_fill(~found.found, -torch.inf)
 
 
-def _mixed(logits: Tensor, found: Neighbours, *, lam: Tensor, temperature: Tensor) -> Tensor:
+def _mixed(logits: Tensor, found: Candidates, *, lam: Tensor, temperature: Tensor) -> Tensor:
     """log of lam p_memory + (1 - lam) p_model, (B, T, V)."""
     p_memory = neighbour_distribution(
-        found.distances, found.tokens, temperature=temperature, vocab_size=logits.shape[-1]
+        found.distances, found.entries.tokens, temperature=temperature, vocab_size=logits.shape[-1]
     )
     return interpolated(logits.log_softmax(-1), p_memory, lam=lam)
 

@@ -15,32 +15,54 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.readers.bank import MemoryUpdate
-from lightning_app.memory.readers.base import Reader, ReaderOutput, Reads, TokenContext
-from lightning_app.memory.readers.writer import (
-    Decisions,
-    DeletionThreshold,
-    Writer,
-)
+from lightning_app.memory.readers.bank import Candidates, MemoryUpdate
+from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
+from lightning_app.memory.readers.writer import Decisions, Writer
+from lightning_app.memory.slots import Entries
 from lightning_app.models.weighing import Over
 from lightning_app.training.distributed import mean_over_ranks
 
+MOST_DISTANCES = 2**24  # that torch takes a quantile of
 
-@dataclass(frozen=True)
-class Found:
-    """What a search returned.
 
-    Attributes:
-        ids, distances: (B, T, k), see `AssociativeMemory.search`.
-        vectors: (B, T, k, M) in fp32, without a graph.
+class DeletionThreshold(nn.Module):
+    """A running quantile of the distances between what positions would delete and what they found.
+
+    Args:
+        quantile: of the distances of a step.
+        momentum: of the old value.
     """
 
-    ids: Tensor
-    distances: Tensor
-    vectors: Tensor
+    value: Tensor
+
+    def __init__(self, quantile: float, momentum: float = 0.99):
+        super().__init__()
+        if not 0 < quantile < 1:
+            raise InputError(f"delete_quantile is {quantile}; it must lie in (0, 1)")
+        self.quantile, self.momentum = quantile, momentum
+        self.register_buffer("value", torch.tensor(float("inf")))  # at first the decision alone counts
+
+    def nearness(self, distances: Tensor, *, softness: float = 0.1) -> Tensor:
+        """In (0, 1): over 0.5 where a distance lies under the threshold."""
+        if torch.isinf(self.value):
+            return torch.ones_like(distances)
+        return torch.sigmoid((self.value - distances) / (softness * self.value).clamp_min(1e-6))
+
+    def of(self, distances: Tensor) -> Tensor:
+        """The quantile of these; infinite without any."""
+        if not len(distances):
+            return self.value.detach().clone()
+        every = -(-len(distances) // MOST_DISTANCES)
+        return distances.detach()[::every].quantile(self.quantile)
+
+    def follow(self, quantile: Tensor) -> None:
+        """Move towards the quantile of a step."""
+        if torch.isfinite(quantile):
+            old = quantile if torch.isinf(self.value) else self.value
+            self.value.copy_(self.momentum * old + (1 - self.momentum) * quantile)
 
 
 @dataclass(frozen=True)
@@ -137,10 +159,11 @@ class LearnedReader(Reader):
         """Whether deletions are all or nothing by now."""
         return int(self.steps) >= self.hard_deletion_after
 
-    def _search(self, queries: Tensor, passage: TokenContext) -> Found:
-        with torch.no_grad():
-            ids, distances = self.bank.search(queries.detach().float(), passage.rows, passage.origin)
-            return Found(ids, distances, self.bank.vectors(ids, passage.rows).float())
+    @torch.no_grad()
+    def _search(self, queries: Tensor, passage: TokenContext) -> Candidates:
+        """Of (B, T, M) queries: the k nearest entries, with their vectors in fp32, without a graph."""
+        ids, distances = self.bank.search(queries.detach().float(), passage.rows, passage.entries)
+        return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, passage.rows).float()))
 
     def _delete(self, decisions: Decisions, distances: Tensor, chosen: Tensor, there: Tensor) -> Deletions:
         """(B, T, k) L2 distances to the chosen candidates; `there` where there is one."""
@@ -167,13 +190,13 @@ class LearnedReader(Reader):
         self,
         passage: TokenContext,
         decisions: Decisions,
-        found: Found,
+        found: Candidates,
         deletions: Deletions,
         *,
         left: Tensor,
         terms: dict[str, tuple[float, Tensor]],
         statistics: dict[str, Tensor],
-        reads: Callable[[], Reads],
+        reads: Callable[[], Candidates],
     ) -> ReaderOutput:
         """`left`: (B, T) what is left of each own position at the block's end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
@@ -187,7 +210,7 @@ class LearnedReader(Reader):
         return ReaderOutput(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
 
     def _effects(
-        self, passage: TokenContext, decisions: Decisions, found: Found, deletions: Deletions, left: Tensor
+        self, passage: TokenContext, decisions: Decisions, found: Candidates, deletions: Deletions, left: Tensor
     ) -> MemoryUpdate:
         hard = self.hard and self.deletion
         chosen = passage.new & decisions.stored

@@ -12,10 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_app.errors import InputError
-
-MOST_DISTANCES = 2**24  # that torch takes a quantile of
-
 
 def straight_through(p: Tensor, hard: Tensor) -> Tensor:
     """`hard` forward, the gradient of `p` backward (Bengio et al. 2013, arXiv:1308.3432, section 4)."""
@@ -121,40 +117,3 @@ def alive(delete: Tensor, chosen: Tensor, segments: Tensor, *, n_entries: int, d
     if decided is None:
         return soft
     return straight_through(soft, left(decided.float()) > 0.5)
-
-
-class DeletionThreshold(nn.Module):
-    """A running quantile of the distances between what positions would delete and what they found.
-
-    Args:
-        quantile: of the distances of a step.
-        momentum: of the old value.
-    """
-
-    value: Tensor
-
-    def __init__(self, quantile: float, momentum: float = 0.99):
-        super().__init__()
-        if not 0 < quantile < 1:
-            raise InputError(f"delete_quantile is {quantile}; it must lie in (0, 1)")
-        self.quantile, self.momentum = quantile, momentum
-        self.register_buffer("value", torch.tensor(float("inf")))  # at first the decision alone counts
-
-    def nearness(self, distances: Tensor, *, softness: float = 0.1) -> Tensor:
-        """In (0, 1): over 0.5 where a distance lies under the threshold."""
-        if torch.isinf(self.value):
-            return torch.ones_like(distances)
-        return torch.sigmoid((self.value - distances) / (softness * self.value).clamp_min(1e-6))
-
-    def of(self, distances: Tensor) -> Tensor:
-        """The quantile of these; infinite without any."""
-        if not len(distances):
-            return self.value.detach().clone()
-        every = -(-len(distances) // MOST_DISTANCES)
-        return distances.detach()[::every].quantile(self.quantile)
-
-    def follow(self, quantile: Tensor) -> None:
-        """Move towards the quantile of a step."""
-        if torch.isfinite(quantile):
-            old = quantile if torch.isinf(self.value) else self.value
-            self.value.copy_(self.momentum * old + (1 - self.momentum) * quantile)

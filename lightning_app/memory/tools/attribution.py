@@ -11,7 +11,8 @@ from typing import Any
 from lightning_app.data.seen_text import SeenText
 from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryStates
-from lightning_app.memory.readers.base import OWN, Reader, Reads
+from lightning_app.memory.readers.bank import OWN, Candidates
+from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.tools.inspect import UNKNOWN, Neighbour, neighbours, shown
 from lightning_app.models.extension import Outputs
 from lightning_app.training.module import LanguageModule
@@ -56,17 +57,17 @@ def reads_of(
 
 
 def _read(
-    reader: Reader, reads: Reads, position: int, text: SeenText, names: dict[int, str], *, at_most: int
+    reader: Reader, reads: Candidates, position: int, text: SeenText, names: dict[int, str], *, at_most: int
 ) -> dict[str, Any]:
-    weights_C, entries_C, distances_C = (x[0, position] for x in (reads.weights, reads.entries, reads.distances))
-    weights_C = weights_C.where(entries_C != -1, 0.0)
+    weights_C, ids_C, distances_C = (x[0, position] for x in (reads.weights, reads.ids, reads.distances))
+    weights_C = weights_C.where(ids_C != -1, 0.0)
     best = weights_C.topk(min(at_most, len(weights_C))).indices
     best = best[weights_C[best] > 0]
-    ids, distances = entries_C[best], distances_C[best]
+    ids, distances = ids_C[best], distances_C[best]
     known = neighbours(reader.bank.of(0), ids.where(ids >= 0, -1), distances, text.tokenizer, names)
     stored = {one.id: _stored(one) for one in known}
     listed = [
-        {**(_own(OWN - i, text) if i <= OWN else stored[i]), "weight": weight, **_nearness(distance, reads.metric)}
+        {**(_own(OWN - i, text) if i <= OWN else stored[i]), "weight": weight, **_nearness(distance, reader.metric)}
         for i, distance, weight in zip(ids.tolist(), distances.tolist(), weights_C[best].tolist(), strict=True)
     ]
     return {"weight": float(weights_C.sum()), "entries": listed}

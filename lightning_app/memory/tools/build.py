@@ -20,12 +20,12 @@ from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.windows import PairSamples, TokenDataset, TokenWindows
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import Memory
 from lightning_app.memory.knn import Interpolation, tuned_interpolation
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import TokenContext
+from lightning_app.memory.slots import Entries
 from lightning_app.models.losses import IGNORE, token_nll
 
 BATCH = 16  # windows
@@ -132,7 +132,7 @@ def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skip
         states = run_without(of, knn, batch)[1].states.last[:, : scored.shape[1]].float()
         spans = text.spans(batch, scored, length=memory.span_length)
         tokens, documents, positions = (x[scored] for x in (batch.targets, batch.document_keys, batch.positions))
-        payload = Payload(tokens, documents, positions, spans)
+        payload = Entries(tokens, documents, positions, spans)
         entries += len(memory.add(states[scored.to(states.device)], payload))
     keys = text.keys()
     of.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
@@ -183,7 +183,7 @@ def _spread(text: Text) -> list[int]:
 def _looked_up(of: Memory, knn: KNNReader, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """p of the target (N,), distances and whether they have the target (N, K), of a batch's new tokens."""
     passage, found = run_without(of, knn, batch)
-    real, targets = passage.new, passage.next_ids
+    real, targets = passage.new, passage.entries.tokens
     p_model = (-token_nll(found.logits.float(), targets.where(real, IGNORE))[real]).exp()
     near = knn.neighbours(found.states.last.float(), passage)
-    return p_model, near.distances[real], (near.tokens == targets[..., None])[real]
+    return p_model, near.distances[real], (near.entries.tokens == targets[..., None])[real]

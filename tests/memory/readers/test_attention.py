@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
+from lightning_app.memory.slots import Entries
 
 D, T, L = 8, 6, 3
 
@@ -55,7 +55,7 @@ def test_it_is_attention_over_the_memory_earlier_segments_and_nothing(stored: in
     found, reading = reader.at_states(states, passage())
     assert torch.allclose(found, by_hand(reader, states), atol=1e-4)
     assert reading.effects is not None
-    assert torch.equal(reading.effects.vectors, reader.writer(states).vectors[reader.writer(states).stored])
+    assert torch.equal(reading.effects.entries.vectors, reader.writer(states).vectors[reader.writer(states).stored])
 
 
 @torch.no_grad()
@@ -65,16 +65,14 @@ def test_what_a_segment_deletes_later_ones_do_not_read_and_the_memory_loses():
     states = torch.randn(1, T, D)
     reader.writer.fc_store_decision.bias.fill_(-9.0)
     near = reader.writer(states).deletable[0, 1]
-    ids = reader.bank.shared.add(torch.stack([near, near + 50]), Payload(documents=torch.tensor([1, 1])))
+    ids = reader.bank.shared.add(torch.stack([near, near + 50]), Entries(documents=torch.tensor([1, 1])))
     whole, reading = reader.at_states(states, passage())
     assert reading.effects is not None
-    assert reading.effects.removed is not None
     assert not len(reading.effects.removed)
     reader.writer.fc_delete_decision.bias.fill_(9.0)
     reader.threshold.value.fill_(1e-2)
     found, reading = reader.at_states(states, passage())
     assert reading.effects is not None
-    assert reading.effects.removed is not None
     assert reading.effects.removed.tolist() == [[0, int(ids[0])]]
     assert torch.allclose(found[:, :L], whole[:, :L], atol=1e-6)  # its own segment still reads it
     reader.bank.carry_out(reading.effects, training=False)
@@ -101,7 +99,7 @@ def test_the_cost_of_storing_rises_after_its_free_steps():
 def test_the_retrieval_term_is_the_attention_on_entries_with_the_same_next_token():
     reader = reader_with(retrieval_weight=2.0, deletion=False)
     states = torch.randn(1, T, D)
-    reader.bank.shared.add(torch.randn(2, D), Payload(tokens=torch.tensor([2, 19])))  # 2 follows position 1 alone
+    reader.bank.shared.add(torch.randn(2, D), Entries(tokens=torch.tensor([2, 19])))  # 2 follows position 1 alone
     weight, term = reader.at_states(states, passage())[1].terms["retrieval"]
     query = F.normalize(reader.fc_query(states[0, 1]), dim=-1)
     scores = reader.scale * F.cosine_similarity(query[None], reader.bank.shared.get_all_embeddings(), dim=-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.memory.readers.bank import MemoryBank, MemoryUpdate, Scope
-from lightning_app.memory.search import Origin
+from lightning_app.memory.slots import Entries, joined
 from lightning_app.memory.store import AssociativeMemory
 
 M = 4
@@ -25,8 +25,10 @@ def effects(
     numbers = torch.arange(n)
     vectors = torch.eye(M)[numbers % M] * (1 + numbers[:, None])
     documents = torch.full((n,), document)
+    entries = Entries(numbers, documents, numbers, vectors=vectors)
+    none = torch.zeros(0, 2, dtype=torch.int64)
     return MemoryUpdate(
-        torch.tensor(rows), vectors, numbers, documents, numbers, torch.zeros(n, 0, dtype=torch.int64), removed, used
+        torch.tensor(rows), entries, none if removed is None else removed, none if used is None else used
     )
 
 
@@ -38,7 +40,7 @@ def test_each_stream_has_a_memory_and_a_shared_one_has_all():
     assert [memory.size() for memory in shared.memories] == [3]
     assert [memory.size() for memory in own.memories] == [1, 2]
     queries, rows = torch.eye(M)[None, 1:2].expand(2, 1, M), torch.tensor([1, 0])
-    origin = Origin(torch.full((2, 1), 7), torch.zeros(2, 1, dtype=torch.int64))
+    origin = Entries(documents=torch.full((2, 1), 7), positions=torch.zeros(2, 1, dtype=torch.int64))
     ids, distances = own.search(queries, rows, origin, k=2)
     assert ids.shape == distances.shape == (2, 1, 2)
     assert own.tokens(ids, rows)[:, 0].tolist() == [[1, 2], [0, -1]]
@@ -51,12 +53,24 @@ def test_each_stream_has_a_memory_and_a_shared_one_has_all():
 
 def test_an_empty_bank_finds_nothing_for_any_row():
     bank, rows = bank_with(), torch.tensor([0, 1, 2])
-    origin = Origin(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64))
+    origin = Entries(documents=torch.zeros(3, 1, dtype=torch.int64), positions=torch.zeros(3, 1, dtype=torch.int64))
     ids, distances = bank.search(torch.ones(3, 1, M), rows, origin, k=2)
     assert (ids == -1).all()
     assert distances.isinf().all()
     assert bank.vectors(ids, rows).shape == (3, 1, 2, M)
     assert (bank.tokens(ids, rows) == -1).all()
+
+
+def test_distances_are_float32_whatever_the_default():
+    bank, rows, origin = bank_with("shared"), torch.tensor([0]), Entries()
+    torch.set_default_dtype(torch.float64)
+    try:
+        empty = bank.search(torch.ones(1, 1, M), rows, origin)[1]
+        bank.carry_out(effects([0]), training=False)
+        found = bank.search(torch.ones(1, 1, M), rows, origin)[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert empty.dtype == found.dtype == torch.float32
 
 
 def test_it_removes_counts_uses_writes_and_evicts_in_this_order():
@@ -97,14 +111,12 @@ def test_a_document_s_memory_is_cleared_by_the_next_document():
     assert bank.memories[0].documents[: bank.memories[0].size()].tolist() == [2]
     assert bank.memories[1].size() == 1
     rows, late = torch.tensor([0, 1]), torch.full((2, 1), 9)
-    ids, _ = bank.search(torch.ones(2, 1, M), rows, Origin(torch.full((2, 1), 2), late), k=1)
+    ids, _ = bank.search(torch.ones(2, 1, M), rows, Entries(documents=torch.full((2, 1), 2), positions=late), k=1)
     assert (ids >= 0).flatten().tolist() == [True, False]  # row 1 holds another document
 
 
 def test_effects_are_joined_in_order():
-    joined = MemoryUpdate.joined([effects([0, 1]), effects([1], removed=torch.tensor([[1, 3]]))])
-    assert joined.rows.tolist() == [0, 1, 1]
-    assert joined.removed is not None
-    assert joined.removed.tolist() == [[1, 3]]
-    assert joined.used is not None
-    assert joined.used.shape == (0, 2)
+    both = joined([effects([0, 1]), effects([1], removed=torch.tensor([[1, 3]]))])
+    assert both.rows.tolist() == [0, 1, 1]
+    assert both.removed.tolist() == [[1, 3]]
+    assert both.used.shape == (0, 2)

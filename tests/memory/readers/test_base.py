@@ -17,13 +17,17 @@ from lightning_app.models.decoder import Decoder
 def passage() -> TokenContext:
     """Tokens 10 to 15, the last two of another document, in segments of 3."""
     whole = TokenContext.of_session(torch.arange(10, 16)[None], start=5, new=2)
-    return replace(whole, documents=torch.tensor([[1, 1, 1, 1, 2, 2]]), segments=torch.arange(6) // 3)
+    return replace(
+        whole,
+        entries=replace(whole.entries, documents=torch.tensor([[1, 1, 1, 1, 2, 2]])),
+        segments=torch.arange(6) // 3,
+    )
 
 
 def test_a_session_knows_positions_next_tokens_and_what_is_new():
     session = TokenContext.of_session(torch.arange(10, 16)[None], start=5, new=2)
-    assert session.positions.tolist() == [[5, 6, 7, 8, 9, 10]]
-    assert session.next_ids.tolist() == [[11, 12, 13, 14, 15, -1]]
+    assert session.entries.positions.tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert session.entries.tokens.tolist() == [[11, 12, 13, 14, 15, -1]]
     assert session.new.tolist() == [[False] * 4 + [True] * 2]
 
 
@@ -39,12 +43,12 @@ def test_only_earlier_segments_or_positions_are_readable():
 def test_effects_hold_what_was_chosen_with_its_text():
     vectors = torch.randn(1, 6, 4, requires_grad=True)
     found = passage().effects(vectors, torch.tensor([[True, False, False, False, True, False]]), span_length=3)
-    assert torch.equal(found.vectors, vectors[0, [0, 4]])
-    assert not found.vectors.requires_grad
-    assert found.tokens.tolist() == [11, 15]
-    assert found.documents.tolist() == [1, 2]
-    assert found.positions.tolist() == [5, 9]
-    assert found.spans.tolist() == [[-1, -1, 10], [12, 13, 14]]
+    assert torch.equal(found.entries.vectors, vectors[0, [0, 4]])
+    assert not found.entries.vectors.requires_grad
+    assert found.entries.tokens.tolist() == [11, 15]
+    assert found.entries.documents.tolist() == [1, 2]
+    assert found.entries.positions.tolist() == [5, 9]
+    assert found.entries.spans.tolist() == [[-1, -1, 10], [12, 13, 14]]
 
 
 def test_readings_of_one_reader_are_averaged_and_their_effects_joined():

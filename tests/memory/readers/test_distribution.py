@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.readers.distribution import (
@@ -22,6 +21,7 @@ from lightning_app.memory.readers.distribution import (
     earlier_in_block,
     other_rows,
 )
+from lightning_app.memory.slots import Entries
 from lightning_app.models.decoder import Decoder
 
 V, D, T = 17, 8, 12
@@ -47,7 +47,7 @@ def model_with(reader: DistributionReader, *, seed: int = 0) -> MemoryLM:
 
 def passage_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> TokenContext:
     B, T = ids.shape
-    return TokenContext(
+    return TokenContext.of(
         ids=ids,
         next_ids=torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1),
         documents=torch.full_like(ids, document),
@@ -58,13 +58,17 @@ def passage_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> TokenCont
     )
 
 
+def knowing(passage: TokenContext, **columns: Tensor) -> TokenContext:
+    return replace(passage, entries=replace(passage.entries, **columns))
+
+
 def fill(
     reader: DistributionReader, vectors: Tensor, tokens: Tensor, *, document: int = OTHERS, start: int = 0
 ) -> None:
     n = len(vectors)
     positions = torch.arange(start, start + n)
     for memory in reader.bank.memories:
-        memory.add(vectors, Payload(tokens, torch.full((n,), document), positions))
+        memory.add(vectors, Entries(tokens, torch.full((n,), document), positions))
 
 
 def random_ids(rows: int = 1) -> Tensor:
@@ -113,7 +117,7 @@ def test_the_cache_by_hand():
     model_with(reader)
     states = torch.zeros(1, 3, D)
     states[0, :, 0] = torch.tensor([1.0, 0.0, 1.0])
-    passage = replace(passage_of(torch.tensor([[0, 7, 8]])), next_ids=torch.tensor([[7, 8, -1]]))
+    passage = knowing(passage_of(torch.tensor([[0, 7, 8]])), tokens=torch.tensor([[7, 8, -1]]))
     log_p, _ = reader.eval().at_logits(torch.zeros(1, 3, V), states, passage)
     one = torch.tensor(2.0).exp()  # the third position: exp(2 x 1) for token 7, exp(0) for token 8
     assert float(log_p[0, 2, 7].exp()) == pytest.approx(float(0.5 * one / (one + 1) + 0.5 / V), rel=1e-5)
@@ -126,7 +130,7 @@ def test_trime_by_hand():
     model_with(reader)
     states = torch.zeros(1, 2, D)
     states[0, :, 0] = D**0.25  # sim = 1, exp(sim / 0.5) = e^2
-    passage = replace(passage_of(torch.tensor([[0, 7]])), next_ids=torch.tensor([[7, -1]]))
+    passage = knowing(passage_of(torch.tensor([[0, 7]])), tokens=torch.tensor([[7, -1]]))
     logits, _ = reader.eval().at_logits(torch.zeros(1, 2, V), states, passage)
     square = 3 * float(torch.tensor(2.0).exp())
     p = logits.detach().softmax(-1)
@@ -170,7 +174,7 @@ def test_an_entry_of_the_own_future_is_not_read(name: str, document: int, positi
     assert torch.equal(changed, plain) == (not read)
     with torch.no_grad():
         found = reader.neighbours(state[None], passage_of(ids, start=4))
-    here = found.tokens == canary
+    here = found.entries.tokens == canary
     assert here.any() == read
     if read:
         nearest = 0.0 if name == "knn" else -float(state.square().sum())
@@ -181,37 +185,36 @@ def test_rows_of_a_batch_hide_the_own_future():
     """Row 1 is the same document, one position further: row 0 at t may read its entries 0 .. t - 2."""
     states = torch.randn(2, 4, D)
     passage = passage_of(torch.arange(8).view(2, 4))
-    passage = replace(passage, positions=torch.stack([torch.arange(4), torch.arange(1, 5)]), next_ids=passage.ids)
+    passage = knowing(passage, positions=torch.stack([torch.arange(4), torch.arange(1, 5)]), tokens=passage.ids)
     found = other_rows(states, passage)
-    assert found.tokens[0].tolist() == [
+    assert found.entries.tokens[0].tolist() == [
         [-1] * 8,
         [-1] * 8,  # entry 0 of row 1 stands at position 1, where the query stands
         [-1] * 4 + [4, -1, -1, -1],
         [-1] * 4 + [4, 5, -1, -1],
     ]
-    assert found.tokens[1, 0].tolist() == [0, -1, -1, -1] + [-1] * 4
-    unknown = other_rows(states, replace(passage, documents=torch.full((2, 4), -1)))
-    assert (unknown.tokens[0, 0] >= 0).tolist() == [False] * 4 + [True] * 4
+    assert found.entries.tokens[1, 0].tolist() == [0, -1, -1, -1] + [-1] * 4
+    unknown = other_rows(states, knowing(passage, documents=torch.full((2, 4), -1)))
+    assert (unknown.entries.tokens[0, 0] >= 0).tolist() == [False] * 4 + [True] * 4
 
 
 def test_other_documents_of_the_batch_are_read_whole():
     passage = passage_of(torch.arange(8).view(2, 4))
-    passage = replace(passage, documents=torch.tensor([[1] * 4, [2] * 4]), next_ids=passage.ids)
-    assert (other_rows(torch.randn(2, 4, D), passage).tokens[0] >= 0).sum(-1).tolist() == [4] * 4
+    passage = knowing(passage, documents=torch.tensor([[1] * 4, [2] * 4]), tokens=passage.ids)
+    assert (other_rows(torch.randn(2, 4, D), passage).entries.tokens[0] >= 0).sum(-1).tolist() == [4] * 4
 
 
 def test_the_scope_of_a_document_keeps_to_it():
     states = torch.randn(1, 4, D)
-    passage = replace(passage_of(torch.arange(4)[None]), documents=torch.tensor([[1, 1, 2, 2]]))
+    passage = knowing(passage_of(torch.arange(4)[None]), documents=torch.tensor([[1, 1, 2, 2]]))
     within = earlier_in_block(states, passage, own_document_only=True)
-    assert (within.tokens >= 0).sum(-1).tolist() == [[0, 1, 0, 1]]
-    assert (earlier_in_block(states, passage).tokens >= 0).sum(-1).tolist() == [[0, 1, 2, 3]]
+    assert (within.entries.tokens >= 0).sum(-1).tolist() == [[0, 1, 0, 1]]
+    assert (earlier_in_block(states, passage).entries.tokens >= 0).sum(-1).tolist() == [[0, 1, 2, 3]]
     reader = CacheReader(memory_size=9, scope="document")
     model_with(reader)
     fill(reader, torch.randn(3, D), torch.tensor([1, 2, 3]), document=OTHERS)
-    assert (
-        not reader.eval().neighbours(torch.randn(1, 1, D), passage_of(torch.tensor([[1]]), start=9)).tokens.ge(0).any()
-    )
+    found = reader.eval().neighbours(torch.randn(1, 1, D), passage_of(torch.tensor([[1]]), start=9))
+    assert not found.entries.tokens.ge(0).any()
 
 
 # Switched off
@@ -250,8 +253,8 @@ def test_what_is_written(name: str):
         found = model.run(ids, passage_of(ids))
     effects = found.readings[0].effects
     assert effects is not None
-    assert effects.tokens.tolist() == ids[0, 1:].tolist()  # what follows the last token is not known
-    torch.testing.assert_close(effects.vectors, found.states.last[0, :-1])
+    assert effects.entries.tokens.tolist() == ids[0, 1:].tolist()  # what follows the last token is not known
+    torch.testing.assert_close(effects.entries.vectors, found.states.last[0, :-1])
     before = reader.bank.shared.size()
     reader.bank.carry_out(effects, training=False)
     assert (before, reader.bank.shared.size()) == (0, T - 1)
@@ -266,11 +269,11 @@ def test_a_datastore_is_not_written_to():
 def test_the_memory_of_each_row_is_its_own():
     reader = CacheReader(memory_size=9, streams=2)
     model_with(reader)
-    reader.bank.memories[1].add(torch.ones(2, D), Payload(torch.tensor([4, 5])))
-    reader.bank.memories[0].add(torch.ones(1, D), Payload(torch.tensor([6])))
+    reader.bank.memories[1].add(torch.ones(2, D), Entries(torch.tensor([4, 5])))
+    reader.bank.memories[0].add(torch.ones(1, D), Entries(torch.tensor([6])))
     passage = passage_of(torch.zeros(2, 1, dtype=torch.int64))
     found = reader.eval().neighbours(torch.ones(2, 1, D), passage)
-    assert [sorted(row[row >= 0].tolist()) for row in found.tokens[:, 0]] == [[6], [4, 5]]
+    assert [sorted(row[row >= 0].tolist()) for row in found.entries.tokens[:, 0]] == [[6], [4, 5]]
 
 
 # TRIME trains
@@ -284,7 +287,7 @@ def test_trime_sends_gradients_to_queries_and_entries(autocast: bool):
     fill(reader, torch.randn(50, D), torch.randint(0, V, (50,)))
     states = torch.randn(2, T, D, requires_grad=True)
     ids = random_ids(2)
-    passage = replace(passage_of(ids), documents=torch.tensor([[1] * T, [2] * T]))
+    passage = knowing(passage_of(ids), documents=torch.tensor([[1] * T, [2] * T]))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits, reading = reader.at_logits(torch.zeros(2, T, V), states, passage)
     assert logits.dtype == torch.float32
@@ -295,13 +298,13 @@ def test_trime_sends_gradients_to_queries_and_entries(autocast: bool):
     assert (states.grad[0, 6:] == 0).all()
     assert (states.grad[1, :-1].abs().sum(-1) > 0).all()  # and those of the other row
     assert reading.effects is not None
-    assert not reading.effects.vectors.requires_grad
+    assert not reading.effects.entries.vectors.requires_grad
 
 
 def test_trime_without_the_batch_reads_its_own_row():
     reader = TrimeReader(memory_size=50, batch=False)
     model_with(reader)
-    assert reader.train().neighbours(torch.randn(2, T, D), passage_of(random_ids(2))).tokens.shape[-1] == T
+    assert reader.train().neighbours(torch.randn(2, T, D), passage_of(random_ids(2))).entries.tokens.shape[-1] == T
 
 
 def test_trime_learns_on_a_whole_model_in_bf16():

@@ -9,14 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.readers.concat import ConcatReader
 from lightning_app.memory.readers.learned import LearnedReader
 from lightning_app.memory.readers.writer import (
-    DeletionThreshold,
     Writer,
     alive,
     entry_numbers,
@@ -102,22 +100,3 @@ def test_hard_deletions_are_all_or_nothing_with_the_gradient_of_soft_ones():
     assert left.tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 1, 1]]  # 0.5 is not over 0.5
     (gradient,) = torch.autograd.grad(left[3].sum(), delete)
     assert torch.allclose(gradient.flatten(), torch.tensor([-0.4, -0.8, -1.0, -0.32]), atol=1e-4)
-
-
-def test_the_threshold_follows_the_quantile_of_the_distances():
-    threshold = DeletionThreshold(0.25, momentum=0.5)
-    assert threshold.nearness(torch.tensor([3.0, 1e9])).tolist() == [1, 1]  # none yet: the decision alone counts
-    threshold.follow(threshold.of(torch.zeros(0)))
-    assert threshold.value.isinf()
-    threshold.follow(threshold.of(torch.arange(5.0)))
-    assert threshold.value == 1
-    threshold.follow(torch.tensor(4.0))
-    assert threshold.value == 2.5
-    nearness = threshold.nearness(torch.tensor([0.0, 2.5, 9.0]))
-    assert (nearness > 0.5).tolist() == [True, False, False]
-    assert nearness[1] == 0.5
-
-
-def test_a_quantile_outside_of_0_to_1_is_refused():
-    with pytest.raises(InputError, match=r"delete_quantile is 1"):
-        AttentionReader(delete_quantile=1.0)

@@ -16,8 +16,8 @@ import yaml
 
 from lightning_app import closing
 from lightning_app.cli import main as command
-from lightning_app.memory.columns import Payload
 from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
@@ -379,7 +379,7 @@ def test_recall_of_few_entries():
 def test_problems(column: str, value: float, words: str):
     memory = AssociativeMemory(memory_size=8, memory_dim=2, span_length=1)
     each = torch.arange(3)
-    memory.add(torch.ones(3, 2), Payload(each, torch.full((3,), 5), each, each[:, None]))
+    memory.add(torch.ones(3, 2), Entries(each, torch.full((3,), 5), each, each[:, None]))
     assert problems(memory, vocab_size=50, distinct=True) == []
     getattr(memory, column)[2] = value
     memory.forget_caches()

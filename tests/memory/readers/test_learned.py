@@ -1,0 +1,27 @@
+"""What learned readers share: the running quantile of distances that deletions are compared with."""
+
+import pytest
+import torch
+
+from lightning_app.errors import InputError
+from lightning_app.memory.readers.attention import AttentionReader
+from lightning_app.memory.readers.learned import DeletionThreshold
+
+
+def test_the_threshold_follows_the_quantile_of_the_distances():
+    threshold = DeletionThreshold(0.25, momentum=0.5)
+    assert threshold.nearness(torch.tensor([3.0, 1e9])).tolist() == [1, 1]  # none yet: the decision alone counts
+    threshold.follow(threshold.of(torch.zeros(0)))
+    assert threshold.value.isinf()
+    threshold.follow(threshold.of(torch.arange(5.0)))
+    assert threshold.value == 1
+    threshold.follow(torch.tensor(4.0))
+    assert threshold.value == 2.5
+    nearness = threshold.nearness(torch.tensor([0.0, 2.5, 9.0]))
+    assert (nearness > 0.5).tolist() == [True, False, False]
+    assert nearness[1] == 0.5
+
+
+def test_a_quantile_outside_of_0_to_1_is_refused():
+    with pytest.raises(InputError, match=r"delete_quantile is 1"):
+        AttentionReader(delete_quantile=1.0)
