@@ -152,7 +152,7 @@ def new_module(
         regularizers = [kind(lambda_art=PULL, rehearsal=strength / PULL, **options)]
     elif arm in ART_OPTIONS:
         regularizers = [ARTRegularizer(lambda_art=strength, normalize="center", **ART_OPTIONS[arm])]
-    module = CausalLM(decoder, regularizers=regularizers)
+    module = CausalLM(decoder, extensions=[*regularizers])
     start_from(module, {"state_dict": {f"backbone.{name}": x for name, x in state.items()} | _others(module)})
     for regularizer in module.regularizers:
         if isinstance(regularizer, EWC):

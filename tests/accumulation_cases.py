@@ -62,7 +62,7 @@ def decoder() -> Decoder:
 
 
 def article(*regularizers: Regularizer) -> ArticleGPT:
-    return ArticleGPT(decoder(), optimizer=sgd, scheduler=None, regularizers=list(regularizers))
+    return ArticleGPT(decoder(), optimizer=sgd, scheduler=None, extensions=list(regularizers))
 
 
 def varda(reader: type[AttentionReader | ConcatReader] = AttentionReader, **options: Any) -> VardaGPT:

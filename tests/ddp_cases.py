@@ -22,6 +22,8 @@ from lightning_app.memory.readers import AttentionReader, CacheReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs
 from lightning_app.models.ranks import rank, world_size
+from lightning_app.plasticity.options import AdvancedOptions
+from lightning_app.plasticity.pruner import Surgery
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.compositions import ArticleGPT
@@ -132,11 +134,11 @@ def art(pooling: str, novelty: str) -> ARTGPT2:
     return ARTGPT2(decoder(), term, scheduler=None)
 
 
-def schedule(**options: Any) -> list[L.Callback]:
+def schedule(surgery: Surgery = "remove", **options: Any) -> list[L.Callback]:
     phases = {"training_steps": 3, "warmup_steps": 2, "finetuning_steps": 4, "cycles": 2}
-    sample = {"sample_batches": 2, "sample_batch_size": 2}
-    cut = {"pruning_level": 0.5, "targets": ["heads", "neurons"], "regrow": 1, "layer_lr_factor": 3.0}
-    return [RunLog(), PlasticitySchedule(**phases, **sample, **cut, **options)]
+    cut = {"pruning_level": 0.5, "targets": ["heads", "neurons"]}
+    advanced = AdvancedOptions(sample_batches=2, sample_batch_size=2, regrow=1, layer_lr_factor=3.0, **options)
+    return [RunLog(), PlasticitySchedule(**phases, **cut, surgery=surgery, advanced=advanced)]
 
 
 CASES = {

@@ -80,7 +80,7 @@ def sorting() -> Callable[..., Made]:
 
     def make(text: str = "", **options: Any) -> Made:
         regularizer = ARTRegularizer(**{"vigilance": 0.5, "novelty": "margin", **options})
-        module, tokenizer = ready(ArticleGPT(decoder(), regularizers=[regularizer]))
+        module, tokenizer = ready(ArticleGPT(decoder(), extensions=[regularizer]))
         if text:
             ids = torch.tensor([tokenizer.encode(text)])
             states = module.backbone.states(ids, layers=regularizer.layers)

@@ -249,7 +249,6 @@ class ARTGPT2(LanguageModule):
         backbone: the language model: `PretrainedLM`, `Decoder`, or any other.
         art: what is categorised, how, and with what weight; None: the defaults of `ARTRegularizer`.
         extensions: further ones.
-        regularizers: their former name.
         kwargs: see `LanguageModule`.
     """
 
@@ -258,11 +257,10 @@ class ARTGPT2(LanguageModule):
         backbone: Backbone,
         art: ARTRegularizer | None = None,
         extensions: list[Extension] | None = None,
-        regularizers: list[Extension] | None = None,
         **kwargs: Any,
     ):
         art = ARTRegularizer() if art is None else art
-        super().__init__(backbone, extensions=[art, *(extensions or []), *(regularizers or [])], **kwargs)
+        super().__init__(backbone, extensions=[art, *(extensions or [])], **kwargs)
 
     def config(self) -> dict[str, Any]:
         art, *others = self.extensions

@@ -26,7 +26,7 @@ def fit(main: Main, config: Callable[..., str]) -> Callable[..., None]:
 
     def run(*options: dict[str, Any]) -> None:
         arts = [{"class_path": "ARTRegularizer", "init_args": {"novelty": "margin", **o}} for o in options]
-        main("fit", "--config", config({"model": {"init_args": {"regularizers": arts}}}))
+        main("fit", "--config", config({"model": {"init_args": {"extensions": arts}}}))
 
     return run
 

@@ -537,7 +537,7 @@ def test_a_start_from_another_config_is_refused():
 def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, options: dict[str, Any]):
     """And what the backbone thinks before anything is read: with its own weights it says what the live one does."""
     art = ARTRegularizer(average_decay=0.0, **MANY, **options)
-    module = VardaGPT(decoder(), [AttentionReader(memory_size=100)], 8, regularizers=[art])
+    module = VardaGPT(decoder(), [AttentionReader(memory_size=100)], 8, extensions=[art])
     fit(module, max_steps=3)
     assert len(art.art) > 1
     seen = batch() | {"document_keys": torch.zeros(4, 16, dtype=torch.int64), "positions": torch.arange(64).view(4, 16)}
@@ -554,7 +554,7 @@ def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, optio
 @pytest.mark.parametrize("reader", [AttentionReader, KNNReader])
 def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segments(folder: Path, reader: Any):
     art = ARTRegularizer(average_decay=0.0, novelty="margin", rehearsal=1.0, **MANY)
-    module = VardaGPT(decoder(), [reader(memory_size=100, scope="shared")], 6, True, regularizers=[art])
+    module = VardaGPT(decoder(), [reader(memory_size=100, scope="shared")], 6, True, extensions=[art])
     data = TextDataModule(train=Source("train.txt"), block_size=12, dataloader={"batch_size": 4})
     with advised(SHORT):
         trainer_with(max_steps=3).fit(module, datamodule=data)

@@ -263,7 +263,7 @@ class PullToZero(Regularizer):
 
 def test_regularizers_compose_with_readers(data: TextDataModule):
     pull = PullToZero()
-    module = VardaGPT(decoder(), [attention(target_rate=0.2)], 8, regularizers=[pull])
+    module = VardaGPT(decoder(), [attention(target_rate=0.2)], 8, extensions=[pull])
     fit(module, data, max_steps=3)
     assert pull.learned == 3
     assert memory_of(module).size() > 50
