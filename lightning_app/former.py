@@ -30,9 +30,25 @@ def advanced(*names: str) -> dict[str, str | Gone]:
 
 SEED = Gone(0, "leave it out")
 MODULES = ("ArticleGPT", "CausalLM", "VardaGPT", "ARTGPT2")
+OF_MEMORY = advanced(
+    *("nprobe", "pq_m", "pq_bits", "m", "ef_construction", "ef_search", "eviction", "dtype", "path", "seed")
+)
+OF_LEARNING = advanced(
+    *("store_free_steps", "store_rise_steps", "budget_weight", "hard_deletion_after", "delete_quantile")
+)
+OF_ART = advanced(
+    *("novelty_penalty", "fast_learning_rate", "fast_inputs", "merge_at", "choice_alpha"),
+    *("average_decay", "rehearsed_texts", "learn_at_most"),
+)
+READERS = dict.fromkeys(("CacheReader", "KNNReader", "TrimeReader"), OF_MEMORY) | dict.fromkeys(
+    ("AttentionReader", "ConcatReader"), OF_MEMORY | OF_LEARNING
+)
 # By class, options of before: where they stand today, in dots.
 OPTIONS: dict[str, dict[str, str | Gone]] = {
     **{module: {"regularizers": "extensions"} for module in MODULES},
+    **READERS,
+    "ARTRegularizer": OF_ART,
+    "ART": OF_ART,
     "PlasticitySchedule": advanced(
         *("neuron_level", "strategy", "neuron_strategy", "warmup", "stability_rule", "stability_window"),
         *("keep_per_layer", "keep_removed", "regrow", "regrow_how", "automatic", "tolerance"),
@@ -61,6 +77,8 @@ OPTIONS: dict[str, dict[str, str | Gone]] = {
 # Classes whose options stand under a key that need not name one.
 AT: dict[str, tuple[str, ...]] = {
     "model": MODULES,
+    "art": ("ARTRegularizer",),
+    "readers": tuple(READERS),
     "callbacks": (
         *(
             "PlasticitySchedule",

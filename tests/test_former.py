@@ -5,19 +5,37 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.code_options import arguments, classes, within
 from lightning_app.errors import InputError
-from lightning_app.former import NAMED, options_of_today, with_options_of_today, words_of_today
+from lightning_app.former import NAMED, OPTIONS, options_of_today, with_options_of_today, words_of_today
+from lightning_app.plugins import import_all
 from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
 BEFORE = ROOT / "tests" / "before"
 SHIPPED_BEFORE = sorted((BEFORE / "configs").rglob("*.yaml"))
 SCHEDULE = "lightning_app.callbacks.PlasticitySchedule"
+
+
+def test_the_table_speaks_of_options_that_are_there():
+    import_all()
+    by_name = {cls.__name__: cls for cls in classes()}
+    moved = 0
+    for name, options in OPTIONS.items():
+        today = {option: annotation for _, option, annotation in arguments(by_name[name])}
+        assert options.keys() & today.keys() == set(), name
+        for place in options.values():
+            group, _, option = place.partition(".") if isinstance(place, str) else ("", "", "")
+            assert not group or group in today, (name, place)
+            assert not option or option in {x.name for cls in within(today[group]) for x in fields(cls)}, (name, place)
+            moved += bool(group)
+    assert moved > 60
 
 
 def test_options_that_moved():

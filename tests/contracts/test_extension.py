@@ -20,6 +20,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.extension import Memory, VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_room
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Extension, Outputs, Regularizer
@@ -60,7 +61,10 @@ def memory(reader: type, **options: Any) -> Extension:
 
 
 def learned(reader: type) -> Extension:
-    return Memory([reader(memory_size=100, num_search_results=3, hard_deletion_after=2)], segment_length=8)
+    return Memory(
+        [reader(memory_size=100, num_search_results=3, advanced=AdvancedReader(hard_deletion_after=2))],
+        segment_length=8,
+    )
 
 
 KINDS: dict[str, Callable[[], Extension]] = {

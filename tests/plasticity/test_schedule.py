@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_app.art.extension import ARTRegularizer
+from lightning_app.art.network import AdvancedART
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
@@ -538,7 +539,7 @@ def test_what_was_removed_travels_in_the_checkpoint_or_not(fit: Fit):
 
 
 def test_arts_averaged_model_follows(fit: Fit):
-    art = ARTRegularizer(novelty="drift", vigilance=0.9, average_decay=0.5)
+    art = ARTRegularizer(novelty="drift", vigilance=0.9, advanced=AdvancedART(average_decay=0.5))
     module = article_gpt(extensions=[art])
     fit(module, plan(targets=["heads", "neurons"], regrow=1))
     for kind in ("heads", "neurons"):

@@ -13,7 +13,7 @@ import yaml
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.former import with_options_of_today
+from lightning_app.former import options_of_today, with_options_of_today
 from lightning_app.io import write_atomic
 from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryLM
@@ -130,8 +130,10 @@ def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
     readers = options_of.get("readers", [])
     number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
     kept = readers[number]["options"] if number < len(readers) else {}
-    fixed = {"scope": "shared", "streams": 1, "writes": "never", "path": None}
-    made = {"part": "KNNReader", "version": 1, "options": {**kept, **options, **fixed}}
+    given = options_of_today({**options, "path": None}, "KNNReader")
+    fixed = {"scope": "shared", "streams": 1, "writes": "never"}
+    fixed["advanced"] = {**kept.get("advanced", {}), **given["advanced"]}
+    made = {"part": "KNNReader", "version": 1, "options": {**kept, **given, **fixed}}
     options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
     module: LanguageModule = build(description)
     own, state = f"backbone.readers.{number}.", _renamed(opened.module)

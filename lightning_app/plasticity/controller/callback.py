@@ -168,7 +168,7 @@ class HeadController(RunCallback):
         if self.mode == "network":
             self.controller = ANNController(shape, **options)
         else:
-            own = {"update_scale": given.update_scale, "learn_from_loss": given.learn_from_loss}
+            own: dict[str, Any] = {"update_scale": given.update_scale, "learn_from_loss": given.learn_from_loss}
             self.controller = GateLogits(shape, **options, **own)
         self.active = torch.ones(shape, dtype=torch.bool)
         self._age, self._damage = torch.zeros(shape), torch.full(shape, torch.nan, dtype=torch.float64)
