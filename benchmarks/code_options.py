@@ -19,6 +19,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, is_typeddict
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,30 +67,34 @@ def within(annotation: Any) -> Iterator[type]:
 
 
 def options() -> dict[str, Any]:
-    """Names of all, by class; of them those in groups that are called `advanced`; and those that are a dict."""
+    """Names of all, by class; those that only a group called `advanced` has; and those that are a dict."""
+    by_class, dicts = reached(groups=True)
+    outside, _ = reached(groups=False)
+    in_groups = [f"{c}.{name}" for c, names in by_class.items() for name in names if name not in outside.get(c, [])]
+    schedule = [name for _, name, _ in arguments(next(c for c in classes() if c.__name__ == "PlasticitySchedule"))]
+    return {"options": by_class, "advanced": in_groups, "dicts": dicts, "schedule": sorted(schedule)}
+
+
+def reached(*, groups: bool) -> tuple[dict[str, list[str]], list[str]]:
+    """Names by class, and those that are a dict; without `groups` what an `advanced` names is not followed."""
     known = classes()
     todo: list[type] = [c for c in known if issubclass(c, KINDS)]
     done: set[type] = set()
     found: dict[str, set[str]] = {}
-    advanced: set[str] = set()
     dicts: set[str] = set()
     while todo:
         if (cls := todo.pop()) in done:
             continue
         done.add(cls)
         for owner, name, annotation in arguments(cls):
-            types = [c for t in within(annotation) for c in known if issubclass(c, t)]
-            todo += types
+            if groups or name != "advanced":
+                todo += [c for t in within(annotation) for c in known if issubclass(c, t)]
             if not is_ours(owner):
                 continue
             found.setdefault(owner.__qualname__, set()).add(name)
-            if name == "advanced":
-                advanced |= {c.__qualname__ for c in types}
             if any(issubclass(o, Mapping) for o in origins(annotation)):
                 dicts.add(f"{owner.__qualname__}.{name}")
-    by_class = {name: sorted(names) for name, names in sorted(found.items())}
-    in_groups = [f"{name}.{option}" for name in sorted(advanced) for option in by_class.get(name, [])]
-    return {"options": by_class, "advanced": in_groups, "dicts": sorted(dicts)}
+    return {name: sorted(names) for name, names in sorted(found.items())}, sorted(dicts)
 
 
 def arguments(cls: type) -> Iterator[tuple[type, str, Any]]:
@@ -98,7 +103,15 @@ def arguments(cls: type) -> Iterator[tuple[type, str, Any]]:
         yield from ((cls, name, annotation) for name, annotation in cls.__annotations__.items())
         return
     for parameter in get_signature_parameters(cls, "__init__"):
-        yield parameter.parent if inspect.isclass(parameter.parent) else cls, parameter.name, parameter.annotation
+        parent = parameter.parent if inspect.isclass(parameter.parent) else cls
+        yield defining(parent, parameter.name), parameter.name, parameter.annotation
+
+
+def defining(cls: type, name: str) -> type:
+    """The class whose argument it is: a base, perhaps Lightning's, where a class has no `__init__` of its own."""
+    fields = [c for c in cls.__mro__ if is_dataclass(c) and name in inspect.get_annotations(c)]
+    inits = [c for c in cls.__mro__ if "__init__" in vars(c)]
+    return [*fields[-1:], *inits[:1], cls][0]
 
 
 def origins(annotation: Any) -> Iterator[type]:

@@ -8,7 +8,8 @@ shapes of a stored row: dataclasses, NamedTuples and TypedDicts in the files of 
     two or more fields that are tensors (or arrays) and have the name of something that a memory keeps of an entry
     (`code_counts.COLUMNS`). The row below drops the condition on names, which a renaming cannot change. Neither sees
     a dict of columns, nor the buffers of a module.
-options: `code_options`: arguments that a YAML or the command line can give.
+options: `code_options`: arguments that a YAML or the command line can give. Those of the classes that only a group
+    called `advanced` can name are in it, too.
 imports between folders: statements, and pairs of top-level folders; files beside the folders do not count.
 circles of imports: sets of files that import each other in a circle: when they are imported, or with imports within
     functions and for type checkers. An import of a module is one of its file, not of the packages above it.
@@ -111,9 +112,10 @@ def of_rows(tree: Tree) -> Iterator[Count]:
 
 def of_options(found: Any) -> Iterator[Count]:
     by_class = found["options"]
-    yield listed("options", [f"{name}.{option}" for name, options in by_class.items() for option in options])
-    yield listed("options of PlasticitySchedule", by_class.get("PlasticitySchedule", []))
-    yield listed("options in groups called `advanced`", found["advanced"])
+    every = [f"{name}.{option}" for name, options in by_class.items() for option in options]
+    yield listed("options", every)
+    yield listed("options outside of groups called `advanced`", [o for o in every if o not in found["advanced"]])
+    yield listed("options of PlasticitySchedule, but for `advanced`", found["schedule"])
     yield listed("options that are a dict", found["dicts"])
     if found["missing"]:
         yield listed("modules that could not be imported", found["missing"])

@@ -19,6 +19,7 @@ from experiments.runs import Scores, blocks, passage_of, read, seconds_per_token
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
 from lightning_app.data.batch import Batch
+from lightning_app.former import options_of_today
 from lightning_app.memory.exact_search import nearest
 from lightning_app.memory.knn import Interpolation, mixture_weights, p_of_target, tuned_interpolation
 from lightning_app.memory.model import MemoryLM
@@ -120,7 +121,7 @@ def run(
 
 def with_readers(plain: MemoryLM, options: Options, entries: MemoryUpdate) -> MemoryLM:
     """The same backbone with a datastore of these entries, and an empty cache."""
-    knn = KNNReader(**options.memory(len(entries.rows)))
+    knn = KNNReader(**options_of_today(options.memory(len(entries.rows)), "KNNReader"))
     model = MemoryLM(plain.backbone, [knn, CacheReader(memory_size=options.cache_size)])
     knn.bank.carry_out(entries, training=False)
     return cast(MemoryLM, model.eval())

@@ -17,6 +17,7 @@ from lightning_app.art.network import SPAN
 from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import TokenWindows
+from lightning_app.former import options_of_today
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
@@ -150,10 +151,12 @@ def new_module(
     elif arm in (REHEARSAL, RANDOM):
         kind = RandomTexts if arm == RANDOM else ARTRegularizer
         options = {"normalize": "center", "average_decay": SLOW_AVERAGE, **ART_OPTIONS[arm]}
+        options = options_of_today(options, "ARTRegularizer")
         regularizers = [kind(lambda_art=PULL, rehearsal=strength / PULL, **options)]
     elif arm in ART_OPTIONS:
-        regularizers = [ARTRegularizer(lambda_art=strength, normalize="center", **ART_OPTIONS[arm])]
-    module = CausalLM(decoder, regularizers=regularizers)
+        options = options_of_today(ART_OPTIONS[arm], "ARTRegularizer")
+        regularizers = [ARTRegularizer(lambda_art=strength, normalize="center", **options)]
+    module = CausalLM(decoder, extensions=[*regularizers])
     start_from(module, {"state_dict": {f"backbone.{name}": x for name, x in state.items()} | _others(module)})
     for regularizer in module.regularizers:
         if isinstance(regularizer, EWC):

@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 
 import lightning as L
 import yaml
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from lightning.fabric.utilities.enums import LightningEnum
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import InputError, is_full
-from lightning_app.former import with_names_of_today
+from lightning_app.former import with_names_of_today, with_options_of_today
 from lightning_app.yaml_file import leaves
 
 # All that a constructor raises which is given what it cannot take; `--debug` shows where.
@@ -48,12 +49,19 @@ class Parser(LightningArgumentParser):
     """Lightning's, which says what is wrong in one line rather than below its whole usage. Reads configs of before."""
 
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        return super()._load_config_parser_mode(with_names_of_today(content), *args, **kwargs)
+        return super()._load_config_parser_mode(_of_today(content), *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # that of a part, whose parser adds its key
             super().error(message, ex)
         self.exit(2, f"error: {one_line(message)}\n")
+
+
+def _of_today(content: str) -> str:
+    text = with_names_of_today(content)
+    tree = yaml.load(text, Loader=get_yaml_default_loader())  # which reads 1e-3 as a number
+    today = with_options_of_today(tree)
+    return text if today == tree else yaml.safe_dump(today, sort_keys=False)
 
 
 def one_line(message: str) -> str:

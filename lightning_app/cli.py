@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from lightning_app.cli_checks import check_arguments
 from lightning_app.errors import InputError
-from lightning_app.former import with_names_of_today
+from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, load
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
@@ -39,9 +39,9 @@ def main(args: Sequence[str] | None = None) -> None:
         restart_in_utf8_mode()
     use_utf8_streams()
     given = list(sys.argv[1:] if args is None else args)
-    argv = [with_names_of_today(word) for word in given if word != "--debug"]
+    argv = [word for word in given if word != "--debug"]
     try:
-        _run(argv)
+        _run(words_of_today(argv))
     except ValueError as error:
         mistake = _mistake(error)
         if mistake is None or "--debug" in given:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import InputError
+from lightning_app.former import with_options_of_today
 from lightning_app.yaml_file import leaves, read_yaml
 
 PACKAGES = {
@@ -107,7 +108,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"there is no config {path}; those at hand: {_configs()}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a mapping such as `model: ...`, not {type(config).__name__}")
-    return config
+    return dict(with_options_of_today(config))
 
 
 def _configs() -> str:

@@ -1,13 +1,100 @@
-"""Configs and command lines of before: classes that were named by files which have moved since."""
+"""Configs, command lines and checkpoints of before: what was called otherwise, or stood elsewhere, and what is gone."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from lightning_app.errors import InputError
 
 PACKAGE = Path(__file__).parent
 # A class of this project by its place.
 NAMED = re.compile(r"\blightning_app((?:\.\w+)+)\.([A-Z]\w*)\b")
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An option that is no more: its default of before is what happens now, and other values are refused."""
+
+    default: Any
+    remedy: str
+
+
+def advanced(*names: str) -> dict[str, str | Gone]:
+    """Options that went into the group `advanced`."""
+    return {name: f"advanced.{name}" for name in names}
+
+
+SEED = Gone(0, "leave it out")
+MODULES = ("ArticleGPT", "CausalLM", "VardaGPT", "ARTGPT2")
+OF_MEMORY = advanced(
+    *("nprobe", "pq_m", "pq_bits", "m", "ef_construction", "ef_search", "eviction", "dtype", "path", "seed")
+)
+OF_LEARNING = advanced(
+    *("store_free_steps", "store_rise_steps", "budget_weight", "hard_deletion_after", "delete_quantile")
+)
+OF_ART = advanced(
+    *("novelty_penalty", "fast_learning_rate", "fast_inputs", "merge_at", "choice_alpha"),
+    *("average_decay", "rehearsed_texts", "learn_at_most"),
+)
+READERS = dict.fromkeys(("CacheReader", "KNNReader", "TrimeReader"), OF_MEMORY) | dict.fromkeys(
+    ("AttentionReader", "ConcatReader"), OF_MEMORY | OF_LEARNING
+)
+# By class, options of before: where they stand today, in dots.
+OPTIONS: dict[str, dict[str, str | Gone]] = {
+    **{module: {"regularizers": "extensions"} for module in MODULES},
+    **READERS,
+    "ARTRegularizer": OF_ART,
+    "ART": OF_ART,
+    "PlasticitySchedule": advanced(
+        *("neuron_level", "strategy", "neuron_strategy", "warmup", "stability_rule", "stability_window"),
+        *("keep_per_layer", "keep_removed", "regrow", "regrow_how", "automatic", "tolerance"),
+        *("layer_lr_factor", "head_lr_factor", "sample_batches", "sample_batch_size", "datasets", "combine"),
+        "save_importance",
+    )
+    | {"sample_seed": SEED},
+    "AveragedWeights": {
+        "update_every_n_steps": Gone(1, "give decay ** (1 / n) instead of an update every n steps"),
+        "update_starting_at_step": Gone(None, "the average follows from the start, and forgets it"),
+    },
+    "Dashboard": {
+        "every_seconds": Gone(10.0, "`python main.py report` draws the page at any time"),
+        "single_file": Gone(False, "`python main.py report --single_file` writes one"),
+    },
+    "ProgressLine": {"refresh_rate": Gone(5, "give Lightning's TQDMProgressBar in its place")},
+    "Projector": {"seed": SEED},
+    "Samples": {"seed": SEED},
+    "WarmupCosine": {"last_epoch": Gone(-1, "--ckpt_path resumes")},
+    "HeadController": advanced(
+        *("controller_reg_weight", "controller_update_freq", "controller_lr", "measured_heads", "update_scale"),
+        *("learn_from_loss", "sample_rows", "entropy_rows", "log_every"),
+    )
+    | {"finally_": "at_end", "seed": SEED},
+}
+# Classes whose options stand under a key that need not name one.
+AT: dict[str, tuple[str, ...]] = {
+    "model": MODULES,
+    "art": ("ARTRegularizer",),
+    "readers": tuple(READERS),
+    "callbacks": (
+        *(
+            "PlasticitySchedule",
+            "HeadController",
+            "AveragedWeights",
+            "Dashboard",
+            "ProgressLine",
+            "Projector",
+            "Samples",
+        ),
+    ),
+    "scheduler": ("WarmupCosine",),
+}
+
+
+# Classes
 
 
 def with_names_of_today(text: str) -> str:
@@ -19,3 +106,109 @@ def with_names_of_today(text: str) -> str:
 def _is_here(module: str) -> bool:
     place = PACKAGE.joinpath(*module.split(".")[1:])
     return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+# Options
+
+
+def with_options_of_today(tree: Any, key: str = "") -> Any:
+    """What a config holds, or a part of it, with each option where it stands today.
+
+    Args:
+        tree: as YAML has it; not changed.
+        key: under which it stands.
+
+    Raises:
+        InputError: an option that is gone has another value than its default.
+    """
+    if isinstance(tree, list):
+        return [with_options_of_today(one, key) for one in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    inner = {name: with_options_of_today(value, str(name)) for name, value in tree.items()}
+    classes = (_name(inner["class_path"]),) if "class_path" in inner else AT.get(key.removesuffix("+"), ())
+    if isinstance(inner.get("init_args"), Mapping):
+        return inner | {"init_args": options_of_today(inner["init_args"], *classes)}
+    return options_of_today(inner, *classes)
+
+
+def options_of_today(options: Mapping[str, Any], *classes: str) -> dict[str, Any]:
+    """The options of a class where they stand today; of several classes, that which has such an option."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        place = _place(name, classes)
+        if isinstance(place, Gone):
+            _refuse_others(name, value, place)
+            continue
+        _put(found, place.split(".") if place else [name], value)
+    return found
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Where a group or a list stands already, join it: both names may be given, of which one is null as a rule."""
+    *groups, name = path
+    for group in groups:
+        tree = tree.setdefault(group, {})
+    tree[name] = _joined(tree.get(name), value)
+
+
+def _joined(one: Any, other: Any) -> Any:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return {**one, **other}
+    if isinstance(one, list) and isinstance(other, list):
+        return [*one, *other]
+    return one if other is None else other
+
+
+def _place(name: str, classes: Sequence[str]) -> str | Gone | None:
+    """Of an option; None: it is one of today."""
+    plain = name.removesuffix("+")
+    place = next((OPTIONS[c][plain] for c in classes if plain in OPTIONS.get(c, {})), None)
+    return f"{place}+" if isinstance(place, str) and plain != name else place
+
+
+def _refuse_others(name: str, value: Any, gone: Gone) -> None:
+    if _spelt(value) != _spelt(gone.default):
+        raise InputError(
+            f"{name} is {value}; this option is gone, and it is always {_spelt(gone.default)}: {gone.remedy}"
+        )
+
+
+def _spelt(value: object) -> str:
+    """As YAML and the command line spell it."""
+    return {"none": "null"}.get(str(value).lower(), str(value).lower())
+
+
+def _name(class_path: object) -> str:
+    return str(class_path).rpartition(".")[2]
+
+
+# The command line
+
+
+def words_of_today(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with classes and options as they are called today."""
+    found: list[str] = []
+    named: dict[str, str] = {}  # by key the class that it was given
+    left = iter([with_names_of_today(word) for word in words])
+    for word in left:
+        key, equals, value = word.partition("=")
+        if not key.startswith("--") or "." not in key:
+            found.append(word)
+            continue
+        rest = [] if equals else [next(left, "")]
+        given = value if equals else rest[0]
+        named[key.removesuffix(".class_path").removesuffix("+")] = _name(given)
+        found += _words(key, equals + value, rest, given, named)
+    return found
+
+
+def _words(key: str, end: str, rest: list[str], given: str, named: Mapping[str, str]) -> Iterator[str]:
+    owner, _, name = key.rpartition(".")
+    part = owner.removesuffix(".init_args")
+    place = _place(name, (named[part],) if part in named else AT.get(part.rpartition(".")[2], ()))
+    if isinstance(place, Gone):
+        _refuse_others(key, given, place)
+        return
+    yield f"{owner}.{place or name}{end}"
+    yield from rest

@@ -18,8 +18,10 @@ from torch import Tensor
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
+from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, ConcatReader
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
 from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
@@ -61,18 +63,19 @@ def decoder() -> Decoder:
 
 
 def article(*regularizers: Regularizer) -> ArticleGPT:
-    return ArticleGPT(decoder(), optimizer=sgd, scheduler=None, regularizers=list(regularizers))
+    return ArticleGPT(decoder(), optimizer=sgd, scheduler=None, extensions=list(regularizers))
 
 
 def varda(reader: type[AttentionReader | ConcatReader] = AttentionReader, **options: Any) -> VardaGPT:
-    store = {"store_free_steps": 1, "store_rise_steps": 1, "store_cost": 0.5, "hard_deletion_after": 3}
-    made = reader(memory_size=300, num_search_results=3, **store, **options)
+    advanced = AdvancedReader(store_free_steps=1, store_rise_steps=1, hard_deletion_after=3)
+    made = reader(memory_size=300, num_search_results=3, store_cost=0.5, advanced=advanced, **options)
     return VardaGPT(decoder(), [made], segment_length=8, optimizer=sgd, scheduler=None)
 
 
 def art(pooling: str = "mean", **options: Any) -> ARTGPT2:
     categories: dict[str, Any] = {"vigilance": 0.9, "normalize": "center", "capacity": 30, **options}
-    term = ARTRegularizer(lambda_art=0.5, pooling=pooling, rehearsal=1.0, average_decay=0.5, **categories)
+    given = {"lambda_art": 0.5, "pooling": pooling, "rehearsal": 1.0, "average_decay": 0.5, **categories}
+    term = ARTRegularizer(**options_of_today(given, "ARTRegularizer"))
     return ARTGPT2(decoder(), term, optimizer=sgd, scheduler=None)
 
 

@@ -15,12 +15,16 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
+from lightning_app.art.network import AdvancedART
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs
+from lightning_app.plasticity.options import AdvancedOptions
+from lightning_app.plasticity.pruner import Surgery
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.compositions import ArticleGPT
@@ -113,11 +117,9 @@ def varda(*, streams: bool) -> VardaGPT:
         memory_size=2000,
         num_search_results=3,
         forgetfulness_factor=0.01,
-        store_free_steps=2,
-        store_rise_steps=3,
-        hard_deletion_after=5,
         target_rate=0.5,
         retrieval_weight=0.1,
+        advanced=AdvancedReader(store_free_steps=2, store_rise_steps=3, hard_deletion_after=5),
     )
     own = CacheReader(memory_size=50, streams=BATCH, writes="always", forgetfulness_factor=0.1)
     module = VardaGPT(decoder(), [learned, own] if streams else [learned], segment_length=8, scheduler=None)
@@ -126,16 +128,17 @@ def varda(*, streams: bool) -> VardaGPT:
 
 
 def art(pooling: str, novelty: str) -> ARTGPT2:
-    options: dict[str, Any] = {"vigilance": 0.9, "capacity": 30, "normalize": "center", "fast_inputs": 3}
-    term = GoneWrong(pooling=pooling, novelty=novelty, average_decay=0.5, lambda_art=0.5, merge_at=0.4, **options)
+    options: dict[str, Any] = {"vigilance": 0.9, "capacity": 30, "normalize": "center"}
+    advanced = AdvancedART(fast_inputs=3, average_decay=0.5, merge_at=0.4)
+    term = GoneWrong(pooling=pooling, novelty=novelty, lambda_art=0.5, advanced=advanced, **options)
     return ARTGPT2(decoder(), term, scheduler=None)
 
 
-def schedule(**options: Any) -> list[L.Callback]:
+def schedule(surgery: Surgery = "remove", **options: Any) -> list[L.Callback]:
     phases = {"training_steps": 3, "warmup_steps": 2, "finetuning_steps": 4, "cycles": 2}
-    sample = {"sample_batches": 2, "sample_batch_size": 2}
-    cut = {"pruning_level": 0.5, "targets": ["heads", "neurons"], "regrow": 1, "layer_lr_factor": 3.0}
-    return [RunLog(), PlasticitySchedule(**phases, **sample, **cut, **options)]
+    cut = {"pruning_level": 0.5, "targets": ["heads", "neurons"]}
+    advanced = AdvancedOptions(sample_batches=2, sample_batch_size=2, regrow=1, layer_lr_factor=3.0, **options)
+    return [RunLog(), PlasticitySchedule(**phases, **cut, surgery=surgery, advanced=advanced)]
 
 
 CASES = {

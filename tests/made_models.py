@@ -10,6 +10,7 @@ import torch
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
 from lightning_app.memory.slots import Entries
@@ -67,7 +68,8 @@ def reading() -> Callable[..., Made]:
     def make(name: str, source: str, *, segment_length: int | None = None, **options: Any) -> Made:
         options = {"memory_size": 50, "num_search_results": 3, "span_length": SPAN, **options}
         torch.manual_seed(1)
-        module = VardaGPT(decoder(), [READERS[name](**options)], segment_length, isolate_segments=segment_length == 8)
+        made = READERS[name](**options_of_today(options, "AttentionReader"))  # readers have them at the same places
+        module = VardaGPT(decoder(), [made], segment_length, isolate_segments=segment_length == 8)
         fill(module, source)
         return ready(module)
 
@@ -80,7 +82,7 @@ def sorting() -> Callable[..., Made]:
 
     def make(text: str = "", **options: Any) -> Made:
         regularizer = ARTRegularizer(**{"vigilance": 0.5, "novelty": "margin", **options})
-        module, tokenizer = ready(ArticleGPT(decoder(), regularizers=[regularizer]))
+        module, tokenizer = ready(ArticleGPT(decoder(), extensions=[regularizer]))
         if text:
             ids = torch.tensor([tokenizer.encode(text)])
             states = module.backbone.states(ids, layers=regularizer.layers)

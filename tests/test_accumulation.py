@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from lightning_app.data.batch import Batch
-from lightning_app.plasticity.controller.callback import HeadController
+from lightning_app.plasticity.controller.callback import AdvancedController, HeadController
 from lightning_app.training.callbacks.run_log import RunLog
 from tests.accumulation_cases import CASES, article, sgd, trained, write_pairs
 from tests.test_ddp import run
@@ -108,7 +108,7 @@ def test_a_controller_sees_the_gradient_of_a_short_step_as_that_of_a_whole_one(p
     """Three batches, where four or three would make a step."""
     seen = []
     for n in (4, 3):
-        controller = Slopes(warmup_steps=0, sample_rows=2, entropy_rows=1, finally_="keep")
+        controller = Slopes(warmup_steps=0, at_end="keep", advanced=AdvancedController(sample_rows=2, entropy_rows=1))
         batches = {"loader": {"batch_size": 2}, "limit_train_batches": 3}
         trained("plain", accumulate=n, callbacks=[RunLog("run"), controller], **batches)
         seen.append(controller.slopes)

@@ -159,7 +159,7 @@ def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config
 def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config):
     """Those that it lacks start anew; those that the module lacks stay behind."""
     regularizers = [{"class_path": "ARTRegularizer", "init_args": {"average_decay": 0.9}}]
-    without, with_art = config({"name": "a"}, "a.yaml"), {"model": {"init_args": {"regularizers": regularizers}}}
+    without, with_art = config({"name": "a"}, "a.yaml"), {"model": {"init_args": {"extensions": regularizers}}}
     with_art = config({"name": "b", **with_art}, "b.yaml")
     a, b = (Path(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in "ab")
     main("fit", "--config", without)

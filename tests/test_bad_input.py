@@ -120,7 +120,7 @@ ART = {"class_path": "ARTRegularizer"}
     ],
 )
 def test_options_of_art(fit_fails: Fails, options: dict[str, Any], words: tuple[str, ...]):
-    error = fit_fails({"model": {"init_args": {"regularizers": [ART | {"init_args": options}]}}})
+    error = fit_fails({"model": {"init_args": {"extensions": [ART | {"init_args": options}]}}})
     assert all(word in error for word in words), error
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_with_art_of_another_width_or_capacity(fails: Fails, main: 
 
     def with_art(width: int, capacity: int) -> str:
         art = ART | {"init_args": {"capacity": capacity}}
-        return config({"model": {"init_args": {"backbone": {"embedding_dim": width}, "regularizers": [art]}}})
+        return config({"model": {"init_args": {"backbone": {"embedding_dim": width}, "extensions": [art]}}})
 
     main("fit", "--config", with_art(16, 30))
     checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"

@@ -19,6 +19,7 @@ from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.options import AdvancedOptions
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.training.callbacks.exact_resume import RandomState
 from lightning_app.training.checkpoint import load_module
@@ -43,7 +44,7 @@ def module_of(family: str, *, memory: bool | None, art: bool | None) -> Language
     if art is not False:
         weight = 1.0 if art else 0.0
         regularizers = [ARTRegularizer(lambda_art=weight, novelty="drift", vigilance=0.9, capacity=20)]
-    backbone, options = backbone_of(family), {"scheduler": None, "regularizers": regularizers}
+    backbone, options = backbone_of(family), {"scheduler": None, "extensions": regularizers}
     torch.manual_seed(1)
     if memory is False:
         return CausalLM(backbone, **options)
@@ -55,14 +56,13 @@ def schedule_of(level: float) -> PlasticitySchedule:
     return PlasticitySchedule(
         cycles=2 if level else 1,
         pruning_level=level,
-        neuron_level=0.25 if level else 0.0,
         targets=["heads", "neurons"],
         training_steps=1,
         warmup_steps=0,
         finetuning_steps=2,
-        regrow=1 if level else 0,
-        sample_batches=2,
-        sample_batch_size=2,
+        advanced=AdvancedOptions(
+            neuron_level=0.25 if level else 0.0, regrow=1 if level else 0, sample_batches=2, sample_batch_size=2
+        ),
     )
 
 

@@ -1,9 +1,19 @@
 """What the documents name is there, and nothing was left to be filled in."""
 
+import contextlib
+import io
+import pkgutil
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from lightning_app.app import Harness
+from lightning_app.yaml_file import leaves
+from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "data").rglob("*.md")])
@@ -45,3 +55,75 @@ def test_the_readme_has_every_config():
     assert CONFIGS
     for path in CONFIGS:
         assert f"`{path.relative_to(ROOT)}`" in readme
+
+
+# docs/from-the-seeds.md: every key and class in its tables is there
+
+KEY = re.compile(r"[a-z]\w*(\.[a-z]\w*)*")
+NO_KEYS = {  # names that a run gives, choices of an option, and keys of a row of text
+    *("memory_store", "memory_budget", "memory_retrieval", "art_category", "art_similarity", "art_novel"),
+    *("phase_transition", "pruning_event", "prompt", "target"),
+    *("auto", "cpu", "flat", "ivf", "ivfpq", "hnsw", "drift", "last", "token", "fuzzy", "combined", "slope"),
+}
+ALL = {  # what the tables speak of, in one config
+    "class_path": "VardaGPT",
+    "init_args": {
+        "backbone": {"class_path": "Decoder"},
+        "readers": [{"class_path": "AttentionReader"}],
+        "extensions": [{"class_path": "ARTRegularizer"}],
+        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 1e-3}},
+    },
+}
+CALLBACKS = ("PlasticitySchedule", "HeadController")
+
+
+def cells_of_the_seeds() -> list[str]:
+    """The column `here` of all tables."""
+    page = (ROOT / "docs" / "from-the-seeds.md").read_text()
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in page.splitlines() if line[:1] == "|"
+    ]
+    return [row[min(2, len(row) - 1)] for row in rows]
+
+
+def words_of_the_seeds() -> set[str]:
+    """What stands in backticks in that column, without the value of `key: value`; no commands or paths."""
+    found = {text for cell in cells_of_the_seeds() for text in re.findall(r"`([^`]+)`", cell)}
+    keys = {re.sub(r"^\.|: .*", "", text).replace("init_args.", "") for text in found}
+    return {key for key in keys if not re.search(r"[/ <*]|\.(html|jsonl|txt|yaml)$|^-|^tiktoken$", key)}
+
+
+def keys_of_a_run(model: dict[str, Any], main: Run, config: Callable[..., str]) -> set[str]:
+    """All that the parser knows of a config, with the places above each."""
+    callbacks = [{"class_path": name} for name in CALLBACKS]
+    printed = io.StringIO()
+    path = config({})
+    merged = {**yaml.safe_load(Path(path).read_text()), "model": model, "trainer": {"callbacks": callbacks}}
+    Path(path).write_text(yaml.safe_dump(merged))
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        main("fit", "--config", path, "--print_config")
+    keys = [key.replace(".init_args", "") for key, _ in leaves(yaml.safe_load(printed.getvalue()), lists="classes")]
+    return {key.rsplit(".", n)[0] for key in keys for n in range(key.count(".") + 1)}
+
+
+def test_every_key_of_the_seeds_is_there(main: Run, config: Callable[..., str]):
+    known = keys_of_a_run(ALL, main, config)
+    known |= keys_of_a_run({"class_path": "CausalLM", "init_args": {"backbone": "PretrainedLM"}}, main, config)
+    ends = {key.split(".", n)[-1] for key in known for n in range(key.count(".") + 1)} | set(Harness.subcommands())
+    words = {word for word in words_of_the_seeds() if KEY.fullmatch(word) and not word.startswith("lightning_app.")}
+    assert len(words & ends) > 60
+    assert words - ends == NO_KEYS
+
+
+def test_every_class_and_module_of_the_seeds_is_there():
+    words = words_of_the_seeds()
+    places = {word for word in words if word.startswith("lightning_app.")}
+    assert len(places) > 5
+    for place in places:
+        pkgutil.resolve_name(place)
+    names = {word for word in words if word[0].isupper()}
+    assert len(names) > 8
+    sources = " ".join(path.read_text() for path in (ROOT / "lightning_app").rglob("*.py"))
+    assert {name for name in names if not re.search(rf"\bclass {name}\b|import .*\b{name}\b", sources)} <= {
+        "EarlyStopping"
+    }

@@ -230,7 +230,7 @@ def test_random_texts_take_the_place_of_typical_ones(tmp_path: Path):
     domains = prepare_domains(*texts(tmp_path), vocab_size=300, folder=tmp_path)
     regularizer = RandomTexts(lambda_art=0.1, rehearsal=1.0, vigilance=0.9)
     module = CausalLM(
-        Decoder(vocab_size=300, block_size=16, embedding_dim=8, layers=1, heads=2), regularizers=[regularizer]
+        Decoder(vocab_size=300, block_size=16, embedding_dim=8, layers=1, heads=2), extensions=[regularizer]
     )
     arms.learn_categories(module, domains.first.train, 16, seed=0)
     kept = regularizer.art.texts[regularizer.art.texts[..., 0] >= 0]

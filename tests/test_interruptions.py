@@ -85,7 +85,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "accumulation": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [STOPPING]}},
     "average": callbacks(callback("AveragedWeights", decay=0.9)),
     "memory": callbacks(),
-    "art": {"model": {"init_args": {"regularizers": [ART]}}, **callbacks()},
+    "art": {"model": {"init_args": {"extensions": [ART]}}, **callbacks()},
     "plasticity": {**HEADS, **callbacks(callback("PlasticitySchedule", **SCHEDULE))},
     "controller": {
         **HEADS,

@@ -23,6 +23,7 @@ from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
 from lightning_app.memory.readers.base import Reader, TokenContext
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
@@ -33,7 +34,9 @@ OWN, OTHER = 5, 900  # documents
 
 READERS: dict[str, Callable[[], Reader]] = {
     "attention": lambda: AttentionReader(memory_size=SIZE, num_search_results=4),
-    "attention, hard": lambda: AttentionReader(memory_size=SIZE, num_search_results=4, hard_deletion_after=0),
+    "attention, hard": lambda: AttentionReader(
+        memory_size=SIZE, num_search_results=4, advanced=AdvancedReader(hard_deletion_after=0)
+    ),
     "concat": lambda: ConcatReader(memory_size=SIZE, num_search_results=T),  # all of its block and one more
     "knn": lambda: KNNReader(memory_size=SIZE, num_search_results=4, temperature=1.0),
     "cache": lambda: CacheReader(memory_size=SIZE, lam=0.5, theta=1.0),

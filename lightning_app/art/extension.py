@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lightning_app.art.network import ART, SPAN, check_term
+from lightning_app.art.network import ART, SPAN, AdvancedART, check_term
 from lightning_app.art.rehearsal import forgotten
 from lightning_app.art.rules import Pooling, Resonance, pool, spans, spread
 from lightning_app.data.tokenizers import Tokenizer
@@ -25,10 +25,8 @@ from lightning_app.training.distributed import gathered, rank, world_size
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import linear_warmup
 
-OPTIONS = (
-    *("lambda_art", "pooling", "layer", "warmup_steps", "average_decay"),
-    *("rehearsal", "rehearsed_texts", "learn_at_most", "name"),
-)
+OPTIONS = ("lambda_art", "pooling", "layer", "warmup_steps", "rehearsal", "name")
+USUAL = AdvancedART()
 UNKNOWN = -1.0  # similarity of a text where there is no category yet
 
 
@@ -44,15 +42,11 @@ class ARTRegularizer(Regularizer):
             `token`.
         layer: whose states, counted from 0; None: the last state, which `logits` reads.
         warmup_steps: optimizer steps in which the weight rises to `lambda_art`.
-        average_decay: per step, of the averaged model of `novelty: drift` and of `rehearsal`; it costs the parameters
-            once more, and a forward of the novel texts.
         rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model ||
             model) of the next tokens of the categories' typical texts, in nats per token. 0: none.
-        rehearsed_texts: of 32 tokens, drawn anew in each training step; a category that current texts have not come to
-            for twice as long is drawn twice as often. All batches of a step rehearse the same ones, and count alike.
-        learn_at_most: of each step's embeddings on each rank, evenly spread: with `pooling: token` there are many.
         name: of the loss term and of all that is logged; a second one in a model needs another one.
-        art: see `models.art.ART`.
+        advanced: see `AdvancedART`; in a description a dict.
+        art: see `ART`.
 
     Raises:
         InputError: an option outside its range, or two that contradict each other.
@@ -66,30 +60,29 @@ class ARTRegularizer(Regularizer):
         pooling: Pooling = "mean",
         layer: int | None = None,
         warmup_steps: int = 0,
-        average_decay: float = 0.999,
         rehearsal: float = 0.0,
-        rehearsed_texts: int = 4,
-        learn_at_most: int = 256,
         name: str = "art",
+        advanced: AdvancedART = USUAL,
         **art: Any,
     ):
         super().__init__(lambda_art, () if layer is None else (layer,))
+        self.advanced = AdvancedART.of(advanced)
         check_term(
             pooling=pooling,
             lambda_art=lambda_art,
             warmup_steps=warmup_steps,
-            average_decay=average_decay,
+            average_decay=self.advanced.average_decay,
             rehearsal=rehearsal,
-            rehearsed_texts=rehearsed_texts,
-            learn_at_most=learn_at_most,
+            rehearsed_texts=self.advanced.rehearsed_texts,
+            learn_at_most=self.advanced.learn_at_most,
         )
         self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
-        self.average_decay, self.learn_at_most, self.name = average_decay, learn_at_most, name
-        self.rehearsal, self.rehearsed_texts = rehearsal, rehearsed_texts
+        self.rehearsal, self.name = rehearsal, name
         self.on_bar = (f"{name}_clusters",)
         self.means_over = {name: "tokens" if pooling == "token" else "texts"}
         self._art_options = art
-        self.art = ART(1, **art)  # refuses what contradicts itself; `attach` makes the one of the right width
+        # refuses what contradicts itself; `attach` makes the one of the right width
+        self.art = ART(1, **art, advanced=self.advanced)
         self.average: ModelCopy | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._counts: list[dict[str, float]] = []  # of the batches of this step
@@ -105,9 +98,9 @@ class ARTRegularizer(Regularizer):
 
     def attach(self, model: Backbone) -> None:
         super().attach(model)
-        self.art = ART(model.width, **self._art_options)
+        self.art = ART(model.width, **self._art_options, advanced=self.advanced)
         if self.art.novelty == "drift" or self.rehearsal:
-            self.average = ModelCopy(model, multi_avg_fn=get_ema_multi_avg_fn(self.average_decay))
+            self.average = ModelCopy(model, multi_avg_fn=get_ema_multi_avg_fn(self.advanced.average_decay))
             self.average.requires_grad_(False)
 
     def config(self) -> dict[str, Any]:
@@ -138,7 +131,8 @@ class ARTRegularizer(Regularizer):
     def _forgotten(self, device: torch.device) -> Tensor:
         """Of some typical texts, which each rank draws anew in each step."""
         assert self.average is not None
-        texts = self.art.drawn_texts(self.rehearsed_texts, seed=int(self.steps) * world_size() + rank()).to(device)
+        n, seed = self.advanced.rehearsed_texts, int(self.steps) * world_size() + rank()
+        texts = self.art.drawn_texts(n, seed=seed).to(device)
         average = cast(Backbone, self.average.module)
         return forgotten(self.model, average, texts, lambda model, ids, _: model.text_logits(ids))
 
@@ -187,7 +181,7 @@ class ARTRegularizer(Regularizer):
         embeddings, ends = zip(*(self.embeddings(outputs) for outputs in seen), strict=True)
         batches = [end.new_full((len(end), 1), i) for i, end in enumerate(ends)]
         where = torch.cat([torch.cat(batches), torch.cat(ends)], dim=-1)  # (N, 3)
-        some, where = spread(torch.cat(embeddings), where, at_most=self.learn_at_most)
+        some, where = spread(torch.cat(embeddings), where, at_most=self.advanced.learn_at_most)
         of_batch = [where[:, 0] == i for i in range(len(seen))]
         parts = [
             self._learnable(outputs, some[mine], where[mine, 1:]) for outputs, mine in zip(seen, of_batch, strict=True)
@@ -249,7 +243,6 @@ class ARTGPT2(LanguageModule):
         backbone: the language model: `PretrainedLM`, `Decoder`, or any other.
         art: what is categorised, how, and with what weight; None: the defaults of `ARTRegularizer`.
         extensions: further ones.
-        regularizers: their former name.
         kwargs: see `LanguageModule`.
     """
 
@@ -258,11 +251,10 @@ class ARTGPT2(LanguageModule):
         backbone: Backbone,
         art: ARTRegularizer | None = None,
         extensions: list[Extension] | None = None,
-        regularizers: list[Extension] | None = None,
         **kwargs: Any,
     ):
         art = ARTRegularizer() if art is None else art
-        super().__init__(backbone, extensions=[art, *(extensions or []), *(regularizers or [])], **kwargs)
+        super().__init__(backbone, extensions=[art, *(extensions or [])], **kwargs)
 
     def config(self) -> dict[str, Any]:
         art, *others = self.extensions

@@ -20,6 +20,7 @@ from lightning_app.art.network import ART, SPAN, check_term
 from lightning_app.art.rehearsal import forgotten
 from lightning_app.art.rules import Pooling, pool, spans, spread
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.former import options_of_today
 from lightning_app.models.model_copy import ModelCopy
 from lightning_app.training.archive import damage
 from lightning_app.training.distributed import gathered, rank, world_size
@@ -331,4 +332,5 @@ def _read(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder} has no {FILE}: it was not written by an ARTTrainer; start from its weights instead")
     if wrong := damage(path):
         raise DamagedError(f"{path} is damaged ({wrong}): take another checkpoint, or start from its weights")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return {**saved, "options": ART(1, **options_of_today(saved["options"], "ART")).config()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -101,6 +102,39 @@ class Standardised(nn.Module):
         return centred / self.scatter.sqrt().clamp_min(1e-6) if self.scale else centred
 
 
+@dataclass(frozen=True)
+class AdvancedART:
+    """What few runs change of ART.
+
+    Args:
+        novelty_penalty: see `novelty` of `ART`.
+        fast_learning_rate: `learning_rate` for the first `fast_inputs` inputs of a category.
+        fast_inputs: see there.
+        merge_at: two categories become one where their prototypes match so far on the way from the vigilance (0) to
+            identity (1); 1: never. Fuzzy categories do only once the vigilance falls: no input would match both joined.
+        choice_alpha: the choice parameter of Fuzzy ART.
+        average_decay: per step, of the averaged model of `novelty: drift` and of `rehearsal`; it costs the parameters
+            once more, and a forward of the novel texts. Of `ARTRegularizer` alone, as those that follow.
+        rehearsed_texts: of 32 tokens, drawn anew in each training step; a category that current texts have not come to
+            for twice as long is drawn twice as often. All batches of a step rehearse the same ones, and count alike.
+        learn_at_most: of each step's embeddings on each rank, evenly spread: with `pooling: token` there are many.
+    """
+
+    novelty_penalty: float = 0.1
+    fast_learning_rate: float = 0.5
+    fast_inputs: int = 0
+    merge_at: float = 0.5
+    choice_alpha: float = 0.001
+    average_decay: float = 0.999
+    rehearsed_texts: int = 4
+    learn_at_most: int = 256
+
+    @classmethod
+    def of(cls, given: AdvancedART | dict[str, Any]) -> AdvancedART:
+        """Descriptions have it in plain types."""
+        return cls(**given) if isinstance(given, dict) else given
+
+
 class ART(nn.Module):
     """Categories of embeddings, which open and move as embeddings are learned, and pull embeddings to them.
 
@@ -119,14 +153,9 @@ class ART(nn.Module):
             model), so that it stays where it was; `margin`: relu(match with the winner - vigilance +
             `novelty_penalty`), away from a category that it does not belong to; `constant`: `novelty_penalty`, which
             has no gradient and changes nothing but the number.
-        novelty_penalty: see there.
         capacity: of categories; beyond it the one with the fewest inputs makes room.
         learning_rate: how far a prototype goes towards an input, (0, 1]; 1 is ART's fast learning.
-        fast_learning_rate: the same for the first `fast_inputs` inputs of a category.
-        fast_inputs: see there.
-        merge_at: two categories become one where their prototypes match so far on the way from the vigilance (0) to
-            identity (1); 1: never. Fuzzy categories do only once the vigilance falls: no input would match both joined.
-        choice_alpha: the choice parameter of Fuzzy ART.
+        advanced: see `AdvancedART`; in a description a dict.
 
     Raises:
         InputError: an option outside its range, or two that contradict each other.
@@ -154,20 +183,19 @@ class ART(nn.Module):
         vigilance_quantile: float | None = None,
         normalize: Normalize = "none",
         novelty: Novelty = "drift",
-        novelty_penalty: float = 0.1,
         capacity: int = 1000,
         learning_rate: float = 0.05,
-        fast_learning_rate: float = 0.5,
-        fast_inputs: int = 0,
-        merge_at: float = 0.5,
-        choice_alpha: float = 0.001,
+        advanced: AdvancedART = AdvancedART(),
     ):
         super().__init__()
-        self._options = {name: value for name, value in locals().items() if name not in ("self", "width", "__class__")}
-        _check(kind, vigilance, vigilance_quantile, self._options)
-        self.rule = CosineRule() if kind == "cosine" else FuzzyRule(choice_alpha)
-        self.kind, self.novelty, self.novelty_penalty, self.merge_at = kind, novelty, novelty_penalty, merge_at
-        self.rates = Rates(learning_rate, fast_learning_rate, fast_inputs)
+        rare = AdvancedART.of(advanced)
+        self._options = {name: x for name, x in locals().items() if name not in ("self", "width", "rare", "__class__")}
+        self._options["advanced"] = asdict(rare)
+        _check(kind, vigilance, vigilance_quantile, {**self._options, **asdict(rare)})
+        self.rule = CosineRule() if kind == "cosine" else FuzzyRule(rare.choice_alpha)
+        self.kind, self.novelty = kind, novelty
+        self.novelty_penalty, self.merge_at = rare.novelty_penalty, rare.merge_at
+        self.rates = Rates(learning_rate, rare.fast_learning_rate, rare.fast_inputs)
         self.quantile = vigilance_quantile
         self.standardised = Standardised(width, normalize, scale=kind == "fuzzy")
         W = width if kind == "cosine" else 2 * width

@@ -255,7 +255,6 @@ class VardaGPT(LanguageModule):
         segment_length: see `MemoryLM`.
         isolate_segments: see `MemoryLM`.
         extensions: further ones; they join before the memory.
-        regularizers: their former name.
         kwargs: see `LanguageModule`.
 
     Attributes:
@@ -271,11 +270,10 @@ class VardaGPT(LanguageModule):
         segment_length: int | None = None,
         isolate_segments: bool = True,
         extensions: list[Extension] | None = None,
-        regularizers: list[Extension] | None = None,
         **kwargs: Any,
     ):
         memory = Memory([AttentionReader()] if readers is None else readers, segment_length, isolate_segments)
-        super().__init__(backbone, extensions=[*(extensions or []), *(regularizers or []), memory], **kwargs)
+        super().__init__(backbone, extensions=[*(extensions or []), memory], **kwargs)
 
     @property
     def memory(self) -> Memory:

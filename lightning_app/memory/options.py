@@ -20,8 +20,38 @@ LEAST |= dict.fromkeys(("num_clusters", "nprobe", "pq_m", "pq_bits", "ef_constru
 POINTS_PER_CENTROID = 39  # what FAISS asks of k-means; a small memory has to do with fewer
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdvancedMemory:
+    """What few runs change of a memory.
+
+    Args:
+        nprobe: how many of the lists of `ivf` and `ivfpq` a query looks into.
+        pq_m: codes of `ivfpq` per vector.
+        pq_bits: bits per code.
+        m: links of `hnsw` (Malkov and Yashunin 2016, arXiv:1603.09320).
+        ef_construction: candidates of `hnsw` while it is built.
+        ef_search: candidates of `hnsw` in a search.
+        eviction: `oldest`: smallest id. `least_recently_used`: last added or touched at the earliest tick.
+            `least_useful`: smallest (1 + uses) x strength. Equal ones: smallest id.
+        dtype: of the stored vectors; searches compute in float32.
+        path: a file that holds the vectors instead of RAM (an index of another type than `flat` has copies in RAM).
+        seed: of `forget_randomly`, and of an index's clusters.
+    """
+
+    nprobe: int = 8
+    pq_m: int = 8
+    pq_bits: int = 8
+    m: int = 32
+    ef_construction: int = 100
+    ef_search: int = 64
+    eviction: Eviction = "oldest"
+    dtype: Storage = "float32"
+    path: str | None = None
+    seed: int = 0
+
+
 @dataclass(frozen=True)
-class MemoryOptions:
+class MemoryOptions(AdvancedMemory):
     """How an `AssociativeMemory` stores and searches.
 
     Args:
@@ -30,21 +60,10 @@ class MemoryOptions:
         index_type: `flat` is exact. The others search exactly until there are enough vectors to train on, and wherever
             the index yields fewer than k entries that a query may see. On a GPU every search is exact.
         num_clusters: lists of `ivf` and `ivfpq`.
-        nprobe: how many of the lists a query looks into.
-        pq_m: codes of `ivfpq` per vector.
-        pq_bits: bits per code.
-        m: links of `hnsw` (Malkov and Yashunin 2016, arXiv:1603.09320).
-        ef_construction: candidates of `hnsw` while it is built.
-        ef_search: candidates of `hnsw` in a search.
         num_search_results: k of a search that gives none.
         forgetfulness_factor: probability of each entry to go in one `forget_randomly`.
         metric: distances are |q - x|^2 (`l2`), -q.x (`inner_product`), 1 - cos(q, x) (`cosine`; 1 for a zero vector).
-        eviction: `oldest`: smallest id. `least_recently_used`: last added or touched at the earliest tick.
-            `least_useful`: smallest (1 + uses) x strength. Equal ones: smallest id.
-        dtype: of the stored vectors; searches compute in float32.
         span_length: tokens of text that go with each entry.
-        path: a file that holds the vectors instead of RAM (an index of another type than `flat` has copies in RAM).
-        seed: of `forget_randomly`, and of an index's clusters.
 
     Raises:
         InputError: an option out of range, or two that contradict each other.
@@ -54,20 +73,10 @@ class MemoryOptions:
     memory_dim: int = 768
     index_type: IndexType = "flat"
     num_clusters: int = 1024
-    nprobe: int = 8
-    pq_m: int = 8
-    pq_bits: int = 8
-    m: int = 32
-    ef_construction: int = 100
-    ef_search: int = 64
     num_search_results: int = 5
     forgetfulness_factor: float = 0.001
     metric: Metric = "l2"
-    eviction: Eviction = "oldest"
-    dtype: Storage = "float32"
     span_length: int = 0
-    path: str | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, literal in CHOICES.items():

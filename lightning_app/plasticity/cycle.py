@@ -73,7 +73,7 @@ class Cycle:
             self.trainer,
             module,
             surgery=self.options.surgery,
-            keep=self.options.keep_removed,
+            keep=self.options.advanced.keep_removed,
             compute=lambda: module.backbone.text_logits(ids),
         )
 
@@ -84,7 +84,7 @@ class Cycle:
     def analyse(self) -> None:
         """Measure the importance of all units on the sample."""
         self.progress.ce_at_start = self.stages.look("before")
-        if self.options.automatic:
+        if self.options.advanced.automatic:
             self.progress.snapshot = self._pruner().snapshot(self.options.kinds)
         for kind in self.options.kinds:
             scores, maps = self._measured(kind)
@@ -98,9 +98,9 @@ class Cycle:
         units, options = self._units(kind), self.options
         total = math.prod(units.shape)
         keep = total - options.dead_after_pruning(kind, total, self._cycle)
-        samples, sample = self.stages.samples(options.datasets), self.stages.sample
+        samples, sample = self.stages.samples(options.advanced.datasets), self.stages.sample
         with torch.enable_grad(), evaluated(self.module):  # all of it: token noise and readers are the module's
-            scores = importance_of(options.strategies[kind], units, samples, keep=keep, how=options.combine)
+            scores = importance_of(options.strategies[kind], units, samples, keep=keep, how=options.advanced.combine)
             if kind != "heads":
                 return scores, {}
             gradient, entropy = gate_gradients(units, sample).abs().mean(0), mean_entropy(units, sample)
@@ -122,7 +122,7 @@ class Cycle:
 
     def _save(self, scores: Tensor, kind: Kind) -> None:
         folder = run_folder(self.trainer)
-        if folder and self.options.save_importance and self.trainer.is_global_zero:
+        if folder and self.options.advanced.save_importance and self.trainer.is_global_zero:
             path = folder.importance(kind, self._cycle)
             save_importance(path, scores, kind=kind, strategy=self.options.strategies[kind].name)
 
@@ -139,7 +139,7 @@ class Cycle:
                 checks = pruner.prune(kind, dead)
                 event: dict[str, Any] = {"removed": dead.sum(1).tolist(), "widths": units.mask.sum(1).tolist()}
             else:
-                chosen = choose(scores, alive, n, keep_per_layer=self.options.keep_per_layer)
+                chosen = choose(scores, alive, n, keep_per_layer=self.options.advanced.keep_per_layer)
                 dead = as_mask(chosen, alive.shape)
                 checks = pruner.prune(kind, dead)
                 event = {**ranked(chosen, scores, alive), "alive": units.mask.int().tolist()}
@@ -152,8 +152,8 @@ class Cycle:
 
     def regrow(self) -> None:
         """The dead heads that are missed most."""
-        how = self.options.regrow_how
-        chosen, missed, checks = self._pruner().regrow("heads", self.options.regrow, how, self.stages.sample)
+        how = self.options.advanced.regrow_how
+        chosen, missed, checks = self._pruner().regrow("heads", self.options.advanced.regrow, how, self.stages.sample)
         regrowth = events.Regrowth(
             cycle=self._cycle,
             heads=[list(unit) for unit in chosen],
@@ -181,8 +181,8 @@ class Cycle:
         self._log_rates()
         self.progress.factors = None
         ce = self.stages.look("recovered", with_text=True)
-        limit = self.progress.ce_at_start * (1 + self.options.tolerance)
-        if not self.options.automatic or ce <= limit:
+        limit = self.progress.ce_at_start * (1 + self.options.advanced.tolerance)
+        if not self.options.advanced.automatic or ce <= limit:
             return True
         self.go_back(ce, limit)
         return False

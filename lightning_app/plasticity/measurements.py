@@ -50,7 +50,6 @@ def samples_of(
     *,
     batches: int,
     batch_size: int,
-    seed: int,
 ) -> list[tuple[float, Sample]]:
     """Weight and sample of each text that importance is measured on: the validation text, or others by path."""
     found: dict[str, float] = datasets or {"": 1.0}
@@ -59,7 +58,7 @@ def samples_of(
         dataset = data.dataset("val") if not path else _dataset(Path(path), data)
         if not len(dataset):
             raise InputError(f"{path or 'data.val'} has no sequence of {data.block_size} tokens to measure heads on")
-        made.append((weight, sample_of(module, dataset, batches=batches, batch_size=batch_size, seed=seed)))
+        made.append((weight, sample_of(module, dataset, batches=batches, batch_size=batch_size, seed=0)))
     return made
 
 

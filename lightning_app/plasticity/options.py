@@ -20,7 +20,6 @@ from lightning_app.plasticity.units import Units
 
 MULTIPLE = 32  # widths of feed-forward layers: others lose half of the gain
 LEAST = {
-    "eval_freq": 1,
     "keep_per_layer": 0,
     "regrow": 0,
     "tolerance": 0,
@@ -32,26 +31,16 @@ LEAST = {
 
 
 @dataclass(frozen=True)
-class ScheduleOptions:
-    """What a `PlasticitySchedule` is to do.
-
-    After cycle c of C, round(pruning_level x heads x c / C) heads are dead in all. Dead heads are never chosen again.
+class AdvancedOptions:
+    """What few runs change of a `PlasticitySchedule`.
 
     Args:
-        cycles: with `automatic` at most.
-        pruning_level: share of the heads that are dead at the end, 0 to below 1; or that after each cycle.
-        neuron_level: the same of the neurons, if they are a target; None: as of the heads.
-        targets: heads, neurons, or both; None: heads. An empty list: nothing is measured or changed.
+        neuron_level: as `pruning_level`, of the neurons, if they are a target; None: as of the heads.
         strategy: how importance is measured; None: `TaylorImportance`.
         neuron_strategy: of neurons; None: `GradientImportance`.
-        training_steps: optimizer steps before the first cycle.
-        warmup_steps: of each cycle before its analysis; with `warmup: stable` at most.
-        warmup: `steps`, or `stable`: until the training loss is (`stability_rule`).
-        finetuning_steps: of each cycle after its pruning.
+        warmup: `steps`, or `stable`: until the training loss is (`stability_rule`), for `warmup_steps` at most.
         stability_rule: `slope` (the t value of the slope), or `quadratic` (the seed's); see `plasticity.stabilization`.
         stability_window: losses that the rule looks at; None: the rule's own.
-        eval_freq: steps between evaluations on the sample while a cycle lasts.
-        surgery: `remove` cuts out, `mask` multiplies by 0.
         keep_per_layer: heads that a layer keeps at least; 0 lets a layer be skipped.
         keep_removed: remember what is removed, in the checkpoint too, so that it can be regrown as it was.
         regrow: heads that come back in each cycle, where they are missed most; as many more are pruned.
@@ -64,7 +53,6 @@ class ScheduleOptions:
         head_lr_factor: of the updates of living heads in layers that lost some, as far as they did; 1: none.
         sample_batches: of the sample that everything is measured on.
         sample_batch_size: sequences of each.
-        sample_seed: draws them.
         datasets: other texts to measure importance on, path to weight, instead of the validation text.
         combine: how their importance is combined.
         save_importance: write each cycle's to `importance/` in the run's folder, for `SavedImportance`.
@@ -73,20 +61,12 @@ class ScheduleOptions:
         InputError: an option out of range, or two that contradict each other.
     """
 
-    cycles: int = 3
-    pruning_level: float | list[float] = 0.3
     neuron_level: float | list[float] | None = None
-    targets: list[Kind] | None = None
     strategy: Importance | None = None
     neuron_strategy: Importance | None = None
-    training_steps: int = 1000
-    warmup_steps: int = 200
     warmup: Literal["steps", "stable"] = "steps"
-    finetuning_steps: int = 300
     stability_rule: StabilityRule = "slope"
     stability_window: int | None = None
-    eval_freq: int = 25
-    surgery: Surgery = "remove"
     keep_per_layer: int = 1
     keep_removed: bool = True
     regrow: int = 0
@@ -97,16 +77,11 @@ class ScheduleOptions:
     head_lr_factor: float = 1.0
     sample_batches: int = 8
     sample_batch_size: int = 8
-    sample_seed: int = 0
     datasets: dict[str, float] | None = None
     combine: Literal["mean", "max"] = "mean"
     save_importance: bool = True
 
     def __post_init__(self) -> None:
-        if len(set(self.kinds)) < len(self.kinds):
-            raise InputError(f"targets are {self.kinds}: give each once")
-        for kind, level in self.levels.items():
-            _check_level(kind, level, self.cycles)
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -114,8 +89,48 @@ class ScheduleOptions:
             raise InputError("layer_lr_factor is 0; it must be above 0")
         if self.regrow and not self.keep_removed:
             raise InputError("regrow needs keep_removed: true: what was removed is measured by its old weights")
+        judged([], rule=self.stability_rule, window=self.stability_window)  # refuses a window that its rule cannot use
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """What a `PlasticitySchedule` is to do.
+
+    After cycle c of C, round(pruning_level x heads x c / C) heads are dead in all. Dead heads are never chosen again.
+
+    Args:
+        cycles: with `advanced.automatic` at most.
+        pruning_level: share of the heads that are dead at the end, 0 to below 1; or that after each cycle.
+        targets: heads, neurons, or both; None: heads. An empty list: nothing is measured or changed.
+        training_steps: optimizer steps before the first cycle.
+        warmup_steps: of each cycle before its analysis; with `advanced.warmup: stable` at most.
+        finetuning_steps: of each cycle after its pruning.
+        eval_freq: steps between evaluations on the sample while a cycle lasts.
+        surgery: `remove` cuts out, `mask` multiplies by 0.
+        advanced: see `AdvancedOptions`.
+
+    Raises:
+        InputError: an option out of range, or two that contradict each other.
+    """
+
+    cycles: int = 3
+    pruning_level: float | list[float] = 0.3
+    targets: list[Kind] | None = None
+    training_steps: int = 1000
+    warmup_steps: int = 200
+    finetuning_steps: int = 300
+    eval_freq: int = 25
+    surgery: Surgery = "remove"
+    advanced: AdvancedOptions = AdvancedOptions()
+
+    def __post_init__(self) -> None:
+        if len(set(self.kinds)) < len(self.kinds):
+            raise InputError(f"targets are {self.kinds}: give each once")
+        for kind, level in self.levels.items():
+            _check_level(kind, level, self.cycles)
+        if self.eval_freq < 1:
+            raise InputError(f"eval_freq is {self.eval_freq}; it must be at least 1")
         assert self.plan.cycles  # refuses what cannot be a plan
-        judged([], rule=self.stability_rule, window=self.stability_window)  # and a window that its rule cannot use
 
     @property
     def kinds(self) -> list[Kind]:
@@ -124,14 +139,14 @@ class ScheduleOptions:
 
     @property
     def levels(self) -> dict[Kind, float | list[float]]:
-        neurons = self.pruning_level if self.neuron_level is None else self.neuron_level
+        neurons = self.pruning_level if self.advanced.neuron_level is None else self.advanced.neuron_level
         return {"heads": self.pruning_level, "neurons": neurons}
 
     @cached_property
     def strategies(self) -> dict[Kind, Importance]:
         return {
-            "heads": self.strategy or TaylorImportance(),
-            "neurons": self.neuron_strategy or GradientImportance(),
+            "heads": self.advanced.strategy or TaylorImportance(),
+            "neurons": self.advanced.neuron_strategy or GradientImportance(),
         }
 
     @cached_property
@@ -141,14 +156,14 @@ class ScheduleOptions:
             self.training_steps,
             self.warmup_steps,
             self.finetuning_steps,
-            until_stable=self.warmup == "stable",
-            regrows=self.regrow > 0,
-            automatic=self.automatic,
+            until_stable=self.advanced.warmup == "stable",
+            regrows=self.advanced.regrow > 0,
+            automatic=self.advanced.automatic,
         )
 
     def regrown(self, kind: Kind) -> int:
         """How many units of a kind come back in each cycle."""
-        return self.regrow if kind == "heads" else 0
+        return self.advanced.regrow if kind == "heads" else 0
 
     def dead_after_pruning(self, kind: Kind, total: int, cycle: int) -> int:
         """Of `total` units, once those of a cycle are pruned; what is regrown then is pruned first."""
@@ -168,8 +183,8 @@ def check_run(options: ScheduleOptions, *, steps: int) -> None:
     Raises:
         InputError: it takes more steps, or a text is not there.
     """
-    plan, window = options.plan, options.stability_window or WINDOW
-    for path in options.datasets or {}:
+    plan, window = options.plan, options.advanced.stability_window or WINDOW
+    for path in options.advanced.datasets or {}:
         check_path(path)
     if plan.most_steps > steps:
         raise InputError(
@@ -177,7 +192,7 @@ def check_run(options: ScheduleOptions, *, steps: int) -> None:
             f"{plan.training_steps} take {plan.most_steps} steps, and the run has {steps}: lower cycles or "
             "steps, or raise trainer.max_steps"
         )
-    if plan.until_stable and options.stability_rule == "slope" and plan.warmup_steps < window:
+    if plan.until_stable and options.advanced.stability_rule == "slope" and plan.warmup_steps < window:
         rank_zero_warn(
             f"the slope of the loss is tested over {window} steps, and warmup_steps is "
             f"{plan.warmup_steps}: it will never be called stable; lower stability_window"
@@ -195,7 +210,7 @@ def check_units(options: ScheduleOptions, units: Units) -> None:
     if kind not in strategy.kinds:
         raise InputError(f"{strategy.name} cannot score {kind}: choose another strategy for them")
     most = max(options.dead_after_pruning(kind, layers * n, cycle) for cycle in range(1, options.cycles + 1))
-    least = options.keep_per_layer if kind == "heads" else MULTIPLE
+    least = options.advanced.keep_per_layer if kind == "heads" else MULTIPLE
     if most > layers * (n - least):
         more = f" ({options.regrown(kind)} of them regrown)" if options.regrown(kind) else ""
         raise InputError(

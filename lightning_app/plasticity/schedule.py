@@ -48,7 +48,7 @@ class PlasticitySchedule(RunCallback):
 
     def _reset(self) -> None:
         self.progress = Progress(Position() if self.options.kinds else Position("done"))
-        self._rates = FinetuningRates(self.options.layer_lr_factor, self.options.head_lr_factor)
+        self._rates = FinetuningRates(self.options.advanced.layer_lr_factor, self.options.advanced.head_lr_factor)
         self._kept: dict[Kind, Any] = {}  # by kind, what a checkpoint has of removed units
         self._units: dict[Kind, Units] = {}
 
@@ -70,7 +70,7 @@ class PlasticitySchedule(RunCallback):
             self._units[kind] = units_in(module, kind)[0]
             check_units(self.options, self._units[kind])
         check_run(self.options, steps=module.optimizer_steps())
-        if self.options.layer_lr_factor != 1:
+        if self.options.advanced.layer_lr_factor != 1:
             module.group_by_layer = True
 
     # The run
@@ -160,13 +160,13 @@ class PlasticitySchedule(RunCallback):
         """On this warmup's losses; None: nobody asks."""
         if self.progress.at.phase != "warmup" or not self.plan.until_stable:
             return None
-        rule, window = self.options.stability_rule, self.options.stability_window
+        rule, window = self.options.advanced.stability_rule, self.options.advanced.stability_window
         return judged(self.progress.losses, rule=rule, window=window)
 
     def _log_verdict(self, trainer: L.Trainer, verdict: Verdict) -> None:
         stabilised = events.Stabilised(
             cycle=self.progress.at.cycle,
-            rule=self.options.stability_rule,
+            rule=self.options.advanced.stability_rule,
             window=verdict.window,
             statistic=verdict.statistic if math.isfinite(verdict.statistic) else None,
             losses=[*self.progress.losses[-max(verdict.window, 1) :]],

@@ -48,8 +48,8 @@ class Stages:
     def samples(self, datasets: dict[str, float] | None) -> list[tuple[float, Sample]]:
         """Weight and sample of each text; None: of the validation text."""
         options = self.options
-        sizes = {"batches": options.sample_batches, "batch_size": options.sample_batch_size}
-        return samples_of(self.module, self.data, datasets, seed=options.sample_seed, **sizes)
+        sizes = {"batches": options.advanced.sample_batches, "batch_size": options.advanced.sample_batch_size}
+        return samples_of(self.module, self.data, datasets, **sizes)
 
     @property
     def sample(self) -> Sample:

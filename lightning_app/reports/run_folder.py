@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
+from lightning_app.former import with_options_of_today
 from lightning_app.io import write_atomic
 from lightning_app.reports import log
 from lightning_app.reports.events import parsed
@@ -126,13 +127,16 @@ class RunFolder:
         return {name: paths[-1] for name, paths in found.items() if paths}
 
     def config(self) -> dict[str, Any]:
-        """The options that were in force; empty where there is no such file.
+        """The options that were in force, where they stand today; empty where there is no such file.
 
         Raises:
             InputError: it cannot be read.
         """
         config = read_yaml(self.config_file) if self.config_file.is_file() else {}
-        return config if isinstance(config, dict) else {}
+        try:
+            return dict(with_options_of_today(config)) if isinstance(config, dict) else {}
+        except InputError:  # an option that is gone: it was in force nevertheless
+            return dict(config)
 
     def records(self) -> list[Record]:
         """Those of the log; none where there is no log."""

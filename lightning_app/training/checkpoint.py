@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today
 from lightning_app.models.lora import named_as
 from lightning_app.models.registry import (
     Description,
@@ -23,6 +24,7 @@ from lightning_app.models.registry import (
     find_class,
     former_name,
     from_former,
+    is_description,
     layouts_in,
     set_layouts,
     take_layouts,
@@ -67,7 +69,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Checkpoint:
-        """That of a checkpoint as it was read, in whatever format.
+        """That of a checkpoint as it was read, in whatever format. Options stand in its description as today.
 
         Raises:
             InputError: a format of later code.
@@ -78,7 +80,17 @@ class Checkpoint:
             raise InputError(
                 f"the checkpoint has format {raw[OURS]['format']}, and this code knows those up to {FORMAT}: update it"
             )
-        return cls(**raw[OURS])
+        return cls(**{**raw[OURS], "model": of_today(raw[OURS]["model"])})
+
+
+def of_today(described: Any) -> Any:
+    """A description, and those in it, with each option where it stands today; what is none stays as it is."""
+    if isinstance(described, list):
+        return [of_today(one) for one in described]
+    if not is_description(described):
+        return described
+    options = {name: of_today(value) for name, value in described["options"].items()}
+    return {**described, "options": options_of_today(options, described["part"])}
 
 
 def put(raw: dict[str, Any], **parts: Any) -> None:
@@ -231,7 +243,7 @@ def _of_format_1(raw: Mapping[str, Any]) -> Checkpoint:
     before = {"spikes": "spikes", "memory_documents": "documents"}
     own = {ours: raw[theirs] for theirs, ours in before.items() if theirs in raw}
     return Checkpoint(
-        model=_described_before(raw),
+        model=of_today(_described_before(raw)),
         commit=raw.get("commit", UNKNOWN),
         own=own,
         log_lines=raw.get("log_lines"),

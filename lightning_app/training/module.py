@@ -69,7 +69,6 @@ class LanguageModule(L.LightningModule, ABC):
         compile: run the model through `torch.compile` (slow to start; on a CPU it gains little).
         skip_spikes: leave out the update of a step whose loss or gradient norm lies more than so many standard
             deviations (true: 6) above those of the last 128 steps. The schedule goes on; see `SpikeGuard`.
-        regularizers: the former name of `extensions`; those of both join.
     """
 
     @abstractmethod
@@ -82,12 +81,11 @@ class LanguageModule(L.LightningModule, ABC):
         token_noise: float = 0.0,
         compile: bool = False,
         skip_spikes: bool | float = False,
-        regularizers: list[Extension] | None = None,
     ):
         super().__init__()
         if not 0 <= token_noise < 1:
             raise InputError(f"token_noise is {token_noise}; it must lie in [0, 1)")
-        joining = grouped([*(extensions or []), *(regularizers or [])])
+        joining = grouped(extensions or [])
         for extension in joining:
             backbone = extension.wrap(backbone)
         self.backbone = backbone

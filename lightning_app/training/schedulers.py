@@ -44,7 +44,6 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
         warmup_steps: optimizer steps until the peak is reached; 0 starts there.
         min_ratio: the last factor, 0 to 1.
         total_steps: optimizer steps until `min_ratio` is reached; None stays at the peak until `set_total_steps`.
-        last_epoch: steps already taken, as in torch.
 
     Raises:
         InputError: more warm-up than steps, or a number out of range.
@@ -57,7 +56,6 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
         warmup_steps: int = 100,
         min_ratio: float = 0.1,
         total_steps: int | None = None,
-        last_epoch: int = -1,
     ) -> None:
         if warmup_steps < 0 or not 0.0 <= min_ratio <= 1.0:
             raise InputError(
@@ -69,7 +67,7 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
         self.total_steps: int | None = None
         if total_steps is not None:
             self.set_total_steps(total_steps)
-        super().__init__(optimizer, self._factor, last_epoch)
+        super().__init__(optimizer, self._factor)
 
     def set_total_steps(self, total_steps: int) -> None:
         """Set where the cosine ends; counts from the next `step` on (the warm-up does not depend on it).

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_app.art.categories import categories_of, networks_of
-from lightning_app.art.network import ART
+from lightning_app.art.network import ART, AdvancedART
 from lightning_app.art.pages import EMPTY
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.training.checkpoint import load_module
@@ -26,7 +26,7 @@ def fit(main: Main, config: Callable[..., str]) -> Callable[..., None]:
 
     def run(*options: dict[str, Any]) -> None:
         arts = [{"class_path": "ARTRegularizer", "init_args": {"novelty": "margin", **o}} for o in options]
-        main("fit", "--config", config({"model": {"init_args": {"regularizers": arts}}}))
+        main("fit", "--config", config({"model": {"init_args": {"extensions": arts}}}))
 
     return run
 
@@ -37,7 +37,7 @@ def bytes_of(text: str) -> torch.Tensor:
 
 def three_categories() -> ART:
     """b, then a three times, then c, which is nearer to a."""
-    art = ART(2, vigilance=0.9, merge_at=1)
+    art = ART(2, vigilance=0.9, advanced=AdvancedART(merge_at=1))
     art.learn(torch.tensor([[0.0, 1.0]]), bytes_of("bee"))
     for text in ("ant", "ape", "ant"):
         art.learn(torch.tensor([[1.0, 0.0]]), bytes_of(text))

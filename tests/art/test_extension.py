@@ -17,11 +17,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
-from lightning_app.art.network import SPAN
+from lightning_app.art.network import SPAN, AdvancedART
 from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, KNNReader
 from lightning_app.memory.slots import Entries
@@ -44,7 +45,7 @@ def decoder(**options: Any) -> Decoder:
 
 
 def art_gpt2(dropout: float = 0.0, **art: Any) -> ARTGPT2:
-    return ARTGPT2(decoder(dropout=dropout), ARTRegularizer(**{**MANY, **art}))
+    return ARTGPT2(decoder(dropout=dropout), ARTRegularizer(**options_of_today({**MANY, **art}, "ARTRegularizer")))
 
 
 def art_of(module: LanguageModule) -> ARTRegularizer:
@@ -343,7 +344,9 @@ def test_of_many_embeddings_some_are_learned_evenly_spread():
 @pytest.mark.parametrize(("pooling", "first"), [("mean", 0), ("last", 8), ("token", None)])
 def test_the_text_of_a_category_is_what_was_pooled(pooling: Any, first: int | None):
     """The first tokens where the whole is pooled, else the last ones up to the token; SPAN of 40 are kept."""
-    module = ARTGPT2(decoder(block_size=40), ARTRegularizer(pooling=pooling, vigilance=1.0, merge_at=1.0))
+    module = ARTGPT2(
+        decoder(block_size=40), ARTRegularizer(pooling=pooling, vigilance=1.0, advanced=AdvancedART(merge_at=1.0))
+    )
     seen = batch(rows=2, T=40)
     seen.attention_mask[1, 5:] = False
     art_of(module).learn(module.outputs(seen).detached())
@@ -444,9 +447,10 @@ def test_two_regularizers_need_two_names(fit: Fit):
 
 
 def everything(dropout: float = 0.2) -> ARTGPT2:
-    art = {"normalize": "whiten", "vigilance_quantile": 0.3, "capacity": 20, "average_decay": 0.9, "fast_inputs": 3}
-    rehearsal = {"rehearsal": 0.5, "rehearsed_texts": 3}
-    return ARTGPT2(decoder(dropout=dropout), ARTRegularizer(lambda_art=1.0, warmup_steps=3, **rehearsal, **art))
+    art: dict[str, Any] = {"normalize": "whiten", "vigilance_quantile": 0.3, "capacity": 20}
+    advanced = AdvancedART(average_decay=0.9, fast_inputs=3, rehearsed_texts=3)
+    term = ARTRegularizer(lambda_art=1.0, warmup_steps=3, rehearsal=0.5, advanced=advanced, **art)
+    return ARTGPT2(decoder(dropout=dropout), term)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_with_its_categories_and_averaged_model(fit: Fit, tmp_path: Path):
@@ -473,7 +477,7 @@ def test_a_checkpoint_alone_brings_back_module_and_categories(fit: Fit, tmp_path
         assert isinstance(again, ARTGPT2)
         assert_equal(again, module)
         assert art_of(again).config() == art_of(module).config()
-        assert (art_of(again).rehearsal, art_of(again).rehearsed_texts) == (0.5, 3)
+        assert (art_of(again).rehearsal, art_of(again).advanced.rehearsed_texts) == (0.5, 3)
         found, known = (m.eval()._described(m.eval().outputs(batch())) for m in (again, module))
         torch.testing.assert_close(found, known, rtol=0, atol=0)
 
@@ -531,8 +535,8 @@ def test_a_start_from_another_config_is_refused():
 @pytest.mark.parametrize("options", [{"novelty": "drift"}, {"layer": 0, "pooling": "last", "novelty": "drift"}])
 def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, options: dict[str, Any]):
     """And what the backbone thinks before anything is read: with its own weights it says what the live one does."""
-    art = ARTRegularizer(average_decay=0.0, **MANY, **options)
-    module = VardaGPT(decoder(), [AttentionReader(memory_size=100)], 8, regularizers=[art])
+    art = ARTRegularizer(advanced=AdvancedART(average_decay=0.0), **MANY, **options)
+    module = VardaGPT(decoder(), [AttentionReader(memory_size=100)], 8, extensions=[art])
     fit(module, max_steps=3)
     assert len(art.art) > 1
     seen = replace(batch(), positions=torch.arange(64).view(4, 16))
@@ -548,8 +552,8 @@ def test_with_a_memory_the_averaged_model_sees_the_same_segments(fit: Fit, optio
 
 @pytest.mark.parametrize("reader", [AttentionReader, KNNReader])
 def test_with_a_memory_rehearsal_is_of_what_both_models_say_without_it_in_segments(folder: Path, reader: Any):
-    art = ARTRegularizer(average_decay=0.0, novelty="margin", rehearsal=1.0, **MANY)
-    module = VardaGPT(decoder(), [reader(memory_size=100, scope="shared")], 6, True, regularizers=[art])
+    art = ARTRegularizer(advanced=AdvancedART(average_decay=0.0), novelty="margin", rehearsal=1.0, **MANY)
+    module = VardaGPT(decoder(), [reader(memory_size=100, scope="shared")], 6, True, extensions=[art])
     data = TextDataModule(train=Source("train.txt"), block_size=12, dataloader={"batch_size": 4})
     with advised(SHORT):
         trainer_with(max_steps=3).fit(module, datamodule=data)
@@ -608,7 +612,7 @@ def test_pairs_of_prompt_and_target_are_one_sequence_whose_prompt_is_not_predict
 )
 def test_options_outside_their_range_are_refused(options: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
-        ARTRegularizer(**options)
+        ARTRegularizer(**options_of_today(options, "ARTRegularizer"))
 
 
 def test_a_layer_that_is_not_there_is_refused(fit: Fit):

@@ -26,6 +26,7 @@ from lightning_app.art.hf_trainer import ARTTrainer, load_art
 from lightning_app.art.network import ART, SPAN
 from lightning_app.art.rules import pool
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTH, PAD = 16, 0
@@ -62,7 +63,7 @@ def settings(folder: Path, **options: Any) -> TrainingArguments:
 
 
 def art_of(**options: Any) -> ART:
-    return ART(WIDTH, **{"vigilance": 0.9, "capacity": 50, **options})
+    return ART(WIDTH, **options_of_today({"vigilance": 0.9, "capacity": 50, **options}, "ART"))
 
 
 def trainer_of(folder: Path, *, art: ART | None = None, data: list[Row] | None = None, **options: Any) -> ARTTrainer:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_app.art.network import ART, SPAN, TEXTS
 from lightning_app.art.rules import overlapping
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today
 
 NAN = math.nan
 
@@ -26,7 +27,7 @@ def degrees(*angles: float) -> Tensor:
 
 
 def art(width: int = 2, **options: Any) -> ART:
-    return ART(width, **{"novelty": "constant", **options})
+    return ART(width, **options_of_today({"novelty": "constant", **options}, "ART"))
 
 
 def learned(*angles: float, **options: Any) -> ART:
@@ -500,4 +501,4 @@ def test_about_that_share_of_stationary_inputs_is_novel(quantile: float, options
 )
 def test_options_outside_their_range_are_refused(options: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
-        ART(4, **options)
+        ART(4, **options_of_today(options, "ART"))

@@ -21,6 +21,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.extension import Memory, VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_room
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Extension, Outputs, Regularizer
@@ -28,7 +29,7 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.registry import build, describe
 from lightning_app.models.weighing import COUNTED
 from lightning_app.serving.explain import explain
-from lightning_app.training.checkpoint import load_module
+from lightning_app.training.checkpoint import Checkpoint, load_module
 from lightning_app.training.compositions import ArticleGPT, CausalLM
 from lightning_app.training.module import LanguageModule
 from tests.advice import SHORT, advised
@@ -61,7 +62,10 @@ def memory(reader: type, **options: Any) -> Extension:
 
 
 def learned(reader: type) -> Extension:
-    return Memory([reader(memory_size=100, num_search_results=3, hard_deletion_after=2)], segment_length=8)
+    return Memory(
+        [reader(memory_size=100, num_search_results=3, advanced=AdvancedReader(hard_deletion_after=2))],
+        segment_length=8,
+    )
 
 
 KINDS: dict[str, Callable[[], Extension]] = {
@@ -216,20 +220,19 @@ def test_a_second_memory_is_refused():
 
 
 def test_regularizers_are_their_former_name():
-    old, new = (ArticleGPT(decoder(), **{name: [Counter()]}) for name in ("regularizers", "extensions"))
-    assert describe(old) == describe(new)
-    former = describe(new)
+    new = describe(ArticleGPT(decoder(), extensions=[Counter()]))
+    former = {**new, "options": dict(new["options"])}
     former["options"]["regularizers"] = former["options"].pop("extensions")
-    assert describe(build(former)) == describe(new)
+    assert Checkpoint.of({"lightning_app": {"model": former, "format": 2}}).model == new
 
 
 NAMED: dict[str, Callable[[], tuple[LanguageModule, LanguageModule]]] = {
     "VardaGPT": lambda: (
-        VardaGPT(decoder(), [AttentionReader(memory_size=50)], 8, regularizers=[Counter()]),
+        VardaGPT(decoder(), [AttentionReader(memory_size=50)], 8, extensions=[Counter()]),
         module_with(Counter(), Memory([AttentionReader(memory_size=50)], 8)),
     ),
     "ARTGPT2": lambda: (
-        ARTGPT2(decoder(), ARTRegularizer(vigilance=0.9), regularizers=[Counter()]),
+        ARTGPT2(decoder(), ARTRegularizer(vigilance=0.9), extensions=[Counter()]),
         module_with(ARTRegularizer(vigilance=0.9), Counter()),
     ),
 }
@@ -267,7 +270,7 @@ def test_the_memory_of_any_module_is_grown_and_its_config_written_beside_it(fold
     opened = with_room(Opened(folder / "old.ckpt", {}, module.eval(), tokenizer), 20)
     assert opened.knn.bank.shared.memory_size == 20
     assert opened.memory.documents == {7: "here.txt"}
-    model = fitting({"model": {"init_args": {"regularizers": []}}}, opened.module, tokenizer)["model"]
+    model = fitting({"model": {"init_args": {"extensions": []}}}, opened.module, tokenizer)["model"]
     assert (model["class_path"], set(model["init_args"])) == ("CausalLM", {"backbone", "extensions"})
     assert model["init_args"]["extensions"][0]["init_args"]["segment_length"] == 8
 

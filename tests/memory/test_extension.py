@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader
 from lightning_app.memory.readers.base import Reader
@@ -42,7 +43,8 @@ def decoder(**options: Any) -> Decoder:
 
 
 def attention(**options: Any) -> AttentionReader:
-    return AttentionReader(**{"memory_size": 100, "num_search_results": 3, "hard_deletion_after": 2, **options})
+    options = {"memory_size": 100, "num_search_results": 3, "hard_deletion_after": 2, **options}
+    return AttentionReader(**options_of_today(options, "AttentionReader"))
 
 
 def varda(*readers: Reader, dropout: float = 0.0, **options: Any) -> VardaGPT:
@@ -262,7 +264,7 @@ class PullToZero(Regularizer):
 
 def test_regularizers_compose_with_readers(data: TextDataModule):
     pull = PullToZero()
-    module = VardaGPT(decoder(), [attention(target_rate=0.2)], 8, regularizers=[pull])
+    module = VardaGPT(decoder(), [attention(target_rate=0.2)], 8, extensions=[pull])
     fit(module, data, max_steps=3)
     assert pull.learned == 3
     assert memory_of(module).size() > 50

@@ -9,6 +9,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader
 from lightning_app.memory.readers.base import TokenContext
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.models.decoder import Decoder
 
 V, D, T = 17, 8, 12
@@ -118,4 +119,4 @@ def test_a_block_must_be_whole_segments_and_a_reader_belongs_to_one_model():
     with pytest.raises(InputError, match="a reader belongs to one model"):
         MemoryLM(decoder(), [reader])
     with pytest.raises(InputError, match=r"path is 'x.npy' with scope 'stream'"):
-        MemoryLM(decoder(), [AttentionReader(path="x.npy", scope="stream", streams=2)])
+        MemoryLM(decoder(), [AttentionReader(scope="stream", streams=2, advanced=AdvancedReader(path="x.npy"))])

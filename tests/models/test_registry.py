@@ -61,7 +61,7 @@ def test_each_name_is_found(name: str):
 
 
 def module() -> LanguageModule:
-    return VardaGPT(cut(decoder()), [KNNReader(memory_size=8)], regularizers=[ARTRegularizer(rehearsal=0.1)])
+    return VardaGPT(cut(decoder()), [KNNReader(memory_size=8)], extensions=[ARTRegularizer(rehearsal=0.1)])
 
 
 def test_no_file_is_named():

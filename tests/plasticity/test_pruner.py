@@ -43,11 +43,11 @@ def test_sharded_strategies_are_refused():
         check_strategy(strategy)
 
 
-def training(surgery: Any, *, keep: bool = True, regularizers: Any = None) -> tuple[ArticleGPT, Pruner]:
+def training(surgery: Any, *, keep: bool = True, extensions: Any = None) -> tuple[ArticleGPT, Pruner]:
     """A module that has learned a step, with dropout, and its pruner."""
     torch.manual_seed(0)
     backbone = Decoder(vocab_size=31, block_size=16, embedding_dim=16, layers=2, heads=4, dropout=0.1)
-    module = ArticleGPT(backbone, regularizers=regularizers)
+    module = ArticleGPT(backbone, extensions=extensions)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2, fused=True)
     trainer: Any = SimpleNamespace(strategy=SingleDeviceStrategy(), optimizers=[optimizer])
     pruner = Pruner(trainer, module, surgery=surgery, keep=keep, compute=lambda: module.backbone.text_logits(IDS))
@@ -174,7 +174,7 @@ def test_going_back_is_bit_for_bit(surgery: Any, kind: Any):
 @each_way
 def test_copies_follow(surgery: Any):
     art = ARTRegularizer(novelty="drift")
-    module, pruner = training(surgery, regularizers=[art])
+    module, pruner = training(surgery, extensions=[art])
     main, copied = units_in(module, "heads")
     snapshot = pruner.snapshot(["heads"])
     pruner.prune("heads", dead(main, (0, 1), (1, 2), (1, 3)))

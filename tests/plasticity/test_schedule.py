@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_app.art.extension import ARTRegularizer
+from lightning_app.art.network import AdvancedART
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
@@ -29,6 +31,7 @@ from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance
 from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.options import AdvancedOptions
 from lightning_app.plasticity.parts import Part
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.units import Units
@@ -66,7 +69,10 @@ def article_gpt(dropout: float = 0.0, **options: Any) -> ArticleGPT:
 
 
 def plan(**options: Any) -> PlasticitySchedule:
-    return PlasticitySchedule(**{**PLAN, **options})
+    """The plan with these options, of the group `advanced` too."""
+    options = {**PLAN, **options}
+    advanced = {field.name: options.pop(field.name) for field in fields(AdvancedOptions) if field.name in options}
+    return PlasticitySchedule(**options, advanced=AdvancedOptions(**advanced))
 
 
 @pytest.fixture
@@ -326,9 +332,7 @@ def test_a_cycle_that_does_not_recover_is_undone_and_the_last_one(fit: Fit, monk
     monkeypatch.setattr(Cycle, "prune", remembering)
     monkeypatch.setattr(Cycle, "go_back", comparing)
     module = article_gpt(optimizer=getting_worse, scheduler=None)
-    callback = PlasticitySchedule(
-        **{**PLAN, "pruning_level": 0.7, "neuron_level": 0.5, "automatic": True, "tolerance": 0.0}
-    )
+    callback = plan(pruning_level=0.7, neuron_level=0.5, automatic=True, tolerance=0.0)
     fit(module, callback)
     (rollback,) = events("rollback")
     assert rollback["cycle"] == len(snapshots)
@@ -534,8 +538,8 @@ def test_what_was_removed_travels_in_the_checkpoint_or_not(fit: Fit):
 
 
 def test_arts_averaged_model_follows(fit: Fit):
-    art = ARTRegularizer(novelty="drift", vigilance=0.9, average_decay=0.5)
-    module = article_gpt(regularizers=[art])
+    art = ARTRegularizer(novelty="drift", vigilance=0.9, advanced=AdvancedART(average_decay=0.5))
+    module = article_gpt(extensions=[art])
     fit(module, plan(targets=["heads", "neurons"], regrow=1))
     for kind in ("heads", "neurons"):
         main, copied = units_in(module, kind)

@@ -57,7 +57,7 @@ def test_what_half_precision_would_spoil_is_refused(fit: Fit):
     with pytest.raises(InputError, match="16-true: without loss scaling"):
         fit("16-true")
     with pytest.raises(InputError, match=r"bf16-true, .* such as regularizers\.0\.art.*: use bf16-mixed"):
-        fit("bf16-true", regularizers=[ARTRegularizer()])
+        fit("bf16-true", extensions=[ARTRegularizer()])
 
 
 def test_sums_of_measures_keep_their_type():

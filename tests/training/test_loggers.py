@@ -34,7 +34,7 @@ PLASTICITY = {
 }
 ART = {"class_path": "ARTRegularizer", "init_args": {"vigilance": 0.9}}
 PLAIN: dict[str, Any] = {"trainer": {"callbacks": [SAMPLES]}}
-WITH_ALL = {"trainer": {"callbacks": [SAMPLES, PLASTICITY]}, "model": {"init_args": {"regularizers": [ART]}}}
+WITH_ALL = {"trainer": {"callbacks": [SAMPLES, PLASTICITY]}, "model": {"init_args": {"extensions": [ART]}}}
 KEPT = {"config.yaml", "log.jsonl", "loss.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/best.txt"}
 
 Main = Callable[..., None]

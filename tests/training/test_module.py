@@ -72,7 +72,7 @@ def test_token_noise_replaces_that_share_of_the_inputs_in_training_only():
 
 
 def test_a_regularizer_adds_its_weighted_terms_with_a_gradient():
-    module = ArticleGPT(decoder(), regularizers=[PullToZero()]).eval()
+    module = ArticleGPT(decoder(), extensions=[PullToZero()]).eval()
     outputs = module.outputs(batch())
     terms = module.loss_terms(outputs)
     assert {name: weight for name, (weight, _) in terms.items()} == {"ce": 1.0, "zero": 0.5}
@@ -112,12 +112,12 @@ def fit(data: TextDataModule) -> Fit:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_regularizers_learn_once_per_batch_after_the_step_and_never_in_validation(fit: Fit, accumulate: int):
     regularizer = PullToZero()
-    fit(ArticleGPT(decoder(), regularizers=[regularizer]), accumulate_grad_batches=accumulate)
+    fit(ArticleGPT(decoder(), extensions=[regularizer]), accumulate_grad_batches=accumulate)
     assert regularizer.learned == 4 * accumulate
 
 
 def test_a_regularizer_of_weight_zero_changes_nothing(fit: Fit):
-    plain, other = ArticleGPT(decoder(dropout=0.1)), ArticleGPT(decoder(dropout=0.1), regularizers=[PullToZero()])
+    plain, other = ArticleGPT(decoder(dropout=0.1)), ArticleGPT(decoder(dropout=0.1), extensions=[PullToZero()])
     other.regularizers[0].weight = 0.0
     for module in (plain, other):
         torch.manual_seed(1)
@@ -175,7 +175,7 @@ def test_a_start_takes_weights_and_the_regularizers_that_both_have():
     """One that the checkpoint lacks starts anew, one that the module lacks stays behind."""
 
     def module(n: int, learned: int, seed: int) -> ArticleGPT:
-        module = ArticleGPT(decoder(), regularizers=[PullToZero() for _ in range(n)])
+        module = ArticleGPT(decoder(), extensions=[PullToZero() for _ in range(n)])
         torch.nn.init.constant_(module.backbone.lm_head.weight, seed)
         for regularizer in module.regularizers:
             regularizer.learned.fill_(learned)

@@ -13,7 +13,7 @@ from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
-from lightning_app.plasticity.controller.callback import HeadController
+from lightning_app.plasticity.controller.callback import AdvancedController, HeadController
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.checkpoint import Checkpoint
 from lightning_app.training.compositions import ArticleGPT
@@ -69,7 +69,7 @@ def fit(folder: object) -> Fit:
         torch.manual_seed(0)
         decoder = Decoder(vocab_size=257, block_size=16, embedding_dim=8, layers=1, heads=2)
         art = ARTRegularizer(lambda_art=0.1, capacity=30)
-        module = Poisoned(decoder, regularizers=[art], scheduler=WARM_UP, skip_spikes=skip)
+        module = Poisoned(decoder, extensions=[art], scheduler=WARM_UP, skip_spikes=skip)
         module.poison, module.leave_out = poison, leave_out
         data = TextDataModule(
             train=Source("train.txt"), val=Source("val.txt"), block_size=16, dataloader=Dataloader(batch_size=4)
@@ -190,7 +190,9 @@ def test_what_cannot_be_meant_is_refused():
 def test_a_controller_of_heads_does_not_hear_of_it(fit: Fit, accumulate: int):
     heard = []
     for poison, said in ((None, ()), (50.0, (f"step {POISONED} is left out",))):
-        controller = HeadController(controller_update_freq=STEPS - 2, warmup_steps=0, mode="logits", finally_="keep")
+        controller = HeadController(
+            "logits", 0, at_end="keep", advanced=AdvancedController(controller_update_freq=STEPS - 2)
+        )
         options = {"callbacks": [controller], "accumulate_grad_batches": accumulate}
         with advised("the controller decides from step", *said):
             fit(True, steps=POISONED + 2, poison=poison, **options)

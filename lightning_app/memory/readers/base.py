@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_app.data.batch import GENERATED, Batch
 from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
+from lightning_app.memory.options import AdvancedMemory, IndexType, MemoryOptions
 from lightning_app.memory.readers.bank import Candidates, MemoryBank, MemoryUpdate, Scope
 from lightning_app.memory.slots import Entries, joined
 from lightning_app.memory.store import AssociativeMemory
@@ -23,6 +24,7 @@ from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.extension import Extension
 from lightning_app.models.losses import IGNORE
 
+USUAL = AdvancedMemory()
 Writes = Literal["always", "evaluation", "never"]
 
 
@@ -145,11 +147,14 @@ class Reader(Extension, ABC):
         streams: number of memories where the scope is not `shared`: batch size x ranks.
         writes: when what was seen is written: in training and evaluation, in evaluation alone, or never (the memory
             is filled by `memory build`). Evaluation writes to a copy.
-        memory: see `AssociativeMemory`.
+        memory_size, index_type, num_clusters, num_search_results: see `MemoryOptions`.
+        forgetfulness_factor, metric, span_length: see `MemoryOptions`.
+        advanced: see `AdvancedMemory`; in a description a dict.
     """
 
     reads_input = False  # overrides `around`
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
+    advanced_type: type[AdvancedMemory] = AdvancedMemory
     group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`
 
     bank: MemoryBank
@@ -166,11 +171,27 @@ class Reader(Extension, ABC):
         scope: Scope = "shared",
         streams: int = 1,
         writes: Writes = "always",
-        **memory: Any,
+        memory_size: int = MemoryOptions.memory_size,
+        index_type: IndexType = MemoryOptions.index_type,
+        num_clusters: int = MemoryOptions.num_clusters,
+        num_search_results: int = MemoryOptions.num_search_results,
+        forgetfulness_factor: float = MemoryOptions.forgetfulness_factor,
+        metric: Metric = MemoryOptions.metric,
+        span_length: int = MemoryOptions.span_length,
+        advanced: AdvancedMemory = USUAL,
     ):
         super().__init__()
         self.memory_dim, self.scope, self.streams, self.writes = memory_dim, scope, streams, writes
-        self._memory_options = memory
+        self.advanced = self.advanced_type(**advanced) if isinstance(advanced, dict) else advanced
+        self._memory_options: dict[str, Any] = {
+            "memory_size": memory_size,
+            "index_type": index_type,
+            "num_clusters": num_clusters,
+            "num_search_results": num_search_results,
+            "forgetfulness_factor": forgetfulness_factor,
+            "metric": metric,
+            "span_length": span_length,
+        }
         self._built = False
 
     def build(self, *, width: int, vocab_size: int) -> None:
@@ -179,12 +200,11 @@ class Reader(Extension, ABC):
             raise InputError("a reader belongs to one model: make another one for this model")
         dim = width if self.memory_dim is None else self.memory_dim
         self.memory_dim = dim
-        if self._memory_options.get("path") and self.scope != "shared":
-            raise InputError(
-                f"path is {self._memory_options['path']!r} with scope {self.scope!r}: one file, one memory"
-            )
+        rare = {one.name: getattr(self.advanced, one.name) for one in fields(AdvancedMemory)}
+        if rare["path"] and self.scope != "shared":
+            raise InputError(f"path is {rare['path']!r} with scope {self.scope!r}: one file, one memory")
         self.bank = MemoryBank(
-            lambda: AssociativeMemory(memory_dim=dim, **self._memory_options), self.scope, self.streams
+            lambda: AssociativeMemory(memory_dim=dim, **self._memory_options, **rare), self.scope, self.streams
         )
         self._built = True
         self.build_layers(width, vocab_size)
@@ -199,8 +219,9 @@ class Reader(Extension, ABC):
             "scope": self.scope,
             "streams": self.streams,
             "writes": self.writes,
+            "advanced": asdict(self.advanced),
         }
-        return {**self.bank.memories[0].config(), **own} if self._built else {**self._memory_options, **own}
+        return {**self._memory_options, **own}
 
     def writes_now(self) -> bool:
         """In the stage that the module is in."""

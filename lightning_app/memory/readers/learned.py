@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
+from lightning_app.memory.options import AdvancedMemory
 from lightning_app.memory.readers.bank import Candidates, MemoryUpdate
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.readers.writer import Decisions, Writer
@@ -82,25 +83,50 @@ class Deletions:
     distances: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdvancedReader(AdvancedMemory):
+    """What few runs change of a reader that learns what to store.
+
+    Args:
+        store_free_steps: steps in which storing costs nothing: with a cost from the start the memory closes before
+            the model has learned to read.
+        store_rise_steps: steps in which the cost then rises.
+        budget_weight: of (mean store probability - target_rate)^2. The mean of accumulated batches is known only after
+            their forwards: their step has the mean of these squares over the tokens, which one large batch has not.
+        hard_deletion_after: steps with deletions that only weaken within the block; then they are all or nothing, and
+            remove from the memory.
+        delete_quantile: of recent distances: how near a result must be to what is to be deleted.
+
+    Raises:
+        InputError: one is negative.
+    """
+
+    store_free_steps: int = 300
+    store_rise_steps: int = 200
+    budget_weight: float = 1.0
+    hard_deletion_after: int = 500
+    delete_quantile: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("store_free_steps", "store_rise_steps", "budget_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
 class LearnedReader(Reader):
     """What both readers share: the writer, its loss terms, and what goes to the memory.
 
     Args:
         store_cost: weight of the mean store probability in the loss, once it has risen.
-        store_free_steps: steps in which storing costs nothing: with a cost from the start the memory closes before
-            the model has learned to read.
-        store_rise_steps: steps in which the cost then rises.
         target_rate: share of the positions to be stored; None: whatever pays.
-        budget_weight: of (mean store probability - target_rate)^2. The mean of accumulated batches is known only after
-            their forwards: their step has the mean of these squares over the tokens, which one large batch has not.
         deletion: whether the model may delete.
-        hard_deletion_after: steps with deletions that only weaken within the block; then they are all or nothing, and
-            remove from the memory.
-        delete_quantile: of recent distances: how near a result must be to what is to be deleted.
+        advanced: see `AdvancedReader`.
         kwargs: see `Reader`.
     """
 
     by_segment = True
+    advanced_type = AdvancedReader
+    advanced: AdvancedReader
     means_over: Mapping[str, Over] = {"store": "targets", "budget": "targets"}
 
     steps: Tensor
@@ -109,39 +135,23 @@ class LearnedReader(Reader):
     def __init__(
         self,
         store_cost: float = 0.1,
-        store_free_steps: int = 300,
-        store_rise_steps: int = 200,
         target_rate: float | None = None,
-        budget_weight: float = 1.0,
         deletion: bool = True,
-        hard_deletion_after: int = 500,
-        delete_quantile: float = 0.5,
+        advanced: AdvancedReader = AdvancedReader(),
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self._own_options: dict[str, Any] = {
-            "store_cost": store_cost,
-            "store_free_steps": store_free_steps,
-            "store_rise_steps": store_rise_steps,
-            "target_rate": target_rate,
-            "budget_weight": budget_weight,
-            "deletion": deletion,
-            "hard_deletion_after": hard_deletion_after,
-            "delete_quantile": delete_quantile,
-        }
-        for name in ("store_cost", "store_free_steps", "store_rise_steps", "budget_weight"):
-            if self._own_options[name] < 0:
-                raise InputError(f"{name} is {self._own_options[name]}; it must be at least 0")
+        super().__init__(advanced=advanced, **kwargs)
+        if store_cost < 0:
+            raise InputError(f"store_cost is {store_cost}; it must be at least 0")
         if target_rate is not None and not 0 <= target_rate <= 1:
             raise InputError(f"target_rate is {target_rate}; it must lie in [0, 1]")
-        self.store_cost, self.store_free_steps, self.store_rise_steps = store_cost, store_free_steps, store_rise_steps
-        self.target_rate, self.budget_weight = target_rate, budget_weight
-        self.deletion, self.hard_deletion_after = deletion, hard_deletion_after
-        self.threshold = DeletionThreshold(delete_quantile)
+        self.store_cost, self.target_rate, self.deletion = store_cost, target_rate, deletion
+        self.threshold = DeletionThreshold(self.advanced.delete_quantile)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), **self._own_options}
+        own = {"store_cost": self.store_cost, "target_rate": self.target_rate, "deletion": self.deletion}
+        return {**super().config(), **own}
 
     def build_layers(self, width: int, vocab_size: int) -> None:
         assert self.memory_dim is not None
@@ -157,7 +167,7 @@ class LearnedReader(Reader):
     @property
     def hard(self) -> bool:
         """Whether deletions are all or nothing by now."""
-        return int(self.steps) >= self.hard_deletion_after
+        return int(self.steps) >= self.advanced.hard_deletion_after
 
     @torch.no_grad()
     def _search(self, queries: Tensor, passage: TokenContext) -> Candidates:
@@ -180,10 +190,11 @@ class LearnedReader(Reader):
         mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
         unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
         mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
-        risen = (int(self.steps) - self.store_free_steps) / max(1, self.store_rise_steps)
+        free, rise = self.advanced.store_free_steps, self.advanced.store_rise_steps
+        risen = (int(self.steps) - free) / max(1, rise)
         terms = {"store": (self.store_cost * min(1.0, max(0.0, risen)), mean)}
         if self.target_rate is not None:
-            terms["budget"] = (self.budget_weight, (mean - self.target_rate).square())
+            terms["budget"] = (self.advanced.budget_weight, (mean - self.target_rate).square())
         return terms
 
     def _reading(

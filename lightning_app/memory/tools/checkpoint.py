@@ -13,6 +13,7 @@ import yaml
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today, with_options_of_today
 from lightning_app.io import write_atomic
 from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryLM
@@ -27,7 +28,6 @@ from lightning_app.training.module import LanguageModule
 from lightning_app.yaml_file import read_yaml
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
-FORMER = ("regularizers",)  # are in `extensions`
 LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
@@ -100,7 +100,7 @@ class Opened:
     def config(self) -> dict[str, Any]:
         """That of the run, or of the command that wrote the checkpoint; empty where there is none."""
         own, run = self.path.with_suffix(".yaml"), RunFolder.of(self.path)
-        found = read_yaml(own) if own.is_file() else run.config() if run else {}
+        found = with_options_of_today(read_yaml(own)) if own.is_file() else run.config() if run else {}
         return found if isinstance(found, dict) else {}
 
     def block_size(self) -> int:
@@ -130,8 +130,10 @@ def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
     readers = options_of.get("readers", [])
     number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
     kept = readers[number]["options"] if number < len(readers) else {}
-    fixed = {"scope": "shared", "streams": 1, "writes": "never", "path": None}
-    made = {"part": "KNNReader", "version": 1, "options": {**kept, **options, **fixed}}
+    given = options_of_today({**options, "path": None}, "KNNReader")
+    fixed = {"scope": "shared", "streams": 1, "writes": "never"}
+    fixed["advanced"] = {**kept.get("advanced", {}), **given["advanced"]}
+    made = {"part": "KNNReader", "version": 1, "options": {**kept, **given, **fixed}}
     options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
     module: LanguageModule = build(description)
     own, state = f"backbone.readers.{number}.", _renamed(opened.module)
@@ -194,6 +196,5 @@ def fitting(config: dict[str, Any], module: LanguageModule, tokenizer: Tokenizer
         data["vocab_size"] = module.backbone.vocab_size
     kept = {name: value for name, value in config.items() if name not in ("ckpt_path", "init_from", "model")}
     options = (config.get("model") or {}).get("init_args") or {}
-    others = {name: value for name, value in options.items() if name not in FORMER}
-    model = {"class_path": name_of(module), "init_args": {**others, **parts}}
+    model = {"class_path": name_of(module), "init_args": {**options, **parts}}
     return {**kept, "data": {name: value for name, value in data.items() if value is not None}, "model": model}

@@ -5,6 +5,7 @@ Shapes: L layers, H heads.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -34,8 +35,52 @@ from lightning_app.training.distributed import gathered
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint, timers
 from lightning_app.training.module import LanguageModule
 
-Finally = Literal["remove", "mask", "keep"]
-OPTIONS = {"network": ANNController, "logits": GateLogits}
+AtEnd = Literal["remove", "mask", "keep"]
+
+
+LEAST = {"controller_reg_weight": 0, "measured_heads": 0} | dict.fromkeys(
+    ("controller_update_freq", "sample_rows", "entropy_rows", "log_every"), 1
+)
+
+
+@dataclass(frozen=True)
+class AdvancedController:
+    """What few runs change of a `HeadController`.
+
+    Args:
+        controller_reg_weight: of the L1 norm of the gates: nats per token that a head must be worth.
+        controller_update_freq: optimizer steps between updates.
+        controller_lr: None: that of the mode, see its class.
+        measured_heads: whose damage is measured at each update, in turns; 0: none, the controller follows dL/dgate
+            alone and predicts nothing. Of `network` alone.
+        update_scale: of `logits` alone.
+        learn_from_loss: of `logits` alone.
+        sample_rows: sequences of the validation text on which entropy and damage are measured.
+        entropy_rows: of them, for entropy.
+        log_every: updates between two `controller_update` events.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    controller_reg_weight: float = 1e-4
+    controller_update_freq: int = 10
+    controller_lr: float | None = None
+    measured_heads: int = 2
+    update_scale: float = 100.0
+    learn_from_loss: bool = False
+    sample_rows: int = 8
+    entropy_rows: int = 2
+    log_every: int = 5
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("controller_lr", "update_scale"):
+            rate = getattr(self, name)
+            if rate is not None and not rate > 0:
+                raise InputError(f"{name} is {rate}; it must be above 0")
 
 
 class HeadController(RunCallback):
@@ -48,21 +93,11 @@ class HeadController(RunCallback):
 
     Args:
         mode: `network` (`ANNController`) or `logits` (`GateLogits`).
-        controller_reg_weight: of the L1 norm of the gates: nats per token that a head must be worth.
-        controller_update_freq: optimizer steps between updates.
-        controller_lr: None: that of the mode, see its class.
         warmup_steps: before the first update: at first no head is worth anything yet.
-        measured_heads: whose damage is measured at each update, in turns; 0: none, the controller follows dL/dgate
-            alone and predicts nothing. Of `network` alone.
-        update_scale: of `logits` alone.
-        learn_from_loss: of `logits` alone.
         steps: optimizer steps after which the active heads stay as they are; None: all of the run.
-        finally_: what becomes of inactive heads then: `remove` cuts them out, `mask` multiplies them by 0 for good;
+        at_end: what becomes of inactive heads then: `remove` cuts them out, `mask` multiplies them by 0 for good;
             `keep` leaves them masked for now: a run that goes on with more steps goes on with the controller, too.
-        sample_rows: sequences of the validation text on which entropy and damage are measured.
-        entropy_rows: of them, for entropy.
-        seed: of the sample and of the controller.
-        log_every: updates between two `controller_update` events.
+        advanced: see `AdvancedController`.
 
     Raises:
         InputError: an option out of range; in `setup` what the run or the model does not allow.
@@ -71,47 +106,23 @@ class HeadController(RunCallback):
     def __init__(
         self,
         mode: Literal["network", "logits"] = "network",
-        controller_reg_weight: float = 1e-4,
-        controller_update_freq: int = 10,
-        controller_lr: float | None = None,
         warmup_steps: int = 200,
-        measured_heads: int = 2,
-        update_scale: float = 100.0,
-        learn_from_loss: bool = False,
         steps: int | None = None,
-        finally_: Finally = "remove",
-        sample_rows: int = 8,
-        entropy_rows: int = 2,
-        seed: int = 0,
-        log_every: int = 5,
+        at_end: AtEnd = "remove",
+        advanced: AdvancedController = AdvancedController(),
     ):
-        for name, value, least in (
-            ("controller_reg_weight", controller_reg_weight, 0),
-            ("controller_update_freq", controller_update_freq, 1),
-            ("warmup_steps", warmup_steps, 0),
-            ("measured_heads", measured_heads, 0),
-            ("sample_rows", sample_rows, 1),
-            ("entropy_rows", entropy_rows, 1),
-            ("log_every", log_every, 1),
-        ):
-            if value < least:
-                raise InputError(f"{name} is {value}; it must be at least {least}")
-        for name, rate in (("controller_lr", controller_lr), ("update_scale", update_scale)):
-            if rate is not None and not rate > 0:
-                raise InputError(f"{name} is {rate}; it must be above 0")
-        if mode not in OPTIONS:
+        if mode not in ("network", "logits"):
             raise InputError(f"mode is {mode!r}; it must be network or logits")
-        if finally_ not in ("remove", "mask", "keep"):
-            raise InputError(f"finally_ is {finally_!r}; it must be remove, mask or keep")
-        if mode == "network" and learn_from_loss:
+        if at_end not in ("remove", "mask", "keep"):
+            raise InputError(f"at_end is {at_end!r}; it must be remove, mask or keep")
+        if mode == "network" and advanced.learn_from_loss:
             raise InputError("learn_from_loss is an option of mode: logits; the network always does")
+        if warmup_steps < 0:
+            raise InputError(f"warmup_steps is {warmup_steps}; it must be at least 0")
         if steps is not None and steps <= warmup_steps:
             raise InputError(f"steps is {steps}, and warmup_steps {warmup_steps}: the controller would never decide")
-        self.mode, self.weight, self.freq, self.lr = mode, controller_reg_weight, controller_update_freq, controller_lr
-        self.warmup_steps, self.steps, self.finally_ = warmup_steps, steps, finally_
-        self.measured_heads = measured_heads if mode == "network" else 0
-        self.update_scale, self.learn_from_loss = update_scale, learn_from_loss
-        self.sample_rows, self.entropy_rows, self.seed, self.log_every = sample_rows, entropy_rows, seed, log_every
+        self.mode, self.warmup_steps, self.steps, self.at_end = mode, warmup_steps, steps, at_end
+        self.advanced = advanced
         self._reset()
 
     def _reset(self) -> None:
@@ -142,25 +153,23 @@ class HeadController(RunCallback):
         if not data.splits.origin("val"):
             raise InputError("the controller decides by a validation text, too: give data.val or data.split")
         self._make(units_in(module, "heads")[0].shape)
-        end = self._last_step()
-        if end <= self.warmup_steps + self.freq:
+        end, first = self._last_step(), self.warmup_steps + self.advanced.controller_update_freq
+        if end <= first:
             rank_zero_warn(
-                f"the controller decides from step {self.warmup_steps + self.freq} on, and it ends at step {end}: "
-                "it will switch nothing; lower warmup_steps, or raise trainer.max_steps"
+                f"the controller decides from step {first} on, and it ends at step {end}: it will switch nothing; "
+                "lower warmup_steps, or raise trainer.max_steps"
             )
 
     def _make(self, shape: tuple[int, int]) -> None:
-        rate: dict[str, Any] = {} if self.lr is None else {"controller_lr": self.lr}
+        given = self.advanced
+        options: dict[str, Any] = {"controller_reg_weight": given.controller_reg_weight}
+        if given.controller_lr is not None:
+            options["controller_lr"] = given.controller_lr
         if self.mode == "network":
-            self.controller = ANNController(shape, controller_reg_weight=self.weight, seed=self.seed, **rate)
+            self.controller = ANNController(shape, **options)
         else:
-            self.controller = GateLogits(
-                shape,
-                controller_reg_weight=self.weight,
-                update_scale=self.update_scale,
-                learn_from_loss=self.learn_from_loss,
-                **rate,
-            )
+            own: dict[str, Any] = {"update_scale": given.update_scale, "learn_from_loss": given.learn_from_loss}
+            self.controller = GateLogits(shape, **options, **own)
         self.active = torch.ones(shape, dtype=torch.bool)
         self._age, self._damage = torch.zeros(shape), torch.full(shape, torch.nan, dtype=torch.float64)
 
@@ -173,7 +182,7 @@ class HeadController(RunCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.controller is not None
         self._step, self._end = trainer.global_step, self._last_step()
-        self._sample = self._make_sample(self.sample_rows)
+        self._sample = self._make_sample(self.advanced.sample_rows)
         self._timers = timers(trainer)
         heads = units_in(self.module, "heads")[0]
         if not self._started:  # heads of the start that are masked begin switched off, those that are gone stay so
@@ -187,7 +196,7 @@ class HeadController(RunCallback):
         dataset = self.data.dataset("val")
         if not len(dataset):
             raise InputError(f"data.val has no sequence of {self.data.block_size} tokens to measure heads on")
-        return sample_of(self.module, dataset, batches=1, batch_size=rows, seed=self.seed)
+        return sample_of(self.module, dataset, batches=1, batch_size=rows, seed=0)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -230,7 +239,7 @@ class HeadController(RunCallback):
             self._age = (self._age + 1) * self.active
             if self._step >= self._end or self._stops(trainer):
                 self._finish(trainer, self.module)
-            elif self._step % self.freq == 0:
+            elif self._step % self.advanced.controller_update_freq == 0:
                 self._update(trainer, self.module)
         self._kept = (self._sums, self._backwards)
         pl_module.log_dict({f"controller/{name}": value for name, value in self._numbers().items()})
@@ -269,7 +278,7 @@ class HeadController(RunCallback):
         self._updates += 1
         for units in units_in(module, "heads"):
             units.set_mask(self.active)
-        if self._updates % self.log_every == 0 or bool((before != self.active).any()):
+        if self._updates % self.advanced.log_every == 0 or bool((before != self.active).any()):
             update = events.ControllerUpdate(
                 gates=plain(self.controller.gates),
                 entropy=plain(metrics.entropy),
@@ -287,7 +296,7 @@ class HeadController(RunCallback):
         sums = self._sums or [torch.zeros(3, len(layer.present)) for layer in heads.layers]
         slope, size, square = heads.from_leaves(sums) / max(1, self._backwards)
         expected = expected_damage(slope, square, self.active, tokens=self._tokens)
-        entropy = heads.entropy(self._sample.batches[0].input_ids[: self.entropy_rows], rows=8, seed=self.seed)
+        entropy = heads.entropy(self._sample.batches[0].input_ids[: self.advanced.entropy_rows], rows=8, seed=0)
         local = torch.stack([slope, size, expected, entropy, self._measured_now(module)]).float().to(module.device)
         slope, size, expected, entropy, damage = gathered(local[None]).double().cpu().mean(0)
         self._damage = damage.where(~damage.isnan(), self._damage)
@@ -302,10 +311,11 @@ class HeadController(RunCallback):
     def _turn(self, present: Tensor) -> list[tuple[int, int]]:
         """The heads whose damage is measured now: each has its turn, in an order drawn for each round."""
         heads = [(i, head) for i, head in present.nonzero().tolist()]
-        n, chosen = min(self.measured_heads, len(heads)), []
+        measured = self.advanced.measured_heads if self.mode == "network" else 0
+        n, chosen = min(measured, len(heads)), []
         for k in range(self._turns * n, (self._turns + 1) * n):
             turn, place = divmod(k, len(heads))
-            order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(self.seed + turn))
+            order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(turn))
             chosen.append(heads[int(order[place])])
         return sorted(set(chosen))
 
@@ -318,13 +328,13 @@ class HeadController(RunCallback):
 
     def _finish(self, trainer: L.Trainer, module: LanguageModule) -> None:
         """Before the last checkpoint of the run is written, which is to hold what is left."""
-        if self.finally_ == "keep":
+        if self.at_end == "keep":
             return
         main = units_in(module, "heads")[0]
         dead = main.present & ~self.active
         ids = self._sample.batches[0].input_ids[:2]
         pruner = Pruner(
-            trainer, module, surgery=self.finally_, keep=False, compute=lambda: module.backbone.text_logits(ids)
+            trainer, module, surgery=self.at_end, keep=False, compute=lambda: module.backbone.text_logits(ids)
         )
         for units in units_in(module, "heads"):
             units.set_mask(units.present)
@@ -340,14 +350,14 @@ class HeadController(RunCallback):
             target="heads",
             heads=heads,
             scores=[float(self.controller.gates[i, head]) for i, head in heads],
-            reason=f"gates of at most 0.5 when the controller ended; {self.finally_}",
+            reason=f"gates of at most 0.5 when the controller ended; {self.at_end}",
             alive=main.mask.int().tolist(),
         )
         RunLog.event(trainer, pruning)
         RunLog.event(trainer, events.Proof(cycle=1, checks=checks))
         left = int(self.active.sum())
         rank_zero_info(
-            f"controller: {left} of {self.active.numel()} heads are left ({self.finally_}); parameters: {before:,} -> "
+            f"controller: {left} of {self.active.numel()} heads are left ({self.at_end}); parameters: {before:,} -> "
             f"{after:,}; proved: " + ", ".join(f"{name}: {value:g}" for name, value in checks.items())
         )
 
@@ -357,7 +367,7 @@ class HeadController(RunCallback):
             self._finish(trainer, self.module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._done and self.finally_ != "keep":
+        if not self._done and self.at_end != "keep":
             rank_zero_warn(
                 f"the run ended before step {self._end}, at which inactive heads were to be cut out: they are masked"
             )

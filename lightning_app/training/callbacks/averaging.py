@@ -25,25 +25,16 @@ class AveragedWeights(RunCallback, Averaging):
 
     Args:
         decay: 0 (no average) to below 1; the average reaches back some 1 / (1 - decay) updates.
-        update_every_n_steps: optimizer steps between updates.
-        update_starting_at_step: before this step the average is the model as it was at the start.
 
     Raises:
         InputError: an option out of range; in `setup` a strategy that shards parameters, or bf16-true, in whose 8 bits
             an average comes to a stand.
     """
 
-    def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1, update_starting_at_step: int | None = None):
+    def __init__(self, decay: float = 0.999):
         if not 0 <= decay < 1:
             raise InputError(f"decay is {decay}; it must lie in [0, 1)")
-        if update_every_n_steps < 1:
-            raise InputError(f"update_every_n_steps is {update_every_n_steps}; it must be at least 1")
-        super().__init__(
-            use_buffers=False,  # they count and store: their average means nothing
-            decay=decay,
-            update_every_n_steps=update_every_n_steps,
-            update_starting_at_step=update_starting_at_step,
-        )
+        super().__init__(use_buffers=False, decay=decay)  # buffers count and store: their average means nothing
 
     @property
     def average(self) -> ModelCopy:

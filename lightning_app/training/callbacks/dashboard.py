@@ -12,21 +12,18 @@ from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
 
-SHARE = 0.02
+SHARE, SECONDS = 0.02, 10.0  # of the time at most, and between two drawings at least
 
 
 class Dashboard(RunCallback):
     """Draws a run's page after validations, and at the end, an early one too; one without an idea's events gets none.
 
-    Args:
-        every_seconds: at most as often, and so that it takes no more than `SHARE` of the time.
-        single_file: plotly's script is part of the page instead of lying beside it.
+    `python main.py report` draws it at any time, and as a single file.
     """
 
     priority = Priority.PAGE
 
-    def __init__(self, every_seconds: float = 10.0, single_file: bool = False):
-        self.every_seconds, self.single_file = every_seconds, single_file
+    def __init__(self) -> None:
         self._next = 0.0
         self._folder: RunFolder | None = None
         self._trains = False
@@ -44,7 +41,7 @@ class Dashboard(RunCallback):
         if self._trains and start > self._next:
             self.draw()
             end = time.monotonic()
-            self._next = end + max(self.every_seconds, (end - start) / SHARE)  # a long log takes long to read
+            self._next = end + max(SECONDS, (end - start) / SHARE)  # a long log takes long to read
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.draw()
@@ -58,4 +55,4 @@ class Dashboard(RunCallback):
         records = self._folder.records() if self._folder else []
         if self._folder is None or not calls_for_page(records):
             return None
-        return write_dashboard(records, self._folder.dashboard, title=self._folder.title, single_file=self.single_file)
+        return write_dashboard(records, self._folder.dashboard, title=self._folder.title)

@@ -16,6 +16,8 @@ from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.lightning_internals.callbacks import timers
 from lightning_app.training.module import LanguageModule
 
+EVERY = 5  # batches between two redraws of the bar, where no extension shows anything
+
 
 def clock(seconds: float) -> str:
     """1:02:03 or 2:03."""
@@ -28,13 +30,10 @@ class ProgressLine(RunCallback, TQDMProgressBar):
 
     A module with regularisers also has there its cross-entropy, the regularisers' terms and what else they show
     (`Extension.on_bar`), at each step. Where the output is no terminal (a file, a CI log) only the lines are written.
-
-    Args:
-        refresh_rate: batches between two redraws of the bar, where there are no regularisers.
     """
 
-    def __init__(self, refresh_rate: int = 5):
-        super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0)
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=EVERY if sys.stdout.isatty() else 0)
         self._started = 0.0
         self._first_step = 0
         self._each_step = False

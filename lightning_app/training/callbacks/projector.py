@@ -20,13 +20,12 @@ class Projector(RunCallback):
 
     Args:
         vectors: at most so many of each, drawn without replacement if there are more.
-        seed: of that draw.
     """
 
-    def __init__(self, vectors: int = 2000, seed: int = 0):
+    def __init__(self, vectors: int = 2000):
         if vectors < 1:
             raise InputError(f"vectors is {vectors}; it must be at least 1")
-        self.vectors, self.seed = vectors, seed
+        self.vectors = vectors
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -45,5 +44,5 @@ class Projector(RunCallback):
 
     def _drawn(self, n: int) -> Tensor:
         """Numbers of at most `vectors` of n, in order."""
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
         return order[: self.vectors].sort().values

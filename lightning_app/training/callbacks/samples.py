@@ -28,7 +28,6 @@ class Samples(RunCallback):
         max_new_tokens: length of a sample.
         temperature: see `GenerationOptions`.
         top_k: see `GenerationOptions`.
-        seed: the same draws each time, so that samples compare.
     """
 
     def __init__(
@@ -38,14 +37,15 @@ class Samples(RunCallback):
         max_new_tokens: int = 60,
         temperature: float = 0.8,
         top_k: int | None = 50,
-        seed: int = 0,
     ):
         if not prompts or not all(prompts):
             raise InputError(f"samples need prompts of at least one character, not {prompts}")
         if every_n_validations < 1:
             raise InputError(f"every_n_validations is {every_n_validations}; it must be at least 1")
         self.prompts, self.every = prompts, every_n_validations
-        self.options = GenerationOptions(max_new_tokens, temperature, top_k, seed=seed)
+        self.options = GenerationOptions(
+            max_new_tokens, temperature, top_k, seed=0
+        )  # the same draws each time, so that samples compare
         self._validations = 0
         self._folder: RunFolder | None = None
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.former import options_of_today
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.slots import Entries
@@ -18,7 +19,9 @@ D, T, L = 8, 6, 3
 
 def reader_with(**options: object) -> AttentionReader:
     torch.manual_seed(0)
-    reader = AttentionReader(**{"memory_size": 10, "num_search_results": 2, **options})
+    reader = AttentionReader(
+        **options_of_today({"memory_size": 10, "num_search_results": 2, **options}, "AttentionReader")
+    )
     reader.build(width=D, vocab_size=20)
     return reader.eval()
 

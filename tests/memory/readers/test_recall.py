@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.former import options_of_today
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
@@ -91,6 +92,7 @@ def recaller(seed: int, **options: Any) -> MemoryLM:
     torch.manual_seed(seed)
     decoder = Decoder(vocab_size=VOCABULARY, block_size=L, embedding_dim=48, layers=1, heads=4)
     memory = {"memory_size": CAPACITY, "num_search_results": 4, "forgetfulness_factor": 0.0, **options}
+    memory = options_of_today(memory, "AttentionReader")
     reader = AttentionReader(scope="stream", streams=ROWS, writes="evaluation", **memory)
     return MemoryLM(decoder, [reader], segment_length=L)
 

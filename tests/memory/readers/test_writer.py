@@ -13,7 +13,7 @@ from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.readers.concat import ConcatReader
-from lightning_app.memory.readers.learned import LearnedReader
+from lightning_app.memory.readers.learned import AdvancedReader, LearnedReader
 from lightning_app.memory.readers.writer import (
     Writer,
     alive,
@@ -35,7 +35,13 @@ def test_cross_entropy_alone_reaches_each_row_of_the_four_layers(
 ):
     torch.manual_seed(0)
     after = 0 if hard else 100
-    reader = make(memory_size=20, memory_dim=24, store_cost=0.0, hard_deletion_after=after, num_search_results=4)
+    reader = make(
+        memory_size=20,
+        memory_dim=24,
+        store_cost=0.0,
+        num_search_results=4,
+        advanced=AdvancedReader(hard_deletion_after=after),
+    )
     backbone = Decoder(vocab_size=32, block_size=16, embedding_dim=16, layers=1, heads=2)
     torch.nn.init.normal_(backbone.transformer["wte"].weight)  # so that positions search for different entries
     model = MemoryLM(backbone, [reader], segment_length=4, isolate_segments=isolated)

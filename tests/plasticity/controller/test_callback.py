@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lightning_app.errors import InputError
+from lightning_app.former import options_of_today
 from lightning_app.models.registry import layouts_in
-from lightning_app.plasticity.controller.callback import HeadController
+from lightning_app.plasticity.controller.callback import AdvancedController, HeadController
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.checkpoint import Checkpoint
 
@@ -24,10 +25,7 @@ def heads_of(saved: dict) -> dict:
 
 def with_controller(name: str = "tiny", /, **options: Any) -> dict[str, Any]:
     given = {"controller_update_freq": 2, "warmup_steps": 2, "sample_rows": 2, "entropy_rows": 1, "log_every": 1}
-    callback = {
-        "class_path": "HeadController",
-        "init_args": given | options,
-    }
+    callback = {"class_path": "HeadController", "init_args": options_of_today(given | options, "HeadController")}
     trainer = {"max_steps": 12, "val_check_interval": 6, "callbacks": [callback]}
     return {"name": name, "model": SMALL["model"], "trainer": trainer}
 
@@ -64,13 +62,13 @@ def test_inactive_heads_are_cut_out_and_the_model_that_is_saved_is_smaller(confi
     main("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
 
 
-@pytest.mark.parametrize("finally_", ["mask", "keep"])
-def test_masked_heads_stay_and_say_nothing(finally_: str, config: Callable[..., str], main: Main):
-    main("fit", "--config", config(with_controller(**CLOSES, finally_=finally_)))
+@pytest.mark.parametrize("at_end", ["mask", "keep"])
+def test_masked_heads_stay_and_say_nothing(at_end: str, config: Callable[..., str], main: Main):
+    main("fit", "--config", config(with_controller(**CLOSES, at_end=at_end)))
     saved = checkpoint()
     assert [len(present) for present in heads_of(saved)["present"]] == [4, 4]
     assert [len(masked) for masked in heads_of(saved)["masked"]] == [3, 3]
-    assert len(records("proof")) == (finally_ == "mask")
+    assert len(records("proof")) == (at_end == "mask")
     main("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
 
 
@@ -86,7 +84,7 @@ def test_a_controller_that_switches_nothing_changes_nothing(config: Callable[...
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["network", "logits"])
 def test_a_resume_is_bit_exact(mode: str, config: Callable[..., str], main: Main):
-    options = {"mode": mode, "controller_lr": 1.0, "controller_reg_weight": 0.003, "finally_": "keep"}
+    options = {"mode": mode, "controller_lr": 1.0, "controller_reg_weight": 0.003, "at_end": "keep"}
     if mode == "logits":
         options |= {"learn_from_loss": True, "update_scale": 20.0}
     name = config(with_controller("tiny", **options))
@@ -112,9 +110,20 @@ def test_a_resume_is_bit_exact(mode: str, config: Callable[..., str], main: Main
         ({"controller_update_freq": 0}, "controller_update_freq is 0"),
         ({"controller_lr": 0.0}, "controller_lr is 0"),
         ({"controller_reg_weight": -1.0}, "controller_reg_weight is -1"),
-        ({"finally_": "cut"}, "finally_ is 'cut'"),
+    ],
+)
+def test_bad_advanced_options(options: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        AdvancedController(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"at_end": "cut"}, "at_end is 'cut'"),
         ({"mode": "net"}, "mode is 'net'"),
-        ({"learn_from_loss": True}, "mode: logits"),
+        ({"advanced": AdvancedController(learn_from_loss=True)}, "mode: logits"),
         ({"steps": 100}, "never decide"),
     ],
 )

@@ -67,7 +67,7 @@ def trajectory(monkeypatch: pytest.MonkeyPatch) -> list[State]:
 def test_the_average_is_that_of_the_formula_and_training_goes_on_as_without(
     main: Main, config: Config, trajectory: list[State]
 ):
-    regularizers = {"model": {"init_args": {"regularizers": [ART]}}}
+    regularizers = {"model": {"init_args": {"extensions": [ART]}}}
     main("fit", "--config", config({"name": "plain", **regularizers}))
     main("fit", "--config", config({"name": "averaged", "trainer": {"callbacks": [AVERAGE]}, **regularizers}))
     plain, averaged = trajectory[:6], trajectory[6:]
@@ -109,7 +109,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
 ):
     """With surgery: before and after the stop."""
     callbacks = [AVERAGE] if surgery is None else [plasticity(surgery), AVERAGE]
-    model = {"init_args": {"backbone": {"layers": 2, "heads": 4}, "regularizers": [ART]}}
+    model = {"init_args": {"backbone": {"layers": 2, "heads": 4}, "extensions": [ART]}}
     for run in ("whole", "parts"):
         config({"name": run, "trainer": {"callbacks": callbacks, "max_steps": 8}, "model": model}, f"{run}.yaml")
 
@@ -168,7 +168,7 @@ def decoder() -> Any:
     return Decoder(embedding_dim=16, layers=2, heads=4)
 
 
-@pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"update_every_n_steps": 0}])
+@pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}])
 def test_options_out_of_range(options: dict[str, Any]):
     with pytest.raises(InputError, match=next(iter(options))):
         AveragedWeights(**options)

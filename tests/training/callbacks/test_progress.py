@@ -55,7 +55,7 @@ def with_art(config: Callable[..., str]) -> str:
         "class_path": "ARTRegularizer",
         "init_args": {"vigilance": 0.99, "novelty": "margin"},
     }
-    return config({"model": {"init_args": {"regularizers": [art]}}})
+    return config({"model": {"init_args": {"extensions": [art]}}})
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_prototypes_with_the_text_that_matches_each_best(folder: Path, main: Mai
         }
         for name in ("art", "second")
     ]
-    main("fit", "--config", config({"model": {"init_args": {"regularizers": regularizers}}}))
+    main("fit", "--config", config({"model": {"init_args": {"extensions": regularizers}}}))
     run = folder / "runs" / "tiny" / "version_0"
     shown = {file.parent.name: file for file in run.rglob("metadata.tsv")}
     module, tokenizer = load_module(run / "checkpoints" / "last.ckpt")

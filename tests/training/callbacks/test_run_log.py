@@ -106,7 +106,7 @@ def test_a_regularisers_copy_of_the_model_is_not_counted_among_its_parameters(
 ):
     art = {"class_path": "ARTRegularizer", "init_args": {"novelty": "drift"}}
     for regularizers in ([], [art]):
-        name = config({"model": {"init_args": {"regularizers": regularizers}}, "trainer": {"max_steps": 3}})
+        name = config({"model": {"init_args": {"extensions": regularizers}}, "trainer": {"max_steps": 3}})
         main("fit", "--config", name, "--trainer.limit_val_batches", 0)
     started = [r for i in (0, 1) for r in read_log(f"runs/tiny/version_{i}") if r.get("event") == "started"]
     assert len(started) == 2
