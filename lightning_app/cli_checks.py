@@ -70,7 +70,8 @@ def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:
 
     keys = [plain(key).split(".") for key, _ in leaves(config)]
     known = {".".join(key[:n]) for key in keys for n in range(1, len(key) + 1)}  # a class's short form names a branch
-    parents = {plain(key) for key, value in leaves(config) if value is None}
+    # what is below a list is an option of its last item: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor
+    parents = {plain(key) for key, value in leaves(config) if value is None or isinstance(value, list)}
     lost = [key for key in given if plain(key) not in known and key.rsplit(".", 1)[-1] not in LINKED]
     return [key for key in lost if not any(plain(key).startswith(f"{parent}.") for parent in parents)]
 

@@ -54,6 +54,13 @@ def test_a_class_whose_package_is_not_installed(yaml, monkeypatch: pytest.Monkey
 
 
 def test_options_without_effect():
-    given = {"a.init_args.lr": 1, "a.init_args.betas": [1], "b.c": 2, "d.e": 3, "callbacks+": []}
+    given = {
+        "a.init_args.lr": 1,
+        "a.init_args.betas": [1],
+        "b.c": 2,
+        "d.e": 3,
+        "callbacks+": [],
+        "callbacks.monitor": "x",
+    }
     config = {"a": {"class_path": "SGD", "init_args": {"lr": 1}}, "b": None, "d": {"e": 3}, "callbacks": []}
     assert without_effect(given, config) == ["a.init_args.betas"]

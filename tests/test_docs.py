@@ -57,6 +57,13 @@ def test_the_readme_has_every_config():
         assert f"`{path.relative_to(ROOT)}`" in readme
 
 
+def test_each_promise_names_tests_that_are_there():
+    promises = (ROOT / "docs" / "reliability.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/.]+)`", promises))
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 # docs/from-the-seeds.md: every key and class in its tables is there
 
 KEY = re.compile(r"[a-z]\w*(\.[a-z]\w*)*")

@@ -33,9 +33,11 @@ def finished(tiny_run: Path, folder: Path) -> dict[str, str]:
 
 
 LAYERS = "--model.init_args.backbone.layers=2"
+STOPPING = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/los")
 REFUSED = {
     "other layers": ("fit", "--ckpt_path", "last", LAYERS),
     "another batch size": ("fit", "--ckpt_path", "last", "--data.dataloader.batch_size=3", "--trainer.max_steps=9"),
+    "a monitor that is not there": ("fit", "--ckpt_path", "last", "--trainer.max_steps=9", *STOPPING),
     "a text that is not there": ("fit", "--ckpt_path", "last", "--data.train.path=gone.txt"),
     "a new fit of such a text": ("fit", "--data.train.path=gone.txt"),
     "other layers predicted": ("predict", "--ckpt_path", "last", LAYERS),

@@ -121,11 +121,14 @@ class Corpus:
         if self.split_at_end_of_text:
             texts = document.text.split(END_OF_TEXT)
             return [Document(text, name=document.name) for text in texts if text.strip()]
-        say_once(
-            f"{document.name} holds {END_OF_TEXT} {document.text.count(END_OF_TEXT):,} times, read as ordinary text; "
-            "split_at_end_of_text: true, beside the path, makes it a document's end"
-        )
+        say_end_of_text(self.path, document, "split_at_end_of_text: true, beside the path,")
         return [document]
+
+
+def say_end_of_text(path: str, document: Document, remedy: str) -> None:
+    """Name the mark where a document has it; once for a source, which may have it in millions of them."""
+    if END_OF_TEXT in document.text:
+        say_once(f"{path} holds {END_OF_TEXT}, read as ordinary text; {remedy} makes it a document's end")
 
 
 def cleaned(document: Document) -> Document:

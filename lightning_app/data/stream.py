@@ -15,7 +15,7 @@ import torch
 
 from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import DATASET, Document, document_of
-from lightning_app.data.sources import Source, cleaned
+from lightning_app.data.sources import Source, cleaned, say_end_of_text
 from lightning_app.data.stream_loader import Anchor
 from lightning_app.data.token_array import document_key
 from lightning_app.data.tokenizers import Tokenizer, pieces
@@ -243,6 +243,7 @@ class Reader:
                 document = document_of(row, f"{DATASET}{spec}[{number}]", self.source.text_field)
                 if document is not None:
                     self._check(document)
+                    say_end_of_text(self.source.path, document, "split_at_end_of_text: true, without streaming,")
                     self._number += 1
                     yield (self._number - 1) * self.shares + self.share, cleaned(document) if self.clean else document
             if begun is None and before == self._number:

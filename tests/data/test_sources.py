@@ -3,6 +3,7 @@
 import pytest
 
 from lightning_app.data.sources import Corpus, Dataloader, Source, Split, Splits, as_options, check_dataloader
+from lightning_app.data.stream import Reader
 from lightning_app.errors import InputError
 
 
@@ -92,7 +93,17 @@ def test_end_of_text_in_a_file_is_named_or_ends_a_document(tmp_path, caplog):
     path = tmp_path / "a.txt"
     path.write_text("one<|endoftext|>\ntwo<|endoftext|>\n")
     assert [d.text for d in Corpus(str(path))] == [path.read_text()]
-    assert "holds <|endoftext|> 2 times, read as ordinary text; split_at_end_of_text: true" in caplog.text
+    assert f"{path} holds <|endoftext|>, read as ordinary text; split_at_end_of_text: true" in caplog.text
     options = {"path": str(path), "split_at_end_of_text": True}
     splits = Splits({"train": Source(**options)}, None, clean=False)
     assert [d.text for d in splits.documents("train", seed=0)] == ["one", "\ntwo"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_end_of_text_in_many_documents_is_one_line(streaming, tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one<|endoftext|>"}\n' * 30)
+    stream = Reader(Source(f"hf:json:{path}", streaming=True), 0, 1, repeat=False)
+    assert len(list(stream if streaming else Corpus(str(path)))) == 30
+    (line,) = (record.getMessage() for record in caplog.records if "<|endoftext|>" in record.getMessage())
+    assert str(path) in line
