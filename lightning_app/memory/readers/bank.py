@@ -168,17 +168,17 @@ class MemoryBank(nn.Module):
         return self.active[row]
 
     @torch.no_grad()
-    def carry_out(self, effects: MemoryUpdate, *, training: bool) -> dict[str, int]:
+    def write(self, update: MemoryUpdate, *, training: bool) -> dict[str, int]:
         """Remove, count uses, write, and in training forget; returns how many entries of each kind it were."""
         counts = {"writes": 0, "deletions": 0, "evictions": 0, "forgotten": 0}
         rows = {
-            int(row) for column in (effects.rows, effects.removed[:, 0], effects.used[:, 0]) for row in column.unique()
+            int(row) for column in (update.rows, update.removed[:, 0], update.used[:, 0]) for row in column.unique()
         }
         for row in sorted(rows):
             memory = self.of(row)
-            counts["deletions"] += _remove(memory, _ids_of(effects.removed, row))
-            memory.touch(_ids_of(effects.used, row))
-            new = effects.entries[effects.rows == row]
+            counts["deletions"] += _remove(memory, _ids_of(update.removed, row))
+            memory.touch(_ids_of(update.used, row))
+            new = update.entries[update.rows == row]
             n, before = len(new.vectors), memory.size()
             memory.add(new.vectors, new)
             counts["writes"] += n

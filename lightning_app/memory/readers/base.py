@@ -106,7 +106,7 @@ class TokenContext:
         padded = nn.functional.pad(self.ids, (max(0, length - 1), 0), value=-1)
         return padded.unfold(1, max(1, length), 1)[:, :, :length]
 
-    def effects(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
+    def update_of(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
         """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them."""
         rows, none = self.rows[:, None].expand_as(self.ids), self.rows.new_zeros(0, 2)
         entries = replace(self.entries, spans=self.spans(span_length), vectors=vectors.detach())[chosen]
@@ -120,14 +120,14 @@ class ReaderOutput:
     Attributes:
         terms: weight and value of its loss terms by name, with gradients.
         statistics: scalars to log.
-        effects: what is to be written and removed after the step; None: nothing.
+        update: what is to be written and removed after the step; None: nothing.
         reads: what each position read, with weights, computed when it is asked for; None: nothing.
         distances: (n,) from what would be deleted to what was found, which the reader learns from; None: it does not.
     """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    effects: MemoryUpdate | None = None
+    update: MemoryUpdate | None = None
     reads: Callable[[], Candidates] | None = None
     distances: Tensor | None = None
 
@@ -215,7 +215,7 @@ class Reader(Extension, ABC):
     def around(
         self,
         embeddings: Tensor,
-        passage: TokenContext,
+        context: TokenContext,
         hidden: Callable[[Tensor], HiddenStates],
         *,
         memory_input: Tensor | None = None,
@@ -228,31 +228,30 @@ class Reader(Extension, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not read at the input")
 
-    def at_states(self, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def at_states(self, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, D) last states, before the output matrix."""
         return states, ReaderOutput()
 
-    def at_logits(self, logits: Tensor, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, V) logits, and the states that they were computed from; log-probabilities are logits too."""
         return logits, ReaderOutput()
 
 
-def merged(readings: list[ReaderOutput]) -> ReaderOutput:
-    """One reading of several hooks of the same reader: terms and statistics averaged, effects joined; one of them
-    says what was read, and how far away it was."""
-    effects = [r.effects for r in readings if r.effects is not None]
+def merged(outputs: list[ReaderOutput]) -> ReaderOutput:
+    """Of the hooks of one reader: means of terms and statistics, updates joined, the first `reads` and `distances`."""
+    updates = [output.update for output in outputs if output.update is not None]
     return ReaderOutput(
         {
-            name: (weight, torch.stack([r.terms[name][1] for r in readings if name in r.terms]).mean())
-            for reading in readings
-            for name, (weight, _) in reading.terms.items()
+            name: (weight, torch.stack([output.terms[name][1] for output in outputs if name in output.terms]).mean())
+            for some in outputs
+            for name, (weight, _) in some.terms.items()
         },
         {
-            name: torch.stack([r.statistics[name] for r in readings if name in r.statistics]).mean()
-            for reading in readings
-            for name in reading.statistics
+            name: torch.stack([output.statistics[name] for output in outputs if name in output.statistics]).mean()
+            for some in outputs
+            for name in some.statistics
         },
-        joined(effects) if effects else None,
-        next((r.reads for r in readings if r.reads is not None), None),
-        next((r.distances for r in readings if r.distances is not None), None),
+        joined(updates) if updates else None,
+        next((output.reads for output in outputs if output.reads is not None), None),
+        next((output.distances for output in outputs if output.distances is not None), None),
     )

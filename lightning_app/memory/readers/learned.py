@@ -119,7 +119,7 @@ class LearnedReader(Reader):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self._own_options: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "store_cost": store_cost,
             "store_free_steps": store_free_steps,
             "store_rise_steps": store_rise_steps,
@@ -130,8 +130,8 @@ class LearnedReader(Reader):
             "delete_quantile": delete_quantile,
         }
         for name in ("store_cost", "store_free_steps", "store_rise_steps", "budget_weight"):
-            if self._own_options[name] < 0:
-                raise InputError(f"{name} is {self._own_options[name]}; it must be at least 0")
+            if self._options[name] < 0:
+                raise InputError(f"{name} is {self._options[name]}; it must be at least 0")
         if target_rate is not None and not 0 <= target_rate <= 1:
             raise InputError(f"target_rate is {target_rate}; it must lie in [0, 1]")
         self.store_cost, self.store_free_steps, self.store_rise_steps = store_cost, store_free_steps, store_rise_steps
@@ -141,7 +141,7 @@ class LearnedReader(Reader):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), **self._own_options}
+        return {**super().config(), **self._options}
 
     def build_layers(self, width: int, vocab_size: int) -> None:
         assert self.memory_dim is not None
@@ -160,10 +160,10 @@ class LearnedReader(Reader):
         return int(self.steps) >= self.hard_deletion_after
 
     @torch.no_grad()
-    def _search(self, queries: Tensor, passage: TokenContext) -> Candidates:
+    def _search(self, queries: Tensor, context: TokenContext) -> Candidates:
         """Of (B, T, M) queries: the k nearest entries, with their vectors in fp32, without a graph."""
-        ids, distances = self.bank.search(queries.detach().float(), passage.rows, passage.entries)
-        return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, passage.rows).float()))
+        ids, distances = self.bank.search(queries.detach().float(), context.rows, context.entries)
+        return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, context.rows).float()))
 
     def _delete(self, decisions: Decisions, distances: Tensor, chosen: Tensor, there: Tensor) -> Deletions:
         """(B, T, k) L2 distances to the chosen candidates; `there` where there is one."""
@@ -175,8 +175,8 @@ class LearnedReader(Reader):
         """In training that of all ranks, from the mean over the `n` of this one."""
         return mean_over_ranks(mean, n) if self.training else mean
 
-    def _terms(self, decisions: Decisions, passage: TokenContext) -> dict[str, tuple[float, Tensor]]:
-        real = passage.new.float()
+    def _terms(self, decisions: Decisions, context: TokenContext) -> dict[str, tuple[float, Tensor]]:
+        real = context.new.float()
         mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
         unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
         mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
@@ -186,9 +186,9 @@ class LearnedReader(Reader):
             terms["budget"] = (self.budget_weight, (mean - self.target_rate).square())
         return terms
 
-    def _reading(
+    def _output(
         self,
-        passage: TokenContext,
+        context: TokenContext,
         decisions: Decisions,
         found: Candidates,
         deletions: Deletions,
@@ -202,26 +202,26 @@ class LearnedReader(Reader):
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
             "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
-            "store_rate": _share(decisions.stored, passage.new),
-            "delete_rate": _share(deletions.decided.any(-1), passage.new),
+            "store_rate": _share(decisions.stored, context.new),
+            "delete_rate": _share(deletions.decided.any(-1), context.new),
         }
-        effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
+        update = self._update(context, decisions, found, deletions, left) if self.writes_now() else None
         distances = deletions.distances.detach() if self.deletion else None
-        return ReaderOutput(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
+        return ReaderOutput(self._terms(decisions, context) | terms, _detached(statistics), update, reads, distances)
 
-    def _effects(
-        self, passage: TokenContext, decisions: Decisions, found: Candidates, deletions: Deletions, left: Tensor
+    def _update(
+        self, context: TokenContext, decisions: Decisions, found: Candidates, deletions: Deletions, left: Tensor
     ) -> MemoryUpdate:
         hard = self.hard and self.deletion
-        chosen = passage.new & decisions.stored
+        chosen = context.new & decisions.stored
         if hard:
             chosen = chosen & (left > 0.5)
-        gone = deletions.decided & (deletions.chosen < self.results) & passage.new[..., None] & hard
+        gone = deletions.decided & (deletions.chosen < self.results) & context.new[..., None] & hard
         ids = found.ids.gather(-1, deletions.chosen.clamp_max(self.results - 1))
         return replace(
-            passage.effects(decisions.vectors, chosen, span_length=self.span_length),
-            removed=_with_rows(ids, gone, passage.rows),
-            used=_with_rows(found.ids, (found.ids >= 0) & passage.new[..., None], passage.rows),
+            context.update_of(decisions.vectors, chosen, span_length=self.span_length),
+            removed=_with_rows(ids, gone, context.rows),
+            used=_with_rows(found.ids, (found.ids >= 0) & context.new[..., None], context.rows),
         )
 
 

@@ -144,8 +144,8 @@ def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext,
     model = MemoryLM(of.lm.backbone, [], of.lm.segment_length, of.lm.isolate_segments)
     model.readers = cast(Any, nn.ModuleList(reader for reader in of.lm.readers if reader is not knn))
     batch = padded({name: tensor.to(of.device) for name, tensor in batch.items()}, model.context_length or 1)
-    passage = of.lm.passage(batch)
-    return passage, model.run(batch["input_ids"], passage)
+    context = of.lm.context(batch)
+    return context, model.run(batch["input_ids"], context)
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
@@ -189,8 +189,8 @@ def _spread(text: Text) -> list[int]:
 
 def _looked_up(of: Memory, knn: KNNReader, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """p of the target (N,), distances and whether they have the target (N, K), of a batch's new tokens."""
-    passage, found = run_without(of, knn, batch)
-    real, targets = passage.new, passage.entries.tokens
+    context, found = run_without(of, knn, batch)
+    real, targets = context.new, context.entries.tokens
     p_model = (-token_nll(found.logits.float(), targets.where(real, IGNORE))[real]).exp()
-    near = knn.neighbours(found.states.last.float(), passage)
+    near = knn.neighbours(found.states.last.float(), context)
     return p_model, near.distances[real], (near.entries.tokens == targets[..., None])[real]
