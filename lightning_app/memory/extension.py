@@ -180,7 +180,7 @@ class Memory(Extension):
 
     @contextmanager
     def _session(self) -> Iterator[None]:
-        """The open one, or one of its own."""
+        """Writes go to a copy until this ends, as in an evaluation; within an open session nothing changes."""
         if any(reader.bank.in_evaluation for reader in self.readers):
             yield
             return
@@ -192,16 +192,16 @@ class Memory(Extension):
 
     @property
     def texts_share_batches(self) -> bool:
-        """Not where a session writes, nor where each row has a memory of its own."""
+        """False where a session writes, and where each row has its own memory."""
         return all(reader.writes == "never" and reader.scope == "shared" for reader in self.readers)
 
     def during_generation(self, tokens: Iterator[Tensor], ids: Tensor) -> Iterator[Tensor]:
-        """What is old goes to the memory: in the open session or one of its own."""
+        """Write the tokens (B, T), and those that are drawn, to the session's copy; hand on each new token (B,)."""
         written, chunk, lm = 0, self._chunk(), self.lm
         with self._session():
             while True:
-                # The last token's next one is not known. Whole segments where they are isolated, else the prompt at
-                # once.
+                # An entry needs its next token, so the last token waits. Isolated segments are written whole; else the
+                # prompt is written at once.
                 while (known := ids.shape[1] - 1 - written) >= (chunk if written or lm.context_length else 1):
                     n = chunk if lm.context_length else min(known, lm.max_length or known)
                     self._remember(ids, start=written, n=n)
@@ -214,12 +214,12 @@ class Memory(Extension):
                 yield token
 
     def _chunk(self) -> int:
-        """Tokens that a session writes at once: a segment, or few, as each time costs a forward over the context."""
+        """How many tokens a session writes at once. Each write costs a forward over the whole context."""
         return self.lm.context_length or SESSION_CHUNK
 
     @torch.inference_mode()
     def _remember(self, ids: Tensor, *, start: int, n: int) -> None:
-        """Write what the readers want of `n` tokens of (B, T) ids, seen with the context before them."""
+        """Run the model on `n` of (B, T) ids, after the ids before them, and write what its readers ask for."""
         alone = self.lm.context_length is not None
         first = start if alone else max(0, start + n - (self.lm.max_length or start + n))
         seen, at = ids[:, first : start + n], self._session_position + first
@@ -228,7 +228,7 @@ class Memory(Extension):
         known = replace(context.entries, tokens=following)
         self._write_to_copy(self.lm.run(seen, replace(context, entries=known)))
 
-    # What it keeps
+    # What is shown of it, and what a checkpoint has besides tensors
 
     def stored(self, draw: Draw, tokenizer: Tokenizer) -> Iterator[tuple[str, Stored]]:
         for i, reader in enumerate(self.readers):
@@ -299,7 +299,7 @@ def _found(outputs: Outputs) -> MemoryStates:
 
 
 def _written(reader: Reader, outputs: Sequence[ReaderOutput]) -> dict[str, float]:
-    """Carry out what the batches of a step asked for -> counts, by name."""
+    """Write what the batches of a step asked for -> counts, by name."""
     shared = reader.scope == "shared"  # batch by batch, and in each rank by rank: as of one large batch
     updates = [
         mapped(gathered, output.update).of_batch(j if shared else 0)  # in the order of the ranks

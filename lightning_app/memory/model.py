@@ -49,7 +49,7 @@ class MemoryLM(Backbone):
 
     Args:
         backbone: the language model.
-        readers: see `models.readers`.
+        readers: see `memory.readers`.
         segment_length: L: the block is cut into segments, and later ones read what earlier ones would store. None: the
             block is one segment.
         isolate_segments: segments do not see each other, so that the context is L tokens, and what lies before can
@@ -160,7 +160,7 @@ class MemoryLM(Backbone):
         """
         length = self.context_length or ids.shape[1]
         if ids.shape[1] % length:
-            raise InputError(f"a block of {ids.shape[1]} tokens is no multiple of segment_length, which is {length}")
+            raise InputError(f"a block of {ids.shape[1]} tokens is not a multiple of segment_length {length}")
         reader_outputs: list[list[ReaderOutput]] = [[] for _ in self.readers]
         states = self._read_input(ids, context, length, reader_outputs, layers, memory_input)
         last = states.last

@@ -111,7 +111,7 @@ def test_contradictions(options: dict, words: str):
 
 def test_a_block_must_be_whole_segments_and_a_reader_belongs_to_one_model():
     model = MemoryLM(decoder(), [reader := attention()], segment_length=5)
-    with pytest.raises(InputError, match="12 tokens is no multiple of segment_length, which is 5"):
+    with pytest.raises(InputError, match="12 tokens is not a multiple of segment_length 5"):
         model.run(ids(), context(ids()))
     with pytest.raises(InputError, match="a reader belongs to one model"):
         MemoryLM(decoder(), [reader])

@@ -46,7 +46,7 @@ class TokenContext:
 
     @classmethod
     def of(cls, *, next_ids: Tensor, documents: Tensor, positions: Tensor, **others: Tensor) -> TokenContext:
-        """From all columns, those of the entries by themselves."""
+        """All columns (B, T), rows (B,) and segments (T,) by name -> the context."""
         return cls(entries=Entries(tokens=next_ids, documents=documents, positions=positions), **others)
 
     @classmethod
@@ -81,7 +81,7 @@ class TokenContext:
 
     @classmethod
     def of_next_tokens(cls, embeddings: Tensor) -> TokenContext:
-        """The tokens that a generation has just drawn: behind all that is stored of the session, not to be written."""
+        """Of tokens (B, T) that a generation has just drawn. Their position lies after all entries; none is written."""
         ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
         return cls.of_session(ids, start=2**62, new=0)
 
@@ -155,7 +155,7 @@ class Reader(Extension, ABC):
 
     @property
     def metric(self) -> Metric:
-        """Of the distances of what was read."""
+        """The metric of the distances in `ReaderOutput.reads`."""
         return self.bank.shared.metric
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Reader(Extension, ABC):
         self._built = False
 
     def build(self, *, width: int, vocab_size: int) -> None:
-        """Make memories and layers, now that the backbone is known."""
+        """Make memories and layers for a backbone of this width and vocabulary; a reader is built once."""
         if self._built:
             raise InputError("a reader belongs to one model: make another one for this model")
         dim = width if self.memory_dim is None else self.memory_dim
@@ -189,7 +189,7 @@ class Reader(Extension, ABC):
         self.build_layers(width, vocab_size)
 
     def build_layers(self, width: int, vocab_size: int) -> None:
-        """Layers of a reader that has some."""
+        """Make the layers of a reader; called once, by `build`."""
 
     def config(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this reader, in plain types; one with others adds them."""
@@ -202,7 +202,7 @@ class Reader(Extension, ABC):
         return {**self.bank.memories[0].config(), **own} if self._built else {**self._memory_options, **own}
 
     def writes_now(self) -> bool:
-        """In the stage that the module is in."""
+        """Whether this reader writes in the stage (training or evaluation) that the module is in."""
         return self.writes == "always" or (self.writes == "evaluation" and not self.training)
 
     def queries(self, vectors: Tensor) -> Tensor:

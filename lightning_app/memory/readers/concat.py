@@ -164,7 +164,7 @@ class _Block:
         return torch.where(chosen < k, stored, own_ids(chosen - k))
 
     def add(self, states: HiddenStates, decisions: Decisions) -> None:
-        """The next segment."""
+        """Append a segment's states and decisions."""
         self._states.append(states)
         self._decisions.append(decisions)
 
@@ -196,6 +196,6 @@ class _Block:
 
 
 def _columns(segments: Tensor) -> list[slice]:
-    """The positions of each segment."""
+    """(T,) number of each position's segment -> the positions of each segment."""
     ends = torch.cat([segments.diff().nonzero()[:, 0] + 1, segments.new_tensor([len(segments)])]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

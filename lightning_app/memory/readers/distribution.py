@@ -145,7 +145,7 @@ class DistributionReader(Reader):
         return "inner_product"
 
     def reads_now(self) -> bool:
-        """In the stage that the module is in: one that is interpolated is no part of training."""
+        """Whether it changes the logits now: in evaluation, as the mixture of two distributions is not trained."""
         return not self.training
 
     def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:

@@ -1,4 +1,4 @@
-"""LearnedReader: what a reader is whose model learns what to store and what to delete.
+"""LearnedReader: base of the readers whose model learns what to store and what to delete.
 
 Within a block later segments read, inside the graph, what earlier ones would store: so cross-entropy trains the four
 layers of the writer. After the step the hard decisions go to the memory.
@@ -52,14 +52,14 @@ class DeletionThreshold(nn.Module):
         return torch.sigmoid((self.value - distances) / (softness * self.value).clamp_min(1e-6))
 
     def of(self, distances: Tensor) -> Tensor:
-        """The quantile of these; infinite without any."""
+        """The quantile of distances (n,); the present value where n is 0."""
         if not len(distances):
             return self.value.detach().clone()
         every = -(-len(distances) // MOST_DISTANCES)
         return distances.detach()[::every].quantile(self.quantile)
 
     def follow(self, quantile: Tensor) -> None:
-        """Move towards the quantile of a step."""
+        """Move the running value towards the quantile of one step; an infinite one changes nothing."""
         if torch.isfinite(quantile):
             old = quantile if torch.isinf(self.value) else self.value
             self.value.copy_(self.momentum * old + (1 - self.momentum) * quantile)
@@ -67,7 +67,7 @@ class DeletionThreshold(nn.Module):
 
 @dataclass(frozen=True)
 class Deletions:
-    """What the positions of a block delete.
+    """Deletions that the positions of a block ask for.
 
     Attributes:
         strength: (B, T, k) in [0, 1): how much of the candidate goes while deletions are soft.
@@ -83,7 +83,7 @@ class Deletions:
 
 
 class LearnedReader(Reader):
-    """What both readers share: the writer, its loss terms, and what goes to the memory.
+    """Base of AttentionReader and ConcatReader: the writer, its loss terms, and the memory update.
 
     Args:
         store_cost: weight of the mean store probability in the loss, once it has risen.
@@ -156,7 +156,7 @@ class LearnedReader(Reader):
 
     @property
     def hard(self) -> bool:
-        """Whether deletions are all or nothing by now."""
+        """Whether `hard_deletion_after` steps have passed, so that deletions are all or nothing."""
         return int(self.steps) >= self.hard_deletion_after
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class LearnedReader(Reader):
         return Deletions(decisions.delete.sigmoid() * nearness * there, decided, chosen, distances[there])
 
     def _mean(self, mean: Tensor, n: int | Tensor) -> Tensor:
-        """In training that of all ranks, from the mean over the `n` of this one."""
+        """In training the mean over all ranks, from this rank's mean over its `n` values."""
         return mean_over_ranks(mean, n) if self.training else mean
 
     def _terms(self, decisions: Decisions, context: TokenContext) -> dict[str, tuple[float, Tensor]]:
@@ -198,7 +198,7 @@ class LearnedReader(Reader):
         statistics: dict[str, Tensor],
         reads: Callable[[], Candidates],
     ) -> ReaderOutput:
-        """`left`: (B, T) what is left of each own position at the block's end."""
+        """The output for a block; `left` (B, T) is the share of each own position that is not deleted at its end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
             "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),

@@ -74,7 +74,7 @@ def _read(
 
 
 def _stored(known: Neighbour) -> dict[str, Any]:
-    """Of the document its name alone: where it lies is nobody's business."""
+    """What is shown of an entry. Of its document the name alone, as a reader must not learn folders of this machine."""
     return {
         "id": known.id,
         "text": known.span or None,

@@ -72,12 +72,12 @@ class Text:
 
 
 def documents_at(path: str, config: dict[str, Any]) -> Iterable[Document]:
-    """Those of a path, cleaned as the run's were."""
+    """The documents of a path, cleaned as the run cleaned its own."""
     return Corpus(path, clean=bool((config.get("data") or {}).get("clean", True)))
 
 
 def documents_of_run(config: dict[str, Any], split: str) -> Iterable[Document] | None:
-    """Those that the run trained or validated on; None where its config does not say."""
+    """The documents that the run trained or validated on; None where its config does not say."""
     data = config.get("data") or {}
     given = {name: data[name] for name in ("train", "val") if data.get(name)}
     sources = {name: as_options(Source, value) for name, value in given.items()}
@@ -111,7 +111,7 @@ def wanted(text: Text, held: Iterable[int]) -> tuple[list[int], list[str]]:
 
 
 def count_entries(text: Text, numbers: Sequence[int]) -> int:
-    """Entries that these documents make."""
+    """The number of entries that these documents make."""
     chosen = torch.tensor(numbers, dtype=torch.int64)
     return sum(int(_scored(batch, chosen).sum()) for batch in text.batches())
 
