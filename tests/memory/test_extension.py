@@ -92,6 +92,7 @@ def fit(module: LanguageModule, data: TextDataModule, *callbacks: L.Callback, **
 # Compiled
 
 
+@pytest.mark.slow  # tests/contracts/test_extension.py compares one forward
 def test_compiled_it_learns_and_writes_the_same_and_its_copy_runs_its_own_weights(
     data: TextDataModule, monkeypatch: pytest.MonkeyPatch
 ):
