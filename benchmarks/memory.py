@@ -80,15 +80,15 @@ def concat_step(options: dict[str, int], entries: int) -> Run:
     reader = ConcatReader(memory_size=entries, num_search_results=K)
     model = MemoryLM(seeded_decoder(**options), [reader])
     reader.bank.shared.add(vectors(entries, width, 0))
-    effects = []
+    updates = []
 
     def forward(ids: Tensor) -> Tensor:
         out = model.run(ids, TokenContext.of_session(ids, start=0, new=ids.shape[1]))
-        effects.append(out.readings[0].effects)
+        updates.append(out.reader_outputs[0].update)
         return out.logits
 
     def write() -> None:
-        reader.bank.carry_out(effects.pop(), training=True)
+        reader.bank.write(updates.pop(), training=True)
 
     return _step(model, forward, write)
 

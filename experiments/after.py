@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.runs import Scores, blocks, passage_of, read, seconds_per_token
+from experiments.runs import Scores, blocks, context_of, read, seconds_per_token
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
 from lightning_app.data.batch import Batch
@@ -123,7 +123,7 @@ def with_readers(plain: MemoryLM, options: Options, entries: MemoryUpdate) -> Me
     """The same backbone with a datastore of these entries, and an empty cache."""
     knn = KNNReader(**options_of_today(options.memory(len(entries.rows)), "KNNReader"))
     model = MemoryLM(plain.backbone, [knn, CacheReader(memory_size=options.cache_size)])
-    knn.bank.carry_out(entries, training=False)
+    knn.bank.write(entries, training=False)
     return cast(MemoryLM, model.eval())
 
 
@@ -139,9 +139,9 @@ def _entries(plain: MemoryLM, texts: Texts, like: list[Batch]) -> MemoryUpdate:
     """States and next tokens of the training text."""
     parts = []
     for batch in blocks(texts.train, like[0].input_ids.shape[1]):
-        passage = passage_of(batch)
+        context = context_of(batch)
         states = plain.backbone.hidden(plain.backbone.embed(batch.input_ids)).last
-        parts.append(passage.effects(states, passage.entries.tokens >= 0))
+        parts.append(context.update_of(states, context.entries.tokens >= 0))
     return joined(parts)
 
 
@@ -152,21 +152,21 @@ def look(model: MemoryLM, batches: list[Batch], options: Options) -> Looked:
     cache.bank.begin_evaluation()
     nats, parts = [], []
     for batch in batches:
-        passage, targets = passage_of(batch), batch.targets
+        context, targets = context_of(batch), batch.targets
         states = model.backbone.hidden(model.backbone.embed(batch.input_ids)).last
         nats.append(token_nll(model.backbone.logits(states), targets))
-        parts.append(_target_of(knn, cache, states, passage, targets, options))
-        cache.bank.carry_out(passage.effects(states, passage.new & (passage.entries.tokens >= 0)), training=False)
+        parts.append(_target_of(knn, cache, states, context, targets, options))
+        cache.bank.write(context.update_of(states, context.new & (context.entries.tokens >= 0)), training=False)
     cache.bank.end_evaluation()
     return Looked(Scores.of(batches, nats), *(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def _target_of(
-    knn: KNNReader, cache: CacheReader, states: Tensor, passage: TokenContext, targets: Tensor, options: Options
+    knn: KNNReader, cache: CacheReader, states: Tensor, context: TokenContext, targets: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`distances`, `match` and `cache` of a block (1, T)."""
     real = targets[0] >= 0
-    found, seen = knn.neighbours(states, passage), cache.neighbours(states, passage)
+    found, seen = knn.neighbours(states, context), cache.neighbours(states, context)
     distances, match = (x[0][real] for x in (found.distances, found.entries.tokens == targets[..., None]))
     to_seen, hit = (x[0][real] for x in (seen.distances, seen.entries.tokens == targets[..., None]))
     width = states.shape[-1]

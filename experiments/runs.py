@@ -82,7 +82,7 @@ class Scores:
         return bits_per_byte(self.nats, token_bytes.numpy()[self.targets])
 
 
-def passage_of(batch: Batch) -> TokenContext:
+def context_of(batch: Batch) -> TokenContext:
     """Where the tokens of a batch are from; all of them are new."""
     ids, targets = batch.input_ids, batch.targets
     return TokenContext.of(
@@ -98,11 +98,11 @@ def passage_of(batch: Batch) -> TokenContext:
 
 def write(model: MemoryLM, found: MemoryStates, *, training: bool) -> None:
     """What the readers asked for."""
-    for reader, reading in zip(model.readers, found.readings, strict=True):
-        if reading.effects is not None:
-            reader.bank.carry_out(reading.effects, training=training)
+    for reader, output in zip(model.readers, found.reader_outputs, strict=True):
+        if output.update is not None:
+            reader.bank.write(output.update, training=training)
         if training:
-            reader.follow_step(reading.distances)
+            reader.follow_step(output.distances)
 
 
 def blocks(tokens: TokenArray, block_size: int, *, every: int = 1, at_most: int | None = None) -> Iterator[Batch]:
@@ -121,7 +121,7 @@ def read(model: MemoryLM, batches: list[Batch]) -> Scores:
         reader.bank.begin_evaluation()
     nats = []
     for batch in batches:
-        found = model.run(batch.input_ids, passage_of(batch))
+        found = model.run(batch.input_ids, context_of(batch))
         nats.append(token_nll(found.logits, batch.targets))
         write(model, found, training=False)
     for reader in written:
@@ -199,10 +199,10 @@ def new_optimizer(model: torch.nn.Module, options: Training) -> torch.optim.Opti
 
 def _step(model: MemoryLM, batch: Batch, optimizer: torch.optim.Optimizer, clip: float) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.run(batch.input_ids, passage_of(batch))
+        found = model.run(batch.input_ids, context_of(batch))
         loss = cross_entropy(found.logits, batch.targets)
-    for reading in found.readings:
-        for weight, term in reading.terms.values():
+    for output in found.reader_outputs:
+        for weight, term in output.terms.values():
             loss = loss + weight * term
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -54,7 +54,7 @@ def model_with(reader: Reader, segment_length: int | None) -> MemoryLM:
     return MemoryLM(backbone, [reader], segment_length=segment_length).eval()
 
 
-def passage_of(ids: Tensor, segment_length: int | None) -> TokenContext:
+def context_of(ids: Tensor, segment_length: int | None) -> TokenContext:
     B, T = ids.shape
     return TokenContext.of(
         ids=ids,
@@ -69,14 +69,14 @@ def passage_of(ids: Tensor, segment_length: int | None) -> TokenContext:
 
 @torch.no_grad()
 def run(model: MemoryLM, ids: Tensor) -> Tensor:
-    return model.run(ids, passage_of(ids, model.segment_length)).logits
+    return model.run(ids, context_of(ids, model.segment_length)).logits
 
 
 @torch.no_grad()
 def query(model: MemoryLM, ids: Tensor, t: int) -> Tensor:
     """(1, M) what the reader searches with at position t of the first row."""
     (reader,) = model.readers
-    found = model.run(ids, passage_of(ids, model.segment_length))
+    found = model.run(ids, context_of(ids, model.segment_length))
     if isinstance(reader, AttentionReader):
         return F.normalize(reader.fc_query(found.before[:1, t]), dim=-1)
     return model.backbone.embed(ids)[:1, t] if isinstance(reader, ConcatReader) else found.before[:1, t]
@@ -126,8 +126,8 @@ def test_an_entry_of_the_own_document_is_read_only_behind_its_position(name: str
     assert torch.allclose(seen[:, :t], without[:, :t], atol=1e-5)
     assert not torch.allclose(seen[:, t], without[:, t], atol=1e-5)
     if not isinstance(reader, CacheReader | TrimeReader):  # by distance
-        passage = passage_of(ids, segment_length)
-        found, distances = reader.bank.search(query(model, ids, t)[None].expand(1, T, D), passage.rows, passage.entries)
+        context = context_of(ids, segment_length)
+        found, distances = reader.bank.search(query(model, ids, t)[None].expand(1, T, D), context.rows, context.entries)
         assert (found[0, :t, 0] == -1).all()
         assert found[0, t, 0] == past
         assert distances[0, t, 0] == pytest.approx(0, abs=1e-4)
@@ -267,14 +267,14 @@ def test_the_scope_document_forgets_a_document_at_its_end():
     (reader,) = model.readers
     bank = reader.bank
     ids = random_ids()
-    first = passage_of(ids, 4)
+    first = context_of(ids, 4)
     everything = torch.ones_like(ids, dtype=torch.bool)
     vectors = torch.randn(1, T, D)
-    bank.carry_out(first.effects(vectors, everything), training=True)
+    bank.write(first.update_of(vectors, everything), training=True)
     later = replace(first.entries, positions=first.entries.positions + T)
     assert bank.search(vectors, first.rows, later, k=1)[1].abs().max() < 1e-4  # the same document: found
     others = replace(first, entries=replace(first.entries, documents=torch.full_like(ids, OTHER)))
     assert (bank.search(vectors, first.rows, others.entries, k=1)[0] == -1).all()
-    bank.carry_out(others.effects(vectors, everything), training=True)
+    bank.write(others.update_of(vectors, everything), training=True)
     assert documents_in(bank.memories[0]) == {OTHER}
     assert bank.memories[1].size() == 0

@@ -111,14 +111,14 @@ class Memory(Extension):
     # A batch
 
     def terms(self, outputs: Outputs) -> Terms:
-        return self._named([reading.terms for reading in _found(outputs).readings])
+        return self._named([output.terms for output in _found(outputs).reader_outputs])
 
     @property
     def means_over(self) -> dict[str, Over]:  # type: ignore[override]
         return self._named([reader.means_over for reader in self.readers])
 
     def measures(self, outputs: Outputs, *, training: bool) -> dict[str, Tensor]:
-        statistics = self._named([reading.statistics for reading in _found(outputs).readings])
+        statistics = self._named([output.statistics for output in _found(outputs).reader_outputs])
         return statistics if training else {**statistics, **self._help(outputs)}
 
     def _named(self, each: Sequence[Mapping[str, T]]) -> dict[str, T]:
@@ -144,11 +144,11 @@ class Memory(Extension):
         """Write to the memories what the batches of a step asked for, the same on every rank."""
         self._counts = {}
         for i, reader in enumerate(self.readers):
-            readings = [_found(outputs).readings[i] for outputs in seen]
-            counts = _written(reader, readings)
+            reader_outputs = [_found(outputs).reader_outputs[i] for outputs in seen]
+            counts = _written(reader, reader_outputs)
             self._counts |= {f"{self._prefix(i)}_{name}": count for name, count in counts.items()}
-            distances = [reading.distances for reading in readings if reading.distances is not None]
-            if readings:
+            distances = [output.distances for output in reader_outputs if output.distances is not None]
+            if reader_outputs:
                 reader.follow_step(gathered(torch.cat(distances)) if distances else None)
 
     def after_step(self) -> dict[str, float]:
@@ -170,9 +170,9 @@ class Memory(Extension):
         self._write_to_copy(_found(outputs))
 
     def _write_to_copy(self, found: MemoryStates) -> None:
-        for reader, reading in zip(self.readers, found.readings, strict=True):
-            if reading.effects is not None:
-                reader.bank.carry_out(reading.effects, training=False)
+        for reader, output in zip(self.readers, found.reader_outputs, strict=True):
+            if output.update is not None:
+                reader.bank.write(output.update, training=False)
 
     def end_evaluation(self) -> None:
         for reader in self.readers:
@@ -180,7 +180,7 @@ class Memory(Extension):
 
     @contextmanager
     def _session(self) -> Iterator[None]:
-        """The open one, or one of its own."""
+        """Writes go to a copy until this ends, as in an evaluation; within an open session nothing changes."""
         if any(reader.bank.in_evaluation for reader in self.readers):
             yield
             return
@@ -192,16 +192,16 @@ class Memory(Extension):
 
     @property
     def texts_share_batches(self) -> bool:
-        """Not where a session writes, nor where each row has a memory of its own."""
+        """False where a session writes, and where each row has its own memory."""
         return all(reader.writes == "never" and reader.scope == "shared" for reader in self.readers)
 
     def during_generation(self, tokens: Iterator[Tensor], ids: Tensor) -> Iterator[Tensor]:
-        """What is old goes to the memory: in the open session or one of its own."""
+        """Write the tokens (B, T), and those that are drawn, to the session's copy; hand on each new token (B,)."""
         written, chunk, lm = 0, self._chunk(), self.lm
         with self._session():
             while True:
-                # The last token's next one is not known. Whole segments where they are isolated, else the prompt at
-                # once.
+                # An entry needs its next token, so the last token waits. Isolated segments are written whole; else the
+                # prompt is written at once.
                 while (known := ids.shape[1] - 1 - written) >= (chunk if written or lm.context_length else 1):
                     n = chunk if lm.context_length else min(known, lm.max_length or known)
                     self._remember(ids, start=written, n=n)
@@ -214,21 +214,21 @@ class Memory(Extension):
                 yield token
 
     def _chunk(self) -> int:
-        """Tokens that a session writes at once: a segment, or few, as each time costs a forward over the context."""
+        """How many tokens a session writes at once. Each write costs a forward over the whole context."""
         return self.lm.context_length or SESSION_CHUNK
 
     @torch.inference_mode()
     def _remember(self, ids: Tensor, *, start: int, n: int) -> None:
-        """Write what the readers want of `n` tokens of (B, T) ids, seen with the context before them."""
+        """Run the model on `n` of (B, T) ids, after the ids before them, and write what its readers ask for."""
         alone = self.lm.context_length is not None
         first = start if alone else max(0, start + n - (self.lm.max_length or start + n))
         seen, at = ids[:, first : start + n], self._session_position + first
-        passage = TokenContext.of_session(seen, start=at, new=n)
+        context = TokenContext.of_session(seen, start=at, new=n)
         following = ids[:, first + 1 : start + n + 1]
-        known = replace(passage.entries, tokens=following)
-        self._write_to_copy(self.lm.run(seen, replace(passage, entries=known)))
+        known = replace(context.entries, tokens=following)
+        self._write_to_copy(self.lm.run(seen, replace(context, entries=known)))
 
-    # What it keeps
+    # What is shown of it, and what a checkpoint has besides tensors
 
     def stored(self, draw: Draw, tokenizer: Tokenizer) -> Iterator[tuple[str, Stored]]:
         for i, reader in enumerate(self.readers):
@@ -296,17 +296,17 @@ def _found(outputs: Outputs) -> MemoryStates:
     return outputs.forward
 
 
-def _written(reader: Reader, readings: Sequence[ReaderOutput]) -> dict[str, float]:
-    """Carry out what the batches of a step asked for -> counts, by name."""
+def _written(reader: Reader, outputs: Sequence[ReaderOutput]) -> dict[str, float]:
+    """Write what the batches of a step asked for -> counts, by name."""
     shared = reader.scope == "shared"  # batch by batch, and in each rank by rank: as of one large batch
-    effects = [
-        mapped(gathered, reading.effects).of_batch(j if shared else 0)  # in the order of the ranks
-        for j, reading in enumerate(readings)
-        if reading.effects is not None
+    updates = [
+        mapped(gathered, output.update).of_batch(j if shared else 0)  # in the order of the ranks
+        for j, output in enumerate(outputs)
+        if output.update is not None
     ]
-    if not effects:
+    if not updates:
         return {}
-    counts = reader.bank.carry_out(joined(effects), training=True)
+    counts = reader.bank.write(joined(updates), training=True)
     return {**{name: float(count) for name, count in counts.items()}, "entries": float(reader.bank.size())}
 
 

@@ -25,7 +25,7 @@ OVERSAMPLED = {"ivf": 1, "hnsw": 1, "ivfpq": 8}  # candidates per result; their 
 
 
 def empty_index(options: MemoryOptions) -> Any:
-    """Untrained."""
+    """A new FAISS index of the type that the options name, untrained and empty."""
     width, kind = options.memory_dim, faiss.METRIC_L2 if options.metric == "l2" else faiss.METRIC_INNER_PRODUCT
     index: Any
     if options.index_type == "hnsw":
@@ -68,11 +68,11 @@ class SlotIndex:
         self.trained_on, self.written = trained_on, 0
 
     def mark(self, slots: np.ndarray | slice) -> None:
-        """Rows that were written or became free."""
+        """Note slots that were written or became free; the next search updates them."""
         self._stale[slots] = True
 
     def mark_all(self) -> None:
-        """Another memory altogether: train anew."""
+        """Forget the index: all vectors may have changed."""
         self._index = None
         self._stale[:] = True
 
@@ -137,7 +137,7 @@ class SlotIndex:
         self.written += len(slots)
 
     def _drop_dead(self, vectors_ND: Tensor) -> None:
-        """Inverted lists can remove; an HNSW graph is built again."""
+        """Remove dead labels from inverted lists; rebuild an HNSW graph, which cannot remove."""
         if self._options.index_type != "hnsw":
             self._index.remove_ids(np.concatenate(self._dead))
             self._dead = []
@@ -149,7 +149,7 @@ class SlotIndex:
         return np.ascontiguousarray((F.normalize(rows, dim=1) if self._options.metric == "cosine" else rows).numpy())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SlotIndex:
-        """With the trained index, which takes seconds to build."""
+        """Copy the trained index too, which takes seconds to build."""
         other = SlotIndex(self._options)
         state = {name: value for name, value in vars(self).items() if name != "_index"}
         vars(other).update(copy.deepcopy(state, memo))

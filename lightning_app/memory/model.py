@@ -25,20 +25,24 @@ class MemoryStates(Forward):
 
     Attributes:
         before: (B, T, D) last states before any reader changed them.
-        readings: one per reader.
+        reader_outputs: what each reader did.
     """
 
     before: Tensor
-    readings: list[ReaderOutput]
+    reader_outputs: list[ReaderOutput]
 
     @property
     def plain_states(self) -> HiddenStates:
         return HiddenStates(self.before, self.states.layers)
 
     def detached(self) -> MemoryStates:
-        """Of the readings only what is learned from is left."""
-        readings = [ReaderOutput(effects=reading.effects, distances=reading.distances) for reading in self.readings]
-        return replace(cast(MemoryStates, super().detached()), before=self.before.detach(), readings=readings)
+        """Of what readers did, only what a step writes and learns from."""
+        reader_outputs = [
+            ReaderOutput(update=output.update, distances=output.distances) for output in self.reader_outputs
+        ]
+        return replace(
+            cast(MemoryStates, super().detached()), before=self.before.detach(), reader_outputs=reader_outputs
+        )
 
 
 class MemoryLM(Backbone):
@@ -46,7 +50,7 @@ class MemoryLM(Backbone):
 
     Args:
         backbone: the language model.
-        readers: see `models.readers`.
+        readers: see `memory.readers`.
         segment_length: L: the block is cut into segments, and later ones read what earlier ones would store. None: the
             block is one segment.
         isolate_segments: segments do not see each other, so that the context is L tokens, and what lies before can
@@ -140,35 +144,37 @@ class MemoryLM(Backbone):
 
     # A whole block, in training and evaluation
 
-    def passage(self, batch: Batch) -> TokenContext:
+    def context(self, batch: Batch) -> TokenContext:
         """Where the tokens of a batch are from."""
         return TokenContext.of_batch(batch, segment_length=self.segment_length, first_row=self.first_row)
 
     def run_batch(self, ids: Tensor, batch: Batch, *, layers: Sequence[int] = ()) -> MemoryStates:
-        return self.run(ids, self.passage(batch), layers=layers)
+        return self.run(ids, self.context(batch), layers=layers)
 
     def run(
-        self, ids: Tensor, passage: TokenContext, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
+        self, ids: Tensor, context: TokenContext, *, layers: Sequence[int] = (), memory_input: Tensor | None = None
     ) -> MemoryStates:
-        """(B, T) ids, of which `passage` says where they are from, -> logits, and what the readers did.
+        """(B, T) ids, of which `context` says where they are from, -> logits, and what the readers did.
 
-        `ids` may differ from `passage.ids` by noise. A reader at the input searches with `memory_input` (B, T, D), or
+        `ids` may differ from `context.ids` by noise. A reader at the input searches with `memory_input` (B, T, D), or
         with the embeddings.
         """
         length = self.context_length or ids.shape[1]
         if ids.shape[1] % length:
-            raise InputError(f"a block of {ids.shape[1]} tokens is no multiple of segment_length, which is {length}")
-        readings: list[list[ReaderOutput]] = [[] for _ in self.readers]
-        states = self._read_input(ids, passage, length, readings, layers, memory_input)
+            raise InputError(f"a block of {ids.shape[1]} tokens is not a multiple of segment_length {length}")
+        reader_outputs: list[list[ReaderOutput]] = [[] for _ in self.readers]
+        states = self._read_input(ids, context, length, reader_outputs, layers, memory_input)
         last = states.last
-        for reader, done in zip(self.readers, readings, strict=True):
-            last, reading = reader.at_states(last, passage)
-            done.append(reading)
+        for reader, done in zip(self.readers, reader_outputs, strict=True):
+            last, output = reader.at_states(last, context)
+            done.append(output)
         logits = self.backbone.logits(last)
-        for reader, done in zip(self.readers, readings, strict=True):
-            logits, reading = reader.at_logits(logits, last, passage)
-            done.append(reading)
-        return MemoryStates(HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in readings])
+        for reader, done in zip(self.readers, reader_outputs, strict=True):
+            logits, output = reader.at_logits(logits, last, context)
+            done.append(output)
+        return MemoryStates(
+            HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in reader_outputs]
+        )
 
     def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
         """(B, T) ids of a whole block -> states as they would be without any reader; T need not fill its segments."""
@@ -188,23 +194,23 @@ class MemoryLM(Backbone):
     def _read_input(
         self,
         ids: Tensor,
-        passage: TokenContext,
+        context: TokenContext,
         length: int,
-        readings: list[list[ReaderOutput]],
+        reader_outputs: list[list[ReaderOutput]],
         layers: Sequence[int],
         memory_input: Tensor | None,
     ) -> HiddenStates:
-        """States, with the reading of a reader at the input behind its earlier ones."""
+        """States; what a reader at the input did goes behind its earlier outputs."""
 
         def hidden(some: Tensor) -> HiddenStates:
             segments = some.reshape(-1, min(length, some.shape[1]), some.shape[2])
             return _joined(self.backbone.hidden_of_texts(segments, layers=layers), len(some))
 
-        for reader, done in zip(self.readers, readings, strict=True):
+        for reader, done in zip(self.readers, reader_outputs, strict=True):
             if reader.reads_input:
                 embeddings = self.backbone.embed(ids)
-                states, reading = reader.around(embeddings, passage, hidden, memory_input=memory_input)
-                done.append(reading)
+                states, output = reader.around(embeddings, context, hidden, memory_input=memory_input)
+                done.append(output)
                 return states
         return self._of_segments(ids, length, layers)
 
@@ -225,16 +231,16 @@ class MemoryLM(Backbone):
         cache: Cache | None = None,
         layers: Sequence[int] = (),
     ) -> HiddenStates:
-        passage = TokenContext.of_next_tokens(embeddings)
+        context = TokenContext.of_next_tokens(embeddings)
 
         def hidden(some: Tensor) -> HiddenStates:
             return self.backbone.hidden(some, mask=mask, cache=cache, layers=layers)
 
         reader = next((reader for reader in self.readers if reader.reads_input), None)
-        states = reader.around(embeddings, passage, hidden)[0] if reader else hidden(embeddings)
+        states = reader.around(embeddings, context, hidden)[0] if reader else hidden(embeddings)
         last = states.last
         for reader in self.readers:
-            last, _ = reader.at_states(last, passage)
+            last, _ = reader.at_states(last, context)
         return HiddenStates(last, states.layers)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a memory keeps of its entries: columns of vectors, payload and use with one row per slot, and who lies where.
+"""What a memory keeps of its entries: columns with one row per slot, and which entry lies in which slot.
 
 Entries fill the slots 0 .. N - 1 without a gap, in any order. A place is a number in the ascending order of ids; that
 part is NumPy, which is several times faster than torch in it. Shapes: M slots, N entries, D width, S span.
@@ -56,7 +56,7 @@ class Entries:
     strengths: Tensor = _ZERO
 
     def __getitem__(self, chosen: Any) -> Entries:
-        """Some of them."""
+        """The entries at an index, which applies to the leading dimensions (...) of each given column."""
         return mapped(lambda column: column[chosen], self)
 
 
@@ -64,8 +64,10 @@ UNKNOWN = Entries()
 
 
 def mapped(change: Callable[..., Tensor], *several: C) -> C:
-    """Of dataclasses of columns with the same columns: each given column of the first, changed with those of the
-    others."""
+    """Apply `change` to each column of `Entries`, `Candidates` or `MemoryUpdate`; of several, to those of one name.
+
+    A column that is not given (no dimensions) stays as it is.
+    """
 
     def column(name: str) -> Any:
         values = [getattr(one, name) for one in several]
@@ -77,7 +79,7 @@ def mapped(change: Callable[..., Tensor], *several: C) -> C:
 
 
 def joined(parts: Sequence[C], *, dim: int = 0) -> C:
-    """All columns, one part behind the other."""
+    """Concatenate parts column by column along `dim`."""
     return mapped(lambda *columns: torch.cat(columns, dim=dim), *parts)
 
 
@@ -164,7 +166,11 @@ def all_finite(values: Tensor) -> bool:
 
 
 def payload_columns(payload: Entries, *, count: int, span_length: int, device: torch.device) -> dict[str, Tensor]:
-    """Those of `PAYLOAD` that are given: (count,), and spans (count, S)."""
+    """The given columns of `PAYLOAD`: (count,), and spans (count, S).
+
+    Raises:
+        InputError: a column of another shape, or of floats.
+    """
     columns = {}
     for name in PAYLOAD:
         column, shape = getattr(payload, name), (count, span_length) if name == "spans" else (count,)
@@ -188,7 +194,7 @@ class Slots:
 
     @classmethod
     def read(cls, slot_ids_M: Tensor) -> Slots:
-        """From the id in each slot, -1 where it is free.
+        """Find the slots of all entries from the id in each slot (M,), -1 where it is free.
 
         Raises:
             InputError: an id stands twice, or a free slot lies before one that is taken.
@@ -282,7 +288,7 @@ class Slots:
 
 
 def checked_ids(ids: Tensor) -> Rows:
-    """(...) -> (n,)."""
+    """(...) int tensor -> (n,) int64 array; an `InputError` for floats and bools."""
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"ids are {ids.dtype}: give int64")
     return ids.reshape(-1).cpu().numpy().astype(np.int64)

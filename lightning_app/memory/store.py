@@ -150,7 +150,7 @@ class AssociativeMemory(nn.Module):
         self._slots = slots
 
     def _worth(self) -> np.ndarray | None:
-        """(M,) of each slot's entry, by which the least is evicted; None: the oldest."""
+        """(M,) worth of the entry in each slot: the least is evicted first. None: the oldest is."""
         if self.options.eviction == "oldest":
             return None
         recency = self.options.eviction == "least_recently_used"
@@ -187,7 +187,7 @@ class AssociativeMemory(nn.Module):
         self._remove(self.slots.places(ids))
 
     def _remove(self, places: Rows) -> None:
-        """Of the entries at these places of the ascending ids; what becomes free is blank."""
+        """Remove the entries at these places in the ascending order of ids; freed slots become blank."""
         size = len(self)
         slots, sources, gaps = self.slots.emptied(places)
         self._write(gaps, rows_of(self._buffers, self._tensor(sources)))
@@ -248,7 +248,7 @@ class AssociativeMemory(nn.Module):
         return self.vectors[slots.clamp(min=0)].float() * (slots >= 0)[..., None]
 
     def payload(self, ids: Tensor) -> Entries:
-        """What is known of the entries ids (...) besides their vectors."""
+        """All columns but vectors of the entries with these ids (...), blank for -1."""
         return read_entries(self._buffers, self._slots_of(ids))
 
     def get_all_embeddings(self) -> Tensor:
@@ -267,7 +267,7 @@ class AssociativeMemory(nn.Module):
 
     @torch.no_grad()
     def tick(self) -> None:
-        """One training step has passed."""
+        """Advance the clock by one training step."""
         self.clock += 1
 
     @torch.no_grad()
@@ -300,7 +300,7 @@ class AssociativeMemory(nn.Module):
         self._release()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For `deepcopy` and pickle; mapped vectors copy themselves."""
+        """State for `deepcopy` and pickle, without mapped vectors: `MappedVectors` copies those."""
         state = {**self.__dict__, "_slots": None}
         if self._mapped is not None:
             state["_buffers"] = {**self._buffers, "vectors": None}

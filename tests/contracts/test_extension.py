@@ -288,7 +288,10 @@ def test_a_compiled_module_computes_the_same_and_its_copy_runs_its_own_weights(
     module.compile_again()
     assert calls == [Decoder.states, Decoder.hidden_of_texts]
     with advised():  # torch hides what it says itself, where no filter makes it an error
-        assert torch.equal(module.eval().outputs(batch).logits, plain.eval().outputs(batch).logits)
+        found, wanted = module.eval().outputs(batch), plain.eval().outputs(batch)
+        assert torch.equal(found.logits, wanted.logits)
+        losses, expected = (one.extensions[0].terms(of) for one, of in ((module, found), (plain, wanted)))
+        assert [loss.item() for _, loss in losses.values()] == [loss.item() for _, loss in expected.values()] != []
         twin = copy.deepcopy(module)
         with torch.no_grad():
             module.backbone.core.transformer.wte.weight.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,31 @@ def fit(module: LanguageModule, data: TextDataModule, *callbacks: L.Callback, **
     with advised(SHORT, *missing(trainer, ckpt_path)):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer
+
+
+# Compiled
+
+
+@pytest.mark.slow  # tests/contracts/test_extension.py compares one forward
+def test_compiled_it_learns_and_writes_the_same_and_its_copy_runs_its_own_weights(
+    data: TextDataModule, monkeypatch: pytest.MonkeyPatch
+):
+    real, compiled = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f) or real(f, backend="eager"))
+    found = []
+    for compiles in (False, True):
+        found.append(varda(compile=compiles))
+        fit(found[-1], data, max_steps=2)
+        assert bool(compiled) == compiles
+    assert memory_of(found[1]).size() > 0
+    for (name, one), (_, two) in zip(*(module.state_dict().items() for module in found), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+    module, twin = found[1].eval(), copy.deepcopy(found[1]).eval()
+    before = module.backbone.text_logits(IDS)
+    with torch.no_grad():
+        module.backbone.core.transformer["wte"].weight.zero_()
+    assert torch.equal(twin.backbone.text_logits(IDS), before)
+    assert not torch.equal(module.backbone.text_logits(IDS), before)
 
 
 # Through the command line
@@ -296,7 +322,7 @@ def test_what_the_memory_did_is_logged(data: TextDataModule):
 def test_contradictions_are_refused_with_both_values(data: TextDataModule):
     with pytest.raises(InputError, match="segment_length is 20; it must lie between 1 and the backbone's 16"):
         varda(segment_length=20)
-    with pytest.raises(InputError, match="a block of 16 tokens is no multiple of segment_length, which is 5"):
+    with pytest.raises(InputError, match="a block of 16 tokens is not a multiple of segment_length 5"):
         fit(varda(segment_length=5), data)
     with pytest.raises(InputError, match="a reader at the input needs isolate_segments: true"):
         varda(ConcatReader(), isolate_segments=False)

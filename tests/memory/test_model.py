@@ -32,7 +32,7 @@ def ids(seed: int = 0) -> torch.Tensor:
     return torch.randint(0, V, (2, T), generator=torch.Generator().manual_seed(seed))
 
 
-def passage(tokens: torch.Tensor) -> TokenContext:
+def context(tokens: torch.Tensor) -> TokenContext:
     return TokenContext.of_session(tokens, start=0, new=tokens.shape[1])
 
 
@@ -40,7 +40,7 @@ def passage(tokens: torch.Tensor) -> TokenContext:
 def test_without_readers_it_is_the_backbone():
     backbone = decoder()
     model = MemoryLM(backbone, [])
-    assert torch.equal(model.run(ids(), passage(ids())).logits, backbone(ids()))
+    assert torch.equal(model.run(ids(), context(ids())).logits, backbone(ids()))
     assert torch.equal(model(ids()), backbone(ids()))
     assert model.flops_per_token(T) == backbone.flops_per_token(T)
 
@@ -49,12 +49,12 @@ def test_without_readers_it_is_the_backbone():
 def test_isolated_segments_do_not_see_each_other():
     backbone = decoder()
     model = MemoryLM(backbone, [], segment_length=4)
-    logits = model.run(ids(), passage(ids())).logits
+    logits = model.run(ids(), context(ids())).logits
     parts = [backbone(ids()[:, start : start + 4]) for start in (0, 4, 8)]
     torch.testing.assert_close(logits, torch.cat(parts, dim=1))
     assert model.max_length == 4
     together = MemoryLM(backbone, [], segment_length=4, isolate_segments=False)
-    torch.testing.assert_close(together.run(ids(), passage(ids())).logits, backbone(ids()))
+    torch.testing.assert_close(together.run(ids(), context(ids())).logits, backbone(ids()))
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def test_states_of_a_text_that_does_not_fill_its_segments_are_those_of_its_token
 def test_plain_logits_are_those_of_the_backbone(make: Callable[[], Reader]):
     model = MemoryLM(decoder(), [make()]).eval()
     model.readers[0].bank.shared.add(torch.randn(9, D, generator=torch.Generator().manual_seed(1)))
-    found = model.run(ids(), passage(ids()))
+    found = model.run(ids(), context(ids()))
     torch.testing.assert_close(model.plain_logits(ids(), found), model.backbone(ids()))
     assert not torch.allclose(found.logits, model.backbone(ids()))
 
@@ -83,9 +83,7 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
     model = MemoryLM(decoder(), [knn, cache]).eval()
     before = model(ids())
     vectors = torch.randn(9, D, generator=torch.Generator().manual_seed(1))
-    knn.bank.carry_out(
-        passage(ids()[:1, :9]).effects(vectors[None], torch.ones(1, 9, dtype=torch.bool)), training=False
-    )
+    knn.bank.write(context(ids()[:1, :9]).update_of(vectors[None], torch.ones(1, 9, dtype=torch.bool)), training=False)
     after = model(ids())
     assert not torch.allclose(after, before)
     assert torch.equal(model.text_logits(ids()), model.backbone(ids()))
@@ -114,8 +112,8 @@ def test_contradictions(options: dict, words: str):
 
 def test_a_block_must_be_whole_segments_and_a_reader_belongs_to_one_model():
     model = MemoryLM(decoder(), [reader := attention()], segment_length=5)
-    with pytest.raises(InputError, match="12 tokens is no multiple of segment_length, which is 5"):
-        model.run(ids(), passage(ids()))
+    with pytest.raises(InputError, match="12 tokens is not a multiple of segment_length 5"):
+        model.run(ids(), context(ids()))
     with pytest.raises(InputError, match="a reader belongs to one model"):
         MemoryLM(decoder(), [reader])
     with pytest.raises(InputError, match=r"path is 'x.npy' with scope 'stream'"):

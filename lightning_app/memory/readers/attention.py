@@ -76,17 +76,17 @@ class AttentionReader(LearnedReader):
     def queries(self, vectors: Tensor) -> Tensor:
         return F.normalize(self.fc_query(vectors).float(), dim=-1)
 
-    def at_states(self, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def at_states(self, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         queries, decisions = self.queries(states), self.writer(states)
         with torch.autocast(states.device.type, enabled=False):
-            read, reading = self._read(queries, decisions, passage)
-        return states + self.fc_read(read.to(states.dtype)), reading
+            read, output = self._read(queries, decisions, context)
+        return states + self.fc_read(read.to(states.dtype)), output
 
-    def _read(self, queries: Tensor, decisions: Decisions, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def _read(self, queries: Tensor, decisions: Decisions, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, M) unit queries -> (B, T, M) what they read."""
-        found = self._search(queries, passage)
+        found = self._search(queries, context)
         visible = torch.cat(
-            [found.ids >= 0, passage.earlier(by_segment=True, own_document_only=self.scope == "document")], dim=-1
+            [found.ids >= 0, context.earlier(by_segment=True, own_document_only=self.scope == "document")], dim=-1
         )
         own = F.normalize(decisions.vectors, dim=-1)
         near = (F.normalize(found.entries.vectors, dim=-1) @ queries[..., None])[..., 0]
@@ -95,7 +95,7 @@ class AttentionReader(LearnedReader):
         scores = scale * cosines
         stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
         deletions = self._deletions(scores, stored, decisions, found)
-        left, left_at_end = self._left(deletions, found, passage)
+        left, left_at_end = self._left(deletions, found, context)
         store = straight_through(decisions.store, decisions.stored)[:, None].expand_as(visible[..., self.results :])
         weights = torch.cat([torch.ones_like(near), store], dim=-1) * left * visible
         highest = torch.maximum(scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True), self.null).detach()
@@ -104,13 +104,13 @@ class AttentionReader(LearnedReader):
         total = total.clamp_min(1e-30)  # the highest may be of an entry that is not stored
         k = self.results
         read = ((mass[..., None, :k] @ found.entries.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
-        gate = (mass.sum(-1) / total[..., 0])[passage.new]
+        gate = (mass.sum(-1) / total[..., 0])[context.new]
         terms = {}
         if self.retrieval_weight > 0:
-            terms["retrieval"] = (self.retrieval_weight, self._retrieval(scores, stored, found.ids, passage))
+            terms["retrieval"] = (self.retrieval_weight, self._retrieval(scores, stored, found.ids, context))
         statistics = {"read_gate": gate.mean() if len(gate) else gate.new_zeros(())}
-        reading = self._reading(
-            passage,
+        output = self._output(
+            context,
             decisions,
             found,
             deletions,
@@ -119,17 +119,17 @@ class AttentionReader(LearnedReader):
             statistics=statistics,
             reads=lambda: Candidates(_candidate_ids(found.ids), 1 - cosines, weights=mass / total),
         )
-        return read, reading
+        return read, output
 
-    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, passage: TokenContext) -> Tensor:
+    def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, context: TokenContext) -> Tensor:
         """-log of the softmax's mass on candidates with the same next token, where there are some.
 
         Args:
             scores, visible: (B, T, C).
         """
-        tokens = self.bank.tokens(ids, passage.rows)
-        own = passage.entries.tokens[:, None].expand(-1, scores.shape[1], -1)
-        next_ids = passage.entries.tokens[..., None]
+        tokens = self.bank.tokens(ids, context.rows)
+        own = context.entries.tokens[:, None].expand(-1, scores.shape[1], -1)
+        next_ids = context.entries.tokens[..., None]
         match = visible & (torch.cat([tokens, own], dim=-1) == next_ids) & (next_ids >= 0)
         some = match.any(-1)
         if not some.any():
@@ -146,18 +146,18 @@ class AttentionReader(LearnedReader):
         there = best.isfinite() & torch.tensor(self.deletion, device=best.device)
         return self._delete(decisions, (squared + 1e-12).sqrt(), chosen, there)
 
-    def _left(self, deletions: Deletions, found: Candidates, passage: TokenContext) -> tuple[Tensor, Tensor]:
+    def _left(self, deletions: Deletions, found: Candidates, context: TokenContext) -> tuple[Tensor, Tensor]:
         """What is left of each candidate when a position reads it (B, T, C), and of own ones at the end (B, T)."""
         B, T, k = found.ids.shape
         numbers, n = entry_numbers(found.ids)
         left = alive(
             deletions.strength,
             numbers.gather(-1, deletions.chosen),
-            passage.segments,
+            context.segments,
             n_entries=n,
             decided=deletions.decided if self.hard else None,
         )  # (B, S + 1, n)
-        where = passage.segments[None, :, None] * n + numbers
+        where = context.segments[None, :, None] * n + numbers
         return left.flatten(1).gather(1, where.flatten(1)).view(B, T, k + T), left[:, -1, n - T :]
 
 

@@ -43,7 +43,7 @@ class Candidates:
 
     @property
     def found(self) -> Tensor:
-        """(B, T, C) bool."""
+        """(B, T, C) bool: whether there is an entry that may be read."""
         return self.distances.isfinite()
 
 
@@ -68,7 +68,7 @@ class MemoryUpdate:
     used: Tensor
 
     def of_batch(self, i: int) -> MemoryUpdate:
-        """With rows that no other batch of the step has, for a memory that all of them share."""
+        """The same with row numbers that no other batch of the step has: several batches write to one shared memory."""
         first = self.rows.new_tensor([i * ROWS, 0])  # (n, 2): row and id
         return MemoryUpdate(self.rows + first[0], self.entries, self.removed + first, self.used + first)
 
@@ -94,15 +94,15 @@ class MemoryBank(nn.Module):
 
     @property
     def active(self) -> Sequence[AssociativeMemory]:
-        """Those that are read and written now: a copy within an evaluation."""
+        """The memories that are read and written now: a copy within an evaluation."""
         return self._copies[0] if self._copies else self.memories
 
     def begin_evaluation(self) -> None:
-        """From here on reads and writes go to a copy."""
+        """From here on reads and writes use a copy of the memories."""
         self._copies = [copy.deepcopy(self.memories)]
 
     def end_evaluation(self) -> None:
-        """Forget the copy."""
+        """Drop the copy: nothing that was written since `begin_evaluation` remains."""
         self._copies = []
 
     @property
@@ -111,7 +111,7 @@ class MemoryBank(nn.Module):
 
     @contextmanager
     def outside_evaluation(self) -> Iterator[None]:
-        """For as long as this lasts, reads and writes go to the memory itself, whatever the copy holds by now."""
+        """Within this context reads and writes use the memories themselves; the copy stays for later."""
         copies, self._copies = self._copies, []
         try:
             yield
@@ -168,17 +168,17 @@ class MemoryBank(nn.Module):
         return self.active[row]
 
     @torch.no_grad()
-    def carry_out(self, effects: MemoryUpdate, *, training: bool) -> dict[str, int]:
-        """Remove, count uses, write, and in training forget; returns how many entries of each kind it were."""
+    def write(self, update: MemoryUpdate, *, training: bool) -> dict[str, int]:
+        """Remove entries, count uses, add entries; in training also forget some -> numbers of entries, by name."""
         counts = {"writes": 0, "deletions": 0, "evictions": 0, "forgotten": 0}
         rows = {
-            int(row) for column in (effects.rows, effects.removed[:, 0], effects.used[:, 0]) for row in column.unique()
+            int(row) for column in (update.rows, update.removed[:, 0], update.used[:, 0]) for row in column.unique()
         }
         for row in sorted(rows):
             memory = self.of(row)
-            counts["deletions"] += _remove(memory, _ids_of(effects.removed, row))
-            memory.touch(_ids_of(effects.used, row))
-            new = effects.entries[effects.rows == row]
+            counts["deletions"] += _remove(memory, _ids_of(update.removed, row))
+            memory.touch(_ids_of(update.used, row))
+            new = update.entries[update.rows == row]
             n, before = len(new.vectors), memory.size()
             memory.add(new.vectors, new)
             counts["writes"] += n

@@ -49,7 +49,7 @@ class TokenContext:
 
     @classmethod
     def of(cls, *, next_ids: Tensor, documents: Tensor, positions: Tensor, **others: Tensor) -> TokenContext:
-        """From all columns, those of the entries by themselves."""
+        """All columns (B, T), rows (B,) and segments (T,) by name -> the context."""
         return cls(entries=Entries(tokens=next_ids, documents=documents, positions=positions), **others)
 
     @classmethod
@@ -84,7 +84,7 @@ class TokenContext:
 
     @classmethod
     def of_next_tokens(cls, embeddings: Tensor) -> TokenContext:
-        """The tokens that a generation has just drawn: behind all that is stored of the session, not to be written."""
+        """Of tokens (B, T) that a generation has just drawn. Their position lies after all entries; none is written."""
         ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
         return cls.of_session(ids, start=2**62, new=0)
 
@@ -109,7 +109,7 @@ class TokenContext:
         padded = nn.functional.pad(self.ids, (max(0, length - 1), 0), value=-1)
         return padded.unfold(1, max(1, length), 1)[:, :, :length]
 
-    def effects(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
+    def update_of(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
         """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them."""
         rows, none = self.rows[:, None].expand_as(self.ids), self.rows.new_zeros(0, 2)
         entries = replace(self.entries, spans=self.spans(span_length), vectors=vectors.detach())[chosen]
@@ -123,14 +123,14 @@ class ReaderOutput:
     Attributes:
         terms: weight and value of its loss terms by name, with gradients.
         statistics: scalars to log.
-        effects: what is to be written and removed after the step; None: nothing.
+        update: what is to be written and removed after the step; None: nothing.
         reads: what each position read, with weights, computed when it is asked for; None: nothing.
         distances: (n,) from what would be deleted to what was found, which the reader learns from; None: it does not.
     """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    effects: MemoryUpdate | None = None
+    update: MemoryUpdate | None = None
     reads: Callable[[], Candidates] | None = None
     distances: Tensor | None = None
 
@@ -161,7 +161,7 @@ class Reader(Extension, ABC):
 
     @property
     def metric(self) -> Metric:
-        """Of the distances of what was read."""
+        """The metric of the distances in `ReaderOutput.reads`."""
         return self.bank.shared.metric
 
     @abstractmethod
@@ -195,7 +195,7 @@ class Reader(Extension, ABC):
         self._built = False
 
     def build(self, *, width: int, vocab_size: int) -> None:
-        """Make memories and layers, now that the backbone is known."""
+        """Make memories and layers for a backbone of this width and vocabulary; a reader is built once."""
         if self._built:
             raise InputError("a reader belongs to one model: make another one for this model")
         dim = width if self.memory_dim is None else self.memory_dim
@@ -210,7 +210,7 @@ class Reader(Extension, ABC):
         self.build_layers(width, vocab_size)
 
     def build_layers(self, width: int, vocab_size: int) -> None:
-        """Layers of a reader that has some."""
+        """Make the layers of a reader; called once, by `build`."""
 
     def config(self) -> dict[str, Any]:
         """The arguments of `__init__` that rebuild this reader, in plain types; one with others adds them."""
@@ -224,7 +224,7 @@ class Reader(Extension, ABC):
         return {**self._memory_options, **own}
 
     def writes_now(self) -> bool:
-        """In the stage that the module is in."""
+        """Whether this reader writes in the stage (training or evaluation) that the module is in."""
         return self.writes == "always" or (self.writes == "evaluation" and not self.training)
 
     def queries(self, vectors: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class Reader(Extension, ABC):
     def around(
         self,
         embeddings: Tensor,
-        passage: TokenContext,
+        context: TokenContext,
         hidden: Callable[[Tensor], HiddenStates],
         *,
         memory_input: Tensor | None = None,
@@ -250,31 +250,30 @@ class Reader(Extension, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not read at the input")
 
-    def at_states(self, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def at_states(self, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, D) last states, before the output matrix."""
         return states, ReaderOutput()
 
-    def at_logits(self, logits: Tensor, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, V) logits, and the states that they were computed from; log-probabilities are logits too."""
         return logits, ReaderOutput()
 
 
-def merged(readings: list[ReaderOutput]) -> ReaderOutput:
-    """One reading of several hooks of the same reader: terms and statistics averaged, effects joined; one of them
-    says what was read, and how far away it was."""
-    effects = [r.effects for r in readings if r.effects is not None]
+def merged(outputs: list[ReaderOutput]) -> ReaderOutput:
+    """Of the hooks of one reader: means of terms and statistics, updates joined, the first `reads` and `distances`."""
+    updates = [output.update for output in outputs if output.update is not None]
     return ReaderOutput(
         {
-            name: (weight, torch.stack([r.terms[name][1] for r in readings if name in r.terms]).mean())
-            for reading in readings
-            for name, (weight, _) in reading.terms.items()
+            name: (weight, torch.stack([output.terms[name][1] for output in outputs if name in output.terms]).mean())
+            for some in outputs
+            for name, (weight, _) in some.terms.items()
         },
         {
-            name: torch.stack([r.statistics[name] for r in readings if name in r.statistics]).mean()
-            for reading in readings
-            for name in reading.statistics
+            name: torch.stack([output.statistics[name] for output in outputs if name in output.statistics]).mean()
+            for some in outputs
+            for name in some.statistics
         },
-        joined(effects) if effects else None,
-        next((r.reads for r in readings if r.reads is not None), None),
-        next((r.distances for r in readings if r.distances is not None), None),
+        joined(updates) if updates else None,
+        next((output.reads for output in outputs if output.reads is not None), None),
+        next((output.distances for output in outputs if output.distances is not None), None),
     )

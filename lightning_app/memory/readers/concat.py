@@ -64,14 +64,14 @@ class ConcatReader(LearnedReader):
     def around(
         self,
         embeddings: Tensor,
-        passage: TokenContext,
+        context: TokenContext,
         hidden: Callable[[Tensor], HiddenStates],
         *,
         memory_input: Tensor | None = None,
     ) -> tuple[HiddenStates, ReaderOutput]:
         queries = self.queries(embeddings if memory_input is None else memory_input)
-        found = self._search(queries, passage)
-        block, columns_of = _Block(passage, found, self.results), _columns(passage.segments)
+        found = self._search(queries, context)
+        block, columns_of = _Block(context, found, self.results), _columns(context.segments)
         read: list[Candidates] = []
         for columns in columns_of:
             results, nearest, chosen = self._results(queries[:, columns], block, columns)
@@ -81,17 +81,17 @@ class ConcatReader(LearnedReader):
             block.add(states, decisions)
             with torch.autocast(embeddings.device.type, enabled=False):
                 block.delete(self._deletions(decisions, nearest, chosen), hard=self.hard)
-        reading = self._reading(
-            passage,
+        output = self._output(
+            context,
             block.decisions,
             found,
             block.deletions,
-            left=block.left[:, -passage.ids.shape[1] :],
+            left=block.left[:, -context.ids.shape[1] :],
             terms={},
             statistics={},
             reads=lambda: joined(read, dim=1),
         )
-        return block.states, reading
+        return block.states, output
 
     def _results(self, queries: Tensor, block: _Block, columns: slice) -> tuple[Tensor, Candidates, Tensor]:
         """(B, L, M) queries of a segment -> what they read.
@@ -132,8 +132,8 @@ def _chosen_vectors(found: Tensor, own: Tensor, chosen: Tensor) -> Tensor:
 class _Block:
     """What the segments of a block have written so far, while `ConcatReader` goes through them."""
 
-    def __init__(self, passage: TokenContext, found: Candidates, results: int):
-        self.passage, self.found, self.results = passage, found, results
+    def __init__(self, context: TokenContext, found: Candidates, results: int):
+        self.context, self.found, self.results = context, found, results
         self.numbers, n = entry_numbers(found.ids)
         self.left = found.entries.vectors.new_ones(len(found.ids), n)
         self._states: list[HiddenStates] = []
@@ -153,7 +153,7 @@ class _Block:
         p = torch.cat([own.new_zeros(B, 0), *(d.store for d in self._decisions)], dim=1)[:, :E]
         store = torch.cat([own.new_ones(B, self.results), straight_through(p, p > 0.5)], dim=1)
         left = self.left[:, None].expand(B, L, -1).gather(-1, self.numbers[:, columns, : self.results + E])
-        earlier = self.passage.earlier(by_segment=True, own_document_only=own_document_only)
+        earlier = self.context.earlier(by_segment=True, own_document_only=own_document_only)
         visible = torch.cat([self.found.ids[:, columns] >= 0, earlier[:, columns, :E]], dim=-1)
         return found, own, store[:, None] * left, visible
 
@@ -164,7 +164,7 @@ class _Block:
         return torch.where(chosen < k, stored, own_ids(chosen - k))
 
     def add(self, states: HiddenStates, decisions: Decisions) -> None:
-        """The next segment."""
+        """Append a segment's states and decisions."""
         self._states.append(states)
         self._decisions.append(decisions)
 
@@ -196,6 +196,6 @@ class _Block:
 
 
 def _columns(segments: Tensor) -> list[slice]:
-    """The positions of each segment."""
+    """(T,) number of each position's segment -> the positions of each segment."""
     ends = torch.cat([segments.diff().nonzero()[:, 0] + 1, segments.new_tensor([len(segments)])]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

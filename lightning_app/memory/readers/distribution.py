@@ -51,19 +51,19 @@ def found_statistics(candidates: Candidates) -> dict[str, Tensor]:
     return {"found": found.float().mean(), "hit_distance": mean}
 
 
-def retrieved(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Candidates:
+def retrieved(bank: MemoryBank, states: Tensor, context: TokenContext) -> Candidates:
     """The entries nearest to each of the states (B, T, D)."""
-    ids, distances = bank.search(states.detach(), passage.rows, passage.entries)
-    return readable_of(ids, distances, bank.tokens(ids, passage.rows), ids >= 0)
+    ids, distances = bank.search(states.detach(), context.rows, context.entries)
+    return readable_of(ids, distances, bank.tokens(ids, context.rows), ids >= 0)
 
 
-def all_stored(bank: MemoryBank, states: Tensor, passage: TokenContext) -> Candidates:
+def all_stored(bank: MemoryBank, states: Tensor, context: TokenContext) -> Candidates:
     """All entries of each row's memory, at a distance of -h.h_i; a gradient reaches the states alone."""
     own = bank.scope == "document"
     shared = bank.scope == "shared"
     rows = [slice(None)] if shared else [slice(b, b + 1) for b in range(len(states))]
     each = [
-        _all_of(bank, int(passage.rows[0 if shared else b]), states[rows[b]], passage, rows[b], own_document_only=own)
+        _all_of(bank, int(context.rows[0 if shared else b]), states[rows[b]], context, rows[b], own_document_only=own)
         for b in range(len(rows))
     ]
     most = max(part.distances.shape[-1] for part in each)
@@ -78,38 +78,38 @@ def _padded(candidates: Candidates, count: int) -> Candidates:
 
 
 def _all_of(
-    bank: MemoryBank, row: int, states: Tensor, passage: TokenContext, rows: slice, *, own_document_only: bool
+    bank: MemoryBank, row: int, states: Tensor, context: TokenContext, rows: slice, *, own_document_only: bool
 ) -> Candidates:
     memory = bank.of(row)
     ids = memory.ids()
     known = memory.payload(ids)
-    at = passage.entries[rows][..., None]  # (b, T, 1)
+    at = context.entries[rows][..., None]  # (b, T, 1)
     own = (known.documents == at.documents) & (at.documents != -1)
     readable = ~(own & (known.positions >= at.positions))
     readable = readable & own if own_document_only else readable
     return readable_of(ids, -(states @ memory.get_all_embeddings().T), known.tokens, readable)
 
 
-def earlier_in_block(states: Tensor, passage: TokenContext, *, own_document_only: bool = False) -> Candidates:
+def earlier_in_block(states: Tensor, context: TokenContext, *, own_document_only: bool = False) -> Candidates:
     """Earlier positions of each position's own block, at a distance of -h.h_i; gradients reach both sides."""
-    readable = passage.earlier(by_segment=False, own_document_only=own_document_only)
+    readable = context.earlier(by_segment=False, own_document_only=own_document_only)
     own = own_ids(torch.arange(states.shape[1], device=states.device))
-    return readable_of(own, -(states @ states.mT), passage.entries.tokens[:, None, :], readable)
+    return readable_of(own, -(states @ states.mT), context.entries.tokens[:, None, :], readable)
 
 
-def other_rows(states: Tensor, passage: TokenContext) -> Candidates:
+def other_rows(states: Tensor, context: TokenContext) -> Candidates:
     """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on.
 
     They are no entries: -1.
     """
     B, T, D = states.shape
     flat = states.reshape(B * T, D)
-    at, others = passage.entries[..., None], mapped(torch.flatten, passage.entries)  # (B, T, 1), (B T,)
+    at, others = context.entries[..., None], mapped(torch.flatten, context.entries)  # (B, T, 1), (B T,)
     own = (others.documents == at.documents) & (at.documents != -1)  # (B, T, B T)
     later = own & (others.positions >= at.positions)
     row = torch.arange(B, device=states.device)
     same_row = row[:, None, None] == row.repeat_interleave(T)
-    none = passage.ids.new_full((B * T,), -1)
+    none = context.ids.new_full((B * T,), -1)
     return readable_of(none, -(states @ flat.T), others.tokens, ~later & ~same_row)
 
 
@@ -128,7 +128,7 @@ class DistributionReader(Reader):
             )
 
     @abstractmethod
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
+    def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
         """What each of the states (B, T, D), in float32, may read."""
 
     @abstractmethod
@@ -145,24 +145,24 @@ class DistributionReader(Reader):
         return "inner_product"
 
     def reads_now(self) -> bool:
-        """In the stage that the module is in: one that is interpolated is no part of training."""
+        """Whether it changes the logits now: in evaluation, as the mixture of two distributions is not trained."""
         return not self.training
 
-    def at_logits(self, logits: Tensor, states: Tensor, passage: TokenContext) -> tuple[Tensor, ReaderOutput]:
+    def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """With log-probabilities, or unnormalised ones, in float32."""
-        written = passage.new & (passage.entries.tokens >= 0)
+        written = context.new & (context.entries.tokens >= 0)
         span = self.bank.shared.span_length
-        effects = passage.effects(states.float(), written, span_length=span) if self.writes_now() else None
+        update = context.update_of(states.float(), written, span_length=span) if self.writes_now() else None
         if not self.reads_now():
-            return logits, ReaderOutput(effects=effects)
+            return logits, ReaderOutput(update=update)
         with torch.autocast(states.device.type, enabled=False):
-            found = self.neighbours(states.float(), passage)
+            found = self.neighbours(states.float(), context)
             changed = self.changed(logits.float(), found)
 
         def reads() -> Candidates:
             return replace(found, weights=self.weights(changed, found))
 
-        return changed, ReaderOutput(statistics=found_statistics(found), effects=effects, reads=reads)
+        return changed, ReaderOutput(statistics=found_statistics(found), update=update, reads=reads)
 
 
 class KNNReader(DistributionReader):
@@ -193,8 +193,8 @@ class KNNReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "temperature": float(self.temperature)}
 
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
-        return retrieved(self.bank, states, passage)
+    def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
+        return retrieved(self.bank, states, context)
 
     @property
     def metric(self) -> Metric:
@@ -245,9 +245,9 @@ class CacheReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "theta": float(self.theta)}
 
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
+    def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
         own = self.scope == "document"
-        parts = [all_stored(self.bank, states, passage), earlier_in_block(states, passage, own_document_only=own)]
+        parts = [all_stored(self.bank, states, context), earlier_in_block(states, context, own_document_only=own)]
         return joined(parts, dim=-1)
 
     def changed(self, logits: Tensor, found: Candidates) -> Tensor:
@@ -309,22 +309,22 @@ class TrimeReader(DistributionReader):
     def reads_now(self) -> bool:
         return True
 
-    def neighbours(self, states: Tensor, passage: TokenContext) -> Candidates:
-        parts = [earlier_in_block(states, passage, own_document_only=self.scope == "document")]
+    def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
+        parts = [earlier_in_block(states, context, own_document_only=self.scope == "document")]
         if self.training and self.batch and len(states) > 1:
-            parts.append(other_rows(states, passage))
+            parts.append(other_rows(states, context))
         if self.bank.size():
-            parts.append(self._stored(states, passage))
+            parts.append(self._stored(states, context))
         return joined(parts, dim=-1)
 
-    def _stored(self, states: Tensor, passage: TokenContext) -> Candidates:
+    def _stored(self, states: Tensor, context: TokenContext) -> Candidates:
         largest = max(memory.size() for memory in self.bank.active)
         if largest <= self.bank.shared.num_search_results:
-            return all_stored(self.bank, states, passage)
-        ids, _ = self.bank.search(states.detach(), passage.rows, passage.entries)
-        vectors = self.bank.vectors(ids, passage.rows)  # (B, T, k, D); again a product, for the query's gradient
+            return all_stored(self.bank, states, context)
+        ids, _ = self.bank.search(states.detach(), context.rows, context.entries)
+        vectors = self.bank.vectors(ids, context.rows)  # (B, T, k, D); again a product, for the query's gradient
         products = (vectors @ states[..., None])[..., 0]
-        return readable_of(ids, -products, self.bank.tokens(ids, passage.rows), ids >= 0)
+        return readable_of(ids, -products, self.bank.tokens(ids, context.rows), ids >= 0)
 
     def changed(self, logits: Tensor, found: Candidates) -> Tensor:
         return joined_with_memory(logits, self._scores(found), found.entries.tokens)

@@ -1,4 +1,4 @@
-"""LearnedReader: what a reader is whose model learns what to store and what to delete.
+"""LearnedReader: base of the readers whose model learns what to store and what to delete.
 
 Within a block later segments read, inside the graph, what earlier ones would store: so cross-entropy trains the four
 layers of the writer. After the step the hard decisions go to the memory.
@@ -53,14 +53,14 @@ class DeletionThreshold(nn.Module):
         return torch.sigmoid((self.value - distances) / (softness * self.value).clamp_min(1e-6))
 
     def of(self, distances: Tensor) -> Tensor:
-        """The quantile of these; infinite without any."""
+        """The quantile of distances (n,); the present value where n is 0."""
         if not len(distances):
             return self.value.detach().clone()
         every = -(-len(distances) // MOST_DISTANCES)
         return distances.detach()[::every].quantile(self.quantile)
 
     def follow(self, quantile: Tensor) -> None:
-        """Move towards the quantile of a step."""
+        """Move the running value towards the quantile of one step; an infinite one changes nothing."""
         if torch.isfinite(quantile):
             old = quantile if torch.isinf(self.value) else self.value
             self.value.copy_(self.momentum * old + (1 - self.momentum) * quantile)
@@ -68,7 +68,7 @@ class DeletionThreshold(nn.Module):
 
 @dataclass(frozen=True)
 class Deletions:
-    """What the positions of a block delete.
+    """Deletions that the positions of a block ask for.
 
     Attributes:
         strength: (B, T, k) in [0, 1): how much of the candidate goes while deletions are soft.
@@ -114,7 +114,7 @@ class AdvancedReader(AdvancedMemory):
 
 
 class LearnedReader(Reader):
-    """What both readers share: the writer, its loss terms, and what goes to the memory.
+    """Base of AttentionReader and ConcatReader: the writer, its loss terms, and the memory update.
 
     Args:
         store_cost: weight of the mean store probability in the loss, once it has risen.
@@ -166,14 +166,14 @@ class LearnedReader(Reader):
 
     @property
     def hard(self) -> bool:
-        """Whether deletions are all or nothing by now."""
+        """Whether `hard_deletion_after` steps have passed, so that deletions are all or nothing."""
         return int(self.steps) >= self.advanced.hard_deletion_after
 
     @torch.no_grad()
-    def _search(self, queries: Tensor, passage: TokenContext) -> Candidates:
+    def _search(self, queries: Tensor, context: TokenContext) -> Candidates:
         """Of (B, T, M) queries: the k nearest entries, with their vectors in fp32, without a graph."""
-        ids, distances = self.bank.search(queries.detach().float(), passage.rows, passage.entries)
-        return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, passage.rows).float()))
+        ids, distances = self.bank.search(queries.detach().float(), context.rows, context.entries)
+        return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, context.rows).float()))
 
     def _delete(self, decisions: Decisions, distances: Tensor, chosen: Tensor, there: Tensor) -> Deletions:
         """(B, T, k) L2 distances to the chosen candidates; `there` where there is one."""
@@ -182,11 +182,11 @@ class LearnedReader(Reader):
         return Deletions(decisions.delete.sigmoid() * nearness * there, decided, chosen, distances[there])
 
     def _mean(self, mean: Tensor, n: int | Tensor) -> Tensor:
-        """In training that of all ranks, from the mean over the `n` of this one."""
+        """In training the mean over all ranks, from this rank's mean over its `n` values."""
         return mean_over_ranks(mean, n) if self.training else mean
 
-    def _terms(self, decisions: Decisions, passage: TokenContext) -> dict[str, tuple[float, Tensor]]:
-        real = passage.new.float()
+    def _terms(self, decisions: Decisions, context: TokenContext) -> dict[str, tuple[float, Tensor]]:
+        real = context.new.float()
         mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
         unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
         mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
@@ -197,9 +197,9 @@ class LearnedReader(Reader):
             terms["budget"] = (self.advanced.budget_weight, (mean - self.target_rate).square())
         return terms
 
-    def _reading(
+    def _output(
         self,
-        passage: TokenContext,
+        context: TokenContext,
         decisions: Decisions,
         found: Candidates,
         deletions: Deletions,
@@ -209,30 +209,30 @@ class LearnedReader(Reader):
         statistics: dict[str, Tensor],
         reads: Callable[[], Candidates],
     ) -> ReaderOutput:
-        """`left`: (B, T) what is left of each own position at the block's end."""
+        """The output for a block; `left` (B, T) is the share of each own position that is not deleted at its end."""
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
             "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
-            "store_rate": _share(decisions.stored, passage.new),
-            "delete_rate": _share(deletions.decided.any(-1), passage.new),
+            "store_rate": _share(decisions.stored, context.new),
+            "delete_rate": _share(deletions.decided.any(-1), context.new),
         }
-        effects = self._effects(passage, decisions, found, deletions, left) if self.writes_now() else None
+        update = self._update(context, decisions, found, deletions, left) if self.writes_now() else None
         distances = deletions.distances.detach() if self.deletion else None
-        return ReaderOutput(self._terms(decisions, passage) | terms, _detached(statistics), effects, reads, distances)
+        return ReaderOutput(self._terms(decisions, context) | terms, _detached(statistics), update, reads, distances)
 
-    def _effects(
-        self, passage: TokenContext, decisions: Decisions, found: Candidates, deletions: Deletions, left: Tensor
+    def _update(
+        self, context: TokenContext, decisions: Decisions, found: Candidates, deletions: Deletions, left: Tensor
     ) -> MemoryUpdate:
         hard = self.hard and self.deletion
-        chosen = passage.new & decisions.stored
+        chosen = context.new & decisions.stored
         if hard:
             chosen = chosen & (left > 0.5)
-        gone = deletions.decided & (deletions.chosen < self.results) & passage.new[..., None] & hard
+        gone = deletions.decided & (deletions.chosen < self.results) & context.new[..., None] & hard
         ids = found.ids.gather(-1, deletions.chosen.clamp_max(self.results - 1))
         return replace(
-            passage.effects(decisions.vectors, chosen, span_length=self.span_length),
-            removed=_with_rows(ids, gone, passage.rows),
-            used=_with_rows(found.ids, (found.ids >= 0) & passage.new[..., None], passage.rows),
+            context.update_of(decisions.vectors, chosen, span_length=self.span_length),
+            removed=_with_rows(ids, gone, context.rows),
+            used=_with_rows(found.ids, (found.ids >= 0) & context.new[..., None], context.rows),
         )
 
 

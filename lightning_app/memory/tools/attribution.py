@@ -40,9 +40,9 @@ def reads_of(
     None: it was not stored), `next_token`, `document`, `position`, `weight`, and `distance` or `similarity`.
     """
     last, names, readers = range(len(text.ids))[-positions:], memory.documents, []
-    for reader, reading in zip(memory.readers, found.readings, strict=True):
+    for reader, output in zip(memory.readers, found.reader_outputs, strict=True):
         name, size = type(reader).__name__.removesuffix("Reader").lower(), reader.bank.size()
-        reads = None if reading.reads is None else reading.reads()
+        reads = None if output.reads is None else output.reads()
         each = [
             {
                 "position": t,
@@ -74,7 +74,7 @@ def _read(
 
 
 def _stored(known: Neighbour) -> dict[str, Any]:
-    """Of the document its name alone: where it lies is nobody's business."""
+    """What is shown of an entry. Of its document the name alone, as a reader must not learn folders of this machine."""
     return {
         "id": known.id,
         "text": known.span or None,

@@ -72,12 +72,12 @@ class Text:
 
 
 def documents_at(path: str, config: dict[str, Any]) -> Iterable[Document]:
-    """Those of a path, cleaned as the run's were."""
+    """The documents of a path, cleaned as the run cleaned its own."""
     return Corpus(path, clean=bool((config.get("data") or {}).get("clean", True)))
 
 
 def documents_of_run(config: dict[str, Any], split: str) -> Iterable[Document] | None:
-    """Those that the run trained or validated on; None where its config does not say."""
+    """The documents that the run trained or validated on; None where its config does not say."""
     data = config.get("data") or {}
     given = {name: data[name] for name in ("train", "val") if data.get(name)}
     sources = {name: as_options(Source, value) for name, value in given.items()}
@@ -111,7 +111,7 @@ def wanted(text: Text, held: Iterable[int]) -> tuple[list[int], list[str]]:
 
 
 def count_entries(text: Text, numbers: Sequence[int]) -> int:
-    """Entries that these documents make."""
+    """The number of entries that these documents make."""
     chosen = torch.tensor(numbers, dtype=torch.int64)
     return sum(int(_scored(batch, chosen).sum()) for batch in text.batches())
 
@@ -144,8 +144,8 @@ def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext,
     model = MemoryLM(of.lm.backbone, [], of.lm.segment_length, of.lm.isolate_segments)
     model.readers = cast(Any, nn.ModuleList(reader for reader in of.lm.readers if reader is not knn))
     batch = batch.to(of.device).padded(model.segment)
-    passage = of.lm.passage(batch)
-    return passage, model.run(batch.input_ids, passage)
+    context = of.lm.context(batch)
+    return context, model.run(batch.input_ids, context)
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _spread(text: Text) -> list[int]:
 
 def _looked_up(of: Memory, knn: KNNReader, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """p of the target (N,), distances and whether they have the target (N, K), of a batch's new tokens."""
-    passage, found = run_without(of, knn, batch)
-    real, targets = passage.new, passage.entries.tokens
+    context, found = run_without(of, knn, batch)
+    real, targets = context.new, context.entries.tokens
     p_model = (-token_nll(found.logits.float(), targets.where(real, IGNORE))[real]).exp()
-    near = knn.neighbours(found.states.last.float(), passage)
+    near = knn.neighbours(found.states.last.float(), context)
     return p_model, near.distances[real], (near.entries.tokens == targets[..., None])[real]

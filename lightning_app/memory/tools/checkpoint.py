@@ -53,13 +53,13 @@ class Opened:
 
     @classmethod
     def read(cls, path: str | Path) -> Opened:
-        """Raises as `load_module` does."""
+        """Read a checkpoint. Raises what `read_checkpoint` and `module_of` raise."""
         checkpoint = read_checkpoint(path)
         return cls(Path(path), checkpoint, *module_of(checkpoint, path))
 
     @property
     def memory(self) -> Memory:
-        """That of the module, which must have one."""
+        """The module's memory; an `InputError` where it has none."""
         memory = memory_of(self.module)
         if memory is None or not memory.readers:
             raise InputError(
@@ -74,7 +74,7 @@ class Opened:
 
     @property
     def knn(self) -> KNNReader:
-        """The reader that texts are added to."""
+        """The KNNReader, to which texts are added."""
         for reader in self.readers:
             if isinstance(reader, KNNReader) and reader.scope == "shared":
                 return reader
@@ -86,11 +86,11 @@ class Opened:
 
     @property
     def memories(self) -> list[AssociativeMemory]:
-        """Those of all readers."""
+        """The memories of all readers."""
         return [memory for reader in self.readers for memory in reader.bank.memories]
 
     def with_module(self, module: LanguageModule) -> Opened:
-        """Another model in its place, with this one's tokenizer."""
+        """The same checkpoint with another model and this one's tokenizer."""
         module.use_tokenizer(self.tokenizer)
         old, new = memory_of(self.module), memory_of(module)
         if old is not None and new is not None:
@@ -98,7 +98,7 @@ class Opened:
         return replace(self, module=module.eval())
 
     def config(self) -> dict[str, Any]:
-        """That of the run, or of the command that wrote the checkpoint; empty where there is none."""
+        """The config of the run, or of the command that wrote the checkpoint; empty where there is none."""
         own, run = self.path.with_suffix(".yaml"), RunFolder.of(self.path)
         found = with_options_of_today(read_yaml(own)) if own.is_file() else run.config() if run else {}
         return found if isinstance(found, dict) else {}

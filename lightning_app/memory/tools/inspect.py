@@ -77,7 +77,7 @@ def keys_of(document: str, held: Iterable[int], names: dict[int, str]) -> list[i
 
 
 def remove_documents(memories: Iterable[AssociativeMemory], keys: Iterable[int]) -> int:
-    """Remove all entries of these documents -> how many it were."""
+    """Remove all entries of these documents -> their number."""
     gone, removed = torch.tensor(sorted(keys), dtype=torch.int64), 0
     for memory in memories:
         ids = memory.ids()

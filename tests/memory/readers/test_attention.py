@@ -26,7 +26,7 @@ def reader_with(**options: object) -> AttentionReader:
     return reader.eval()
 
 
-def passage() -> TokenContext:
+def context() -> TokenContext:
     session = TokenContext.of_session(torch.arange(T)[None], start=0, new=T)
     return replace(session, segments=torch.arange(T) // L)
 
@@ -55,10 +55,10 @@ def test_it_is_attention_over_the_memory_earlier_segments_and_nothing(stored: in
     states = torch.randn(1, T, D)
     assert 0 < reader.writer(states).stored[0, :L].sum() < L
     reader.bank.shared.add(torch.randn(stored, D))
-    found, reading = reader.at_states(states, passage())
+    found, output = reader.at_states(states, context())
     assert torch.allclose(found, by_hand(reader, states), atol=1e-4)
-    assert reading.effects is not None
-    assert torch.equal(reading.effects.entries.vectors, reader.writer(states).vectors[reader.writer(states).stored])
+    assert output.update is not None
+    assert torch.equal(output.update.entries.vectors, reader.writer(states).vectors[reader.writer(states).stored])
 
 
 @torch.no_grad()
@@ -69,18 +69,18 @@ def test_what_a_segment_deletes_later_ones_do_not_read_and_the_memory_loses():
     reader.writer.fc_store_decision.bias.fill_(-9.0)
     near = reader.writer(states).deletable[0, 1]
     ids = reader.bank.shared.add(torch.stack([near, near + 50]), Entries(documents=torch.tensor([1, 1])))
-    whole, reading = reader.at_states(states, passage())
-    assert reading.effects is not None
-    assert not len(reading.effects.removed)
+    whole, output = reader.at_states(states, context())
+    assert output.update is not None
+    assert not len(output.update.removed)
     reader.writer.fc_delete_decision.bias.fill_(9.0)
     reader.threshold.value.fill_(1e-2)
-    found, reading = reader.at_states(states, passage())
-    assert reading.effects is not None
-    assert reading.effects.removed.tolist() == [[0, int(ids[0])]]
+    found, output = reader.at_states(states, context())
+    assert output.update is not None
+    assert output.update.removed.tolist() == [[0, int(ids[0])]]
     assert torch.allclose(found[:, :L], whole[:, :L], atol=1e-6)  # its own segment still reads it
-    reader.bank.carry_out(reading.effects, training=False)
+    reader.bank.write(output.update, training=False)
     assert reader.bank.shared.ids().tolist() == [int(ids[1])]
-    gone, _ = reader.at_states(states, passage())
+    gone, _ = reader.at_states(states, context())
     assert torch.allclose(found[:, L:], gone[:, L:], atol=1e-5)
     assert not torch.allclose(found[:, L:], whole[:, L:], atol=1e-3)
 
@@ -89,7 +89,7 @@ def test_the_cost_of_storing_rises_after_its_free_steps():
     reader = reader_with(store_cost=0.1, store_free_steps=2, store_rise_steps=4, target_rate=0.25, budget_weight=3.0)
     states, weights = torch.randn(1, T, D), []
     for _ in range(8):
-        terms = reader.at_states(states, passage())[1].terms
+        terms = reader.at_states(states, context())[1].terms
         weights.append(terms["store"][0])
         reader.follow_step(None)
     assert weights == pytest.approx([0, 0, 0, 0.025, 0.05, 0.075, 0.1, 0.1])
@@ -103,7 +103,7 @@ def test_the_retrieval_term_is_the_attention_on_entries_with_the_same_next_token
     reader = reader_with(retrieval_weight=2.0, deletion=False)
     states = torch.randn(1, T, D)
     reader.bank.shared.add(torch.randn(2, D), Entries(tokens=torch.tensor([2, 19])))  # 2 follows position 1 alone
-    weight, term = reader.at_states(states, passage())[1].terms["retrieval"]
+    weight, term = reader.at_states(states, context())[1].terms["retrieval"]
     query = F.normalize(reader.fc_query(states[0, 1]), dim=-1)
     scores = reader.scale * F.cosine_similarity(query[None], reader.bank.shared.get_all_embeddings(), dim=-1)
     assert weight == 2.0

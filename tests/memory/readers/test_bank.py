@@ -18,7 +18,7 @@ def bank_with(scope: Scope = "stream", streams: int = 2, **options: float) -> Me
     return MemoryBank(lambda: AssociativeMemory(**{"memory_size": 5, "memory_dim": M, **options}), scope, streams)
 
 
-def effects(
+def update(
     rows: list[int], *, document: int = 1, removed: Tensor | None = None, used: Tensor | None = None
 ) -> MemoryUpdate:
     n = len(rows)
@@ -35,7 +35,7 @@ def effects(
 def test_each_stream_has_a_memory_and_a_shared_one_has_all():
     shared, own = bank_with("shared"), bank_with()
     for bank in (shared, own):
-        counts = bank.carry_out(effects([0, 1, 1]), training=False)
+        counts = bank.write(update([0, 1, 1]), training=False)
         assert counts == {"writes": 3, "deletions": 0, "evictions": 0, "forgotten": 0}
     assert [memory.size() for memory in shared.memories] == [3]
     assert [memory.size() for memory in own.memories] == [1, 2]
@@ -46,7 +46,7 @@ def test_each_stream_has_a_memory_and_a_shared_one_has_all():
     assert own.tokens(ids, rows)[:, 0].tolist() == [[1, 2], [0, -1]]
     assert torch.equal(own.vectors(ids, rows)[1, 0, 1], torch.zeros(M))
     with pytest.raises(InputError, match="row 2 has no memory: streams is 2"):
-        own.carry_out(effects([2]), training=False)
+        own.write(update([2]), training=False)
     with pytest.raises(InputError, match="streams is 0"):
         bank_with(streams=0)
 
@@ -66,7 +66,7 @@ def test_distances_are_float32_whatever_the_default():
     torch.set_default_dtype(torch.float64)
     try:
         empty = bank.search(torch.ones(1, 1, M), rows, origin)[1]
-        bank.carry_out(effects([0]), training=False)
+        bank.write(update([0]), training=False)
         found = bank.search(torch.ones(1, 1, M), rows, origin)[1]
     finally:
         torch.set_default_dtype(torch.float32)
@@ -75,9 +75,9 @@ def test_distances_are_float32_whatever_the_default():
 
 def test_it_removes_counts_uses_writes_and_evicts_in_this_order():
     bank = bank_with("shared", eviction="least_recently_used")
-    bank.carry_out(effects([0] * 5), training=True)
+    bank.write(update([0] * 5), training=True)
     removed, used = torch.tensor([[0, 1], [0, 1], [0, 99]]), torch.tensor([[0, 0], [0, 0]])
-    counts = bank.carry_out(effects([0] * 2, removed=removed, used=used), training=False)
+    counts = bank.write(update([0] * 2, removed=removed, used=used), training=False)
     assert counts == {"writes": 2, "deletions": 1, "evictions": 1, "forgotten": 0}
     assert bank.shared.ids().tolist() == [0, 3, 4, 5, 6]  # 1 removed, 0 used, 2 evicted
     assert bank.shared.payload(torch.tensor([0, 3])).uses.tolist() == [1, 0]
@@ -85,18 +85,18 @@ def test_it_removes_counts_uses_writes_and_evicts_in_this_order():
 
 def test_only_training_ages_and_forgets():
     bank = bank_with("shared", memory_size=4000, forgetfulness_factor=0.5)
-    assert bank.carry_out(effects([0] * 4000), training=False)["forgotten"] == 0
+    assert bank.write(update([0] * 4000), training=False)["forgotten"] == 0
     assert int(bank.shared.clock) == 0
-    assert 1800 < bank.carry_out(effects([]), training=True)["forgotten"] < 2200
+    assert 1800 < bank.write(update([]), training=True)["forgotten"] < 2200
     assert int(bank.shared.clock) == 1
 
 
 def test_an_evaluation_has_a_copy_that_is_forgotten():
     bank = bank_with("shared")
-    bank.carry_out(effects([0]), training=False)
+    bank.write(update([0]), training=False)
     names = list(bank.state_dict())
     bank.begin_evaluation()
-    bank.carry_out(effects([0, 0], removed=torch.tensor([[0, 0]])), training=False)
+    bank.write(update([0, 0], removed=torch.tensor([[0, 0]])), training=False)
     assert bank.size() == 2
     assert bank.memories[0].ids().tolist() == [0]
     assert list(bank.state_dict()) == names
@@ -106,8 +106,8 @@ def test_an_evaluation_has_a_copy_that_is_forgotten():
 
 def test_a_document_s_memory_is_cleared_by_the_next_document():
     bank = bank_with("document")
-    bank.carry_out(effects([0, 0, 1], document=1), training=False)
-    bank.carry_out(effects([0], document=2), training=False)
+    bank.write(update([0, 0, 1], document=1), training=False)
+    bank.write(update([0], document=2), training=False)
     assert bank.memories[0].documents[: bank.memories[0].size()].tolist() == [2]
     assert bank.memories[1].size() == 1
     rows, late = torch.tensor([0, 1]), torch.full((2, 1), 9)
@@ -116,7 +116,7 @@ def test_a_document_s_memory_is_cleared_by_the_next_document():
 
 
 def test_effects_are_joined_in_order():
-    both = joined([effects([0, 1]), effects([1], removed=torch.tensor([[1, 3]]))])
+    both = joined([update([0, 1]), update([1], removed=torch.tensor([[1, 3]]))])
     assert both.rows.tolist() == [0, 1, 1]
     assert both.removed.tolist() == [[1, 3]]
     assert both.used.shape == (0, 2)

@@ -14,7 +14,7 @@ from lightning_app.memory.readers.base import ReaderOutput, TokenContext, merged
 from lightning_app.models.decoder import Decoder
 
 
-def passage() -> TokenContext:
+def context() -> TokenContext:
     """Tokens 10 to 15, the last two of another document, in segments of 3."""
     whole = TokenContext.of_session(torch.arange(10, 16)[None], start=5, new=2)
     return replace(
@@ -32,17 +32,17 @@ def test_a_session_knows_positions_next_tokens_and_what_is_new():
 
 
 def test_only_earlier_segments_or_positions_are_readable():
-    by_segment = passage().earlier(by_segment=True)[0]
+    by_segment = context().earlier(by_segment=True)[0]
     assert by_segment.sum(-1).tolist() == [0, 0, 0, 3, 3, 3]
     assert not by_segment.triu().any()
-    assert passage().earlier(by_segment=False)[0].sum(-1).tolist() == [0, 1, 2, 3, 4, 5]
-    own = passage().earlier(by_segment=False, own_document_only=True)[0]
+    assert context().earlier(by_segment=False)[0].sum(-1).tolist() == [0, 1, 2, 3, 4, 5]
+    own = context().earlier(by_segment=False, own_document_only=True)[0]
     assert own.sum(-1).tolist() == [0, 1, 2, 3, 0, 1]
 
 
 def test_effects_hold_what_was_chosen_with_its_text():
     vectors = torch.randn(1, 6, 4, requires_grad=True)
-    found = passage().effects(vectors, torch.tensor([[True, False, False, False, True, False]]), span_length=3)
+    found = context().update_of(vectors, torch.tensor([[True, False, False, False, True, False]]), span_length=3)
     assert torch.equal(found.entries.vectors, vectors[0, [0, 4]])
     assert not found.entries.vectors.requires_grad
     assert found.entries.tokens.tolist() == [11, 15]
@@ -53,15 +53,15 @@ def test_effects_hold_what_was_chosen_with_its_text():
 
 def test_readings_of_one_reader_are_averaged_and_their_effects_joined():
     chosen = torch.ones(1, 6, dtype=torch.bool)
-    effects = passage().effects(torch.randn(1, 6, 4), chosen)
-    one = ReaderOutput({"a": (0.5, torch.tensor(1.0))}, {"s": torch.tensor(2.0)}, effects)
-    two = ReaderOutput({"a": (0.5, torch.tensor(3.0))}, {"r": torch.tensor(4.0)}, effects)
+    update = context().update_of(torch.randn(1, 6, 4), chosen)
+    one = ReaderOutput({"a": (0.5, torch.tensor(1.0))}, {"s": torch.tensor(2.0)}, update)
+    two = ReaderOutput({"a": (0.5, torch.tensor(3.0))}, {"r": torch.tensor(4.0)}, update)
     found = merged([one, two])
     assert found.terms == {"a": (0.5, torch.tensor(2.0))}
     assert found.statistics == {"s": torch.tensor(2.0), "r": torch.tensor(4.0)}
-    assert found.effects is not None
-    assert len(found.effects.rows) == 12
-    assert merged([ReaderOutput()]).effects is None
+    assert found.update is not None
+    assert len(found.update.rows) == 12
+    assert merged([ReaderOutput()]).update is None
 
 
 def test_a_reader_belongs_to_one_model():

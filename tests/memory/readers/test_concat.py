@@ -20,8 +20,8 @@ def reader_with(vectors: Tensor) -> ConcatReader:
 
 def read(reader: ConcatReader, embeddings: Tensor, **options: Tensor) -> Tensor:
     """(B, T, D) embeddings -> what the backbone is given instead."""
-    passage = TokenContext.of_session(torch.zeros(embeddings.shape[:2], dtype=torch.int64), start=0, new=0)
-    return reader.around(embeddings, passage, lambda x: HiddenStates(x), **options)[0].last
+    context = TokenContext.of_session(torch.zeros(embeddings.shape[:2], dtype=torch.int64), start=0, new=0)
+    return reader.around(embeddings, context, lambda x: HiddenStates(x), **options)[0].last
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def model_with(reader: DistributionReader, *, seed: int = 0) -> MemoryLM:
     return model
 
 
-def passage_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> TokenContext:
+def context_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> TokenContext:
     B, T = ids.shape
     return TokenContext.of(
         ids=ids,
@@ -58,8 +58,8 @@ def passage_of(ids: Tensor, *, document: int = OWN, start: int = 0) -> TokenCont
     )
 
 
-def knowing(passage: TokenContext, **columns: Tensor) -> TokenContext:
-    return replace(passage, entries=replace(passage.entries, **columns))
+def knowing(context: TokenContext, **columns: Tensor) -> TokenContext:
+    return replace(context, entries=replace(context.entries, **columns))
 
 
 def fill(
@@ -75,10 +75,10 @@ def random_ids(rows: int = 1) -> Tensor:
     return torch.randint(0, V, (rows, T), generator=torch.Generator().manual_seed(1))
 
 
-def p_next(model: MemoryLM, ids: Tensor, **passage: Any) -> Tensor:
+def p_next(model: MemoryLM, ids: Tensor, **context: Any) -> Tensor:
     """(B, T, V) probabilities."""
     with torch.no_grad():
-        return model.run(ids, passage_of(ids, **passage)).logits.softmax(-1)
+        return model.run(ids, context_of(ids, **context)).logits.softmax(-1)
 
 
 @each
@@ -101,14 +101,14 @@ def test_knn_by_hand():
     vectors = torch.zeros(3, D)
     vectors[1, 0], vectors[2, 0] = 2.0, 9.0  # squared distances 0, 4, 81: weights 1, e^-2, and not among the nearest
     fill(reader, vectors, torch.tensor([3, 4, 5]))
-    passage = passage_of(torch.zeros(1, 1, dtype=torch.int64))
-    log_p, reading = reader.at_logits(logits, states, passage)
+    context = context_of(torch.zeros(1, 1, dtype=torch.int64))
+    log_p, output = reader.at_logits(logits, states, context)
     share = 1 / (1 + torch.tensor(-2.0).exp())
     assert float(log_p[0, 0, 3].exp()) == pytest.approx(float(0.25 * share + 0.75 / V), rel=1e-5)
     assert float(log_p[0, 0, 4].exp()) == pytest.approx(float(0.25 * (1 - share) + 0.75 / V), rel=1e-5)
     assert float(log_p[0, 0, 5].exp()) == pytest.approx(0.75 / V, rel=1e-5)
-    assert float(reading.statistics["found"]) == 1
-    assert float(reading.statistics["hit_distance"]) == 0
+    assert float(output.statistics["found"]) == 1
+    assert float(output.statistics["hit_distance"]) == 0
     assert model.readers[0] is reader
 
 
@@ -117,8 +117,8 @@ def test_the_cache_by_hand():
     model_with(reader)
     states = torch.zeros(1, 3, D)
     states[0, :, 0] = torch.tensor([1.0, 0.0, 1.0])
-    passage = knowing(passage_of(torch.tensor([[0, 7, 8]])), tokens=torch.tensor([[7, 8, -1]]))
-    log_p, _ = reader.eval().at_logits(torch.zeros(1, 3, V), states, passage)
+    context = knowing(context_of(torch.tensor([[0, 7, 8]])), tokens=torch.tensor([[7, 8, -1]]))
+    log_p, _ = reader.eval().at_logits(torch.zeros(1, 3, V), states, context)
     one = torch.tensor(2.0).exp()  # the third position: exp(2 x 1) for token 7, exp(0) for token 8
     assert float(log_p[0, 2, 7].exp()) == pytest.approx(float(0.5 * one / (one + 1) + 0.5 / V), rel=1e-5)
     assert float(log_p[0, 2, 8].exp()) == pytest.approx(float(0.5 / (one + 1) + 0.5 / V), rel=1e-5)
@@ -130,8 +130,8 @@ def test_trime_by_hand():
     model_with(reader)
     states = torch.zeros(1, 2, D)
     states[0, :, 0] = D**0.25  # sim = 1, exp(sim / 0.5) = e^2
-    passage = knowing(passage_of(torch.tensor([[0, 7]])), tokens=torch.tensor([[7, -1]]))
-    logits, _ = reader.eval().at_logits(torch.zeros(1, 2, V), states, passage)
+    context = knowing(context_of(torch.tensor([[0, 7]])), tokens=torch.tensor([[7, -1]]))
+    logits, _ = reader.eval().at_logits(torch.zeros(1, 2, V), states, context)
     square = 3 * float(torch.tensor(2.0).exp())
     p = logits.detach().softmax(-1)
     assert float(p[0, 1, 7]) == pytest.approx((1 + square) / (V + square), rel=1e-5)
@@ -173,7 +173,7 @@ def test_an_entry_of_the_own_future_is_not_read(name: str, document: int, positi
     assert (changed[0, 0, canary] > plain[0, 0, canary]) == read
     assert torch.equal(changed, plain) == (not read)
     with torch.no_grad():
-        found = reader.neighbours(state[None], passage_of(ids, start=4))
+        found = reader.neighbours(state[None], context_of(ids, start=4))
     here = found.entries.tokens == canary
     assert here.any() == read
     if read:
@@ -184,9 +184,9 @@ def test_an_entry_of_the_own_future_is_not_read(name: str, document: int, positi
 def test_rows_of_a_batch_hide_the_own_future():
     """Row 1 is the same document, one position further: row 0 at t may read its entries 0 .. t - 2."""
     states = torch.randn(2, 4, D)
-    passage = passage_of(torch.arange(8).view(2, 4))
-    passage = knowing(passage, positions=torch.stack([torch.arange(4), torch.arange(1, 5)]), tokens=passage.ids)
-    found = other_rows(states, passage)
+    context = context_of(torch.arange(8).view(2, 4))
+    context = knowing(context, positions=torch.stack([torch.arange(4), torch.arange(1, 5)]), tokens=context.ids)
+    found = other_rows(states, context)
     assert found.entries.tokens[0].tolist() == [
         [-1] * 8,
         [-1] * 8,  # entry 0 of row 1 stands at position 1, where the query stands
@@ -194,26 +194,26 @@ def test_rows_of_a_batch_hide_the_own_future():
         [-1] * 4 + [4, 5, -1, -1],
     ]
     assert found.entries.tokens[1, 0].tolist() == [0, -1, -1, -1] + [-1] * 4
-    unknown = other_rows(states, knowing(passage, documents=torch.full((2, 4), -1)))
+    unknown = other_rows(states, knowing(context, documents=torch.full((2, 4), -1)))
     assert (unknown.entries.tokens[0, 0] >= 0).tolist() == [False] * 4 + [True] * 4
 
 
 def test_other_documents_of_the_batch_are_read_whole():
-    passage = passage_of(torch.arange(8).view(2, 4))
-    passage = knowing(passage, documents=torch.tensor([[1] * 4, [2] * 4]), tokens=passage.ids)
-    assert (other_rows(torch.randn(2, 4, D), passage).entries.tokens[0] >= 0).sum(-1).tolist() == [4] * 4
+    context = context_of(torch.arange(8).view(2, 4))
+    context = knowing(context, documents=torch.tensor([[1] * 4, [2] * 4]), tokens=context.ids)
+    assert (other_rows(torch.randn(2, 4, D), context).entries.tokens[0] >= 0).sum(-1).tolist() == [4] * 4
 
 
 def test_the_scope_of_a_document_keeps_to_it():
     states = torch.randn(1, 4, D)
-    passage = knowing(passage_of(torch.arange(4)[None]), documents=torch.tensor([[1, 1, 2, 2]]))
-    within = earlier_in_block(states, passage, own_document_only=True)
+    context = knowing(context_of(torch.arange(4)[None]), documents=torch.tensor([[1, 1, 2, 2]]))
+    within = earlier_in_block(states, context, own_document_only=True)
     assert (within.entries.tokens >= 0).sum(-1).tolist() == [[0, 1, 0, 1]]
-    assert (earlier_in_block(states, passage).entries.tokens >= 0).sum(-1).tolist() == [[0, 1, 2, 3]]
+    assert (earlier_in_block(states, context).entries.tokens >= 0).sum(-1).tolist() == [[0, 1, 2, 3]]
     reader = CacheReader(memory_size=9, scope="document")
     model_with(reader)
     fill(reader, torch.randn(3, D), torch.tensor([1, 2, 3]), document=OTHERS)
-    found = reader.eval().neighbours(torch.randn(1, 1, D), passage_of(torch.tensor([[1]]), start=9))
+    found = reader.eval().neighbours(torch.randn(1, 1, D), context_of(torch.tensor([[1]]), start=9))
     assert not found.entries.tokens.ge(0).any()
 
 
@@ -229,7 +229,7 @@ def test_a_lam_of_0_is_the_plain_model_bit_for_bit(name: str):
     options = reader.config()
     reader.tune(lam=0.0, **{key: options[key] for key in ("temperature", "theta") if key in options})
     with torch.no_grad():
-        assert torch.equal(model.run(ids, passage_of(ids)).logits, plain)
+        assert torch.equal(model.run(ids, context_of(ids)).logits, plain)
 
 
 @pytest.mark.parametrize("name", ["knn", "cache"])
@@ -237,9 +237,9 @@ def test_training_does_not_read(name: str):
     reader = MAKERS[name]()
     model, ids = model_with(reader).train(), random_ids()
     fill(reader, torch.randn(50, D), torch.randint(0, V, (50,)))
-    found = model.run(ids, passage_of(ids))
+    found = model.run(ids, context_of(ids))
     assert torch.equal(found.logits, model.backbone(ids))
-    assert found.readings[0].effects is None
+    assert found.reader_outputs[0].update is None
 
 
 # Writing
@@ -250,20 +250,20 @@ def test_what_is_written(name: str):
     reader = MAKERS[name]()
     model, ids = model_with(reader), random_ids()
     with torch.no_grad():
-        found = model.run(ids, passage_of(ids))
-    effects = found.readings[0].effects
-    assert effects is not None
-    assert effects.entries.tokens.tolist() == ids[0, 1:].tolist()  # what follows the last token is not known
-    torch.testing.assert_close(effects.entries.vectors, found.states.last[0, :-1])
+        found = model.run(ids, context_of(ids))
+    update = found.reader_outputs[0].update
+    assert update is not None
+    assert update.entries.tokens.tolist() == ids[0, 1:].tolist()  # what follows the last token is not known
+    torch.testing.assert_close(update.entries.vectors, found.states.last[0, :-1])
     before = reader.bank.shared.size()
-    reader.bank.carry_out(effects, training=False)
+    reader.bank.write(update, training=False)
     assert (before, reader.bank.shared.size()) == (0, T - 1)
 
 
 def test_a_datastore_is_not_written_to():
     reader = KNNReader(memory_size=9)
     model, ids = model_with(reader), random_ids()
-    assert model.run(ids, passage_of(ids)).readings[0].effects is None
+    assert model.run(ids, context_of(ids)).reader_outputs[0].update is None
 
 
 def test_the_memory_of_each_row_is_its_own():
@@ -271,8 +271,8 @@ def test_the_memory_of_each_row_is_its_own():
     model_with(reader)
     reader.bank.memories[1].add(torch.ones(2, D), Entries(torch.tensor([4, 5])))
     reader.bank.memories[0].add(torch.ones(1, D), Entries(torch.tensor([6])))
-    passage = passage_of(torch.zeros(2, 1, dtype=torch.int64))
-    found = reader.eval().neighbours(torch.ones(2, 1, D), passage)
+    context = context_of(torch.zeros(2, 1, dtype=torch.int64))
+    found = reader.eval().neighbours(torch.ones(2, 1, D), context)
     assert [sorted(row[row >= 0].tolist()) for row in found.entries.tokens[:, 0]] == [[6], [4, 5]]
 
 
@@ -287,9 +287,9 @@ def test_trime_sends_gradients_to_queries_and_entries(autocast: bool):
     fill(reader, torch.randn(50, D), torch.randint(0, V, (50,)))
     states = torch.randn(2, T, D, requires_grad=True)
     ids = random_ids(2)
-    passage = knowing(passage_of(ids), documents=torch.tensor([[1] * T, [2] * T]))
+    context = knowing(context_of(ids), documents=torch.tensor([[1] * T, [2] * T]))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        logits, reading = reader.at_logits(torch.zeros(2, T, V), states, passage)
+        logits, output = reader.at_logits(torch.zeros(2, T, V), states, context)
     assert logits.dtype == torch.float32
     logits[0, 5].log_softmax(-1)[3].backward()  # one query
     assert states.grad is not None
@@ -297,14 +297,14 @@ def test_trime_sends_gradients_to_queries_and_entries(autocast: bool):
     assert (states.grad[0, :6].abs().sum(-1) > 0).all()  # the query, and the entries before it in its own block
     assert (states.grad[0, 6:] == 0).all()
     assert (states.grad[1, :-1].abs().sum(-1) > 0).all()  # and those of the other row
-    assert reading.effects is not None
-    assert not reading.effects.entries.vectors.requires_grad
+    assert output.update is not None
+    assert not output.update.entries.vectors.requires_grad
 
 
 def test_trime_without_the_batch_reads_its_own_row():
     reader = TrimeReader(memory_size=50, batch=False)
     model_with(reader)
-    assert reader.train().neighbours(torch.randn(2, T, D), passage_of(random_ids(2))).entries.tokens.shape[-1] == T
+    assert reader.train().neighbours(torch.randn(2, T, D), context_of(random_ids(2))).entries.tokens.shape[-1] == T
 
 
 def test_trime_learns_on_a_whole_model_in_bf16():
@@ -314,14 +314,14 @@ def test_trime_learns_on_a_whole_model_in_bf16():
     losses = []
     for _ in range(8):
         with torch.autocast("cpu", torch.bfloat16):
-            found = model.run(ids, passage_of(ids))
+            found = model.run(ids, context_of(ids))
         loss = torch.nn.functional.cross_entropy(found.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        effects = found.readings[0].effects
-        assert effects is not None
-        reader.bank.carry_out(effects, training=True)
+        update = found.reader_outputs[0].update
+        assert update is not None
+        reader.bank.write(update, training=True)
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3
 

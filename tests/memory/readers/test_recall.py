@@ -83,7 +83,7 @@ def spread(rows: int, n: int, *, over: int, generator: torch.Generator) -> Tenso
     return torch.rand(rows, over, generator=generator).argsort(-1)[:, :n].sort(-1).values
 
 
-def passage(ids: Tensor, *, start: int = 0) -> TokenContext:
+def context(ids: Tensor, *, start: int = 0) -> TokenContext:
     T = ids.shape[1]
     return replace(TokenContext.of_session(ids, start=start, new=T), segments=torch.arange(T) // L)
 
@@ -105,15 +105,15 @@ def train(model: MemoryLM, batches: list[Streams], *, lr: float = 3e-3) -> None:
     )
     model.train()
     for batch in batches:
-        found = model.run(batch.ids, passage(batch.ids))
+        found = model.run(batch.ids, context(batch.ids))
         ce = F.cross_entropy(found.logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
-        loss = ce + sum(weight * term for weight, term in found.readings[0].terms.values())
+        loss = ce + sum(weight * term for weight, term in found.reader_outputs[0].terms.values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        reader.follow_step(found.readings[0].distances)
+        reader.follow_step(found.reader_outputs[0].distances)
     model.eval()
 
 
@@ -137,17 +137,17 @@ def recall(model: MemoryLM, batch: Streams, *, write: str = "learned", rate: flo
     reader.bank.begin_evaluation()
     for start in range(0, batch.ids.shape[1], L):
         now = slice(start, start + L)
-        part = replace(passage(batch.ids[:, now], start=start), segments=torch.zeros(L, dtype=torch.int64))
+        part = replace(context(batch.ids[:, now], start=start), segments=torch.zeros(L, dtype=torch.int64))
         found = model.run(batch.ids[:, now], part)
         right.append(found.logits.argmax(-1) == batch.targets[:, now])
         decisions = reader.writer(found.before)
         probabilities.append(decisions.store)
-        effects = found.readings[0].effects
-        assert effects is not None
+        update = found.reader_outputs[0].update
+        assert update is not None
         if write == "at random":
-            effects = part.effects(decisions.vectors, torch.rand(ROWS, L, generator=generator) < rate)
+            update = part.update_of(decisions.vectors, torch.rand(ROWS, L, generator=generator) < rate)
         if write != "nothing":
-            reader.bank.carry_out(effects, training=False)
+            reader.bank.write(update, training=False)
     assert max(memory.size() for memory in reader.bank.active) <= CAPACITY <= batch.ids.shape[1] / 10
     reader.bank.end_evaluation()
     p = torch.cat(probabilities, dim=1)

@@ -46,12 +46,12 @@ def test_cross_entropy_alone_reaches_each_row_of_the_four_layers(
     torch.nn.init.normal_(backbone.transformer["wte"].weight)  # so that positions search for different entries
     model = MemoryLM(backbone, [reader], segment_length=4, isolate_segments=isolated)
     ids = torch.randint(0, 32, (4, 16))
-    passage = replace(TokenContext.of_session(ids, start=0, new=16), segments=torch.arange(16) // 4)
-    first = model.run(ids, passage).readings[0]
+    context = replace(TokenContext.of_session(ids, start=0, new=16), segments=torch.arange(16) // 4)
+    first = model.run(ids, context).reader_outputs[0]
     reader.follow_step(first.distances)
     assert reader.threshold.value.isfinite()
-    found = model.run(ids, passage)
-    assert all(weight == 0 for weight, _ in found.readings[0].terms.values())
+    found = model.run(ids, context)
+    assert all(weight == 0 for weight, _ in found.reader_outputs[0].terms.values())
     F.cross_entropy(found.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     for name in LAYERS:
         gradient = getattr(reader.writer, name).weight.grad
