@@ -241,6 +241,14 @@ class LanguageModule(L.LightningModule, ABC):
         each = (extension.measures(outputs, training=stage == "train") for extension in self.extensions)
         return {f"{stage}/{name}": value for measures in each for name, value in measures.items()}
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        if not isinstance(batch, Batch):
+            raise InputError(
+                f"the loader gives a {type(batch).__name__} where a Batch is needed: take a TextDataModule, or make it "
+                "by lightning_app.data.batch.Batch.of(ids)"
+            )
+        return batch
+
     def on_train_start(self) -> None:
         self.window = None
         # GradientAccumulationScheduler sets it when an epoch starts, and a resume is in the middle of one

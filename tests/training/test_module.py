@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
@@ -54,6 +55,16 @@ def test_cross_entropy_is_that_of_the_next_token():
     log_p = module(batch().input_ids).log_softmax(-1)
     by_hand = -log_p[:, :15].gather(2, batch().targets[:, :15, None]).mean()
     assert torch.allclose(found, by_hand, atol=1e-6)
+
+
+def test_a_loader_of_other_batches_is_refused():
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    loader = DataLoader([vars(batch())], batch_size=None)  # type: ignore[arg-type, var-annotated]
+    with pytest.raises(InputError, match=r"the loader gives a dict where a Batch is needed: .*Batch\.of\(ids\)"):
+        L.Trainer(**quiet).validate(ArticleGPT(decoder()), loader, verbose=False)
+    whole = DataLoader([batch()], batch_size=None)  # type: ignore[arg-type, var-annotated]
+    (found,) = L.Trainer(**quiet).validate(ArticleGPT(decoder()), whole, verbose=False)
+    assert found["val/ce"] > 0
 
 
 def test_token_noise_replaces_that_share_of_the_inputs_in_training_only():
