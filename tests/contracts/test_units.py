@@ -22,7 +22,7 @@ from tests.backbones import FAMILIES, LAYERS, OF_ADAPTERS, made, some_ids
 
 Make = Callable[..., torch.optim.Optimizer]
 KINDS: tuple[Kind, Kind] = ("heads", "neurons")
-EACH = [*FAMILIES, *OF_ADAPTERS, "decoder, knn"]
+EACH = [*FAMILIES, *OF_ADAPTERS]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 each_way = pytest.mark.parametrize("surgery", ["mask", "remove"])
 
