@@ -181,8 +181,7 @@ def test_another_text_is_named(fit: Fit):
         fit(path="a.ckpt")
 
 
-def test_config_yaml_says_what_is_in_force(main: Callable[..., None], config: Callable[..., str]):
-    main("fit", "--config", config({}))
+def test_config_yaml_says_what_is_in_force(main: Callable[..., None], config: Callable[..., str], trained: Path):
     option = "model.init_args.optimizer.init_args.lr"
     main("fit", "--config", config({}), "--ckpt_path", "last", "--trainer.max_steps", 8, f"--{option}", 2e-4)
     saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
