@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,19 @@ def write_config(change: dict[str, Any], path: str = "tiny.yaml") -> str:
     return path
 
 
+WORDS = (
+    *("the", "model", "learns", "what", "the", "teacher", "shows"),
+    *("and", "forgets", "what", "nobody", "asks", "about", "again"),
+)
+
+
+def write_texts() -> None:
+    """`train.txt` and `val.txt` into the working folder."""
+    text = " ".join(WORDS[(i * i + i // 7) % len(WORDS)] for i in range(400))
+    Path("train.txt").write_text(text + "\n")
+    Path("val.txt").write_text(" ".join(reversed(text.split()[:60])) + "\n")
+
+
 @pytest.fixture
 def config(folder: Path) -> Callable[..., str]:
     """`config({...}, "other.yaml")` writes the small config, changed, into the working folder and returns its name."""
@@ -78,37 +92,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with two texts and `tiny.yaml`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    words = [
-        "the",
-        "model",
-        "learns",
-        "what",
-        "the",
-        "teacher",
-        "shows",
-        "and",
-        "forgets",
-        "what",
-        "nobody",
-        "asks",
-        "about",
-        "again",
-    ]
-    text = " ".join(words[(i * i + i // 7) % len(words)] for i in range(400))
-    (tmp_path / "train.txt").write_text(text + "\n")
-    (tmp_path / "val.txt").write_text(" ".join(reversed(text.split()[:60])) + "\n")
+    write_texts()
     write_config({})
     return tmp_path
 
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for the
-    2,000 tokens that are sampled at the end: a second each time."""
+    """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for what
+    takes half of its time at the end: 2,000 sampled tokens, and the loss picture, which is an empty file here."""
     from lightning_app import closing
     from lightning_app.cli import main as command
 
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+    monkeypatch.setattr(closing, "draw_loss", lambda records, path, title: path.touch())
 
     return lambda *words: command([str(word) for word in words])
 
@@ -135,11 +132,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lightning_app.cli import main as command
 
     folder = tmp_path_factory.mktemp("tiny")
-    text = "the model learns what the teacher shows. nobody asks what it forgets, and why. "
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        Path("train.txt").write_text(text * 20)
-        Path("val.txt").write_text(text * 3)
+        write_texts()
         command(["fit", "--config", write_config({})])
     return folder / "runs/tiny/version_0"
 
@@ -148,6 +143,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(tiny_run: Path) -> Path:
     """The best checkpoint of `tiny_run`."""
     return tiny_run / "checkpoints/best.ckpt"
+
+
+@pytest.fixture
+def trained(tiny_run: Path, folder: Path) -> Path:
+    """The run of `tiny_run` with its texts and config in the working folder: a copy, which a test may change."""
+    shutil.copytree(tiny_run.parents[2], ".", dirs_exist_ok=True)
+    return tiny_run.relative_to(tiny_run.parents[2])
 
 
 @pytest.fixture(scope="session")

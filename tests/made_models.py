@@ -61,7 +61,7 @@ def fill(module: VardaGPT, source: str) -> None:
         reader.bank.shared.add(reader.queries(states)[0, :-1], payload)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reading() -> Callable[..., Made]:
     """`reading("knn", "a text", segment_length=8)`: a model with this reader of a memory that holds the text."""
 

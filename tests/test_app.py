@@ -6,12 +6,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch.utilities.model_summary import ModelSummary
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_app.app import Harness
+from lightning_app.cli import main as command
 from lightning_app.models.decoder import Decoder
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import best_validation
@@ -36,8 +40,8 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_fit_leaves_one_folder_with_everything_in_it(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
-    main("fit", "--config", config({"trainer": {"callbacks": [SAMPLES]}}))
+def test_a_fit_leaves_one_folder_with_everything_in_it(config: Config, capsys: pytest.CaptureFixture[str]):
+    command(["fit", "--config", config({"trainer": {"callbacks": [SAMPLES]}})])
     files = {str(path.relative_to(RUN)) for path in RUN.rglob("*") if path.is_file()}
     wanted = {
         "config.yaml",
@@ -50,6 +54,7 @@ def test_a_fit_leaves_one_folder_with_everything_in_it(main: Main, config: Confi
     assert wanted <= files
     assert {"samples/step_000003.txt", "samples/step_000006.txt"} <= files
     assert any("events.out.tfevents" in name for name in files)
+    assert (RUN / "loss.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for row in (
         "val loss",
@@ -65,11 +70,13 @@ def test_a_fit_leaves_one_folder_with_everything_in_it(main: Main, config: Confi
     for path in re.findall(r"runs/tiny/\S+", printed.split("best checkpoint")[1]):
         assert Path(path).exists(), path
     assert re.search(r"epoch 0  step 6  train/loss \d\.\d+  val/loss \d\.\d+  elapsed 0:\d\d", printed)
+    tags: dict[str, Any] = EventAccumulator(str(RUN)).Reload().Tags()
+    assert {"train/loss", "val/bpb", "lr", "best/val/ce"} <= set(tags["scalars"])
+    assert any("the model" in tag for tag in tags["tensors"])
 
 
-def test_everything_that_is_promised_is_logged(main: Main, config: Config):
-    main("fit", "--config", config({}))
-    records = read_log(RUN)
+def test_everything_that_is_promised_is_logged(tiny_run: Path):
+    records = read_log(tiny_run)
     logged = {name for record in records for name in record}
     training = {"train/loss", "train/ce", "lr", "grad_norm", "tokens_per_s", "model_tflops", "peak_share"}
     assert training | {f"val/{name}" for name in ("loss", "ce", "ppl", "bpb", "acc", "f1")} <= logged
@@ -83,15 +90,6 @@ def test_everything_that_is_promised_is_logged(main: Main, config: Config):
     assert [r["step"] for r in records if "val/ce" in r and "event" not in r] == [3, 6]
     best = min((r for r in records if "val/ce" in r and "event" not in r), key=lambda r: r["val/ce"])
     assert records[-1]["val/ce"] == best["val/ce"]
-
-
-def test_tensorboard_has_the_series_the_samples_and_the_hyperparameters(main: Main, config: Config):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    main("fit", "--config", config({"trainer": {"callbacks": [SAMPLES]}}))
-    tags: dict[str, Any] = EventAccumulator(str(RUN)).Reload().Tags()
-    assert {"train/loss", "val/bpb", "lr", "best/val/ce"} <= set(tags["scalars"])
-    assert any("the model" in tag for tag in tags["tensors"])
 
 
 def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
@@ -136,8 +134,7 @@ def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
     assert curves[0] == curves[1]
 
 
-def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config):
-    main("fit", "--config", config({}))
+def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config, trained: Path):
     main(
         "fit",
         "--config",
@@ -156,21 +153,19 @@ def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config
     assert 0 < moved < 2e-3  # two warm-up steps of AdamW away
 
 
-def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config):
+def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config, trained: Path):
     """Those that it lacks start anew; those that the module lacks stay behind."""
     regularizers = [{"class_path": "ARTRegularizer", "init_args": {"average_decay": 0.9}}]
-    without, with_art = config({"name": "a"}, "a.yaml"), {"model": {"init_args": {"extensions": regularizers}}}
-    with_art = config({"name": "b", **with_art}, "b.yaml")
-    a, b = (Path(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in "ab")
-    main("fit", "--config", without)
+    with_art = config({"name": "b", "model": {"init_args": {"extensions": regularizers}}}, "b.yaml")
+    a, b = trained / "checkpoints/last.ckpt", Path("runs/b/version_0/checkpoints/last.ckpt")
     main("fit", "--config", with_art, "--init_from", a, "--trainer.max_steps", 3)
     art = weights(b)
     assert art["regularizers.0.steps"] == 3
     assert art["regularizers.0.art.seen"] == 3 * 4
     near = max((x - art[name]).abs().max().item() for name, x in weights(a).items())
     assert 0 < near < 5e-3  # three warm-up steps of AdamW away
-    main("fit", "--config", without, "--init_from", b, "--trainer.max_steps", 2)
-    again = weights("runs/a/version_1/checkpoints/last.ckpt")
+    main("fit", "--config", "tiny.yaml", "--init_from", b, "--trainer.max_steps", 2)
+    again = weights("runs/tiny/version_1/checkpoints/last.ckpt")
     assert again.keys() == weights(a).keys()
     assert max((x - art[name]).abs().max().item() for name, x in again.items()) < 3e-3
 
@@ -180,9 +175,8 @@ def test_an_evaluation_without_a_checkpoint_says_so(main: Main, config: Config, 
     assert "No --ckpt_path" in caplog.text
 
 
-def test_validate_test_and_predict_from_a_checkpoint(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
-    name = config({})
-    main("fit", "--config", name)
+def test_validate_test_and_predict_from_a_checkpoint(main: Main, trained: Path, capsys: pytest.CaptureFixture[str]):
+    name = "tiny.yaml"
     saved, kept = (RUN / "config.yaml").read_text(), weights(RUN / "checkpoints/best.ckpt")
     best = min(r["val/ce"] for r in read_log(RUN) if "val/ce" in r)
     capsys.readouterr()
@@ -224,13 +218,9 @@ def test_init_from_keeps_the_vocabulary_on_another_text(main: Main, config: Conf
     assert one == two
 
 
-def test_validation_changes_no_training_state(main: Main, config: Config):
-    often, never = config({"name": "often"}, "often.yaml"), config({"name": "never"}, "never.yaml")
-    main("fit", "--config", often, "--trainer.val_check_interval", 1)
-    main("fit", "--config", never, "--trainer.limit_val_batches", 0)
-    assert same(
-        weights("runs/often/version_0/checkpoints/last.ckpt"), weights("runs/never/version_0/checkpoints/last.ckpt")
-    )
+def test_validation_changes_no_training_state(main: Main, trained: Path):
+    main("fit", "--config", "tiny.yaml", "--trainer.limit_val_batches", 0)
+    assert same(weights(trained / "checkpoints/last.ckpt"), weights("runs/tiny/version_1/checkpoints/last.ckpt"))
 
 
 def test_generate_needs_the_checkpoint_alone(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
@@ -260,6 +250,19 @@ def test_prepare_prints_counts_and_trains_nothing(main: Main, config: Config, ca
     assert "train" in printed
     assert str(len(Path("train.txt").read_bytes())) in printed.replace(",", "")
     assert not Path("runs").exists()
+
+
+def test_only_the_command_that_is_asked_for_gets_a_parser(main: Main, folder: Path, capsys: pytest.CaptureFixture[str]):
+    """Each takes 0.1 s to build."""
+    built = mock.Mock(wraps=Harness._add_arguments)
+    with mock.patch.object(Harness, "_add_arguments", lambda *given: built(*given)):
+        for words, parsers in ((("fit", "--help"), 1), (("fti",), 5)):
+            built.reset_mock()
+            with pytest.raises(SystemExit):
+                main(*words)
+            assert built.call_count == parsers, words
+    every = "'fit', 'validate', 'test', 'predict', 'prepare'"
+    assert f"invalid choice: 'fti' (choose from {every})" in capsys.readouterr().err
 
 
 def test_a_model_larger_than_its_text_is_warned_about(main: Main, config: Config):

@@ -4,18 +4,25 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_app.art.extension import ARTRegularizer
+from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.sources import Source
+from lightning_app.errors import InputError
+from lightning_app.models.decoder import Decoder
+from lightning_app.training.checkpoint import load_module, start_from
+from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 
 Fails = Callable[..., str]
 Config = Callable[..., str]
-Main = Callable[..., None]
 
 
 @pytest.fixture
@@ -30,6 +37,19 @@ def fit_fails(fails: Fails, config: Config) -> Callable[..., str]:
     return run
 
 
+def data_refuses(**options: Any) -> str:
+    """What is said of the text or its tokenizer, by what reads them."""
+    options = {"train": Source("train.txt"), "tokenizer": "bytes", "block_size": 16, **options}
+    with pytest.raises(InputError) as refused:
+        read(TextDataModule(**options))
+    return str(refused.value)
+
+
+def read(data: TextDataModule) -> None:
+    data.prepare_data()
+    data.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -42,26 +62,26 @@ def fit_fails(fails: Fails, config: Config) -> Callable[..., str]:
     ],
     ids=["missing", "empty", "blank", "binary", "not UTF-8", "shorter than one window"],
 )
-def test_text(fit_fails: Fails, content: bytes | None, words: tuple[str, ...]):
+def test_text(folder: Path, content: bytes | None, words: tuple[str, ...]):
     if content is not None:
         Path("broken.txt").write_bytes(content)
-    error = fit_fails({"data": {"train": {"path": "broken.txt"}}})
+    error = data_refuses(train=Source("broken.txt"))
     assert all(word in error for word in words), error
 
 
-def test_a_bad_line_of_jsonl_is_named(fit_fails: Fails):
+def test_a_bad_line_of_jsonl_is_named(folder: Path):
     Path("pairs.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a", "targ\n')
-    assert "pairs.jsonl:2" in fit_fails({"data": {"train": {"path": "pairs.jsonl"}}})
+    assert "pairs.jsonl:2" in data_refuses(train=Source("pairs.jsonl"))
 
 
-def test_unknown_tokenizer(fit_fails: Fails):
-    error = fit_fails({"data": {"tokenizer": "gpt9"}})
+def test_unknown_tokenizer(folder: Path):
+    error = data_refuses(tokenizer="gpt9")
     assert "gpt9" in error
     assert "r50k_base" in error
 
 
 def test_no_network_names_the_cache_folder_and_the_offline_choice(
-    fit_fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import tiktoken_ext.openai_public
     from tiktoken import load, registry
@@ -73,21 +93,27 @@ def test_no_network_names_the_cache_folder_and_the_offline_choice(
     monkeypatch.setattr(load, "read_file", no_network)
     monkeypatch.setattr(registry, "ENCODINGS", {})
     assert tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS
-    error = fit_fails({"data": {"tokenizer": "r50k_base"}})
+    error = data_refuses(tokenizer="r50k_base")
     assert all(word in error for word in ("r50k_base", "TIKTOKEN_CACHE_DIR", "bytes"))
 
 
-def test_damaged_tiktoken_file(fit_fails: Fails):
+def test_damaged_tiktoken_file(folder: Path):
     Path("own.tiktoken").write_text("IQ== 0\nno base64\n")
-    error = fit_fails({"data": {"tokenizer": "own.tiktoken"}})
+    error = data_refuses(tokenizer="own.tiktoken")
     assert "own.tiktoken" in error
     assert "2" in error
 
 
-def test_prefetch_without_workers(fit_fails: Fails):
-    error = fit_fails({"data": {"dataloader": {"prefetch_factor": 2}}})
+def test_prefetch_without_workers(folder: Path):
+    error = data_refuses(dataloader={"prefetch_factor": 2})
     assert "prefetch_factor" in error
     assert "num_workers" in error
+
+
+def test_a_text_that_is_not_there_ends_a_command(fit_fails: Fails):
+    error = fit_fails({"data": {"train": {"path": "broken.txt"}}})
+    assert "broken.txt" in error
+    assert "no such file" in error
 
 
 def test_misspelt_keys_and_unknown_classes(fit_fails: Fails):
@@ -102,11 +128,14 @@ def test_impossible_sizes(fit_fails: Fails):
     error = fit_fails({"model": {"init_args": {"backbone": {"heads": 3}}}})
     assert "16" in error
     assert "heads" in error
-    assert "dropout is 1.5" in fit_fails({"model": {"init_args": {"backbone": {"dropout": 1.5}}}})
-    assert "token_noise is -1" in fit_fails({"model": {"init_args": {"token_noise": -1}}})
+    with pytest.raises(InputError, match="token_noise is -1"):
+        ArticleGPT(decoder(), token_noise=-1)
 
 
-ART = {"class_path": "ARTRegularizer"}
+def decoder(**options: Any) -> Decoder:
+    """That of the small config."""
+    sizes = {"vocab_size": 257, "block_size": 16, "embedding_dim": 16, "layers": 1, "heads": 2}
+    return Decoder(**{**sizes, **options})
 
 
 @pytest.mark.parametrize(
@@ -115,30 +144,36 @@ ART = {"class_path": "ARTRegularizer"}
         ({"vigilance": 1.5}, ("vigilance is 1.5", "[-1, 1]")),
         ({"vigilance": 0.7, "vigilance_quantile": 0.1}, ("vigilance is 0.7", "vigilance_quantile 0.1")),
         ({"lambda_art": -0.5}, ("lambda_art is -0.5", "at least 0")),
-        ({"layer": 4}, ("layer is 4", "no such layer")),
-        ({"normalise": "center"}, ("normalise",)),
     ],
 )
-def test_options_of_art(fit_fails: Fails, options: dict[str, Any], words: tuple[str, ...]):
-    error = fit_fails({"model": {"init_args": {"extensions": [ART | {"init_args": options}]}}})
-    assert all(word in error for word in words), error
+def test_options_of_art(options: dict[str, Any], words: tuple[str, ...]):
+    with pytest.raises(InputError) as refused:
+        ArticleGPT(decoder(), extensions=[ARTRegularizer(**options)])
+    assert all(word in str(refused.value) for word in words)
 
 
-def test_a_checkpoint_with_art_of_another_width_or_capacity(fails: Fails, main: Main, config: Config):
+@pytest.mark.parametrize(("options", "words"), [({"normalise": "center"}, "normalise"), ({"layer": 4}, "layer is 4")])
+def test_an_option_of_art_in_a_config(fit_fails: Fails, options: dict[str, Any], words: str):
+    art = {"class_path": "ARTRegularizer", "init_args": options}
+    assert words in fit_fails({"model": {"init_args": {"regularizers": [art]}}})
 
-    def with_art(width: int, capacity: int) -> str:
-        art = ART | {"init_args": {"capacity": capacity}}
-        return config({"model": {"init_args": {"backbone": {"embedding_dim": width}, "extensions": [art]}}})
 
-    main("fit", "--config", with_art(16, 30))
-    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
-    for option in ("--ckpt_path", "--init_from"):
-        error = fails("fit", "--config", with_art(32, 30), option, checkpoint)
-        assert "16)" in error
-        assert "32)" in error
-        error = fails("fit", "--config", with_art(16, 40), option, checkpoint)
-        assert "(30, 16)" in error
-        assert "(40, 16)" in error
+def assert_refused(module: LanguageModule, raw: dict[str, Any], *words: str) -> None:
+    """By a resume, and by --init_from."""
+    for take in (module.on_load_checkpoint, partial(start_from, module)):
+        with pytest.raises(InputError) as refused:
+            take(raw)
+        assert all(word in str(refused.value) for word in words)
+
+
+def test_a_checkpoint_with_art_of_another_width_or_capacity():
+    def with_art(width: int, capacity: int) -> ArticleGPT:
+        return ArticleGPT(decoder(embedding_dim=width), regularizers=[ARTRegularizer(capacity=capacity)])
+
+    raw: dict[str, Any] = {"state_dict": (module := with_art(16, 30)).state_dict()}
+    module.on_save_checkpoint(raw)
+    assert_refused(with_art(32, 30), raw, "16)", "32)")
+    assert_refused(with_art(16, 40), raw, "(30, 16)", "(40, 16)")
 
 
 def test_a_dataloader_at_the_top_is_sent_to_its_place(fit_fails: Fails):
@@ -154,55 +189,50 @@ def test_a_size_given_twice_is_refused_with_both_numbers(fit_fails: Fails, name:
     assert "77" in fit_fails({}, f"--model.init_args.backbone.{name}", "77")
 
 
-def test_checkpoints_that_are_missing_or_damaged(fails: Fails, main: Main, config: Config):
-    name = config({})
-    assert "none.ckpt" in fails("fit", "--config", name, "--ckpt_path", "none.ckpt")
-    assert "last.ckpt" in fails("fit", "--config", name, "--ckpt_path", "last")
-    assert "none.ckpt" in fails("fit", "--config", name, "--init_from", "none.ckpt")
-    assert not Path("runs").exists()
-    main("fit", "--config", name)
-    (whole,) = Path("runs/tiny/version_0/checkpoints").glob("last.ckpt")
+def test_checkpoints_that_are_missing_or_damaged(fails: Fails, trained: Path):
+    for option in ("--ckpt_path", "--init_from"):
+        assert "none.ckpt" in fails("fit", "--config", "tiny.yaml", option, "none.ckpt")
+    assert "last.ckpt" in fails("fit", "--config", "tiny.yaml", "--name", "other", "--ckpt_path", "last")
+    whole = trained / "checkpoints/last.ckpt"
     Path("half.ckpt").write_bytes(whole.read_bytes()[:5000])
     Path("no.ckpt").write_text("hello")
     for path in ("half.ckpt", "no.ckpt"):
-        for words in (("fit", "--config", name), ("validate", "--config", name), ("generate",)):
-            assert path in fails(*words, "--ckpt_path", path)
-    assert "half.ckpt" in fails("fit", "--config", name, "--init_from", "half.ckpt")
-    assert "not both" in fails("fit", "--config", name, "--init_from", whole, "--ckpt_path", whole)
+        for opened in (read_checkpoint, load_module):
+            with pytest.raises(InputError, match=path):
+                opened(Path(path))
+    for words in (("fit", "--config", "tiny.yaml"), ("validate", "--config", "tiny.yaml"), ("generate",)):
+        assert "half.ckpt" in fails(*words, "--ckpt_path", "half.ckpt")
+    assert "half.ckpt" in fails("fit", "--config", "tiny.yaml", "--init_from", "half.ckpt")
+    assert "not both" in fails("fit", "--config", "tiny.yaml", "--init_from", whole, "--ckpt_path", whole)
 
 
-def test_a_checkpoint_of_another_vocabulary_or_shape(fails: Fails, main: Main, config: Config):
-    main("fit", "--config", config({}))
-    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
+def test_a_checkpoint_of_another_vocabulary_or_shape(fails: Fails, config: Config, trained: Path):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    raw = read_checkpoint(checkpoint)
+    assert_refused(ArticleGPT(decoder(embedding_dim=32)), raw, "16", "32")
+    assert_refused(ArticleGPT(decoder(vocab_size=260)), raw, "257", "260")
+    assert_refused(ArticleGPT(decoder(heads=4)), raw, "has heads 2, this one 4")  # all matrices have the same shapes
     wider = config({"model": {"init_args": {"backbone": {"embedding_dim": 32}}}})
+    same_size = config({"data": {"tokenizer": "w.tiktoken", "vocab_size": 257}}, "same.yaml")
     for option in ("--ckpt_path", "--init_from"):
         error = fails("fit", "--config", wider, option, checkpoint)
         assert "16" in error
         assert "32" in error
-    bpe = {"tokenizer": "v.tiktoken", "vocab_size": 260}
-    error = fails("fit", "--config", config({"data": bpe}), "--ckpt_path", checkpoint)
-    assert "257" in error
-    assert "260" in error
-    same_size = {"tokenizer": "w.tiktoken", "vocab_size": 257}
-    for option in ("--ckpt_path", "--init_from"):
-        error = fails("fit", "--config", config({"data": same_size}), option, checkpoint)
+        error = fails("fit", "--config", same_size, option, checkpoint)
         assert "w.tiktoken" in error
         assert "bytes" in error
 
 
 @pytest.mark.parametrize("interval", [1, 3], ids=["validation sees it", "the next step sees it"])
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    fails: Fails, main: Main, config: Config, interval: int
-):
-    main("fit", "--config", config({}))
-    checkpoint = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fails: Fails, trained: Path, interval: int):
+    checkpoint = trained / "checkpoints/last.ckpt"
     before = checkpoint.read_bytes()
     spoilt = torch.load(checkpoint, weights_only=True)
     spoilt["optimizer_states"][0]["param_groups"][0]["lr"] = float("nan")
     spoilt["lr_schedulers"][0]["_last_lr"] = [float("nan")] * 2
     torch.save(spoilt, "spoilt.ckpt")
     more = ("--trainer.max_steps", 20, "--trainer.val_check_interval", interval, "--trainer.limit_val_batches", 1)
-    error = fails("fit", "--config", config({}), *more, "--ckpt_path", "spoilt.ckpt")
+    error = fails("fit", "--config", "tiny.yaml", *more, "--ckpt_path", "spoilt.ckpt")
     assert {1: "the weights are not finite after step 7", 3: "the loss is nan at step 7"}[interval] in error
     assert checkpoint.read_bytes() == before
     records = [json.loads(line) for line in Path("runs/tiny/version_1/log.jsonl").read_text().splitlines()]
@@ -226,12 +256,6 @@ def test_weights_that_are_not_finite_are_never_saved(fails: Fails, config: Confi
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.parametrize(("option", "value"), [("accelerator", "cuda"), ("max_time", "soon"), ("precision", "8-bit")])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda is no mistake here")
-def test_what_lightning_refuses(fit_fails: Fails, option: str, value: str):
-    assert fit_fails({}, f"--trainer.{option}", value)
-
-
 def test_a_full_disk_while_the_token_cache_is_written(fit_fails: Fails, monkeypatch: pytest.MonkeyPatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -242,11 +266,9 @@ def test_a_full_disk_while_the_token_cache_is_written(fit_fails: Fails, monkeypa
     assert [p for p in Path("cache").rglob("*") if p.is_file() and not p.name.endswith(".lock")] == []
 
 
-def test_generate(fails: Fails, main: Main, config: Config):
-    main("fit", "--config", config({}))
-    command = ("generate", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt")
+def test_generate(fails: Fails, tiny_checkpoint: Path):
+    command = ("generate", "--ckpt_path", tiny_checkpoint)
     assert "temperature is -1" in fails(*command, "--temperature", "-1")
-    assert "max_new_tokens is 0" in fails(*command, "--max_new_tokens", "0")
     assert "num_samples is 0" in fails(*command, "--num_samples", "0")
     assert "--prompt_text" in fails(*command, "--prompt_text", "x")
 
@@ -273,12 +295,3 @@ def test_options_of_plasticity(fit_fails: Fails, options: dict[str, Any], words:
     error = fit_fails({"trainer": {"callbacks": [schedule]}})
     assert all(word in error for word in words), error
     assert not any('"phase"' in path.read_text() for path in Path("runs").rglob("log.jsonl"))
-
-
-def test_a_checkpoint_of_other_heads(fails: Fails, main: Main, config: Config):
-    """Of which all matrices have the same shapes."""
-    main("fit", "--config", config({}))
-    other = config({"model": {"init_args": {"backbone": {"heads": 4}}}})
-    for option in ("--ckpt_path", "--init_from"):
-        error = fails("fit", "--config", other, option, "runs/tiny/version_0/checkpoints/last.ckpt")
-        assert "has heads 2, this one 4" in error

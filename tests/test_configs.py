@@ -50,9 +50,10 @@ CHANGED = {  # what each overlay changes
     "weight_averaging": "gpt2_offline",
 }
 EVALUATIONS = ("validate", "test", "predict", "prepare")
-# What their own tests fit: a fit of each here, too, where all tests are run.
+# What their own tests and tests/golden fit in small: a fit of each here, too, where all tests are run.
 FITTED = {"art", "art_varda", "controller", "csv_logger", "gradient_checkpointing", "lora", "wandb", "weight_averaging"}
-SCHEDULED = {name for name in CHANGED if name.startswith("plasticity")}  # their phases need more than two steps
+FITTED |= {"art_gpt2_offline", "varda_gpt_offline", "debug", "streaming"}
+SCHEDULED = ["plasticity", "plasticity_dynamic", "plasticity_quick"]  # their phases need more than two steps
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
 IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}
 SAID = {  # of two steps, where it is other advice than that on little text
@@ -121,7 +122,7 @@ def two_steps(folder: Path) -> list[object]:
     [
         pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in FITTED else [])
         for p in CONFIGS + OVERLAYS
-        if p.stem not in NEEDS_DOWNLOAD | IN_OTHER_TESTS | SCHEDULED
+        if p.stem not in {*NEEDS_DOWNLOAD, *IN_OTHER_TESTS, *SCHEDULED}
     ],
 )
 def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -134,7 +135,7 @@ def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_
     assert [r["step"] for r in read_log(run) if "val/ce" in r and "event" not in r] == [2]
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULED))
+@pytest.mark.parametrize("name", [SCHEDULED[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULED[1:])])
 def test_a_schedule_is_refused_where_it_does_not_fit(
     name: str, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -207,7 +207,10 @@ WAYS = {
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("way", WAYS)
+# Those that `test_from_a_run_that_ended_earlier` tries too are slow here.
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=SLOW if w in ("no validation", "limited epochs") else []) for w in WAYS]
+)
 def test_from_every_checkpoint(way, tmp_path):
     """After each batch (first, middle, last but one, last, second epoch), in and after each validation, at each
     epoch's end, and with nothing left but the last validation."""

@@ -30,8 +30,7 @@ def without_encoding(path: Path) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func).rpartition(".")
-        # `place.open("a+b")`; a zip archive has bytes alone; gates are no files
-        of_bytes = ("os", "place", "archive", "self", "self._gates")
+        of_bytes = ("os", "place", "archive")  # `place.open("a+b")`; a zip archive has bytes alone
         opens = called[2] == "open" and called[0] not in of_bytes
         reads = called[2] in ("read_text", "write_text") and called[0]
         is_bytes = any(isinstance(a, ast.Constant) and "b" in str(a.value) and len(str(a.value)) < 4 for a in node.args)

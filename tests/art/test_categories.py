@@ -95,10 +95,8 @@ def test_a_fit_leaves_the_page_and_names_it(fit: Callable[..., None], capsys: py
     assert re.search(rf"^categories +{RUN}/categories.html$", capsys.readouterr().out, re.M)
 
 
-def test_a_fit_without_art_leaves_no_page(main: Main, folder: Path, capsys: pytest.CaptureFixture[str]):
-    main("fit", "--config", "tiny.yaml")
-    assert not list(folder.rglob("*.html"))
-    assert "categories" not in capsys.readouterr().out
+def test_a_fit_without_art_leaves_no_page(tiny_run: Path):
+    assert not list(tiny_run.rglob("*.html"))
 
 
 def test_a_network_without_a_category_says_so(
@@ -112,8 +110,7 @@ def test_a_network_without_a_category_says_so(
     assert EMPTY in (RUN / "categories.html").read_text()
 
 
-def test_what_cannot_be_shown(main: Main, folder: Path, fails: Callable[..., str]):
-    main("fit", "--config", "tiny.yaml")
+def test_what_cannot_be_shown(trained: Path, fails: Callable[..., str]):
     assert "ArticleGPT without an ARTRegularizer" in fails("categories", "--ckpt_path", "last")
     assert "limit is 0" in fails("categories", "--ckpt_path", "last", "--limit", 0)
     assert "there is no best.ckpt in nowhere" in fails("categories", "--ckpt_path", "best", "--runs_dir", "nowhere")

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,21 @@ def exported(tmp_path: Path) -> Callable[..., Exported]:
     return run
 
 
+@pytest.fixture(scope="module")
+def of_own_code(
+    tmp_path_factory: pytest.TempPathFactory, reading: Callable[..., Any], modules_cache: None
+) -> Callable[[str], tuple[Path, Exported]]:
+    """`of_own_code("knn")`: the checkpoint of one of OWN, and what its export gave. Read only."""
+
+    @cache
+    def make(name: str) -> tuple[Path, Exported]:
+        folder = tmp_path_factory.mktemp(name)
+        path = save(own_modules(reading)[name](), folder / "some.ckpt")
+        return path, export(path, folder / "out")
+
+    return make
+
+
 def code_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.py"))
 
@@ -223,11 +238,11 @@ OWN = ("removed", "rotary", "head_size", *FAMILIES, "attention", "concat", "knn"
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_other_models_bring_their_code(exported, tmp_path, reading, name):
+def test_other_models_bring_their_code(of_own_code, reading, name):
     assert set(own_modules(reading)) == set(OWN)
-    done = exported(own_modules(reading)[name]())
+    checkpoint, done = of_own_code(name)
     assert done.model_type == "lightning_app"
-    assert difference(done.folder, tmp_path / "some.ckpt", IDS[:, :8]) < 1e-5
+    assert difference(done.folder, checkpoint, IDS[:, :8]) < 1e-5
     model = loaded(done.folder)
     ours = [type(module).__module__ for module in model.modules() if "lightning_app" in type(module).__module__]
     assert ours
@@ -250,16 +265,16 @@ def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_each_step_computes_the_new_token_alone(exported, reading, name):
-    model = loaded(exported(own_modules(reading)[name]()).folder)
+def test_each_step_computes_the_new_token_alone(of_own_code, name):
+    model = loaded(of_own_code(name)[1].folder)
     seen = shapes_of_ids(model)
     for beams in (1, 2):
         model.generate(IDS[:, :5], max_new_tokens=4, num_beams=beams, do_sample=False, eos_token_id=None)
     assert seen == [(1, 5), *[(1, 1)] * 3, (2, 5), *[(2, 1)] * 3]
 
 
-def test_a_memory_is_read_in_the_directory(exported, reading):
-    done = exported(reading("knn", SOURCE)[0])
+def test_a_memory_is_read_in_the_directory(of_own_code):
+    _, done = of_own_code("knn")
     model = loaded(done.folder)
     with torch.no_grad():
         read = model(IDS).logits
@@ -301,8 +316,8 @@ def test_a_module_imported_as_a_name_has_no_flat_file():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["removed", "attention", "concat", "knn", "trime", "cache", "hnsw"])
 @torch.no_grad()
-def test_half_precision(exported, reading, name, dtype):
-    folder = exported(own_modules(reading)[name]()).folder
+def test_half_precision(of_own_code, name, dtype):
+    folder = of_own_code(name)[1].folder
     whole, half = loaded(folder), loaded(folder, dtype=dtype)
     assert half.get_input_embeddings().weight.dtype == dtype
     expected = whole(IDS[:, :8]).logits
@@ -321,11 +336,10 @@ WITH_A_PLAIN_TWIN = ("removed", *FAMILIES)
 
 @pytest.mark.parametrize("name", WITH_A_PLAIN_TWIN)
 @torch.no_grad()
-def test_all_outputs_are_those_of_a_plain_model(tmp_path, reading, name):
+def test_all_outputs_are_those_of_a_plain_model(tmp_path, of_own_code, name):
     """`--dense` gives a model of the library that computes the same: zeros where units were removed."""
-    save(own_modules(reading)[name](), tmp_path / "some.ckpt")
-    own = loaded(export(tmp_path / "some.ckpt", tmp_path / "out").folder)
-    plain = loaded(export(tmp_path / "some.ckpt", tmp_path / "dense", dense=True).folder)
+    checkpoint, done = of_own_code(name)
+    own, plain = loaded(done.folder), loaded(export(checkpoint, tmp_path / "dense", dense=True).folder)
     assert type(own).__name__ == "LightningAppForCausalLM"
     assert type(plain).__module__.startswith("transformers.models.")
     ids = torch.cat([IDS[:, :9], F.pad(IDS[:, 9:13], (5, 0), value=256)])
@@ -355,9 +369,10 @@ def test_all_outputs_are_those_of_a_plain_model(tmp_path, reading, name):
 
 @pytest.mark.parametrize("name", [name for name in OWN if name not in WITH_A_PLAIN_TWIN])
 @torch.no_grad()
-def test_hidden_states_are_those_of_the_checkpoint(exported, tmp_path, reading, name):
-    found = loaded(exported(own_modules(reading)[name]()).folder)(IDS[:, :8], output_hidden_states=True).hidden_states
-    backbone = load_module(tmp_path / "some.ckpt")[0].backbone
+def test_hidden_states_are_those_of_the_checkpoint(of_own_code, name):
+    checkpoint, done = of_own_code(name)
+    found = loaded(done.folder)(IDS[:, :8], output_hidden_states=True).hidden_states
+    backbone = load_module(checkpoint)[0].backbone
     layers = range(len(backbone.blocks))
     expected = backbone.hidden(backbone.embed(IDS[:, :8]), layers=layers)
     for layer in layers[:-1]:
@@ -391,22 +406,23 @@ def test_arguments_of_gpt2_are_taken_or_refused_by_name(own):
 
 
 @pytest.fixture
-def own(exported) -> Any:
+def own(of_own_code) -> Any:
     """A decoder with removed heads, as a directory, loaded."""
-    return loaded(exported(ArticleGPT(pruned(decoder()))).folder)
+    return loaded(of_own_code("removed")[1].folder)
 
 
-def greedy(tmp_path: Path, ids: Tensor, n: int) -> list[int]:
-    module, _ = load_module(tmp_path / "some.ckpt")
+def greedy(checkpoint: Path, ids: Tensor, n: int) -> list[int]:
+    module, _ = load_module(checkpoint)
     return [int(t) for t in module.generate(ids, GenerationOptions(n, temperature=0.0))]
 
 
-def test_generates_what_the_module_does_even_beyond_its_length(own, tmp_path):
+def test_generates_what_the_module_does_even_beyond_its_length(own, of_own_code):
+    checkpoint, _ = of_own_code("removed")
     for start in (1, 20):  # of 24 positions
         found = own.generate(IDS[:, :start], max_new_tokens=40, do_sample=False, eos_token_id=None)
-        assert found[0, start:].tolist() == greedy(tmp_path, IDS[:, :start], 40)
+        assert found[0, start:].tolist() == greedy(checkpoint, IDS[:, :start], 40)
     uncached = own.generate(IDS[:, :4], max_new_tokens=15, do_sample=False, eos_token_id=None, use_cache=False)
-    assert uncached[0, 4:].tolist() == greedy(tmp_path, IDS[:, :4], 15)
+    assert uncached[0, 4:].tolist() == greedy(checkpoint, IDS[:, :4], 15)
 
 
 def test_the_cache_has_two_names(own):
@@ -420,14 +436,15 @@ def test_the_cache_has_two_names(own):
         own(IDS[:, :1], cache=past, past_key_values=past)
 
 
-def test_rows_padded_on_the_left_get_what_they_get_alone(own, tmp_path):
+def test_rows_padded_on_the_left_get_what_they_get_alone(own, of_own_code):
+    checkpoint, _ = of_own_code("removed")
     ids = torch.cat([IDS[:, :9], torch.nn.functional.pad(IDS[:, 9:13], (5, 0), value=256)])
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     found = own.generate(ids, attention_mask=mask, **options)
-    assert found[0, 9:].tolist() == greedy(tmp_path, IDS[:, :9], 12)
-    assert found[1, 9:].tolist() == greedy(tmp_path, IDS[:, 9:13], 12)
+    assert found[0, 9:].tolist() == greedy(checkpoint, IDS[:, :9], 12)
+    assert found[1, 9:].tolist() == greedy(checkpoint, IDS[:, 9:13], 12)
 
 
 def test_beam_search_finds_a_text_at_least_as_likely(own):
@@ -463,9 +480,9 @@ def test_ids_without_a_token_are_never_drawn(exported):
     assert model(IDS).logits.shape[-1] == 300  # they are there, as in the checkpoint
 
 
-def test_a_saved_copy_of_the_model_is_the_model(own, tmp_path):
+def test_a_saved_copy_of_the_model_is_the_model(own, of_own_code, tmp_path):
     own.save_pretrained(tmp_path / "again")
-    assert difference(tmp_path / "again", tmp_path / "some.ckpt") == 0
+    assert difference(tmp_path / "again", of_own_code("removed")[0]) == 0
 
 
 # Refusals

@@ -17,12 +17,10 @@ from typing import Any
 from unittest import mock
 
 import yaml
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.strategies.launchers import multiprocessing, subprocess_script
 
 from lightning_app import closing
-from lightning_app.app import Harness
 from lightning_app.cli import main
 from tests.conftest import CONFIG, merged
 from tests.fuzz.files import TEXT
@@ -88,7 +86,7 @@ def mutants(folder: Path) -> Iterator[Case]:
             os.chdir(here)
             shutil.rmtree(work)
 
-    with only_fit():
+    with in_this_process():
         yield case
 
 
@@ -162,13 +160,10 @@ def _begin(*arguments: Any, **options: Any) -> None:
 
 
 @contextlib.contextmanager
-def only_fit() -> Iterator[None]:
-    """Parsers for `fit` alone, as those of the other commands take four fifths of the time; no further processes; a
-    short text at the end."""
+def in_this_process() -> Iterator[None]:
+    """No further processes; a short text at the end."""
     launchers = (subprocess_script._SubprocessScriptLauncher, multiprocessing._MultiProcessingLauncher)
-    fit = {"fit": LightningCLI.subcommands()["fit"]}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Harness, "subcommands", staticmethod(lambda: fit)))
         stack.enter_context(mock.patch.object(closing, "SAMPLED_TOKENS", 20))
         for launcher in launchers:
             stack.enter_context(mock.patch.object(launcher, "launch", _begin))

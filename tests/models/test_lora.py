@@ -21,23 +21,10 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.kinds import units_of
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.checkpoint import load_module
+from tests.backbones import ADAPTED, BLOCK, GPT2, OF_HUGGING_FACE, V
 
-V, BLOCK = 31, 16
-GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4}
-GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
-FAMILIES = {  # options, all projections, (layers, heads)
-    "gpt2": (GPT2, ["c_attn", "c_proj", "c_fc"], (2, 4)),
-    "llama": (
-        {**GROUPED, "intermediate_size": 40},
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        (2, 4),
-    ),
-    "gpt_neox": (
-        {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40},
-        ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-        (2, 4),
-    ),
-}
+FAMILIES = {family: (OF_HUGGING_FACE[family][1], ADAPTED[family], (2, 4)) for family in ("gpt2", "llama")}
+"""Options, all projections, (layers, heads or groups of them)."""
 each_family = pytest.mark.parametrize("family", FAMILIES)
 Main = Callable[..., None]
 

@@ -1,4 +1,4 @@
-"""Hugging Face's families behind the Backbone contract, each against its own forward.
+"""Models of the Hugging Face library: where they come from, what is refused; what each family keeps: tests/contracts.
 
 All models are tiny, random and made here; nothing is downloaded. Shapes: B batch, T positions, V vocabulary.
 """
@@ -11,43 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_app.errors import InputError
-from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import cross_entropy
 from lightning_app.models.pretrained import PretrainedLM
-
-V, BLOCK = 31, 16
-GPT2 = {"n_layer": 2, "n_embd": 24, "n_head": 3}
-OPT = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "ffn_dim": 40, "word_embed_proj_dim": 24}
-USUAL = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40}
-GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40}
-GROUPED |= {"num_key_value_heads": 2}
-FAMILIES = {  # name: model_type, options
-    "gpt2": ("gpt2", GPT2),
-    "opt": ("opt", OPT),
-    "opt_350m": ("opt", {**OPT, "word_embed_proj_dim": 12, "do_layer_norm_before": False}),
-    "bloom": ("bloom", {"n_layer": 2, "hidden_size": 24, "n_head": 3}),
-    "gpt_neox": ("gpt_neox", USUAL),
-    "gptj": ("gptj", {**GPT2, "rotary_dim": 4}),
-    "gpt_neo": (
-        "gpt_neo",
-        {"num_layers": 2, "hidden_size": 24, "num_heads": 3, "window_size": 5}
-        | {"attention_types": [[["global", "local"], 1]]},
-    ),
-    "phi": ("phi", USUAL),
-    "falcon": ("falcon", {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3}),
-    "llama": ("llama", {**GROUPED, "head_dim": 10}),
-    "mistral": ("mistral", {**GROUPED, "head_dim": 8, "sliding_window": 5}),
-    "qwen2": ("qwen2", GROUPED),
-    "gemma": ("gemma", {**GROUPED, "head_dim": 8}),
-    "gemma2": ("gemma2", {**GROUPED, "head_dim": 8, "final_logit_softcapping": 2.0, "sliding_window": 5}),
-    "granite": ("granite", {**GROUPED, "logits_scaling": 7.0, "embedding_multiplier": 3.0}),
-    "cohere": ("cohere", {**GROUPED, "logit_scale": 0.3}),
-}
-WITHOUT_LIMIT = {"bloom"}
-each_family = pytest.mark.parametrize("family", FAMILIES)
+from tests.backbones import BLOCK, GPT2, USUAL, V, shake
+from tests.backbones import OF_HUGGING_FACE as FAMILIES
 
 
 def fresh(family="gpt2", *, vocab_size=V, block_size=BLOCK, **changes):
@@ -61,23 +30,8 @@ def fresh(family="gpt2", *, vocab_size=V, block_size=BLOCK, **changes):
     return model.eval()
 
 
-@torch.no_grad()
-def shake(model, std=0.1):
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter += torch.randn(parameter.shape, generator=generator) * std
-
-
 def tokens(rows=3, length=BLOCK, vocab_size=V):
     return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(2))
-
-
-def left_padded(ids, lengths, pad):
-    """Rows cut to their first `lengths` tokens, with `pad` before them; and the mask, False on padding."""
-    rows, mask = torch.full_like(ids, pad), torch.zeros(ids.shape, dtype=torch.bool)
-    for b, n in enumerate(lengths):
-        rows[b, -n:], mask[b, -n:] = ids[b, :n], True
-    return rows, mask
 
 
 def same(found, expected, atol=1e-5):
@@ -95,71 +49,7 @@ def saved(tmp_path: Path):
     return save
 
 
-# ---- each family against its own forward
-
-
-@each_family
-def test_logits_are_those_of_the_family(family):
-    model, ids = fresh(family), tokens()
-    with torch.no_grad():
-        expected = model.model(ids).logits
-        found = model(ids)
-    assert found.shape == (3, BLOCK, V)
-    assert found.std() > 0.05
-    same(found, expected)
-    assert model.embed(ids).shape == (3, BLOCK, model.width)
-    assert model.hidden(model.embed(ids)).last.shape == (3, BLOCK, model.width)
-
-
-@each_family
-def test_a_cache_changes_no_logit(family):
-    """Fed in pieces of 7, 1, 1 and 7 positions, padded on the left and not."""
-    model = fresh(family)
-    for ids, mask in ((tokens(), None), left_padded(tokens(), [9, BLOCK, 2], pad=0)):
-        cache, pieces = model.new_cache(3), []
-        for start, end in ((0, 7), (7, 8), (8, 9), (9, BLOCK)):
-            assert cache.length == start
-            seen = None if mask is None else mask[:, :end]
-            states = model.hidden(model.embed(ids[:, start:end]), mask=seen, cache=cache)
-            pieces.append(model.logits(states.last))
-        assert cache.length == BLOCK
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        same(torch.cat(pieces, 1)[real], model(ids, mask)[real])
-
-
-@each_family
-def test_left_padding_changes_no_logit(family):
-    model, ids, lengths = fresh(family), tokens(), [4, BLOCK, 1]
-    for pad in (0, 17):
-        rows, mask = left_padded(ids, lengths, pad)
-        found = model(rows, mask)
-        assert torch.isfinite(found).all()
-        for b, n in enumerate(lengths):
-            same(found[b, -n:], model(ids[b : b + 1, :n])[0])
-    assert (model(rows)[0, -1] - found[0, -1]).abs().max() > 1e-3  # the mask is what makes them agree
-
-
-@each_family
-def test_a_later_token_changes_no_earlier_logit(family):
-    model, ids = fresh(family), tokens()
-    before, changed = model(ids), ids.clone()
-    changed[:, -3] = (changed[:, -3] + 1) % V
-    after = model(changed)
-    same(after[:, :-3], before[:, :-3], atol=1e-6)
-    assert (after[:, -3:] - before[:, -3:]).abs().amax(-1).min() > 1e-4
-
-
-@each_family
-def test_states_of_the_layers_asked_for(family):
-    model, ids = fresh(family), tokens()
-    states = model.hidden(model.embed(ids), layers=[1, 0])
-    assert sorted(states.layers) == [0, 1]
-    assert not any(block._forward_hooks for block in model._blocks)
-    with torch.no_grad():
-        theirs = model.model(ids, output_hidden_states=True).hidden_states
-    same(states.layers[0], theirs[1])
-    assert (states.layers[0] - states.layers[1]).abs().max() > 0.05
-    assert model.hidden(model.embed(ids)).layers == {}
+# ---- states
 
 
 def test_the_last_layer_is_not_normalised():
@@ -169,85 +59,6 @@ def test_the_last_layer_is_not_normalised():
     same(model.model.transformer.ln_f(states.layers[1]), states.last, atol=0)
     with pytest.raises(InputError, match=r"layers \[0, 2\] are asked for, but the model has the layers 0 to 1"):
         model.hidden(model.embed(tokens()), layers=[2, 0])
-
-
-@each_family
-def test_every_weight_has_a_gradient(family):
-    model, ids = fresh(family).train(), tokens()
-    cross_entropy(model(ids[:, :-1]), ids[:, 1:]).backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None]
-    assert missing == []
-    assert model.embed(torch.arange(V)).shape == (V, model.width)
-
-
-@each_family
-def test_config_rebuilds_the_model(family):
-    model = fresh(family)
-    plain = json.loads(json.dumps(model.config()))
-    assert plain == model.config()
-    other = PretrainedLM(**plain)
-    assert other.config() == plain
-    other.load_state_dict(model.state_dict())
-    same(other.eval()(tokens()), model(tokens()), atol=0)
-    sizes = [(m.vocab_size, m.width, m.max_length, m.attention_width) for m in (model, other)]
-    assert sizes[0] == sizes[1]
-    assert (model.max_length is None) == (family in WITHOUT_LIMIT)
-
-
-# ---- generation
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt_350m", "bloom", "llama", "mistral"])
-def test_generation_with_a_cache_and_beyond_max_length(family):
-    model, options = fresh(family), {"max_new_tokens": 2 * BLOCK, "temperature": 0.7, "seed": 3}
-    found = [
-        torch.stack(list(generate(model, tokens(2, 5), GenerationOptions(**options, use_cache=use_cache))))
-        for use_cache in (True, False)
-    ]
-    assert torch.equal(*found)
-    assert found[0].shape == (2 * BLOCK, 2)
-    assert len(found[0].unique()) > 5
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_step_computes_the_new_token_alone(family):
-    model, seen = fresh(family), []
-    model.model.base_model.register_forward_pre_hook(
-        lambda _model, _arguments, named: seen.append(named["inputs_embeds"].shape[:2]), with_kwargs=True
-    )
-    list(generate(model, tokens(2, 5), GenerationOptions(4)))
-    assert seen == [(2, 5), *[(2, 1)] * 3]
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama", "mistral"])
-def test_a_text_in_a_batch_is_that_alone(family):
-    """Texts of several lengths join one by one and outgrow the context: padding on the left changes none of them."""
-    model, prompts = fresh(family), [tokens(1, length)[0].tolist() for length in (1, BLOCK + 3, 5, 9)]
-    options = [GenerationOptions(BLOCK + i, temperature=0.7, seed=i) for i in range(len(prompts))]
-    expected = [
-        torch.cat(list(generate(model, torch.tensor([ids]), o))).tolist()
-        for ids, o in zip(prompts, options, strict=True)
-    ]
-    batch, texts = BatchDecoder(model, device=torch.device("cpu")), []
-    while len(texts) < len(prompts) or batch.texts:
-        if len(texts) < len(prompts):
-            texts.append(batch.join(prompts[len(texts)], options[len(texts)]))
-        batch.step()
-        for text in [text for text in batch.texts if text.new == text.options.max_new_tokens]:
-            batch.leave(text)
-    assert [text.ids[len(ids) :] for text, ids in zip(texts, prompts, strict=True)] == expected
-    assert len({token for text in expected for token in text}) > 5
-
-
-def test_too_many_positions_are_refused():
-    model, message = fresh(), f"{BLOCK + 1} positions do not fit the model's {BLOCK}: shorten the text"
-    with pytest.raises(InputError, match=message):
-        model(tokens(length=BLOCK + 1))
-    cache = model.new_cache(3)
-    model.hidden(model.embed(tokens()), cache=cache)
-    with pytest.raises(InputError, match=message):
-        model.hidden(model.embed(tokens(length=1)), cache=cache)
-    assert fresh("bloom")(tokens(length=3 * BLOCK)).shape == (3, 3 * BLOCK, V)
 
 
 # ---- where a model comes from
@@ -285,7 +96,7 @@ def test_options_of_a_pretrained_model(saved):
 def test_options_of_a_fresh_model_win_over_the_sizes():
     model = PretrainedLM(architecture="gpt2", options={**GPT2, "n_positions": 40}, vocab_size=V, block_size=BLOCK)
     assert model.max_length == 40
-    renamed = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "max_position_embeddings": 40}
+    renamed = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 40}
     assert PretrainedLM(architecture="gpt2", options=renamed, vocab_size=V).config() == model.config()
 
 
@@ -433,7 +244,7 @@ def test_a_model_without_all_of_its_weights_is_refused(tmp_path: Path):
     shutil.rmtree(tmp_path)
 
 
-# ---- dtype, memory, FLOPs
+# ---- dtype, memory
 
 
 def test_dtype():
@@ -458,17 +269,6 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert len(gradients[0]) > 10
     for name, gradient in gradients[0].items():
         same(gradients[1][name], gradient, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt_350m", "bloom", "gpt_neox", "llama"])
-@pytest.mark.parametrize("length", [4, BLOCK])
-def test_flops_per_token_equal_those_counted(family, length):
-    """Eager attention, which the counter sees; rotations, norms and activations are no matrix products."""
-    model, ids = fresh(family), tokens(5, length)
-    model.model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        model(ids)
-    assert 3 * counter.get_total_flops() == model.flops_per_token(length) * ids.numel()
 
 
 def test_gradient_checkpointing_with_dropout_is_exact_and_saves_memory():

@@ -1,5 +1,5 @@
 """Surgery on one layer by literal values: which rows, columns and moments stay, go and come; tests of whole models
-are in test_units.py."""
+are in tests/contracts/test_units.py."""
 
 from __future__ import annotations
 

@@ -43,10 +43,9 @@ def test_the_page_goes_where_it_is_asked_to(run: Path, main: Main, folder: Path)
     assert [path.name for path in run.iterdir()] == ["log.jsonl"]
 
 
-def test_a_fit_without_plasticity_has_a_page_of_its_curves(main: Main, folder: Path):
-    main("fit", "--config", "tiny.yaml")
-    main("report", "runs/tiny/version_0")
-    page = (folder / "runs/tiny/version_0/dashboard.html").read_text()
+def test_a_fit_without_plasticity_has_a_page_of_its_curves(main: Main, trained: Path):
+    main("report", trained)
+    page = (trained / "dashboard.html").read_text()
     assert "No plasticity in this log" in page
     assert '"name":"val/ce"' in page
 

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from lightning_app.training import precision
+from lightning_app.training.callbacks import throughput
 from lightning_app.training.precision import has_fast_bf16, is_slow_here
 
 
@@ -33,6 +34,7 @@ def test_what_is_slow(monkeypatch: pytest.MonkeyPatch, wanted: str, accelerator:
 
 def test_a_run_says_and_saves_what_it_computes_in(folder, config, main, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(throughput, "peak_rate", lambda *given: 1e9)  # seconds of bf16 on most CPUs
     path = config({"trainer": {"precision": "bf16-mixed", "max_steps": 3}})
     main("fit", "--config", path)
     main("fit", "--config", path, "--trainer.precision", "bf16-mixed")

@@ -102,7 +102,7 @@ def assert_same(one: tuple[L.Trainer, LanguageModule], two: tuple[L.Trainer, Lan
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 2}])
+@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}])
 def test_a_poisoned_batch_changes_nothing(fit: Fit, options: dict[str, Any]):
     with pytest.warns(
         UserWarning, match=f"step {POISONED} is left out: its loss is .* and its gradient norm is .*; the limit"

@@ -74,9 +74,7 @@ def test_a_damaged_line_is_left_out_and_named(runs: Path, capsys: pytest.Capture
     assert "log.jsonl: 3 damaged lines left out (5, 6, 7)" in capsys.readouterr().err
 
 
-def test_a_fit_is_compared_with_intervals_over_passages(main: Main, folder: Path, capsys: pytest.CaptureFixture[str]):
-
-    main("fit", "--config", "tiny.yaml")
+def test_a_fit_is_compared_with_intervals_over_passages(main: Main, trained: Path, capsys: pytest.CaptureFixture[str]):
     (run,) = read_runs([Path("runs/tiny")])
     assert run.passages is not None
     nats, tokens, _, right = run.passages.sum(0)

@@ -21,9 +21,8 @@ def best_state(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def tiny(tiny_run: Path, folder: Path) -> Path:
+def tiny(trained: Path) -> Path:
     """A finished run in the working folder, and `hard.txt`, whose loss is higher whatever is learned."""
-    shutil.copytree(tiny_run.parents[2], ".", dirs_exist_ok=True)
     Path("hard.txt").write_text("".join(random.Random(0).choices("QXZJ#%&", k=300)))
     return RUN
 

@@ -3,16 +3,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, config: Callable):
-    main("fit", "--config", config({}))
+def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, config: Callable, trained: Path):
     written = []
-    for size in (1, 3, 64):
+    for size in (1, 64):
         changed = config({"data": {"dataloader": {"batch_size": size}}})
         main("predict", "--config", changed, "--ckpt_path", "last")
         written.append(
             [json.loads(line) for line in Path("runs/tiny/version_0/predictions.jsonl").read_text().splitlines()]
         )
-    assert len(written[0]) == len(written[1]) == len(written[2]) > 5
+    assert len(written[0]) == len(written[1]) > 5
     assert [row["window"] for row in written[0]] == list(range(len(written[0])))
     for rows in written[1:]:
         for one, two in zip(written[0], rows, strict=True):
@@ -20,8 +19,7 @@ def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, 
             assert all(abs(one[name] - two[name]) < 1e-4 for name in one)
 
 
-def test_the_validation_text_is_not_asked_for(main: Callable, config: Callable):
-    main("fit", "--config", config({}))
+def test_the_validation_text_is_not_asked_for(main: Callable, config: Callable, trained: Path):
     data = {"val": {"path": "gone.txt"}, "predict": {"path": "train.txt"}}
     main("predict", "--config", config({"data": data}), "--ckpt_path", "last")
     assert len(Path("runs/tiny/version_0/predictions.jsonl").read_text().splitlines()) > 5

@@ -90,9 +90,8 @@ def test_prototypes_with_the_text_that_matches_each_best(folder: Path, main: Mai
     assert vectors == art.prototypes[: len(art)].tolist()
 
 
-def test_nothing_where_nothing_is_stored(folder: Path, main: Main):
-    main("fit", "--config", "tiny.yaml")
-    assert not list(folder.rglob("*.tsv"))
+def test_nothing_where_nothing_is_stored(tiny_run: Path):
+    assert not list(tiny_run.rglob("*.tsv"))
 
 
 def test_nothing_without_a_logger(folder: Path, main: Main, varda: str):

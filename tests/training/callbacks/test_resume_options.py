@@ -185,9 +185,8 @@ def test_another_text_is_named(fit: Fit):
         fit(path="a.ckpt")
 
 
-def test_config_yaml_says_what_is_in_force(main: Callable[..., None], config: Callable[..., str]):
+def test_config_yaml_says_what_is_in_force(main: Callable[..., None], config: Callable[..., str], trained: Path):
     """It is replaced whole, and what a process that was killed has left beside it goes."""
-    main("fit", "--config", config({}))
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     run = Path("runs/tiny/version_0")
