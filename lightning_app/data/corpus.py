@@ -121,7 +121,7 @@ def _read_jsonl(path: Path, *, text_field: str) -> Iterator[Document]:
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
-            document = _from_row(_parse_json(line, where=f"{path}:{number}"), f"{path}:{number}", text_field)
+            document = _from_row(_parse_json(line, path, number), f"{path}:{number}", text_field)
             first = first or document
             if (first.prompt is None) != (document.prompt is None):
                 raise InputError(f"{document.name}: pairs and plain texts in one file ({first.name}); use two files")
@@ -130,10 +130,12 @@ def _read_jsonl(path: Path, *, text_field: str) -> Iterator[Document]:
         raise InputError(f"{path} is empty; give one JSON object per line, with text, or with prompt and target")
 
 
-def _parse_json(line: bytes, *, where: str) -> dict[str, Any]:
+def _parse_json(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    where = f"{path}:{number}"
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
+        decoded(line, path)  # says what it is where it is not UTF-8
         raise InputError(f"{where}: no JSON in UTF-8 ({error}); give one object per line") from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: a {type(row).__name__}, not an object; give one object per line")

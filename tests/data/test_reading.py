@@ -1,5 +1,6 @@
 """Which files are read, and what is said of those that are not."""
 
+import json
 import os
 import subprocess
 
@@ -35,6 +36,17 @@ def test_the_named_remedy_restores_the_text(tmp_path, name):
     command = str(error.value).split("convert it: ")[1].split(", and read")[0]
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert [d.text for d in read_documents(str(tmp_path / "new.txt"))] == [wanted]
+
+
+@pytest.mark.parametrize("name", ["CP1252", "CP1251", "EUC-JP", "UTF-16", "UTF-16LE"])
+def test_of_json_lines_too(tmp_path, name):
+    path, wanted = tmp_path / "a.jsonl", [TEXTS[name] * 2] * 3
+    path.write_bytes("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in wanted).encode(name))
+    with pytest.raises(InputError, match=r"not UTF-8.*convert it: iconv") as error:
+        list(read_documents(str(path)))
+    command = str(error.value).split("convert it: ")[1].split(", and read")[0].replace("new.txt", "new.jsonl")
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert [d.text for d in read_documents(str(tmp_path / "new.jsonl"))] == wanted
 
 
 def test_latin1_is_told_from_an_alphabet():
