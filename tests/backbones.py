@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from lightning_app.memory.columns import Payload
 from torch import Tensor, nn
 
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, KNNReader, Reader
+from lightning_app.memory.slots import Entries
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.lora import LoRA
@@ -104,7 +104,7 @@ def _with_memory(kind: str) -> Backbone:
     shake(reader)
     vectors = torch.randn(20, model.width, generator=torch.Generator().manual_seed(1))
     at = torch.arange(20)
-    reader.bank.shared.add(vectors, Payload(tokens=at % V, documents=torch.full((20,), 7), positions=at))
+    reader.bank.shared.add(vectors, Entries(tokens=at % V, documents=torch.full((20,), 7), positions=at))
     return model.eval()
 
 

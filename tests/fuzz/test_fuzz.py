@@ -16,7 +16,7 @@ from tests.fuzz.__main__ import fuzz, table
 from tests.fuzz.damage import damaged
 from tests.fuzz.registry import ACCEPTED, FAILURES, KINDS, REFUSED, SILENT, TRACEBACK, UNCLEAR, Case, numbers
 from tests.fuzz.requests import answer_judged
-from tests.fuzz.yamls import fitted, only_fit
+from tests.fuzz.yamls import fitted, in_this_process
 
 
 def test_no_damage_passes_unnoticed(capsys: pytest.CaptureFixture[str]):
@@ -75,7 +75,7 @@ def test_it_finds_an_answer_that_has_not_openais_form(text: str):
 def test_a_config_of_several_processes_is_taken(folder: Path):
     """No second one is started."""
     Path("mutant.yaml").write_text(yaml.safe_dump(merged(CONFIG, {"trainer": {"devices": 3}})))
-    with only_fit():
+    with in_this_process():
         assert fitted("", trains=False).name == ACCEPTED
 
 
