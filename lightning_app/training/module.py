@@ -127,7 +127,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def outputs(self, batch: Batch) -> Outputs:
         """Run the model on a batch. No mask is needed: padding stands on the right."""
-        ids = batch.input_ids
+        ids = _checked(batch).input_ids
         layers = sorted({layer for extension in self.extensions for layer in extension.layers})
         forward = self.backbone.run_batch(self._add_noise(ids) if self.training else ids, batch, layers=layers)
         return Outputs.of(batch, forward)
@@ -241,14 +241,6 @@ class LanguageModule(L.LightningModule, ABC):
         each = (extension.measures(outputs, training=stage == "train") for extension in self.extensions)
         return {f"{stage}/{name}": value for measures in each for name, value in measures.items()}
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        if not isinstance(batch, Batch):
-            raise InputError(
-                f"the loader gives a {type(batch).__name__} where a Batch is needed: take a TextDataModule, or make it "
-                "by lightning_app.data.batch.Batch.of(ids)"
-            )
-        return batch
-
     def on_train_start(self) -> None:
         self.window = None
         # GradientAccumulationScheduler sets it when an epoch starts, and a resume is in the middle of one
@@ -256,7 +248,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """With accumulated batches: this one's part of the step's loss; what is logged is that of the step so far."""
-        self.window = next_window(self.window, self.trainer, batch, batch_idx)
+        self.window = next_window(self.window, self.trainer, _checked(batch), batch_idx)
         return self._step(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -486,6 +478,16 @@ class LanguageModule(L.LightningModule, ABC):
     def _check_groups(self, checkpoint: dict[str, Any]) -> None:
         """A resume needs the parameter groups that the checkpoint's optimizer had."""
         self.group_by_layer = optim.grouped_by_layer(checkpoint, wanted=self.group_by_layer)
+
+
+def _checked(batch: object) -> Batch:
+    """Not in a hook before the transfer: a module that has it takes that of the data, as Lightning warns."""
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"the loader gives a {type(batch).__name__} where a Batch is needed: take a TextDataModule, or make it by "
+            "lightning_app.data.batch.Batch.of(ids)"
+        )
+    return batch
 
 
 def _means_over(extensions: Iterable[Extension]) -> dict[str, Over]:

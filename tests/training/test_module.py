@@ -62,6 +62,10 @@ def test_a_loader_of_other_batches_is_refused():
     loader = DataLoader([vars(batch())], batch_size=None)  # type: ignore[arg-type, var-annotated]
     with pytest.raises(InputError, match=r"the loader gives a dict where a Batch is needed: .*Batch\.of\(ids\)"):
         L.Trainer(**quiet).validate(ArticleGPT(decoder()), loader, verbose=False)
+    with pytest.raises(InputError, match="the loader gives a dict"):
+        L.Trainer(**quiet, max_steps=200, accumulate_grad_batches=2, num_sanity_val_steps=0).fit(
+            ArticleGPT(decoder()), loader, loader
+        )
     whole = DataLoader([batch()], batch_size=None)  # type: ignore[arg-type, var-annotated]
     (found,) = L.Trainer(**quiet).validate(ArticleGPT(decoder()), whole, verbose=False)
     assert found["val/ce"] > 0
