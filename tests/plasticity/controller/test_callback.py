@@ -64,7 +64,7 @@ def test_inactive_heads_are_cut_out_and_the_model_that_is_saved_is_smaller(confi
     main("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
 
 
-@pytest.mark.parametrize("finally_", ["mask", "keep"])
+@pytest.mark.parametrize("finally_", ["mask", pytest.param("keep", marks=pytest.mark.slow)])
 def test_masked_heads_stay_and_say_nothing(finally_: str, config: Callable[..., str], main: Main):
     main("fit", "--config", config(with_controller(**CLOSES, finally_=finally_)))
     saved = checkpoint()
