@@ -137,17 +137,22 @@ def fit_fails(fails: Fails, name: str, *words: object) -> str:
     return error[0].removeprefix("error: ")
 
 
+# One of each way out is fast: others end by the same check, class or parser.
 @pytest.mark.parametrize(
     ("change", "begin", "words"),
     [
         ({"trainer": {"gradient_clip_val": -1}}, "trainer.gradient_clip_val is -1", "at least 0"),
-        ({"seed_everything": -1}, "seed_everything is -1", "lie in"),
-        ({"trainer": {"max_steps": -1}}, "the fit would have no end", "trainer.max_time"),
+        pytest.param({"seed_everything": -1}, "seed_everything is -1", "lie in", marks=pytest.mark.slow),
+        pytest.param(
+            {"trainer": {"max_steps": -1}}, "the fit would have no end", "trainer.max_time", marks=pytest.mark.slow
+        ),
         ({"trainer": {"strategy": "foo"}}, "trainer.strategy: ", "foo"),
-        ({"trainer": {"accelerator": "foo"}}, "trainer.accelerator: ", "foo"),
-        ({"trainer": {"devices": "foo"}}, "trainer.devices: ", "int > 0"),
-        ({"trainer": {"precision": "8-bit"}}, "trainer.precision: ", "8-bit"),
-        ({"trainer": {"limit_val_batches": -3}}, "trainer.limit_val_batches: ", "-3"),
+        pytest.param({"trainer": {"accelerator": "foo"}}, "trainer.accelerator: ", "foo", marks=pytest.mark.slow),
+        pytest.param({"trainer": {"devices": "foo"}}, "trainer.devices: ", "int > 0", marks=pytest.mark.slow),
+        pytest.param({"trainer": {"precision": "8-bit"}}, "trainer.precision: ", "8-bit", marks=pytest.mark.slow),
+        pytest.param(
+            {"trainer": {"limit_val_batches": -3}}, "trainer.limit_val_batches: ", "-3", marks=pytest.mark.slow
+        ),
         (
             {"trainer": {"callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "x", "mode": "up"}}]}},
             "trainer.callbacks.0: ",
@@ -159,13 +164,15 @@ def fit_fails(fails: Fails, name: str, *words: object) -> str:
             "NoSuch",
         ),
         ({"model": {"init_args": {"optimizer": {"init_args": {"lr": "fast"}}}}}, "model.optimizer.lr: ", "fast"),
-        ({"data": {"block_size": "x"}}, "data.block_size: ", "int"),
+        pytest.param({"data": {"block_size": "x"}}, "data.block_size: ", "int", marks=pytest.mark.slow),
         ({"data": {"dataloader": "\0"}}, "'data.dataloader' holds a zero byte", r"\x00"),
-        ({"data": {"cache_dir": "a\0b"}}, "'data.cache_dir' holds a zero byte", r"a\x00b"),
+        pytest.param(
+            {"data": {"cache_dir": "a\0b"}}, "'data.cache_dir' holds a zero byte", r"a\x00b", marks=pytest.mark.slow
+        ),
         ({"data": {"train": {"path": "a\nb"}}}, "no such file: a b", "check the path"),
         ({"data": {"train": {"path": "hf:a\nb"}}}, "", "hf:"),
         ({"trainer": ["cpu", 1]}, "trainer is ", "must be a mapping"),
-        ({"trainer": True}, "trainer is 'True'", "must be a mapping"),
+        pytest.param({"trainer": True}, "trainer is 'True'", "must be a mapping", marks=pytest.mark.slow),
     ],
 )
 def test_whatever_is_raised_while_a_run_is_built_is_one_line_with_its_key(
