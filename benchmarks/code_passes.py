@@ -10,8 +10,8 @@ batch: one step of the run, from the fetching of its batch to the logging of its
     loop). `own` leaves out what nothing but the hooks of callbacks passes.
 write: of what is called between the end of the optimizer's step and the end of `advance`, the calls in which a buffer
     changes, and our functions that they are called from.
-event: the outermost calls of our functions in which the model's number of parameters changes: for a callback one call
-    of its hook, with the analysis before the pruning where one hook does both.
+event: the innermost call of one of our functions in which both the model's number of parameters and log.jsonl change,
+    and what it is called from: the pruning is carried out, proved and logged; the analysis before it is not traced.
 """
 
 from __future__ import annotations
@@ -145,6 +145,48 @@ class Tracer:
         sys.setprofile(self)
 
 
+class EventTracer(Tracer):
+    """Notes the innermost call in which both the number of parameters and the log change.
+
+    Attributes:
+        events: the files that each passed, with those of our functions it was called from.
+    """
+
+    def __init__(self, root: Any) -> None:
+        super().__init__(root)
+        self.events: list[set[str]] = []
+        self._open: list[tuple[FrameType, set[str], tuple[int, int]]] = []
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event not in ("call", "return") or (name := _ours(frame)) is None:
+            return
+        if event == "call":
+            self._open.append((frame, {name}, self._sizes()))
+        elif any(frame is one for one, _, _ in self._open):
+            while self._open[-1][0] is not frame:  # a generator that was left
+                self._leave()
+            self._leave()
+
+    def _leave(self) -> None:
+        frame, files, before = self._open.pop()
+        changed = all(now != then for now, then in zip(self._sizes(), before, strict=True))
+        if changed and not self.events:
+            self.events.append(files | set(self._callers(frame)))
+        if self._open:
+            self._open[-1][1].update(files)
+
+    def _sizes(self) -> tuple[int, int]:
+        sys.setprofile(None)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters()) if self.model else 0
+        logged = sum(path.stat().st_size for path in Path().rglob("log.jsonl"))
+        sys.setprofile(self)
+        return parameters, logged
+
+    def start(self) -> None:
+        self._open = []
+        sys.setprofile(self)
+
+
 def _ours(frame: FrameType) -> str | None:
     """The file of a frame's function, relative to the package: that of its globals, which generated ones have, too."""
     path = frame.f_globals.get("__file__")
@@ -156,11 +198,13 @@ def _ours(frame: FrameType) -> str | None:
 # What is run
 
 
-def traced(config: dict[str, Any], steps: range, *, after_optimizer: bool = False) -> list[list[Call]]:
+def traced(
+    config: dict[str, Any], steps: range, *, after_optimizer: bool = False, tracer: Tracer | None = None
+) -> list[list[Call]]:
     """The calls of each of these steps of a fit; with `after_optimizer` from the end of the optimizer's step on."""
     advance = _TrainingEpochLoop.advance
     found: list[list[Call]] = []
-    tracer = Tracer(advance.__code__)
+    tracer = tracer or Tracer(advance.__code__)
 
     def watched(loop: Any, fetcher: Any) -> None:
         if loop.trainer.global_step not in steps:
@@ -219,8 +263,10 @@ def write() -> list[str]:
 
 def event() -> list[str]:
     trainer = {**BASE["trainer"], "callbacks+": [{"class_path": "PlasticitySchedule", "init_args": SCHEDULE}]}
-    steps = traced({**BASE, "model": MODELS["plain"], "trainer": trainer}, range(10))
-    return passed([call for calls in steps for call in calls], lambda call: "parameters" in call.changed)
+    tracer = EventTracer(_TrainingEpochLoop.advance.__code__)
+    traced({**BASE, "model": MODELS["plain"], "trainer": trainer}, range(10), tracer=tracer)
+    assert tracer.events, "no event that was looked for"
+    return sorted(tracer.events[0])
 
 
 def passed(calls: list[Call], holds: Callable[[Call], bool] = lambda call: True) -> list[str]:

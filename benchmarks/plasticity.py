@@ -18,7 +18,7 @@ from lightning_app.models.losses import token_nll
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.importance import Sample, gate_gradients, mean_entropy
 from lightning_app.plasticity.kinds import units_of
-from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.pruning import as_mask, choose, choose_widths
 
 BATCH, SAMPLE = 8, 8  # sequences of a step, and batches of as many in the sample: the defaults

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
-from lightning_app.app import Harness
 from lightning_app.yaml_file import leaves
 from tests.conftest import Run
 
@@ -116,7 +116,10 @@ def keys_of_a_run(model: dict[str, Any], main: Run, config: Callable[..., str]) 
 def test_every_key_of_the_seeds_is_there(main: Run, config: Callable[..., str]):
     known = keys_of_a_run(ALL, main, config)
     known |= keys_of_a_run({"class_path": "CausalLM", "init_args": {"backbone": "PretrainedLM"}}, main, config)
-    ends = {key.split(".", n)[-1] for key in known for n in range(key.count(".") + 1)} | set(Harness.subcommands())
+    ends = {key.split(".", n)[-1] for key in known for n in range(key.count(".") + 1)} | {
+        *LightningCLI.subcommands(),
+        "prepare",
+    }
     words = {word for word in words_of_the_seeds() if KEY.fullmatch(word) and not word.startswith("lightning_app.")}
     assert len(words & ends) > 60
     assert words - ends == NO_KEYS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_app.plasticity.parts import Slice
+from lightning_app.plasticity.layout import Slice
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.plasticity.units import Units
 

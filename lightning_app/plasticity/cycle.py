@@ -6,27 +6,33 @@ Shapes: L layers, H heads, N units of a layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.importance import gate_gradients, mean_entropy, save_importance
 from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.learning_rates import FinetuningRates, described
-from lightning_app.plasticity.maps import log_maps
 from lightning_app.plasticity.measurements import importance_of, plain
 from lightning_app.plasticity.options import MULTIPLE, ScheduleOptions
-from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.pruner import Checks, Pruner
 from lightning_app.plasticity.pruning import Unit, as_mask, choose, choose_widths
 from lightning_app.plasticity.report import events
+from lightning_app.plasticity.scores import min_max
 from lightning_app.plasticity.stages import Stages
 from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
+from lightning_app.training.callbacks.series import other_loggers
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint
+
+PIXELS = 16  # of a head's square
 
 
 class Cycle:
@@ -52,6 +58,7 @@ class Cycle:
             self.analyse()
         elif phase == "pruning":
             self.prune()
+            self.stages.look("pruned", with_text=True)
         elif phase == "regrowth":
             self.regrow()
         elif phase == "finetuning":
@@ -148,7 +155,6 @@ class Cycle:
             RunLog.event(self.trainer, events.Pruning(cycle=self._cycle, target=kind, reason=reason, **event))
             self._prove(checks)
         reset_best_checkpoint(self.trainer)
-        self.stages.look("pruned", with_text=True)
 
     def regrow(self) -> None:
         """The dead heads that are missed most."""
@@ -214,3 +220,16 @@ def ranked(chosen: list[Unit], scores_LH: Tensor, alive_LH: Tensor) -> dict[str,
         "scores": [float(scores_LH[unit]) for unit in chosen],
         "reasons": [f"number {rank[unit]} of {len(rank)} from below" for unit in chosen],
     }
+
+
+def log_maps(trainer: L.Trainer, maps: Mapping[str, Tensor | None]) -> None:
+    """(L, H) maps by tag as pictures, from the least (black) to the most; rank 0 alone."""
+    for tag, matrix in maps.items():
+        for logger in other_loggers(trainer) if matrix is not None else []:
+            assert matrix is not None
+            grey = min_max(matrix).nan_to_num(0.0).float()
+            picture = grey.repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)[None]
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(tag, picture, trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(tag, [picture], step=trainer.global_step)

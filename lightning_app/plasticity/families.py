@@ -19,7 +19,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import CausalSelfAttention
 from lightning_app.models.lora import adapters_of
-from lightning_app.plasticity.parts import Layer, Part
+from lightning_app.plasticity.layout import Layer, Part
 
 # Names of numbers that families compute with, and that follow the number of heads.
 COUNTS = ("heads", "num_heads", "n_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads", "split_size")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.models.backbone import GATE, MASK
-from lightning_app.plasticity.parts import Layer
+from lightning_app.plasticity.layout import Layer
 
 
 def multiply_by_gates(out: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

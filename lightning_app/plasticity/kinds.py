@@ -17,7 +17,7 @@ from lightning_app.models.backbone import Backbone
 from lightning_app.models.modes import evaluated
 from lightning_app.plasticity.entropy import attention_entropy
 from lightning_app.plasticity.families import ATTENTION, FEED_FORWARD, attention_probabilities, find_layers
-from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.units import Units
 
 REMEDY = "write a layout for it in lightning_app/plasticity/families.py (a class with `match`, added to the list there)"

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_app.errors import InputError
 from lightning_app.plasticity.importance import GradientImportance, Importance, TaylorImportance
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.measurements import check_path
-from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.phases import Plan
 from lightning_app.plasticity.pruner import Surgery
 from lightning_app.plasticity.pruning import dead_after

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.phases import LASTING, Position
 
 

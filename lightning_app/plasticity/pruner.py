@@ -17,7 +17,7 @@ from lightning_app.models.modes import evaluated, full_precision
 from lightning_app.plasticity import checks as proof
 from lightning_app.plasticity.importance import Sample, gate_gradients
 from lightning_app.plasticity.kinds import units_in
-from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.pruning import as_mask, most_missed
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.training.distributed import gathered, several_ranks, world_size

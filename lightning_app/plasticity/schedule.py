@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_app.errors import InputError
 from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.learning_rates import FinetuningRates
 from lightning_app.plasticity.options import ScheduleOptions, check_run, check_units
-from lightning_app.plasticity.parts import Kind
 from lightning_app.plasticity.phases import Move, Position, next_move
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.pruner import check_strategy

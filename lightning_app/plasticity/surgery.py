@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import GATE, MASK
-from lightning_app.plasticity.parts import Layer, Part, Slice
+from lightning_app.plasticity.layout import Layer, Part, Slice
 
 PRESENT = "present_heads"  # buffer of an attention with a bias for each head
 

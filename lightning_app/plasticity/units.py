@@ -19,8 +19,17 @@ from torch.optim import Optimizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.plasticity.gates import Gates
-from lightning_app.plasticity.layout import check_shape, kept_from, kept_state, layout_of, mask_of
-from lightning_app.plasticity.parts import Kept, Kind, Layer, Slice
+from lightning_app.plasticity.layout import (
+    Kept,
+    Kind,
+    Layer,
+    Slice,
+    check_shape,
+    kept_from,
+    kept_state,
+    layout_of,
+    mask_of,
+)
 from lightning_app.plasticity.surgery import move, new_slices, slice_of, state_like
 
 

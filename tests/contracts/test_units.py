@@ -15,7 +15,7 @@ from lightning_app.models.generation import GenerationOptions, generate
 from lightning_app.models.losses import cross_entropy
 from lightning_app.plasticity.gates import multiply_by_gates
 from lightning_app.plasticity.kinds import AttentionHeads, units_of
-from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.plasticity.units import Units
 from tests.backbones import FAMILIES, LAYERS, OF_ADAPTERS, made, some_ids

@@ -14,7 +14,7 @@ from lightning_app.plasticity import checks as proof
 from lightning_app.plasticity import gates as gates_module
 from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.kinds import units_of
-from lightning_app.plasticity.parts import Part
+from lightning_app.plasticity.layout import Part
 from lightning_app.plasticity.units import Units
 
 Build = Callable[[str], Backbone]

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_app.models.backbone import GATE, MASK
 from lightning_app.plasticity.gates import Gates
-from lightning_app.plasticity.parts import Layer, Part
+from lightning_app.plasticity.layout import Layer, Part
 
 X = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
 

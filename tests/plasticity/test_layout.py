@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from lightning_app.errors import InputError
-from lightning_app.plasticity.layout import check_shape, kept_from, kept_state, layout_of, mask_of
-from lightning_app.plasticity.parts import Layer, Slice
+from lightning_app.plasticity.layout import Layer, Slice, check_shape, kept_from, kept_state, layout_of, mask_of
 
 
 def test_a_layout_says_what_is_there_and_what_is_masked():

@@ -31,8 +31,8 @@ from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.cycle import Cycle
 from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance
 from lightning_app.plasticity.kinds import units_in
+from lightning_app.plasticity.layout import Part
 from lightning_app.plasticity.options import AdvancedOptions
-from lightning_app.plasticity.parts import Part
 from lightning_app.plasticity.schedule import PlasticitySchedule
 from lightning_app.plasticity.units import Units
 from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState

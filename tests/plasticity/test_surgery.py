@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_app.errors import InputError
-from lightning_app.plasticity.parts import Layer, Part
+from lightning_app.plasticity.layout import Layer, Part
 from lightning_app.plasticity.surgery import move, new_slices, slice_of, state_like
 
 ROWS = [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]

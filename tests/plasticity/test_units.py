@@ -14,7 +14,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import MASK, Backbone
 from lightning_app.models.losses import cross_entropy
 from lightning_app.plasticity.kinds import units_of
-from lightning_app.plasticity.parts import Kind
+from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.plasticity.units import Units
 
