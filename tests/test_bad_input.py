@@ -155,7 +155,7 @@ def test_options_of_art(options: dict[str, Any], words: tuple[str, ...]):
 @pytest.mark.parametrize(("options", "words"), [({"normalise": "center"}, "normalise"), ({"layer": 4}, "layer is 4")])
 def test_an_option_of_art_in_a_config(fit_fails: Fails, options: dict[str, Any], words: str):
     art = {"class_path": "ARTRegularizer", "init_args": options}
-    assert words in fit_fails({"model": {"init_args": {"regularizers": [art]}}})
+    assert words in fit_fails({"model": {"init_args": {"extensions": [art]}}})
 
 
 def assert_refused(module: LanguageModule, raw: dict[str, Any], *words: str) -> None:
@@ -168,7 +168,7 @@ def assert_refused(module: LanguageModule, raw: dict[str, Any], *words: str) -> 
 
 def test_a_checkpoint_with_art_of_another_width_or_capacity():
     def with_art(width: int, capacity: int) -> ArticleGPT:
-        return ArticleGPT(decoder(embedding_dim=width), regularizers=[ARTRegularizer(capacity=capacity)])
+        return ArticleGPT(decoder(embedding_dim=width), extensions=[ARTRegularizer(capacity=capacity)])
 
     raw: dict[str, Any] = {"state_dict": (module := with_art(16, 30)).state_dict()}
     module.on_save_checkpoint(raw)

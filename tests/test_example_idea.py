@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "idea"
 
 
 @pytest.fixture
-def idea(monkeypatch: pytest.MonkeyPatch) -> Iterator[Idea]:
+def idea(monkeypatch: pytest.MonkeyPatch) -> Idea:
     """The example, as if its folder and its row stood in the package."""
     (row,) = re.findall(r"```python\n(.*?)```", (EXAMPLE / "README.md").read_text(), flags=re.S)
     added: Idea = eval(row, {"Idea": Idea})
@@ -38,9 +37,7 @@ def idea(monkeypatch: pytest.MonkeyPatch) -> Iterator[Idea]:
     for name, place in added.parts.items():
         monkeypatch.setitem(registry.PLACES, name, place)
         monkeypatch.setitem(registry.IDEA_OF, name, added)
-    yield added
-    for module in [name for name in sys.modules if name.startswith("lightning_app.unigram")]:
-        del sys.modules[module]
+    return added  # the modules stay imported: jsonargparse imports all subclasses that there have ever been
 
 
 def test_a_config_trains_with_it_and_its_checkpoint_opens(

@@ -5,7 +5,7 @@ import torch
 
 from lightning_app.errors import InputError
 from lightning_app.memory.readers.attention import AttentionReader
-from lightning_app.memory.readers.learned import DeletionThreshold
+from lightning_app.memory.readers.learned import AdvancedReader, DeletionThreshold
 
 
 def test_the_threshold_follows_the_quantile_of_the_distances():
@@ -24,4 +24,4 @@ def test_the_threshold_follows_the_quantile_of_the_distances():
 
 def test_a_quantile_outside_of_0_to_1_is_refused():
     with pytest.raises(InputError, match=r"delete_quantile is 1"):
-        AttentionReader(delete_quantile=1.0)
+        AttentionReader(advanced=AdvancedReader(delete_quantile=1.0))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import lightning as L
 import pytest
 
+from lightning_app.training.callbacks import dashboard
 from lightning_app.training.callbacks.dashboard import Dashboard
 from tests.training.lightning_internals.small import Small, trainer
 
@@ -10,8 +11,8 @@ from tests.training.lightning_internals.small import Small, trainer
 class Drawn(Dashboard):
     """Notes at which steps it draws."""
 
-    def __init__(self, every_seconds: float):
-        super().__init__(every_seconds)
+    def __init__(self) -> None:
+        super().__init__()
         self.at: list[int] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -22,9 +23,10 @@ class Drawn(Dashboard):
         self.at.append(self.fitting.global_step)
 
 
-@pytest.mark.parametrize(("every_seconds", "steps"), [(0.0, [1, 2, 3, 4, 5, 5]), (1000.0, [1, 5])])
-def test_it_draws_after_validations_and_at_the_end(every_seconds: float, steps: list[int]):
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, [1, 2, 3, 4, 5, 5]), (1000.0, [1, 5])])
+def test_it_draws_after_validations_and_at_the_end(seconds: float, steps: list[int], monkeypatch: pytest.MonkeyPatch):
     """Not after the sanity check: what is refused later leaves the page of an earlier start as it was."""
-    page = Drawn(every_seconds)
+    monkeypatch.setattr(dashboard, "SECONDS", seconds)
+    page = Drawn()
     trainer(page, val_check_interval=1, num_sanity_val_steps=1).fit(Small())
     assert page.at == steps
