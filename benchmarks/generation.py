@@ -11,7 +11,7 @@ from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, mai
 from benchmarks.peers import huggingface_gpt2, seeded_decoder
 from benchmarks.train_step import SMALL, TINY, WIDE, Shape
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions, generate, lay_out_for_generation
+from lightning_app.models.generation import GenerationOptions, generate, use_column_major_weights
 
 PROMPT = 32  # tokens
 NEW = 160  # tokens; with the prompt fewer than a block, so that no side has to move its window
@@ -38,7 +38,7 @@ def prompts(shape: Shape) -> Tensor:
 def ours(shape: Shape, new: int, use_cache: bool = True, laid_out: bool = True) -> Run:
     model, ids = sharp_decoder(shape), prompts(shape)
     if laid_out:
-        lay_out_for_generation(model)
+        use_column_major_weights(model)
     options = GenerationOptions(max_new_tokens=new, temperature=0, use_cache=use_cache)
     return lambda: torch.stack(list(generate(model, ids, options)), dim=1).tolist()
 
@@ -90,7 +90,7 @@ def shape_rows(shape: Shape, *, new: int, rounds: int, uncached: bool) -> list[R
 
 NOTES = f"""Tokens per second of {NEW} new tokens after a prompt of {PROMPT}, greedy, fp32, one thread; the prompt's own
 forward counts. HF is GPT2LMHeadModel.generate with the same weights and its default cache. All sides write the same
-tokens, which differ along each row. Ours is laid out for generation (`lay_out_for_generation`); "as trained" is not.
+tokens, which differ along each row. Ours is laid out for generation (`use_column_major_weights`); "as trained" is not.
 Without the cache each token costs a forward over all positions before it."""
 
 

@@ -9,7 +9,7 @@ from benchmarks.common import Contestant, Row, Run, Table, compare, main
 from benchmarks.peers import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape
 from lightning_app.data.tokenizers import load_tokenizer
-from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
+from lightning_app.models.generation import GenerationOptions, use_column_major_weights
 from lightning_app.serving.batching import Batcher, Job
 from lightning_app.training.compositions import ArticleGPT
 
@@ -33,7 +33,7 @@ def served(shape: Shape, n: int, batch_size: int) -> Run:
     module = ArticleGPT(seeded_decoder(**shape.decoder_options())).eval()
     tokenizer = load_tokenizer("bytes")
     module.use_tokenizer(tokenizer)
-    lay_out_for_generation(module.backbone)
+    use_column_major_weights(module.backbone)
 
     def run() -> list[str]:
         texts = [""] * n

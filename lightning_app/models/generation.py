@@ -58,7 +58,7 @@ class GenerationOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")
 
 
-def lay_out_for_generation(backbone: Backbone) -> None:
+def use_column_major_weights(backbone: Backbone) -> None:
     """Store the matrices with more rows than columns by columns, in place, on a CPU.
 
     With a cache a step of one row multiplies each matrix by one vector; along the longer side that reads memory up to

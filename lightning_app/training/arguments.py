@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions, lay_out_for_generation
+from lightning_app.models.generation import GenerationOptions, use_column_major_weights
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.module import LanguageModule
@@ -42,7 +42,7 @@ def load(args: argparse.Namespace) -> tuple[Path, LanguageModule, Tokenizer]:
         module.to(args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    lay_out_for_generation(module.backbone)
+    use_column_major_weights(module.backbone)
     return Path(path), module, tokenizer
 
 

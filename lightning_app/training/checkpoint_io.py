@@ -47,7 +47,7 @@ def read_numbers(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read(path: Path, *, map_location: Any, weights_only: bool, mmap: bool = False) -> dict[str, Any]:
     checkpoint = _load(path, map_location=map_location, weights_only=weights_only, mmap=mmap)
-    return side_files.put_back(checkpoint, path)
+    return side_files.restore(checkpoint, path)
 
 
 def _load(
@@ -143,7 +143,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             remove_leftovers(folder)
         try:
             _write(
-                side_files.put_aside(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
+                side_files.offload(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
                 target,
                 keep=self.keep_previous and self._is_good(target, checkpoint.get("global_step")),
             )

@@ -32,7 +32,7 @@ def is_large(name: str, tensor: Tensor, limit: int) -> bool:
     return of_a_memory and tensor.numel() * tensor.element_size() > limit
 
 
-def put_aside(checkpoint: dict[str, Any], folder: Path, *, limit: int, suffix: str = ".ckpt") -> dict[str, Any]:
+def offload(checkpoint: dict[str, Any], folder: Path, *, limit: int, suffix: str = ".ckpt") -> dict[str, Any]:
     """Write large vectors into `folder`/memory, unless they are there, and return the checkpoint with marks instead.
 
     Raises:
@@ -48,7 +48,7 @@ def put_aside(checkpoint: dict[str, Any], folder: Path, *, limit: int, suffix: s
     return {**checkpoint, "state_dict": {name: t for name, t in state.items() if name not in large}, KEY: marks}
 
 
-def put_back(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+def restore(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """The checkpoint that was read from `path`, with its large vectors mapped from their files.
 
     Raises:

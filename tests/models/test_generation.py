@@ -8,7 +8,7 @@ import torch
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate, lay_out_for_generation
+from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate, use_column_major_weights
 
 GREEDY = GenerationOptions(max_new_tokens=5, temperature=0)
 SAMPLED = GenerationOptions(max_new_tokens=5, temperature=1.0, top_k=12, top_p=0.95, seed=7)
@@ -291,7 +291,7 @@ def test_another_layout_of_the_matrices_keeps_values_and_ties(tied):
     torch.manual_seed(0)
     model = Decoder(vocab_size=29, block_size=BLOCK, embedding_dim=16, layers=2, heads=2, tie_weights=tied).eval()
     before, expected = {n: p.clone() for n, p in model.state_dict().items()}, model(prompt())
-    lay_out_for_generation(model)
+    use_column_major_weights(model)
     assert not model.lm_head.weight.is_contiguous()
     assert (model.lm_head.weight is model.transformer["wte"].weight) == tied
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
