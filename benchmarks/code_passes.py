@@ -10,8 +10,9 @@ batch: one step of the run, from the fetching of its batch to the logging of its
     loop). `own` leaves out what nothing but the hooks of callbacks passes.
 write: of what is called between the end of the optimizer's step and the end of `advance`, the calls in which a buffer
     changes, and our functions that they are called from.
-event: the innermost call of one of our functions in which both the model's number of parameters and log.jsonl change,
-    and what it is called from: the pruning is carried out, proved and logged; the analysis before it is not traced.
+event: `hook` is the outermost calls of our functions in which the model's number of parameters changes: for a callback
+    one call of its hook, with the analysis before the pruning and the evaluation after it. `alone` is the innermost
+    call in which that number and log.jsonl change, and what it is called from: carried out, proved and logged.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ class EventTracer(Tracer):
     def __init__(self, root: Any) -> None:
         super().__init__(root)
         self.events: list[set[str]] = []
+        self._log: Path | None = None
         self._open: list[tuple[FrameType, set[str], tuple[int, int]]] = []
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
@@ -178,7 +180,8 @@ class EventTracer(Tracer):
     def _sizes(self) -> tuple[int, int]:
         sys.setprofile(None)
         parameters = sum(parameter.numel() for parameter in self.model.parameters()) if self.model else 0
-        logged = sum(path.stat().st_size for path in Path().rglob("log.jsonl"))
+        self._log = self._log or next(Path().rglob("log.jsonl"), None)
+        logged = self._log.stat().st_size if self._log else 0
         sys.setprofile(self)
         return parameters, logged
 
@@ -261,12 +264,15 @@ def write() -> list[str]:
     return passed(calls, lambda call: "buffers" in call.changed)
 
 
-def event() -> list[str]:
+def event() -> dict[str, list[str]]:
     trainer = {**BASE["trainer"], "callbacks+": [{"class_path": "PlasticitySchedule", "init_args": SCHEDULE}]}
     tracer = EventTracer(_TrainingEpochLoop.advance.__code__)
-    traced({**BASE, "model": MODELS["plain"], "trainer": trainer}, range(10), tracer=tracer)
+    config = {**BASE, "model": MODELS["plain"], "trainer": trainer}
+    steps = traced(config, range(10))
+    hook = passed([call for calls in steps for call in calls], lambda call: "parameters" in call.changed)
+    traced(config, range(10), tracer=tracer)
     assert tracer.events, "no event that was looked for"
-    return sorted(tracer.events[0])
+    return {"hook": hook, "alone": sorted(tracer.events[0])}
 
 
 def passed(calls: list[Call], holds: Callable[[Call], bool] = lambda call: True) -> list[str]:

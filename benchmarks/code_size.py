@@ -100,8 +100,9 @@ def of_passes(found: Any) -> Iterator[Count]:
         yield listed(f"files that a batch passes, {kind}", files["all"])
         yield listed(f"files that a batch passes, {kind}, but for hooks of callbacks", files["own"])
     yield listed("files that a memory write passes", found["write"])
-    yield listed("files that a pruning event passes", found["event"])
-    beyond = sorted(set(found["event"]) - set(found["batch"]["plain"]["all"]))
+    yield listed("files that a pruning event passes, with analysis and evaluation", found["event"]["hook"])
+    yield listed("files that a pruning event passes", found["event"]["alone"])
+    beyond = sorted(set(found["event"]["alone"]) - set(found["batch"]["plain"]["all"]))
     yield listed("files that a pruning event passes, and a plain batch does not", beyond)
 
 

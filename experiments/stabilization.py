@@ -29,12 +29,12 @@ Rule = Callable[
 
 
 def slope_rule(window: int = WINDOW, threshold: float = THRESHOLD) -> Rule:
-    """`ops.stabilization.slope_rule` of all curves and steps at once."""
+    """`plasticity.stabilization.slope_rule` of all curves and steps at once."""
     return lambda losses_CS: _over_windows(losses_CS, window, lambda windows: slope_t(windows) > -threshold)
 
 
 def quadratic_rule(patience: int = 20, window: int = 5) -> Rule:
-    """`ops.stabilization.quadratic_rule` from step `patience` on, of all curves and steps at once."""
+    """`plasticity.stabilization.quadratic_rule` from step `patience` on, of all curves and steps at once."""
 
     def stable(windows: np.ndarray) -> np.ndarray:
         flat = np.abs(curvature(windows[..., -window:])) < FLAT

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.build_errors import Parser, told_in_one_line
 from lightning_app.class_defaults import take_own_defaults
-from lightning_app.cli_checks import LINKED, command_line_options, given_options, without_effect
+from lightning_app.cli_checks import command_line_options, given_options, without_effect
 from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
@@ -53,6 +53,7 @@ from lightning_app.training.module import LanguageModule
 from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here, runs_on_cpu
 from lightning_app.training.run_place import check_place, saying_when_full
 from lightning_app.training.run_versions import claim_version, next_version, release_empty
+from lightning_app.yaml_file import LINKED
 
 THIRD_PARTY_WARNINGS = (
     r".*isinstance.treespec, LeafSpec",  # Lightning calls what torch renamed

@@ -11,14 +11,13 @@ import yaml
 
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
-from lightning_app.yaml_file import leaves, read_yaml
+from lightning_app.yaml_file import LINKED, leaves, read_yaml
 
 PACKAGES = {
     "DeepSpeedStrategy": "deepspeed",
     "WandbLogger": "wandb",
     "MLFlowLogger": "mlflow",
 }  # which not everyone needs
-LINKED = ("vocab_size", "block_size")  # set once, under data, and linked to the backbone
 
 
 def check_arguments(argv: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import yaml
 from lightning_app.errors import InputError
 from lightning_app.utf8 import UTF_16
 
+LINKED = ("vocab_size", "block_size")  # a config says them once, under data; they are linked to the backbone
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)
 
 

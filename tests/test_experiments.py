@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import after, memory, report
+from experiments import after, memory, report, store
 from experiments.memory import Job, Plan
 from experiments.runs import Training, blocks, training_batches
 from experiments.statistics import by_document, change, helped_and_hurt
@@ -68,13 +68,13 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "work"
     jobs = [(arm, seed) for arm in memory.TRAINED for seed in (0, 1)] + [("after", 0), ("after", 1)]
     assert run(plan, folder) == jobs
-    lines = (folder / report.RESULTS).read_text().splitlines()
+    lines = (folder / store.RESULTS).read_text().splitlines()
     assert len(lines) == 2 * 7 + 2  # the first seed also draws the picture
     assert run(plan, folder) == []
 
     # Cut off within the last line of the cache's, and the model of one arm is gone with its line
     kept = [line for line in lines if json.loads(line)["arm"] not in ("concat", "knn + cache")]
-    (folder / report.RESULTS).write_text("\n".join(kept) + '\n{"arm": "knn + cache", "seed": 0, "te')
+    (folder / store.RESULTS).write_text("\n".join(kept) + '\n{"arm": "knn + cache", "seed": 0, "te')
     assert run(plan, folder) == [("concat", 0), ("concat", 1), ("after", 0), ("after", 1)]
     again = report.records(folder)
     assert sorted((r["arm"], r["seed"]) for r in again) == sorted(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_app"
-EVERYWHERE = {"errors", "former", "io", "plugins", "tree", "utf8", "yaml_file"}
+EVERYWHERE = {"errors", "former", "io", "plugins", "utf8", "yaml_file"}
 CORE = ["reports", "data", "models", "training"]  # each imports those before it
 IDEAS = ["memory", "art", "plasticity"]
 ABOVE = ["export", "serving"]

@@ -138,8 +138,8 @@ class AdvancedART:
 class ART(nn.Module):
     """Categories of embeddings, which open and move as embeddings are learned, and pull embeddings to them.
 
-    With `cosine` the match is the cosine with a prototype; with `fuzzy` that of Fuzzy ART (`ops.art.FuzzyRule`) on the
-    sigmoid of the embedding. State is in buffers alone: it travels in the checkpoint, and `loss` changes nothing.
+    With `cosine` the match is the cosine with a prototype; with `fuzzy` that of Fuzzy ART (`art.rules.FuzzyRule`) on
+    the sigmoid of the embedding. State is in buffers alone: it travels in the checkpoint, and `loss` changes nothing.
 
     Args:
         width: D.

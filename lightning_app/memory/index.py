@@ -96,7 +96,7 @@ class SlotIndex:
         if self._index is None or self._has_drifted(stale[stale < len(vectors_ND)]):
             self._rebuild(vectors_ND)
         else:
-            self._kill(stale)
+            self._forget(stale)
             self._add(stale[stale < len(vectors_ND)], vectors_ND)
         self._stale[:] = False
         if sum(map(len, self._dead)) > DEAD_PER_LIVE * len(vectors_ND):
@@ -115,7 +115,7 @@ class SlotIndex:
         self._add(np.arange(len(vectors_ND)), vectors_ND)
         self.written = 0
 
-    def _kill(self, slots: np.ndarray) -> None:
+    def _forget(self, slots: np.ndarray) -> None:
         labels = self._label_of[slots]
         dead = labels[labels >= 0]
         self._slot_of[dead] = -1

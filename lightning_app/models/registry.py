@@ -28,7 +28,6 @@ CORE = {
 }
 PLACES = CORE | {name: place for idea in IDEAS for name, place in idea.parts.items()}
 IDEA_OF = {name: idea for idea in IDEAS for name in idea.parts}
-FORMER: dict[str, str] = {}  # names of classes in older descriptions, to those of today
 Description = dict[str, Any]
 
 
@@ -93,7 +92,6 @@ def find_class(name: str) -> Any:
     Raises:
         InputError: there is none here.
     """
-    name = FORMER.get(name, name)
     if name in IDEA_OF:
         return IDEA_OF[name].load(PLACES[name])
     module, _, attribute = PLACES.get(name, name).replace(":", ".").rpartition(".")
@@ -163,7 +161,7 @@ def as_config(described: Any) -> Any:
     if not is_description(described):
         return described
     options = {name: as_config(value) for name, value in described["options"].items()}
-    return {"class_path": PLACES.get(described["part"], described["part"]).replace(":", "."), "init_args": options}
+    return {"class_path": described["part"], "init_args": options}
 
 
 def from_former(value: Any) -> Any:

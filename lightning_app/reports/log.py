@@ -1,4 +1,4 @@
-"""log.jsonl, which `callbacks.run_log` writes: its lines, and what is left when some are damaged."""
+"""log.jsonl, which `training.callbacks.run_log` writes: its lines, and what is left when some are damaged."""
 
 from __future__ import annotations
 

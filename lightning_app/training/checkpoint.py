@@ -56,7 +56,7 @@ class Checkpoint:
         commit: of the code that trained.
         own: what the module keeps beside tensors, see `LanguageModule.own_state`.
         log_lines: lines of log.jsonl that were written before it.
-        options: what decided how the run trained, see `callbacks.resume_options`.
+        options: what decided how the run trained, see `training.callbacks.resume_options`.
         format: of all this; 1 had the parts under keys of their own, and classes by their files.
     """
 

@@ -46,10 +46,10 @@ def _no_store_cost(patch: Patch) -> None:
 
 
 def _one_head_kept(patch: Patch) -> None:
-    from lightning_app.plasticity import schedule as plasticity
+    from lightning_app.plasticity import cycle
 
-    choose = plasticity.choose
-    patch.setattr(plasticity, "choose", lambda scores, alive, n, **options: choose(scores, alive, n - 1, **options))
+    choose = cycle.choose
+    patch.setattr(cycle, "choose", lambda scores, alive, n, **options: choose(scores, alive, n - 1, **options))
 
 
 def _decayed_biases(patch: Patch) -> None:
@@ -63,12 +63,13 @@ def _decayed_biases(patch: Patch) -> None:
 
 def _no_document_mask(patch: Patch) -> None:
     """A query finds what stands at or behind its own position in its own document, too."""
+    from lightning_app.memory.slots import UNKNOWN
     from lightning_app.memory.store import AssociativeMemory
 
     search = AssociativeMemory.search
 
     def seeing_all(self: AssociativeMemory, queries: Any, k: int | None = None, **options: Any) -> Any:
-        return search(self, queries, k, **{**options, "origin": None})
+        return search(self, queries, k, **{**options, "origin": UNKNOWN})
 
     patch.setattr(AssociativeMemory, "search", seeing_all)
 

@@ -90,29 +90,29 @@ class MemoryBank(nn.Module):
         self.memories = cast(
             Sequence[AssociativeMemory], nn.ModuleList(make() for _ in range(1 if scope == "shared" else streams))
         )
-        self._copies: list[Sequence[AssociativeMemory]] = []  # in a list, so that no checkpoint sees it
+        self._copies: list[AssociativeMemory] | None = None  # a plain list is no part of the module
 
     @property
     def active(self) -> Sequence[AssociativeMemory]:
         """The memories that are read and written now: a copy within an evaluation."""
-        return self._copies[0] if self._copies else self.memories
+        return self.memories if self._copies is None else self._copies
 
     def begin_evaluation(self) -> None:
         """From here on reads and writes use a copy of the memories."""
-        self._copies = [copy.deepcopy(self.memories)]
+        self._copies = [copy.deepcopy(memory) for memory in self.memories]
 
     def end_evaluation(self) -> None:
         """Drop the copy: nothing that was written since `begin_evaluation` remains."""
-        self._copies = []
+        self._copies = None
 
     @property
     def in_evaluation(self) -> bool:
-        return bool(self._copies)
+        return self._copies is not None
 
     @contextmanager
     def outside_evaluation(self) -> Iterator[None]:
         """Within this context reads and writes use the memories themselves; the copy stays for later."""
-        copies, self._copies = self._copies, []
+        copies, self._copies = self._copies, None
         try:
             yield
         finally:

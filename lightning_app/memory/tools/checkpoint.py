@@ -25,10 +25,9 @@ from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.checkpoint import WEIGHTS, module_of, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.module import LanguageModule
-from lightning_app.yaml_file import read_yaml
+from lightning_app.yaml_file import LINKED, read_yaml
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
-LINKED = ("vocab_size", "block_size")  # a config says them under `data` alone
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
 # python main.py validate --config {name}.yaml --ckpt_path {name}.ckpt

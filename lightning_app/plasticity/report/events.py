@@ -21,7 +21,7 @@ class PlasticityStarted(Event):
         shape: L and H.
         units: (layers, units of each) by kind, "heads" or "neurons".
         head_parameters_share: parameters of all heads, of the model's.
-        cycles, ..., automatic: see `ops.phases.Plan`.
+        cycles, ..., automatic: see `plasticity.phases.Plan`.
     """
 
     NAME = "plasticity_started"
@@ -57,7 +57,7 @@ class Stabilised(Event):
     """A warmup is over.
 
     Attributes:
-        rule: that decided; see `ops.stabilization`.
+        rule: that decided; see `plasticity.stabilization`.
         window: losses that it looked at.
         losses: those, in nats per token.
         after: steps of the warmup.
