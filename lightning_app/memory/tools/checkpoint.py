@@ -152,9 +152,9 @@ def _memory_options(description: Description) -> dict[str, Any]:
     if description["part"] in PLAIN:
         description["part"] = "VardaGPT"
         return options
-    memory = {"part": "Memory", "version": 1, "options": {"readers": []}}
-    options["extensions"].append(memory)  # the class stays, with the options that no other has
-    return memory["options"]
+    memory: dict[str, Any] = {"readers": []}  # the class stays, with the options that no other has
+    options["extensions"].append({"part": "Memory", "version": 1, "options": memory})
+    return memory
 
 
 def _is_knn(reader: dict[str, Any]) -> bool:
