@@ -129,10 +129,16 @@ def with_options_of_today(tree: Any, key: str = "") -> Any:
     if not isinstance(tree, Mapping):
         return tree
     inner = {name: with_options_of_today(value, str(name)) for name, value in tree.items()}
-    classes = (_name(inner["class_path"]),) if "class_path" in inner else AT.get(key.removesuffix("+"), ())
+    classes = _classes(key.removesuffix("+"), _name(inner["class_path"]) if "class_path" in inner else None)
     if isinstance(inner.get("init_args"), Mapping):
         return inner | {"init_args": options_of_today(inner["init_args"], *classes)}
     return options_of_today(inner, *classes)
+
+
+def _classes(key: str, name: str | None) -> tuple[str, ...]:
+    """Of which an option below a key may be; somebody's own module has the options of ours."""
+    own_module = key == "model" and name not in OPTIONS
+    return AT.get(key, ()) if name is None or own_module else (name,)
 
 
 def options_of_today(options: Mapping[str, Any], *classes: str) -> dict[str, Any]:
@@ -222,7 +228,7 @@ def _path(steps: Sequence[str], given: str, classes: Mapping[str, str]) -> list[
     path: list[str] = []
     for step in steps:
         owner = _owner(path)
-        place = _place(step, (classes[owner],) if owner in classes else AT.get(owner.rpartition(".")[2], ()))
+        place = _place(step, _classes(owner.rpartition(".")[2], classes.get(owner)))
         if isinstance(place, Gone):
             _refuse_others("--" + ".".join(steps), given, place)
             return None

@@ -16,6 +16,7 @@ from lightning_app.cli_checks import named_classes
 from lightning_app.errors import InputError
 from lightning_app.former import NAMED, OPTIONS, options_of_today, with_options_of_today, words_of_today
 from lightning_app.plugins import import_all
+from lightning_app.training.checkpoint import of_today
 from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,16 @@ def test_two_names_of_one_list():
     assert options_of_today({"extensions": [art], "regularizers": None}, "CausalLM") == {"extensions": [art]}
     change = {"model": {"init_args": {"regularizers+": [old]}}}  # as an overlay has it, which names no class
     assert with_options_of_today(change) == {"model": {"init_args": {"extensions+": [old]}}}
+
+
+def test_a_module_of_somebody_has_the_options_of_ours():
+    spec = {"class_path": "mine.Module", "init_args": {"regularizers": [{"class_path": "EWC"}]}}
+    today = {"class_path": "mine.Module", "init_args": {"extensions": [{"class_path": "EWC"}]}}
+    assert with_options_of_today({"model": spec}) == {"model": today}
+    words = ["--model.class_path=mine.Module", "--model.regularizers=EWC"]
+    assert words_of_today(words)[1] == "--model.extensions=EWC"
+    described = {"part": "mine.Module", "version": 1, "options": {"regularizers": []}}
+    assert of_today(described) == {**described, "options": {"extensions": []}}
 
 
 def test_an_option_that_is_gone():
