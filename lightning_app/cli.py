@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from lightning_app.cli_checks import check_arguments
+from lightning_app.cli_checks import check_arguments, named_classes
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, load
@@ -41,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     argv = [word for word in given if word != "--debug"]
     try:
-        _run(words_of_today(argv))
+        _run(words_of_today(argv, named_classes(argv)))
     except ValueError as error:
         mistake = _mistake(error)
         if mistake is None or "--debug" in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ PACKAGES = {
     "WandbLogger": "wandb",
     "MLFlowLogger": "mlflow",
 }  # which not everyone needs
+ITEM = re.compile(r"\.init_args|\+?\.\d+\b")  # of a key: what the command line leaves out
 
 
 def check_arguments(argv: Sequence[str]) -> None:
@@ -59,6 +61,16 @@ def given_options(argv: Sequence[str]) -> dict[str, Any]:
     for path in config_paths(argv):
         given |= dict(leaves(_load(path)))
     return given | dict(command_line_options(argv))
+
+
+def named_classes(argv: Sequence[str]) -> dict[str, str]:
+    """By key the class that the configs name; of a list that of its last item, which the command line changes."""
+    found: dict[str, str] = {}
+    for path in config_paths(argv):
+        for key, value in leaves(_load(path), lists="numbers"):
+            if key.endswith(".class_path"):
+                found[ITEM.sub("", key.removesuffix(".class_path"))] = str(value).rpartition(".")[2]
+    return found
 
 
 def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:

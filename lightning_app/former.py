@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lightning_app.errors import InputError
 
@@ -78,6 +80,7 @@ OPTIONS: dict[str, dict[str, str | Gone]] = {
 AT: dict[str, tuple[str, ...]] = {
     "model": MODULES,
     "art": ("ARTRegularizer",),
+    "extensions": ("ARTRegularizer",),
     "readers": tuple(READERS),
     "callbacks": (
         *(
@@ -126,38 +129,47 @@ def with_options_of_today(tree: Any, key: str = "") -> Any:
     if not isinstance(tree, Mapping):
         return tree
     inner = {name: with_options_of_today(value, str(name)) for name, value in tree.items()}
-    classes = (_name(inner["class_path"]),) if "class_path" in inner else AT.get(key.removesuffix("+"), ())
+    classes = _classes(key.removesuffix("+"), _name(inner["class_path"]) if "class_path" in inner else None)
     if isinstance(inner.get("init_args"), Mapping):
         return inner | {"init_args": options_of_today(inner["init_args"], *classes)}
     return options_of_today(inner, *classes)
 
 
+def _classes(key: str, name: str | None) -> tuple[str, ...]:
+    """Of which an option below a key may be; somebody's own module has the options of ours."""
+    own_module = key == "model" and name not in OPTIONS
+    return AT.get(key, ()) if name is None or own_module else (name,)
+
+
 def options_of_today(options: Mapping[str, Any], *classes: str) -> dict[str, Any]:
-    """The options of a class where they stand today; of several classes, that which has such an option."""
-    found: dict[str, Any] = {}
+    """The options of a class where they stand today; of several classes, that which has such an option.
+
+    Raises:
+        InputError: one is gone, or stands under both names with two values.
+    """
+    found = {name: value for name, value in options.items() if _place(name, classes) is None}
     for name, value in options.items():
         place = _place(name, classes)
         if isinstance(place, Gone):
             _refuse_others(name, value, place)
-            continue
-        _put(found, place.split(".") if place else [name], value)
+        elif place:
+            _put(found, place, value, former=name)
     return found
 
 
-def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Where a group or a list stands already, join it: both names may be given, of which one is null as a rule."""
-    *groups, name = path
+def _put(tree: dict[str, Any], place: str, value: Any, *, former: str) -> None:
+    """Join a list that stands there already: both names may be given, of which one is null as a rule."""
+    *groups, name = place.split(".")
     for group in groups:
-        tree = tree.setdefault(group, {})
-    tree[name] = _joined(tree.get(name), value)
-
-
-def _joined(one: Any, other: Any) -> Any:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return {**one, **other}
-    if isinstance(one, list) and isinstance(other, list):
-        return [*one, *other]
-    return one if other is None else other
+        tree[group] = dict(tree.get(group) or {})
+        tree = tree[group]
+    there = tree.get(name)
+    if isinstance(there, list) and isinstance(value, list):
+        tree[name] = [*there, *value]
+    elif there is None or value is None:
+        tree[name] = there if value is None else value
+    elif there != value:
+        raise InputError(f"{former} is {value}, and {place}, its name of today, is {there}: give {place} alone")
 
 
 def _place(name: str, classes: Sequence[str]) -> str | Gone | None:
@@ -186,29 +198,54 @@ def _name(class_path: object) -> str:
 # The command line
 
 
-def words_of_today(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with classes and options as they are called today."""
+def words_of_today(words: Sequence[str], named: Mapping[str, str] | None = None) -> list[str]:
+    """The words of a command line, with classes and options as they are called today, in values too.
+
+    Args:
+        named: by key the class that the configs name, without `init_args`.
+    """
     found: list[str] = []
-    named: dict[str, str] = {}  # by key the class that it was given
+    classes = dict(named or {})
     left = iter([with_names_of_today(word) for word in words])
     for word in left:
         key, equals, value = word.partition("=")
-        if not key.startswith("--") or "." not in key:
+        if not key.startswith("--") or not ("." in key or equals):
             found.append(word)
             continue
-        rest = [] if equals else [next(left, "")]
-        given = value if equals else rest[0]
-        named[key.removesuffix(".class_path").removesuffix("+")] = _name(given)
-        found += _words(key, equals + value, rest, given, named)
+        given = value if equals else next(left, "")
+        path = _path(key.removeprefix("--").split("."), given, classes)
+        if path is None:
+            continue
+        today = _value_of_today(given, path[-1])
+        classes[_owner(path)] = _name(today)
+        key = "--" + ".".join(path)
+        found += [f"{key}={today}"] if equals else [key, today]
     return found
 
 
-def _words(key: str, end: str, rest: list[str], given: str, named: Mapping[str, str]) -> Iterator[str]:
-    owner, _, name = key.rpartition(".")
-    part = owner.removesuffix(".init_args")
-    place = _place(name, (named[part],) if part in named else AT.get(part.rpartition(".")[2], ()))
-    if isinstance(place, Gone):
-        _refuse_others(key, given, place)
-        return
-    yield f"{owner}.{place or name}{end}"
-    yield from rest
+def _path(steps: Sequence[str], given: str, classes: Mapping[str, str]) -> list[str] | None:
+    """The steps of a key, each as it is called today; None: the option is gone, and `given` is its default."""
+    path: list[str] = []
+    for step in steps:
+        owner = _owner(path)
+        place = _place(step, _classes(owner.rpartition(".")[2], classes.get(owner)))
+        if isinstance(place, Gone):
+            _refuse_others("--" + ".".join(steps), given, place)
+            return None
+        path += place.split(".") if place else [step]
+    return path
+
+
+def _owner(path: Sequence[str]) -> str:
+    """The key of the class whose option comes next."""
+    return ".".join(step for step in path if step not in ("init_args", "class_path")).removesuffix("+")
+
+
+def _value_of_today(given: str, key: str) -> str:
+    """A value that is a mapping or a list, as YAML has it, with its options as they are called today."""
+    try:
+        tree = yaml.safe_load(given) if "{" in given else None
+    except yaml.YAMLError:
+        return given
+    today = with_options_of_today(tree, key)
+    return given if today == tree else yaml.safe_dump(today, default_flow_style=True, width=10**9).strip()

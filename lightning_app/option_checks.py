@@ -117,8 +117,13 @@ def check_options(options: Mapping[str, Any], *, fit: bool) -> None:
             raise InputError(f"{key} is {str(options[key])[:60]!r}; it must be a mapping such as `max_steps: 100`")
     if options["trainer"].get("barebones"):
         raise InputError("trainer.barebones is true; a run here has a log, a bar and checkpoints: leave it out")
-    for key, value in leaves(options, lists="numbers"):
+    numbered = dict(leaves(options, lists="numbers"))
+    for key, value in numbered.items():
         _check(key, value)
+        part, _, name = key.rpartition(".init_args.")
+        ours = str(numbered.get(f"{part}.class_path")).startswith("lightning_app.")
+        if name == "advanced" and value is None and ours:
+            raise InputError(f"{key} is null; leave it out to take its defaults")
     _check_max_time(options["trainer"].get("max_time"))
     if fit:
         _check_fit(options["trainer"])

@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from benchmarks.code_options import arguments, classes, within
+from lightning_app.cli_checks import named_classes
 from lightning_app.errors import InputError
 from lightning_app.former import NAMED, OPTIONS, options_of_today, with_options_of_today, words_of_today
 from lightning_app.plugins import import_all
+from lightning_app.training.checkpoint import of_today
 from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +61,16 @@ def test_two_names_of_one_list():
     assert with_options_of_today(change) == {"model": {"init_args": {"extensions+": [old]}}}
 
 
+def test_a_module_of_somebody_has_the_options_of_ours():
+    spec = {"class_path": "mine.Module", "init_args": {"regularizers": [{"class_path": "EWC"}]}}
+    today = {"class_path": "mine.Module", "init_args": {"extensions": [{"class_path": "EWC"}]}}
+    assert with_options_of_today({"model": spec}) == {"model": today}
+    words = ["--model.class_path=mine.Module", "--model.regularizers=EWC"]
+    assert words_of_today(words)[1] == "--model.extensions=EWC"
+    described = {"part": "mine.Module", "version": 1, "options": {"regularizers": []}}
+    assert of_today(described) == {**described, "options": {"extensions": []}}
+
+
 def test_an_option_that_is_gone():
     assert options_of_today({"sample_seed": 0, "cycles": 1}, "PlasticitySchedule") == {"cycles": 1}
     with pytest.raises(InputError, match="sample_seed is 3; this option is gone, and it is always 0: leave it out"):
@@ -74,6 +86,46 @@ def test_a_command_line_of_before():
     ]
     with pytest.raises(InputError, match=r"--trainer.callbacks.sample_seed is 1; this option is gone"):
         words_of_today(["--trainer.callbacks.sample_seed=1"])
+
+
+def test_each_step_of_a_key_is_that_of_today():
+    model = ["--model.init_args.regularizers+=ARTRegularizer", "--model.init_args.regularizers.fast_inputs=3"]
+    assert words_of_today(["fit", *model]) == [
+        *("fit", "--model.init_args.extensions+=ARTRegularizer", "--model.init_args.extensions.advanced.fast_inputs=3")
+    ]
+    schedule = [f"--trainer.callbacks+={SCHEDULE}", "--trainer.callbacks.strategy.keep", "1"]
+    assert words_of_today(schedule)[1:] == ["--trainer.callbacks.advanced.strategy.keep", "1"]
+
+
+def test_a_value_of_the_command_line_has_options_of_today():
+    value = "[{class_path: ARTRegularizer, init_args: {fast_learning_rate: 1e-3}}]"
+    today = "[{class_path: ARTRegularizer, init_args: {advanced: {fast_learning_rate: 1e-3}}}]"
+    assert words_of_today(["--model.regularizers", value]) == ["--model.extensions", today]
+    assert words_of_today([f"--model.extensions={today}"]) == [f"--model.extensions={today}"]
+    assert words_of_today(["--model.x={no: [yaml"]) == ["--model.x={no: [yaml"]
+    callback = "{class_path: HeadController, init_args: {finally_: mask, seed: 0}}"
+    assert words_of_today([f"--trainer.callbacks+={callback}"]) == [
+        "--trainer.callbacks+={class_path: HeadController, init_args: {at_end: mask}}"
+    ]
+
+
+def test_the_class_that_a_config_names_decides(folder: Path, config: Callable[..., str]):
+    """Two callbacks have options of one name: Lightning's bar has a `refresh_rate`, and our line has none any more."""
+    bar = {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar", "init_args": {"refresh_rate": 1}}
+    path = config({"trainer": {"callbacks+": [{"class_path": "Samples"}, bar]}})
+    words = ["fit", "--config", path, "--trainer.callbacks.refresh_rate=2"]
+    assert words_of_today(words, named_classes(words)) == words
+
+
+def test_an_option_under_both_names():
+    assert options_of_today({"at_end": "mask", "finally_": "mask"}, "HeadController") == {"at_end": "mask"}
+    with pytest.raises(InputError, match="finally_ is mask, and at_end, its name of today, is keep: give at_end alone"):
+        options_of_today({"finally_": "mask", "at_end": "keep"}, "HeadController")
+    both = {"advanced": {"regrow": 1}, "regrow": 2}
+    with pytest.raises(InputError, match=r"regrow is 2, and advanced.regrow, .* is 1: give advanced.regrow alone"):
+        options_of_today(both, "PlasticitySchedule")
+    assert both == {"advanced": {"regrow": 1}, "regrow": 2}
+    assert options_of_today({"advanced": None, "regrow": 2}, "PlasticitySchedule") == {"advanced": {"regrow": 2}}
 
 
 # Configs of before

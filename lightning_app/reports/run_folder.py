@@ -132,11 +132,7 @@ class RunFolder:
         Raises:
             InputError: it cannot be read.
         """
-        config = read_yaml(self.config_file) if self.config_file.is_file() else {}
-        try:
-            return dict(with_options_of_today(config)) if isinstance(config, dict) else {}
-        except InputError:  # an option that is gone: it was in force nevertheless
-            return dict(config)
+        return config_of_run(self.config_file) if self.config_file.is_file() else {}
 
     def records(self) -> list[Record]:
         """Those of the log; none where there is no log."""
@@ -222,3 +218,12 @@ def previous(path: Path) -> Path:
 def generations(path: Path) -> list[Path]:
     """Those that there are, the newest first."""
     return [file for file in (path, previous(path)) if file.exists()]
+
+
+def config_of_run(path: Path) -> dict[str, Any]:
+    """What a config says that was in force, see `RunFolder.config`; empty where it holds no mapping."""
+    config = read_yaml(path)
+    try:
+        return dict(with_options_of_today(config)) if isinstance(config, dict) else {}
+    except InputError:  # an option that is gone: it was in force nevertheless
+        return dict(config)

@@ -90,7 +90,9 @@ def of_today(described: Any) -> Any:
     if not is_description(described):
         return described
     options = {name: of_today(value) for name, value in described["options"].items()}
-    return {**described, "options": options_of_today(options, described["part"])}
+    own_of_before = "regularizers" in options and "extensions" not in options  # all modules had them
+    part = "CausalLM" if own_of_before else described["part"]
+    return {**described, "options": options_of_today(options, part)}
 
 
 def put(raw: dict[str, Any], **parts: Any) -> None:

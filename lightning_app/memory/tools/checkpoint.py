@@ -13,21 +13,23 @@ import yaml
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.former import options_of_today, with_options_of_today
+from lightning_app.former import options_of_today
 from lightning_app.io import write_atomic
 from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.store import AssociativeMemory
+from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.registry import Description, as_config, build, describe, name_of
-from lightning_app.reports.run_folder import RunFolder
+from lightning_app.reports.run_folder import RunFolder, config_of_run
 from lightning_app.training.checkpoint import WEIGHTS, module_of, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.module import LanguageModule
-from lightning_app.yaml_file import LINKED, read_yaml
+from lightning_app.yaml_file import LINKED
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
+PLAIN = ("ArticleGPT", "CausalLM", "VardaGPT")  # with a memory each is a VardaGPT
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
 # python main.py validate --config {name}.yaml --ckpt_path {name}.ckpt
@@ -99,8 +101,7 @@ class Opened:
     def config(self) -> dict[str, Any]:
         """The config of the run, or of the command that wrote the checkpoint; empty where there is none."""
         own, run = self.path.with_suffix(".yaml"), RunFolder.of(self.path)
-        found = with_options_of_today(read_yaml(own)) if own.is_file() else run.config() if run else {}
-        return found if isinstance(found, dict) else {}
+        return config_of_run(own) if own.is_file() else run.config() if run else {}
 
     def block_size(self) -> int:
         """Tokens that the model sees at once: as in its training, as far as that is known."""
@@ -143,13 +144,17 @@ def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
 
 
 def _memory_options(description: Description) -> dict[str, Any]:
-    """Where the description of a module has its readers; one without a memory becomes a VardaGPT's."""
+    """Where the description of a module has its readers; one without a memory gets a place for them."""
     options = description["options"]
     for extension in options["extensions"]:
         if extension["part"] == "Memory":
             return extension["options"]
-    description["part"] = "VardaGPT"
-    return options
+    if description["part"] in PLAIN:
+        description["part"] = "VardaGPT"
+        return options
+    memory: dict[str, Any] = {"readers": []}  # the class stays, with the options that no other has
+    options["extensions"].append({"part": "Memory", "version": 1, "options": memory})
+    return memory
 
 
 def _is_knn(reader: dict[str, Any]) -> bool:
@@ -160,11 +165,15 @@ def _renamed(module: LanguageModule) -> dict[str, torch.Tensor]:
     """Its state by the names that a model with a memory has for it."""
     if isinstance(module.backbone, MemoryLM):
         return dict(module.state_dict())
-    inside = "backbone.backbone."
-    return {
-        f"{inside}{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name: tensor
-        for name, tensor in module.state_dict().items()
-    }
+    copies = (name for name, part in module.named_modules() if isinstance(part, ModelCopy))
+    owners = ["backbone.", *(f"{name}.module." for name in copies)]
+    return {_wrapped(name, owners): tensor for name, tensor in module.state_dict().items()}
+
+
+def _wrapped(name: str, owners: Sequence[str]) -> str:
+    """The name of a tensor once the backbone of each owner lies in a MemoryLM."""
+    owner = next((owner for owner in owners if name.startswith(owner)), "")
+    return f"{owner}backbone.{name.removeprefix(owner)}" if owner else name
 
 
 def with_room(opened: Opened, n: int) -> Opened:

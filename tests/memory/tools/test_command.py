@@ -15,18 +15,24 @@ import torch
 import yaml
 
 from lightning_app import closing
+from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.cli import main as command
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
+from lightning_app.memory.tools.checkpoint import Opened, fitting, with_reader
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.model_copy import ModelCopy
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.module import LanguageModule
 from tests.advice import LITTLE_TEXT, advised
+from tests.made_models import decoder, ready
 
 TEXTS = {
     "fox": "The quick brown fox jumps over the lazy dog while 13 wizards vex bad nymphs.",
@@ -236,6 +242,26 @@ def test_a_memory_beside_one_that_is_learned(folder: Path):
         first.size(),
         len(TEXTS["fox"]),
     ]
+
+
+@pytest.mark.parametrize("module", [ArticleGPT, ARTGPT2])
+def test_a_model_whose_art_keeps_an_average_gets_a_memory(module: type[LanguageModule]):
+    art = ARTRegularizer(vigilance=0.5, novelty="drift")
+    kept = {"extensions": [art]} if module is ArticleGPT else {"art": art}
+    plain = Opened(Path("x.ckpt"), {}, *ready(module(decoder(), **kept)))
+    found = with_reader(plain, {"memory_size": 8}).module
+    assert isinstance(found, VardaGPT if module is ArticleGPT else ARTGPT2)
+    averages = (next(part for part in one.modules() if isinstance(part, ModelCopy)) for one in (plain.module, found))
+    assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in averages), strict=True))
+    config = fitting({}, found, plain.tokenizer)["model"]["init_args"]
+    assert ("readers" in config) is (module is ArticleGPT)
+
+
+def test_a_config_with_an_option_that_is_gone_was_in_force(tmp_path: Path):
+    options = {"trainer": {"callbacks": [{"class_path": "Samples", "init_args": {"seed": 3}}]}}
+    path = tmp_path / "best-memory.yaml"
+    path.write_text(yaml.safe_dump(options))
+    assert Opened(path.with_suffix(".ckpt"), {}, *ready(ArticleGPT(decoder()))).config() == options
 
 
 def test_a_pruned_model_gets_a_memory_that_grows(folder: Path):
