@@ -143,10 +143,12 @@ def fails(main: Run, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a fit of the small config, for what comes after training; read only."""
+    from lightning_app import closing
     from lightning_app.cli import main as command
 
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(closing, "SAMPLED_TOKENS", 200)
         patch.chdir(folder)
         write_texts()
         command(["fit", "--config", write_config({})])
