@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -203,6 +205,10 @@ def write_texts(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    child = os.fork()  # half the time of two processes is their imports
+    os.environ["LOCAL_RANK"] = "0" if child else "1"
     found = {name: train(name, 2, sharded="sharded" in sys.argv) for name in json.loads(sys.argv[1])}
     assert world_size() == 2
     torch.save(found, f"{rank()}.pt")
+    assert not child or os.waitpid(child, 0)[1] == 0

@@ -129,7 +129,7 @@ def test_each_epoch_of_a_schedule_has_its_steps(pairs: Path):
     assert len(found["losses"]) == found["planned"] == 3 + 5
 
 
-@pytest.mark.parametrize("stop", [3, 5, 6])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_schedule_goes_on_after_a_resume(stop: int, pairs: Path):
     """Within an epoch Lightning has forgotten how many batches a step has."""
 

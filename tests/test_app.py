@@ -92,6 +92,7 @@ def test_everything_that_is_promised_is_logged(tiny_run: Path):
     assert records[-1]["val/ce"] == best["val/ce"]
 
 
+@pytest.mark.slow  # in small: tests/training/callbacks/test_interruption.py
 def test_a_run_that_crashed_goes_on_in_its_folder_exactly_as_if_it_never_had(
     main: Main, config: Config, monkeypatch: pytest.MonkeyPatch
 ):
@@ -153,6 +154,7 @@ def test_init_from_takes_the_weights_and_nothing_else(main: Main, config: Config
     assert 0 < moved < 2e-3  # two warm-up steps of AdamW away
 
 
+@pytest.mark.slow  # in small: tests/art/test_extension.py
 def test_init_from_a_checkpoint_with_other_regularizers(main: Main, config: Config, trained: Path):
     """Those that it lacks start anew; those that the module lacks stay behind."""
     regularizers = [{"class_path": "ARTRegularizer", "init_args": {"average_decay": 0.9}}]

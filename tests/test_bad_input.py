@@ -152,7 +152,10 @@ def test_options_of_art(options: dict[str, Any], words: tuple[str, ...]):
     assert all(word in str(refused.value) for word in words)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"normalise": "center"}, "normalise"), ({"layer": 4}, "layer is 4")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"normalise": "center"}, "normalise"), pytest.param({"layer": 4}, "layer is 4", marks=pytest.mark.slow)],
+)
 def test_an_option_of_art_in_a_config(fit_fails: Fails, options: dict[str, Any], words: str):
     art = {"class_path": "ARTRegularizer", "init_args": options}
     assert words in fit_fails({"model": {"init_args": {"extensions": [art]}}})
@@ -190,8 +193,7 @@ def test_a_size_given_twice_is_refused_with_both_numbers(fit_fails: Fails, name:
 
 
 def test_checkpoints_that_are_missing_or_damaged(fails: Fails, trained: Path):
-    for option in ("--ckpt_path", "--init_from"):
-        assert "none.ckpt" in fails("fit", "--config", "tiny.yaml", option, "none.ckpt")
+    assert "none.ckpt" in fails("fit", "--config", "tiny.yaml", "--init_from", "none.ckpt")
     assert "last.ckpt" in fails("fit", "--config", "tiny.yaml", "--name", "other", "--ckpt_path", "last")
     whole = trained / "checkpoints/last.ckpt"
     Path("half.ckpt").write_bytes(whole.read_bytes()[:5000])
@@ -200,8 +202,7 @@ def test_checkpoints_that_are_missing_or_damaged(fails: Fails, trained: Path):
         for opened in (read_checkpoint, load_module):
             with pytest.raises(InputError, match=path):
                 opened(Path(path))
-    for words in (("fit", "--config", "tiny.yaml"), ("validate", "--config", "tiny.yaml"), ("generate",)):
-        assert "half.ckpt" in fails(*words, "--ckpt_path", "half.ckpt")
+    assert "half.ckpt" in fails("validate", "--config", "tiny.yaml", "--ckpt_path", "half.ckpt")
     assert "half.ckpt" in fails("fit", "--config", "tiny.yaml", "--init_from", "half.ckpt")
     assert "not both" in fails("fit", "--config", "tiny.yaml", "--init_from", whole, "--ckpt_path", whole)
 
@@ -214,16 +215,21 @@ def test_a_checkpoint_of_another_vocabulary_or_shape(fails: Fails, config: Confi
     assert_refused(ArticleGPT(decoder(heads=4)), raw, "has heads 2, this one 4")  # all matrices have the same shapes
     wider = config({"model": {"init_args": {"backbone": {"embedding_dim": 32}}}})
     same_size = config({"data": {"tokenizer": "w.tiktoken", "vocab_size": 257}}, "same.yaml")
-    for option in ("--ckpt_path", "--init_from"):
-        error = fails("fit", "--config", wider, option, checkpoint)
-        assert "16" in error
-        assert "32" in error
-        error = fails("fit", "--config", same_size, option, checkpoint)
-        assert "w.tiktoken" in error
-        assert "bytes" in error
+    error = fails("fit", "--config", wider, "--ckpt_path", checkpoint)
+    assert "16" in error
+    assert "32" in error
+    error = fails("fit", "--config", same_size, "--init_from", checkpoint)
+    assert "w.tiktoken" in error
+    assert "bytes" in error
 
 
-@pytest.mark.parametrize("interval", [1, 3], ids=["validation sees it", "the next step sees it"])
+@pytest.mark.parametrize(
+    "interval",
+    [
+        pytest.param(1, id="validation sees it", marks=pytest.mark.slow),
+        pytest.param(3, id="the next step sees it"),
+    ],
+)
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fails: Fails, trained: Path, interval: int):
     checkpoint = trained / "checkpoints/last.ckpt"
     before = checkpoint.read_bytes()
@@ -279,10 +285,19 @@ PLASTICITY = {"training_steps": 1, "warmup_steps": 1, "finetuning_steps": 1, "cy
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pruning_level": 1.0}, ("level of heads is 1.0", "[0, 1)")),
-        ({"pruning_level": 0.6, "keep_per_layer": 2}, ("level 0.6 takes 1 of 2", "keeps at least 2")),
+        pytest.param({"pruning_level": 1.0}, ("level of heads is 1.0", "[0, 1)"), marks=pytest.mark.slow),
+        # the others of this kind: tests/plasticity/test_schedule.py
+        pytest.param(
+            {"pruning_level": 0.6, "keep_per_layer": 2},
+            ("level 0.6 takes 1 of 2", "keeps at least 2"),
+            marks=pytest.mark.slow,
+        ),
         ({"cycles": 9}, ("9 cycles of 1 + 1 steps after 1 take 19 steps", "the run has 6", "trainer.max_steps")),
-        ({"targets": ["neurons"], "neuron_strategy": "EntropyImportance"}, ("cannot score neurons",)),
+        pytest.param(
+            {"targets": ["neurons"], "neuron_strategy": "EntropyImportance"},
+            ("cannot score neurons",),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_options_of_plasticity(fit_fails: Fails, options: dict[str, Any], words: tuple[str, ...]):

@@ -106,13 +106,22 @@ def plain_weights(module: LanguageModule) -> dict[str, torch.Tensor]:
 
 
 ALL = list(itertools.product([False, True], repeat=3))
-OF_GPT2 = {(False, False, False), (True, False, True), (True, True, True)}  # the others where all tests are run
+FAST = {  # one by one, and all together; the others where all tests are run
+    ("decoder", True, False, False),
+    ("decoder", False, True, False),
+    ("decoder", False, False, True),
+    ("decoder", True, True, True),
+    ("gpt2", True, True, True),
+}
 
 
 @pytest.mark.parametrize(
     ("family", "memory", "art", "plasticity"),
-    [("decoder", *on) for on in ALL]
-    + [pytest.param("gpt2", *on, marks=[] if on in OF_GPT2 else pytest.mark.slow) for on in ALL],
+    [
+        pytest.param(family, *on, marks=[] if (family, *on) in FAST else pytest.mark.slow)
+        for family in ("decoder", "gpt2")
+        for on in ALL
+    ],
     ids=lambda on: on if isinstance(on, str) else "on" if on else "off",
 )
 def test_every_combination(folder: Path, family: str, memory: bool, art: bool, plasticity: bool):

@@ -52,7 +52,7 @@ CHANGED = {  # what each overlay changes
 EVALUATIONS = ("validate", "test", "predict", "prepare")
 # What their own tests and tests/golden fit in small: a fit of each here, too, where all tests are run.
 FITTED = {"art", "art_varda", "controller", "csv_logger", "gradient_checkpointing", "lora", "wandb", "weight_averaging"}
-FITTED |= {"art_gpt2_offline", "varda_gpt_offline", "debug", "streaming"}
+FITTED |= {"art_gpt2_offline", "varda_gpt_offline", "debug", "streaming", "article_gpt"}  # of a backbone: gpt2_offline
 SCHEDULED = ["plasticity", "plasticity_dynamic", "plasticity_quick"]  # their phases need more than two steps
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
 IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}
@@ -176,6 +176,7 @@ def test_the_seed_run_works_on_bytes_too(main: Main, monkeypatch: pytest.MonkeyP
     assert read_log(tmp_path / "article_gpt_seed" / "version_0")[-1]["step"] == 50  # 100 windows in batches of 2
 
 
+@pytest.mark.slow
 def test_gpt2_takes_a_directory_and_other_texts(main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)
     sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2}

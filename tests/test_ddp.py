@@ -19,14 +19,14 @@ from lightning_app.training.callbacks.run_log import read_log
 from tests.ddp_cases import CASES, MARK, STEPS, train, write_texts
 
 ROOT = Path(__file__).parent.parent
-FAST = ["article", "varda", "art", "plasticity"]
+FAST = ["varda", "plasticity"]
 SLOW = [name for name in CASES if name not in FAST]
-OWN = ("plasticity, masks", "spikes")  # slow ones with tests of their own
+OWN = ("article", "art", "plasticity, masks", "spikes")  # slow ones with tests of their own
 State = dict[str, Tensor]
 
 
 def run(*words: object, folder: Path | None = None) -> str:
-    """Python in a process of its own (its ranks start themselves by this command line); what it printed to stderr."""
+    """Python in a process of its own, which starts its other ranks; what it printed to stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True, env=environment, timeout=280
@@ -73,8 +73,9 @@ def check_equal(name: str, found: dict[str, Any]) -> tuple[State, State, State]:
     return alone["state"], one["state"], two["state"]
 
 
-def test_article_gpt_learns_as_one_process(fast: dict[str, Any]):
-    _, one, two = check_equal("article", fast)
+@pytest.mark.slow  # with a memory besides: fast
+def test_article_gpt_learns_as_one_process(slow: dict[str, Any]):
+    _, one, two = check_equal("article", slow)
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
@@ -94,15 +95,16 @@ def test_varda_gpt_learns_as_one_process_with_the_same_entries_in_the_same_order
     assert 100 < int((memory(one, 0)["slot_ids"] >= 0).sum()) < int(memory(one, 0)["next_id"])  # some were removed
 
 
-def test_art_gpt2_learns_as_one_process_with_the_same_categories(fast: dict[str, Any]):
-    alone, one, two = check_equal("art", fast)
+@pytest.mark.slow
+def test_art_gpt2_learns_as_one_process_with_the_same_categories(slow: dict[str, Any]):
+    alone, one, two = check_equal("art", slow)
     torch.testing.assert_close(one, two, rtol=0, atol=0)
     assert any(".average." in name for name in one)
     for name in ("ids", "counts", "born", "used", "texts", "seen"):
         assert torch.equal(alone[f"regularizers.0.art.{name}"], one[f"regularizers.0.art.{name}"])
     assert int(one["regularizers.0.art.size"]) > 3
     assert int(one["regularizers.0.steps"]) == STEPS
-    assert "1 of 4 embeddings are not finite" in fast["said"]
+    assert "1 of 4 embeddings are not finite" in slow["said"]
 
 
 @pytest.mark.slow

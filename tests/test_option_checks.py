@@ -170,7 +170,9 @@ def fit_fails(fails: Fails, name: str, *words: object) -> str:
         pytest.param(
             {"data": {"cache_dir": "a\0b"}}, "'data.cache_dir' holds a zero byte", r"a\x00b", marks=pytest.mark.slow
         ),
-        ({"data": {"train": {"path": "a\nb"}}}, "no such file: a b", "check the path"),
+        pytest.param(
+            {"data": {"train": {"path": "a\nb"}}}, "no such file: a b", "check the path", marks=pytest.mark.slow
+        ),
         ({"data": {"train": {"path": "hf:a\nb"}}}, "", "hf:"),
         ({"trainer": ["cpu", 1]}, "trainer is ", "must be a mapping"),
         pytest.param({"trainer": True}, "trainer is 'True'", "must be a mapping", marks=pytest.mark.slow),
@@ -189,8 +191,8 @@ def test_whatever_is_raised_while_a_run_is_built_is_one_line_with_its_key(
     ("spec", "words"),
     [
         ({"class_path": "torch.optim.SGD", "init_args": {"nesterov": True}}, "Nesterov"),
-        ({"class_path": "torch.optim.SparseAdam"}, "cannot train here"),
-        ({"class_path": "torch.optim.LBFGS"}, "LBFGS"),
+        pytest.param({"class_path": "torch.optim.SparseAdam"}, "cannot train here", marks=pytest.mark.slow),
+        pytest.param({"class_path": "torch.optim.LBFGS"}, "LBFGS", marks=pytest.mark.slow),
         (None, "is null"),
     ],
 )

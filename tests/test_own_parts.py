@@ -87,7 +87,11 @@ def test_a_timer_stands_beside_max_time(main: Main, config: Config, capsys: pyte
     ("trainer", "words"),
     [
         ({"barebones": True}, "trainer.barebones is true"),
-        ({"callbacks": [{"class_path": "LearningRateFinder"}]}, "trainer.callbacks.0 is a LearningRateFinder"),
+        pytest.param(
+            {"callbacks": [{"class_path": "LearningRateFinder"}]},
+            "trainer.callbacks.0 is a LearningRateFinder",
+            marks=pytest.mark.slow,
+        ),
         (
             {"callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/ce"}}] * 2},
             "Found more than one stateful callback of type `EarlyStopping`",

@@ -207,10 +207,11 @@ WAYS = {
 SLOW = pytest.mark.slow
 
 
-# Those that `test_from_a_run_that_ended_earlier` tries too are slow here.
-@pytest.mark.parametrize(
-    "way", [pytest.param(w, marks=SLOW if w in ("no validation", "limited epochs") else []) for w in WAYS]
-)
+# The tests below try some of the checkpoints of the other ways.
+OFTEN = ("validation across epochs", "accumulation")
+
+
+@pytest.mark.parametrize("way", [pytest.param(w, marks=[] if w in OFTEN else SLOW) for w in WAYS])
 def test_from_every_checkpoint(way, tmp_path):
     """After each batch (first, middle, last but one, last, second epoch), in and after each validation, at each
     epoch's end, and with nothing left but the last validation."""
@@ -269,7 +270,7 @@ def test_from_a_run_that_ended_earlier(way, stop, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=SLOW), 2])
-@pytest.mark.parametrize("stop", [3, 5, pytest.param(8, marks=SLOW)])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=SLOW), 5, pytest.param(8, marks=SLOW)])
 def test_with_workers(workers, stop, tmp_path):
     options = Options({"val_check_interval": 2}, workers=workers)
     whole = fit(EVERY_2)
@@ -277,8 +278,17 @@ def test_with_workers(workers, stop, tmp_path):
     assert_continues(fit(options, resume=tmp_path / f"step={stop}.ckpt"), whole, after=stop)
 
 
-@pytest.mark.parametrize("way", ["validation in mid-epoch", "by epochs", "no validation"])
-@pytest.mark.parametrize("first_stop", [4, 5])
+@pytest.mark.parametrize(
+    ("first_stop", "way"),
+    [
+        (4, "validation in mid-epoch"),
+        (5, "by epochs"),
+        (5, "no validation"),
+        pytest.param(5, "validation in mid-epoch", marks=SLOW),
+        pytest.param(4, "by epochs", marks=SLOW),
+        pytest.param(4, "no validation", marks=SLOW),
+    ],
+)
 def test_a_resume_of_a_resume(way, first_stop, tmp_path):
     """Behind an epoch's last batch Lightning alone leaves its epochs uncounted, and the second resume wrong."""
     options = WAYS[way]

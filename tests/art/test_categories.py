@@ -68,7 +68,7 @@ def test_the_only_category_has_no_nearest_one():
 def test_the_table_and_the_page_hold_what_the_checkpoint_holds(
     fit: Callable[..., None], main: Main, capsys: pytest.CaptureFixture[str]
 ):
-    fit({"vigilance": 0.99}, {"vigilance": 0.999, "name": "fine", "pooling": "token"})
+    fit({"vigilance": 0.99}, {"vigilance": 0.999, "name": "fine"})
     capsys.readouterr()
     main("categories", "--ckpt_path", "last", "--output", "page.html", "--limit", 2)
     printed, page = capsys.readouterr().out, Path("page.html").read_text()

@@ -97,12 +97,22 @@ class Watch(TrainerCallback):
 # The loss
 
 
+SLOW = pytest.mark.slow
+ACCUMULATED: dict[str, Any] = {"gradient_accumulation_steps": 2}
+SMOOTHED = {"label_smoothing_factor": 0.1, **ACCUMULATED}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"gradient_accumulation_steps": 2}, {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2}],
-    ids=["plain", "accumulated", "smoothed"],
+    ("options", "rehearsal"),
+    [
+        pytest.param({}, 0, id="plain"),
+        pytest.param(SMOOTHED, 1, id="smoothed, accumulated, rehearsed"),
+        pytest.param({}, 1, id="rehearsed", marks=SLOW),
+        pytest.param(ACCUMULATED, 0, id="accumulated", marks=SLOW),
+        pytest.param(ACCUMULATED, 1, id="accumulated, rehearsed", marks=SLOW),
+        pytest.param(SMOOTHED, 0, id="smoothed, accumulated", marks=SLOW),
+    ],
 )
-@pytest.mark.parametrize("rehearsal", [0, 1])
 def test_lambda_0_gives_the_weights_and_losses_of_the_plain_trainer(
     options: dict[str, Any], rehearsal: float, tmp_path: Path
 ):
@@ -117,7 +127,7 @@ def test_lambda_0_gives_the_weights_and_losses_of_the_plain_trainer(
     assert len(ours.art) > 0  # it learns and logs all the same
 
 
-@pytest.mark.parametrize("novelty", ["drift", "margin"])
+@pytest.mark.parametrize("novelty", ["drift", pytest.param("margin", marks=SLOW)])
 def test_it_trains_as_a_loop_written_by_hand(novelty: str, tmp_path: Path):
     art, batches = art_of(novelty=novelty), []
     trainer = trainer_of(tmp_path, art=art, lambda_art=0.5, average_decay=0.5, max_grad_norm=0.0)
@@ -190,14 +200,23 @@ def test_the_averaged_model_runs_in_the_precision_of_the_live_one(tmp_path: Path
     assert low == [True] * 5  # without categories nothing is novel yet
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
-@pytest.mark.parametrize("pooling", ["mean", "last", "token"])
+@pytest.mark.parametrize(
+    ("pooling", "left"),
+    [
+        pytest.param("last", False, id="last-right"),
+        pytest.param("token", True, id="token-left"),
+        pytest.param("mean", False, id="mean-right", marks=SLOW),
+        pytest.param("mean", True, id="mean-left", marks=SLOW),
+        pytest.param("last", True, id="last-left", marks=SLOW),
+        pytest.param("token", False, id="token-right", marks=SLOW),
+    ],
+)
 def test_padding_never_counts(pooling: str, left: bool, tmp_path: Path):
     rows = texts(24, left=left)
     other = [{**row, "input_ids": row["input_ids"].where(row["attention_mask"] == 1, 7)} for row in rows]
     found = []
     for data in (rows, other):
-        trainer = trainer_of(tmp_path, data=data, pooling=pooling, lambda_art=0.5)
+        trainer = trainer_of(tmp_path, data=data, pooling=pooling, lambda_art=0.5, max_steps=3)
         trainer.train()
         found.append(trainer)
     assert equal(weights(found[0].art), weights(found[1].art))
@@ -232,7 +251,7 @@ def test_an_inner_layer_is_that_of_the_blocks(tmp_path: Path):
 # Rehearsal
 
 
-@pytest.mark.parametrize("novelty", ["drift", "margin"])
+@pytest.mark.parametrize("novelty", [pytest.param("drift", marks=SLOW), "margin"])
 def test_rehearsal_is_the_kl_divergence_of_the_averaged_model_from_the_live_one(novelty: str, tmp_path: Path):
     trainer = trainer_of(tmp_path, art=art_of(novelty=novelty), rehearsal=0.5, rehearsed_texts=6, lambda_art=2.0)
     trainer.train()
@@ -258,6 +277,7 @@ def test_rehearsal_is_logged_adds_up_and_is_no_part_of_evaluation(tmp_path: Path
     assert len(logged) == 3
     for entry in logged:
         assert entry["loss"] == pytest.approx(entry["ce"] + 0.5 * (entry["art"] + entry["art_rehearsal"]), abs=1e-5)
+        assert {"art_clusters", "art_births", "art_known", "art_match", "art_drift"} <= entry.keys()
     assert logged[-1]["art_rehearsal"] > 0
     plain = Trainer(model=trainer.model, args=settings(tmp_path))
     assert trainer.evaluate(texts(10))["eval_loss"] == plain.evaluate(texts(10))["eval_loss"]
@@ -311,6 +331,7 @@ def test_evaluation_is_the_plain_trainers_and_changes_nothing(tmp_path: Path):
     assert equal(before[1], weights(trainer.average))
 
 
+@SLOW  # with rehearsal besides: `test_rehearsal_is_logged_adds_up_and_is_no_part_of_evaluation`
 def test_ce_art_and_clusters_are_logged_and_add_up(tmp_path: Path):
     trainer = trainer_of(tmp_path, lambda_art=0.5, gradient_accumulation_steps=2)
     trainer.train()
@@ -334,7 +355,15 @@ def test_the_weight_warms_up(tmp_path: Path):
 # Checkpoints
 
 
-@pytest.mark.parametrize(("novelty", "rehearsal"), [("drift", 0.0), ("margin", 0.0), ("drift", 2.0), ("margin", 2.0)])
+@pytest.mark.parametrize(
+    ("novelty", "rehearsal"),
+    [
+        ("margin", 2.0),
+        pytest.param("drift", 0.0, marks=SLOW),
+        pytest.param("margin", 0.0, marks=SLOW),
+        pytest.param("drift", 2.0, marks=SLOW),
+    ],
+)
 def test_a_resumed_run_ends_as_one_that_never_stopped(novelty: str, rehearsal: float, tmp_path: Path):
     options: dict[str, Any] = {"lambda_art": 0.5, "save_strategy": "steps", "save_steps": 3, "rehearsal": rehearsal}
     art: dict[str, Any] = {"novelty": novelty, "normalize": "center", "vigilance": None, "vigilance_quantile": 0.3}

@@ -458,8 +458,16 @@ def test_a_common_mean_hides_what_center_and_whiten_tell_apart(normalize: Any, f
             assert len(which[slots == slot].unique()) == 1
 
 
-@pytest.mark.parametrize("quantile", [0.05, 0.2])
-@pytest.mark.parametrize("options", [{}, {"normalize": "center"}, {"normalize": "whiten"}, {"kind": "fuzzy"}])
+@pytest.mark.parametrize("quantile", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"normalize": "center"}, marks=pytest.mark.slow),
+        {"normalize": "whiten"},
+        {"kind": "fuzzy"},
+    ],
+)
 def test_about_that_share_of_stationary_inputs_is_novel(quantile: float, options: dict[str, Any]):
     """Of held-out ones, within a factor of 2.5, as categories still open; once calibrated, within 2 %."""
     network = art(16, vigilance_quantile=quantile, **options)

@@ -31,7 +31,7 @@ from tests.conftest import Run
 
 NAMES = sorted(path.name for path in RUNS.iterdir())
 WEIGHTS = "backbone.transformer.wte.weight"
-OFTEN = ("all_three", "averaging", "lora")  # a command takes a second: of the others, in slow tests
+OFTEN = ("all_three", "averaging")  # a command takes a second: of the others, in slow tests
 each = pytest.mark.parametrize("name", NAMES)
 some = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in NAMES])
 

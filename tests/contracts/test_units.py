@@ -27,7 +27,12 @@ both_kinds = pytest.mark.parametrize("kind", KINDS)
 each_way = pytest.mark.parametrize(("kind", "surgery"), [("heads", "mask"), ("heads", "remove"), ("neurons", "remove")])
 
 
-@pytest.fixture(scope="module", params=EACH)  # so that a worker has all tests of one family after each other
+# The layout of each is that of another: decoder, llama (mistral has its shapes), and adapters of gpt2.
+REPEATS = ("decoder without biases", "mistral", "llama, adapters")
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name in REPEATS else ()) for name in EACH]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)  # so that a worker has all tests of one family after each other
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -7,7 +7,7 @@ import inspect
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def test_a_pretrained_family_is_written_as_it_is(exported, tmp_path, name):
     assert difference(done.folder, tmp_path / "some.ckpt") == 0
 
 
-@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize("removed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_adapters_become_part_of_the_matrices(exported, tmp_path, removed):
     backbone = PretrainedLM(**{**family("gpt2").config(), "lora": {"r": 2, "target_modules": ["c_attn", "c_proj"]}})
     module = CausalLM(pruned(noisy(backbone)) if removed else noisy(backbone))
@@ -199,7 +199,7 @@ def test_masked_heads_need_no_code(exported, tmp_path):
     assert weight[:4].count_nonzero() > 0
 
 
-@pytest.mark.parametrize("name", ["decoder", "gpt2"])
+@pytest.mark.parametrize("name", ["decoder", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_dense_has_zeros_where_heads_and_neurons_were(exported, tmp_path, name):
     backbone = decoder() if name == "decoder" else family(name)
     module = CausalLM(pruned(backbone))
@@ -235,9 +235,15 @@ def own_modules(reading: Callable[..., Any]) -> dict[str, Callable[[], LanguageM
 
 
 OWN = ("removed", "rotary", "head_size", *FAMILIES, "attention", "concat", "knn", "trime", "cache", "hnsw")
+# Of the readers, one that is learned and one that is not are fast.
+OFTEN = ("removed", "rotary", "llama", "attention", "knn")
 
 
-@pytest.mark.parametrize("name", OWN)
+def some(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(OWN))
 def test_other_models_bring_their_code(of_own_code, reading, name):
     assert set(own_modules(reading)) == set(OWN)
     checkpoint, done = of_own_code(name)
@@ -264,7 +270,7 @@ def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:
     return seen
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", some(OWN))
 def test_each_step_computes_the_new_token_alone(of_own_code, name):
     model = loaded(of_own_code(name)[1].folder)
     seen = shapes_of_ids(model)
@@ -314,7 +320,7 @@ def test_a_module_imported_as_a_name_has_no_flat_file():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["removed", "attention", "concat", "knn", "trime", "cache", "hnsw"])
+@pytest.mark.parametrize("name", some(["removed", "attention", "concat", "knn", "trime", "cache", "hnsw"]))
 @torch.no_grad()
 def test_half_precision(of_own_code, name, dtype):
     folder = of_own_code(name)[1].folder
@@ -334,7 +340,7 @@ close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
 WITH_A_PLAIN_TWIN = ("removed", *FAMILIES)
 
 
-@pytest.mark.parametrize("name", WITH_A_PLAIN_TWIN)
+@pytest.mark.parametrize("name", some(WITH_A_PLAIN_TWIN))
 @torch.no_grad()
 def test_all_outputs_are_those_of_a_plain_model(tmp_path, of_own_code, name):
     """`--dense` gives a model of the library that computes the same: zeros where units were removed."""
@@ -367,7 +373,7 @@ def test_all_outputs_are_those_of_a_plain_model(tmp_path, of_own_code, name):
     assert torch.equal(own.generate(ids, **beams), plain.generate(ids, **beams))
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if name not in WITH_A_PLAIN_TWIN])
+@pytest.mark.parametrize("name", some(name for name in OWN if name not in WITH_A_PLAIN_TWIN))
 @torch.no_grad()
 def test_hidden_states_are_those_of_the_checkpoint(of_own_code, name):
     checkpoint, done = of_own_code(name)

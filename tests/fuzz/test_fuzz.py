@@ -20,19 +20,19 @@ from tests.fuzz.yamls import fitted, in_this_process
 
 
 def test_no_damage_passes_unnoticed(capsys: pytest.CaptureFixture[str]):
-    results = fuzz(160, seed=1, kinds=[name for name in KINDS if name != "yaml"])
+    results = fuzz(80, seed=1, kinds=[name for name in KINDS if name != "yaml"])
     assert len(results) >= 8
     failures = [failure for result in results.values() for failure in result.failures]
     assert not failures, "\n".join(failures)
-    assert results["checkpoint"].counts[REFUSED] >= 15
-    assert results["request"].counts[REFUSED] >= 5
+    assert results["checkpoint"].counts[REFUSED] >= 7
+    assert results["request"].counts[REFUSED] >= 2
     assert "checkpoint" in table(results)
 
 
 def test_no_mutant_of_a_config_ends_in_a_traceback():
-    (result,) = fuzz(6, seed=1, kinds=["yaml"]).values()
+    (result,) = fuzz(4, seed=1, kinds=["yaml"]).values()
     assert not result.failures, "\n".join(result.failures)
-    assert result.counts[REFUSED] >= 3
+    assert result.counts[REFUSED] >= 2
 
 
 def test_a_tenth_of_the_cases_are_configs():

@@ -17,7 +17,7 @@ from lightning_app.memory.store import AssociativeMemory
 D, SPAN = 4, 2
 SIZES = st.integers(1, 13)
 QUICK = settings(
-    derandomize=True, deadline=None, max_examples=15, database=None, suppress_health_check=[HealthCheck.too_slow]
+    derandomize=True, deadline=None, max_examples=6, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 INDEXES = {
     "flat": {},

@@ -162,6 +162,7 @@ def test_slope_rule_stops_an_exponential_fall_near_its_end():
     assert 0.1 < experiment.to_come(np.median(steps)) < 0.2  # of 2 nats
 
 
+@pytest.mark.slow  # a figure of an experiment
 def test_a_longer_window_sees_slower_falls():
     short, long = (
         experiment.smallest_slope(experiment.slope_rule(window), correlation=0.0) for window in (WINDOW, 2 * WINDOW)

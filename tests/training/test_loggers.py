@@ -86,6 +86,7 @@ def test_without_a_logger_a_run_has_its_folder_all_the_same(
     assert [r["step"] for r in read_log("runs/tiny/version_1") if "val/ce" in r and "event" not in r] == [3, 6, 9]
 
 
+@pytest.mark.slow  # each alone: the tests of its part
 def test_a_table_beside_tensorboard_with_plasticity_and_art(main: Main, config: Callable[..., str]):
     name = config(WITH_ALL)
     main("fit", "--config", name, *overlay("csv_logger"))

@@ -102,7 +102,9 @@ def assert_same(one: tuple[L.Trainer, LanguageModule], two: tuple[L.Trainer, Lan
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}, marks=pytest.mark.slow)]
+)
 def test_a_poisoned_batch_changes_nothing(fit: Fit, options: dict[str, Any]):
     with pytest.warns(
         UserWarning, match=f"step {POISONED} is left out: its loss is .* and its gradient norm is .*; the limit"
@@ -127,6 +129,7 @@ def test_a_loss_that_is_not_finite_is_left_out_too(fit: Fit):
         fit(False, poison=float("nan"))
 
 
+@pytest.mark.slow  # tests/golden runs with it
 def test_without_spikes_it_changes_nothing(fit: Fit):
     assert_same(fit(True, poison=None), fit(False, poison=None))
 
@@ -186,7 +189,7 @@ def test_what_cannot_be_meant_is_refused():
     assert SpikeGuard(3).deviations == 3
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_controller_of_heads_does_not_hear_of_it(fit: Fit, accumulate: int):
     heard = []
     for poison, said in ((None, ()), (50.0, (f"step {POISONED} is left out",))):

@@ -193,7 +193,7 @@ def test_weight_and_temperature_are_tuned_and_stored(folder: Path):
     assert options["temperature"] == pytest.approx(float(reader.temperature))
 
 
-@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("stage", ["validate", pytest.param("test", marks=pytest.mark.slow)])
 def test_the_config_beside_it_evaluates_it(folder: Path, stage: str):
     words = (stage, "--config", "memory.yaml", "--ckpt_path", MEMORY, "--trainer.limit_val_batches", 4)
     printed = run(*words)

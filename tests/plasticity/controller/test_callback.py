@@ -62,7 +62,8 @@ def test_inactive_heads_are_cut_out_and_the_model_that_is_saved_is_smaller(confi
     main("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
 
 
-@pytest.mark.parametrize("at_end", ["mask", pytest.param("keep", marks=pytest.mark.slow)])
+@pytest.mark.slow  # cut out: fast
+@pytest.mark.parametrize("at_end", ["mask", "keep"])
 def test_masked_heads_stay_and_say_nothing(at_end: str, config: Callable[..., str], main: Main):
     main("fit", "--config", config(with_controller(**CLOSES, at_end=at_end)))
     saved = checkpoint()

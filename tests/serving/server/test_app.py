@@ -326,8 +326,8 @@ def test_the_page_may_run_its_own_script_only(server):
 # Several at once
 
 
-def test_200_clients_at_once_and_none_is_lost(server):
-    prompts = ["the model"[: 1 + i % 9] for i in range(200)]
+def test_60_clients_at_once_and_none_is_lost(server):
+    prompts = ["the model"[: 1 + i % 9] for i in range(60)]
     steps = count_steps(server)
 
     async def all_of_them() -> list[httpx.Response]:
@@ -340,13 +340,13 @@ def test_200_clients_at_once_and_none_is_lost(server):
             return await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies))
 
     answers = asyncio.run(all_of_them())
-    assert [a.status_code for a in answers] == [200] * 200
-    for i in range(0, 200, 7):
+    assert [a.status_code for a in answers] == [200] * 60
+    for i in range(0, 60, 7):
         expected = alone(server, prompts[i], max_new_tokens=6 + i % 5, seed=i)
         streamed = i % 2 == 1
         said = "".join(e["choices"][0]["text"] for e in events(answers[i])) if streamed else None
         assert (said if streamed else answers[i].json()["choices"][0]["text"]) == expected
-    assert steps() < 200 * 6 / 4  # together, not one after the other
+    assert steps() < 60 * 6 / 4  # together, not one after the other
     assert server.service.engine.load == 0
 
 
@@ -423,8 +423,8 @@ def test_who_goes_away_is_not_written_for(tiny_checkpoint, serve, stream):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/embeddings", {"model": "tiny", "input": ["x"] * 500}),
-        ("/explain", {"text": "x"}),
+        pytest.param("/v1/embeddings", {"model": "tiny", "input": ["x"] * 500}, marks=pytest.mark.slow),
+        pytest.param("/explain", {"text": "x"}, marks=pytest.mark.slow),
         ("/v1/completions", {"model": "tiny", "prompt": ["x"] * 100, "max_tokens": 1, "logprobs": 0}),
     ],
 )

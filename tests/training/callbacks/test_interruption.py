@@ -45,11 +45,13 @@ def texts() -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run that was never stopped."""
+    from lightning_app import closing
     from lightning_app.cli import main as command
 
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(closing, "SAMPLED_TOKENS", 20)
         texts()
         command(["fit", "--config", write_config(OPTIONS)])
     return folder / RUN
@@ -169,6 +171,7 @@ def test_an_error_before_training_draws_and_writes_nothing(fit: Callable, capsys
     assert not (RUN / "loss.png").exists()
 
 
+@pytest.mark.slow  # tests/test_bad_input.py has it too
 def test_weights_that_are_not_finite_replace_no_checkpoint(fit: Callable, monkeypatch: pytest.MonkeyPatch):
     def spoil(module: ArticleGPT, batch: Any, batch_idx: int) -> None:
         if module.trainer.global_step == 5:
@@ -190,7 +193,7 @@ def test_a_time_limit_ends_with_0_a_validation_and_more_time_in_the_command(fit:
     assert "--trainer.max_time" in printed.split("to go on:")[1]
 
 
-@pytest.mark.parametrize(("steps", "interval"), [(4, 3), (2, 50)])
+@pytest.mark.parametrize(("steps", "interval"), [(4, 3), pytest.param(2, 50, marks=SLOW)])
 def test_a_fit_ends_with_a_validation_of_its_last_step(fit: Callable, steps: int, interval: int):
     fit("--trainer.max_steps", steps, "--trainer.val_check_interval", interval)
     validated = [r["step"] for r in read_log(RUN) if "val/ce" in r and "event" not in r]

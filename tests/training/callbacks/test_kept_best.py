@@ -71,6 +71,7 @@ def test_a_better_model_replaces_it(tiny: Path, main: Callable[..., None]):
     assert best_state(best)["best_model_score"] < before
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_begins_its_best_anew(
     tiny: Path, main: Callable[..., None], caplog: pytest.LogCaptureFixture
 ):
@@ -103,6 +104,7 @@ def test_a_run_that_goes_back_keeps_what_was_reached_after_it(
     assert best_state(checkpoints / "last.ckpt")["best_model_score"] == score
 
 
+@pytest.mark.slow
 def test_the_table_names_the_step_of_a_best_that_is_not_the_logs(
     tiny: Path, main: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ):

@@ -27,7 +27,7 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (("--trainer.limit_val_batches", 0), [6]),
+        pytest.param(("--trainer.limit_val_batches", 0), [6], marks=pytest.mark.slow),
         (("--trainer.limit_val_batches", 0, "--save_every_n_steps", 4), [4, 6]),
         (("--save_every_n_steps", 100), [3, 6, 6]),  # before both validations, and at the end
         (

@@ -18,7 +18,7 @@ def saving(monitor: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("watcher", "sanity"),
-    [(stopping("val/los"), 2), (saving("val_loss"), 2), (stopping("val/los"), 0)],
+    [(stopping("val/los"), 2), pytest.param(saving("val_loss"), 2, marks=pytest.mark.slow), (stopping("val/los"), 0)],
     ids=["EarlyStopping", "ModelCheckpoint", "without a validation before training"],
 )
 def test_a_number_that_is_not_there_is_named_before_training(

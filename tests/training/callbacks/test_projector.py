@@ -55,6 +55,7 @@ def test_stored_vectors_with_their_texts(folder: Path, main: Main, varda: str):
     assert labels.parent.name in (run / "projector_config.pbtxt").read_text()
 
 
+@pytest.mark.slow
 def test_only_a_part_of_a_large_memory(folder: Path, main: Main, varda: str):
     callbacks = [{"class_path": "Projector", "init_args": {"vectors": 20}}]
     Path("part.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
@@ -94,6 +95,7 @@ def test_nothing_where_nothing_is_stored(tiny_run: Path):
     assert not list(tiny_run.rglob("*.tsv"))
 
 
+@pytest.mark.slow
 def test_nothing_without_a_logger(folder: Path, main: Main, varda: str):
     main("fit", "--config", varda, "--trainer.logger", "false")
     assert not list(folder.rglob("*.tsv"))
