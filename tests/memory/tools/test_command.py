@@ -205,7 +205,8 @@ def test_the_config_beside_it_evaluates_it(folder: Path, stage: str):
 
 @pytest.mark.slow
 def test_it_goes_into_another_fit(folder: Path):
-    run("fit", "--config", "memory.yaml", "--name", "next", "--init_from", MEMORY, "--trainer.max_steps", 1)
+    with advised(LITTLE_TEXT):
+        run("fit", "--config", "memory.yaml", "--name", "next", "--init_from", MEMORY, "--trainer.max_steps", 1)
     after = opened(CKPT.format("next"))
     assert after.memory.documents == opened().memory.documents
     assert torch.equal(after.backbone.readers[0].bank.shared.vectors, memory_of().vectors)
@@ -429,14 +430,16 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
         "init_args": {"side_file_bytes": 1000},
     }
     Path("large.yaml").write_text(yaml.safe_dump({"name": "large", "trainer": {"plugins": [plugin]}}))
-    run("fit", "--config", "learned.yaml", "--config", "large.yaml")
+    with advised(LITTLE_TEXT):
+        run("fit", "--config", "learned.yaml", "--config", "large.yaml")
     path, before = CKPT.format("large"), memory_of(CKPT.format("learned"))
     (side,) = (Path(path).parent / "memory").iterdir()  # best and last share it
     assert torch.equal(memory_of(path).vectors, before.vectors)
     run("memory", "check", "--ckpt_path", path)
     words = ("--config", "learned.yaml", "--config", "large.yaml", "--ckpt_path", path)
     run("validate", *words)
-    run("fit", *words, "--trainer.max_steps", 3)
+    with advised(LITTLE_TEXT):
+        run("fit", *words, "--trainer.max_steps", 3)
     assert memory_of(path).size() > before.size()
     assert len(list(side.parent.iterdir())) == 2 - (not side.exists())  # best's own is kept while best names it
     for file in side.parent.iterdir():
