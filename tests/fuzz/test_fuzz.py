@@ -82,6 +82,7 @@ def test_a_config_of_several_processes_is_taken(folder: Path):
 def test_it_finds_a_fit_that_does_not_end_in_one_line(folder: Path):
     """An exception that is not for users, a bare exit, and one that is for users."""
     found = []
+    Path("mutant.yaml").write_text("{}")
     for error in (LookupError("x"), SystemExit("error: " + "x" * 30), InputError("x" * 30)):
         with mock.patch.object(cli, "check_arguments", side_effect=error):
             found.append(fitted("", trains=False).name)
