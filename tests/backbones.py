@@ -19,6 +19,7 @@ from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.lora import LoRA
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.plasticity.units import Units
 
 V, BLOCK, LAYERS = 31, 16, 2
 OF_OURS: dict[str, dict[str, Any]] = {
@@ -114,3 +115,26 @@ def shake(model: nn.Module, std: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter += torch.randn(parameter.shape, generator=generator) * std
+
+
+# What is cut out of them
+
+
+def some_dead(units: Units, *, more: int = 0) -> Tensor:
+    """(L, N): the last but one of the first layer, and half of the second one (and `more`)."""
+    dead = torch.zeros(units.shape, dtype=torch.bool)
+    dead[0, -2] = True
+    dead[1, torch.arange(0, units.shape[1], 2)] = True
+    dead[0, :more] = True
+    return dead
+
+
+def prune(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
+    units.keep(dead & units.mask, optimizer)
+    units.set_mask(~dead)
+    if surgery == "remove":
+        units.remove(dead, optimizer)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}

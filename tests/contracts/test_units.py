@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.generation import GenerationOptions, generate
@@ -17,8 +16,7 @@ from lightning_app.plasticity.gates import multiply_by_gates
 from lightning_app.plasticity.kinds import AttentionHeads, units_of
 from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.surgery import state_like
-from lightning_app.plasticity.units import Units
-from tests.backbones import FAMILIES, LAYERS, OF_ADAPTERS, made, some_ids
+from tests.backbones import FAMILIES, LAYERS, OF_ADAPTERS, made, prune, some_dead, some_ids, weights
 
 Make = Callable[..., torch.optim.Optimizer]
 KINDS: tuple[Kind, Kind] = ("heads", "neurons")
@@ -46,26 +44,6 @@ def model(family: str) -> Backbone:
 def ids() -> Tensor:
     """(3, 16)"""
     return some_ids()
-
-
-def some_dead(units: Units, *, more: int = 0) -> Tensor:
-    """(L, N): the last but one of the first layer, and half of the second one (and `more`)."""
-    dead = torch.zeros(units.shape, dtype=torch.bool)
-    dead[0, -2] = True
-    dead[1, torch.arange(0, units.shape[1], 2)] = True
-    dead[0, :more] = True
-    return dead
-
-
-def prune(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
-    units.keep(dead & units.mask, optimizer)
-    units.set_mask(~dead)
-    if surgery == "remove":
-        units.remove(dead, optimizer)
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def same(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:

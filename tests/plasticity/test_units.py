@@ -17,30 +17,11 @@ from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.plasticity.units import Units
+from tests.backbones import prune, some_dead, weights
 
 Build = Callable[[str], Backbone]
 both_kinds = pytest.mark.parametrize("kind", ["heads", "neurons"])
 each_way = pytest.mark.parametrize("surgery", ["mask", "remove"])
-
-
-def some_dead(units: Units, *, more: int = 0) -> Tensor:
-    """(L, N): the last but one of the first layer, and half of the second one (and `more`)."""
-    dead = torch.zeros(units.shape, dtype=torch.bool)
-    dead[0, -2] = True
-    dead[1, torch.arange(0, units.shape[1], 2)] = True
-    dead[0, :more] = True
-    return dead
-
-
-def prune(units: Units, dead: Tensor, surgery: str = "remove", optimizer: Any = None) -> None:
-    units.keep(dead & units.mask, optimizer)
-    units.set_mask(~dead)
-    if surgery == "remove":
-        units.remove(dead, optimizer)
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 # Dead is dead
