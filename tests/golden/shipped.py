@@ -71,7 +71,10 @@ def words(name: str, folder: Path) -> list[str]:
 
 def _within_20_steps(overlay: dict[str, Any], name: str) -> dict[str, Any]:
     if name in SCHEDULES:
-        overlay["trainer"]["callbacks+"][0]["init_args"] |= SCHEDULES[name]
+        options = overlay["trainer"]["callbacks+"][0]["init_args"]
+        rare = options.get("advanced", {})
+        for key, value in SCHEDULES[name].items():
+            (rare if key in rare else options)[key] = value
     return overlay
 
 
