@@ -36,7 +36,7 @@ generate: .venv/user ## continue PROMPT with the best checkpoint of the last `ma
 
 # Without bytecode each worker would compile all tests anew, and each process that a test starts the package.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: .venv/user ## the tests (about 5 minutes on 2 cores)
+test: .venv/user ## the tests (5 to 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/user ## the slow tests too
