@@ -51,7 +51,8 @@ class AttentionHeads(Units):
     @torch.no_grad()
     def attention_probs(self, ids: Tensor, positions: Tensor | None = None) -> list[Tensor]:
         """(B, T) ids -> (B, H, R, T) of each layer, for the heads that are there, at R positions; None: at all T."""
-        with evaluated(self.backbone), self._recorded(positions) as found:
+        eager = torch.compiler.set_stance("force_eager")  # what is compiled calls no hooks
+        with eager, evaluated(self.backbone), self._recorded(positions) as found:
             self.backbone.states(ids)
         return found
 

@@ -61,8 +61,12 @@ class Pruner:
         return self.trainer.optimizers[0]
 
     def compute(self) -> Tensor:
-        """Logits in eval mode and in the weights' own precision: with TF32 a cut may show in the third digit."""
-        with torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
+        """Logits in eval mode and in the weights' own precision: with TF32 a cut may show in the third digit.
+
+        What is compiled has the masks of before until `_settle`, so it runs as if it were not.
+        """
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
             return self._compute()
 
     def prune(self, kind: Kind, dead: Tensor) -> Checks:

@@ -31,6 +31,7 @@ from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
+from lightning_app.training.side_files import named_by
 from tests.advice import LITTLE_TEXT, advised
 from tests.made_models import decoder, ready
 
@@ -423,6 +424,13 @@ def test_a_damaged_memory_is_found(folder: Path, fails: Callable[..., str]):
 # Large memories
 
 
+def named_by_checkpoints(folder: Path) -> set[str]:
+    """The side files of best, last, and the generation before each."""
+    found = [named_by(torch.load(path, weights_only=True)) for path in folder.glob("*.ckpt")]
+    assert len(found) > 1
+    return set().union(*found)
+
+
 @pytest.mark.slow
 def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails: Callable[..., str]):
     plugin = {
@@ -433,7 +441,8 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
     with advised(LITTLE_TEXT):
         run("fit", "--config", "learned.yaml", "--config", "large.yaml")
     path, before = CKPT.format("large"), memory_of(CKPT.format("learned"))
-    (side,) = (Path(path).parent / "memory").iterdir()  # best and last share it
+    sides = Path(path).parent / "memory"
+    assert {file.name for file in sides.iterdir()} == named_by_checkpoints(sides.parent)
     assert torch.equal(memory_of(path).vectors, before.vectors)
     run("memory", "check", "--ckpt_path", path)
     words = ("--config", "learned.yaml", "--config", "large.yaml", "--ckpt_path", path)
@@ -441,8 +450,8 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
     with advised(LITTLE_TEXT):
         run("fit", *words, "--trainer.max_steps", 3)
     assert memory_of(path).size() > before.size()
-    assert len(list(side.parent.iterdir())) == 2 - (not side.exists())  # best's own is kept while best names it
-    for file in side.parent.iterdir():
+    assert {file.name for file in sides.iterdir()} == named_by_checkpoints(sides.parent)
+    for file in sides.iterdir():
         file.unlink()
     assert re.search(r"memory/[0-9a-f]{64}\.npy, which is missing", fails("generate", "--ckpt_path", path))
 
