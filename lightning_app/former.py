@@ -19,7 +19,7 @@ NAMED = re.compile(r"\blightning_app((?:\.\w+)+)\.([A-Z]\w*)\b")
 
 @dataclass(frozen=True)
 class Gone:
-    """An option that is no more: its default of before is what happens now, and other values are refused."""
+    """An option that was removed. Its former default is what happens now; other values are refused."""
 
     default: Any
     remedy: str
@@ -173,7 +173,7 @@ def _put(tree: dict[str, Any], place: str, value: Any, *, former: str) -> None:
 
 
 def _place(name: str, classes: Sequence[str]) -> str | Gone | None:
-    """Of an option; None: it is one of today."""
+    """The row of an option that was renamed, moved or removed; None for one that is still there."""
     plain = name.removesuffix("+")
     place = next((OPTIONS[c][plain] for c in classes if plain in OPTIONS.get(c, {})), None)
     return f"{place}+" if isinstance(place, str) and plain != name else place

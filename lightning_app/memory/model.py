@@ -63,7 +63,7 @@ class MemoryLM(Backbone):
         InputError: options that contradict each other or the backbone.
     """
 
-    no_graph = "it has a memory, and a search by FAISS is no graph"
+    no_graph = "it has a memory, and a search by FAISS cannot be written as a graph"
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ def test_onnxruntime_computes_the_logits(tmp_path: Path, name: str) -> None:
 
 def test_a_memory_is_refused(reading: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_onnx, "NEEDED", ())
-    with pytest.raises(InputError, match="a search by FAISS is no graph"):
+    with pytest.raises(InputError, match="a search by FAISS cannot be written as a graph"):
         check_onnx(reading("knn", "some text")[0].backbone)
 
 

@@ -90,7 +90,7 @@ class MemoryBank(nn.Module):
         self.memories = cast(
             Sequence[AssociativeMemory], nn.ModuleList(make() for _ in range(1 if scope == "shared" else streams))
         )
-        self._copies: list[AssociativeMemory] | None = None  # a plain list is no part of the module
+        self._copies: list[AssociativeMemory] | None = None  # not registered, so not saved
 
     @property
     def active(self) -> Sequence[AssociativeMemory]:
