@@ -21,7 +21,8 @@ from lightning_app.former import options_of_today
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
-from lightning_app.training.checkpoint import OF_EXTENSIONS, start_from
+from lightning_app.training.checkpoint import start_from
+from lightning_app.training.checkpoint_keys import OF_EXTENSIONS
 from lightning_app.training.compositions import CausalLM
 from lightning_app.training.module import LanguageModule
 

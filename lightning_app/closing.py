@@ -29,6 +29,7 @@ from lightning_app.training.callbacks.run_callback import RunContext
 from lightning_app.training.callbacks.run_log import JSONLinesLogger, RunLog, run_folder
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import read_numbers
+from lightning_app.training.checkpoint_keys import STEP
 from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.module import LanguageModule
 from lightning_app.yaml_file import leaves
@@ -175,7 +176,7 @@ def _noted(name: str, path: Path, best: Numbers | None) -> str:
     if name != "best" or best is None or not path.is_file():
         return ""
     try:
-        step = read_numbers(path).get("global_step")
+        step = read_numbers(path).get(STEP)
     except DamagedError:
         return "  (damaged)"
     return "" if step == best.step else f"  (of step {step})"

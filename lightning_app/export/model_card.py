@@ -18,8 +18,10 @@ from lightning_app.reports.events import Data
 from lightning_app.reports.record import Record
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import events, numbers
-from lightning_app.training.checkpoint import STEP, Checkpoint, tokenizer_state
+from lightning_app.training.checkpoint import Checkpoint, tokenizer_state
+from lightning_app.training.checkpoint_keys import STEP
 from lightning_app.training.commit import UNKNOWN, commit
+from lightning_app.training.lightning_internals.best_checkpoint import watched_scores
 from lightning_app.training.module import LanguageModule
 
 if TYPE_CHECKING:
@@ -80,8 +82,7 @@ def _metrics(records: Sequence[Record], step: int | None) -> dict[str, float]:
 
 def _monitored(checkpoint: dict[str, Any]) -> dict[str, float]:
     """What the callback that wrote the checkpoint watched."""
-    states = [state for name, state in checkpoint.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
-    watched = {state.get("monitor"): state.get("current_score") for state in states}
+    watched = watched_scores(checkpoint)
     return {name: float(score) for name, score in watched.items() if name in MEASURES and score is not None}
 
 

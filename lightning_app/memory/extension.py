@@ -26,10 +26,10 @@ from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored, text_of
 from lightning_app.models.weighing import Over, Terms
+from lightning_app.training.checkpoint_keys import DOCUMENTS
 from lightning_app.training.distributed import gathered
 from lightning_app.training.module import LanguageModule
 
-DOCUMENTS = "documents"  # in a checkpoint: source by content key of each document that a memory holds
 SESSION_CHUNK = 16  # tokens
 T = TypeVar("T")
 HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this

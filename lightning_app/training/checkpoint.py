@@ -30,6 +30,28 @@ from lightning_app.models.registry import (
     take_layouts,
 )
 from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.checkpoint_keys import (
+    CALLBACKS,
+    CLASS_PATH,
+    DATA,
+    DOCUMENTS,
+    FORMER_COMMIT,
+    FORMER_DOCUMENTS,
+    FORMER_LOG_LINES,
+    FORMER_OPTIONS,
+    FORMER_UNITS,
+    HPARAMS_NAME,
+    HYPER_PARAMETERS,
+    INSTANTIATOR,
+    LOOPS,
+    OF_EXTENSIONS,
+    OPTIMIZERS,
+    OURS,
+    PRECISION,
+    SCHEDULERS,
+    SPIKES,
+    WEIGHTS,
+)
 from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
@@ -37,14 +59,7 @@ if TYPE_CHECKING:
     from lightning_app.training.module import LanguageModule
 
 FORMAT = 2
-# Keys of the file. Lightning's own:
-WEIGHTS, STEP, OPTIMIZERS, CALLBACKS, LOOPS = "state_dict", "global_step", "optimizer_states", "callbacks", "loops"
-CURRENT = "current_model_state"  # the trained weights, where WEIGHTS are their average
-TOKENIZER = "TextDataModule"  # the data module's state
-OF_A_FIT = (OPTIMIZERS, "lr_schedulers", LOOPS, CALLBACKS, "MixedPrecision")  # belong to the weights of one run
-# and ours:
-OURS = "lightning_app"
-OF_EXTENSIONS = "regularizers."  # in the names of their tensors
+OF_A_FIT = (OPTIMIZERS, SCHEDULERS, LOOPS, CALLBACKS, PRECISION)  # keys: they belong to the weights of one run
 
 
 @dataclass
@@ -103,7 +118,7 @@ def put(raw: dict[str, Any], **parts: Any) -> None:
 
 def tokenizer_state(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """Of the data module that it was trained with: the tokenizer and its fingerprint."""
-    return raw.get(TOKENIZER)
+    return raw.get(DATA)
 
 
 def without_fit(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +131,7 @@ def without_fit(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(module: LanguageModule, raw: dict[str, Any]) -> None:
     """What rebuilds the module and what it keeps beside tensors, into a checkpoint that has its weights."""
-    for name in ("hyper_parameters", "hparams_name"):  # Lightning's: what the command line said, in types of its own
+    for name in (HYPER_PARAMETERS, HPARAMS_NAME):
         raw.pop(name, None)
     put(raw, model=describe(module), commit=commit(), own=module.own_state())
 
@@ -242,28 +257,28 @@ def _built(model: Description | None, path: str | Path) -> LanguageModule:
 
 
 def _of_format_1(raw: Mapping[str, Any]) -> Checkpoint:
-    before = {"spikes": "spikes", "memory_documents": "documents"}
+    before = {SPIKES: SPIKES, FORMER_DOCUMENTS: DOCUMENTS}
     own = {ours: raw[theirs] for theirs, ours in before.items() if theirs in raw}
     return Checkpoint(
         model=of_today(_described_before(raw)),
-        commit=raw.get("commit", UNKNOWN),
+        commit=raw.get(FORMER_COMMIT, UNKNOWN),
         own=own,
-        log_lines=raw.get("log_lines"),
-        options=raw.get("options_in_force"),
+        log_lines=raw.get(FORMER_LOG_LINES),
+        options=raw.get(FORMER_OPTIONS),
         format=1,
     )
 
 
 def _described_before(raw: Mapping[str, Any]) -> Description | None:
     """The module by its arguments, and what was cut out apart from them."""
-    options = dict(raw.get("hyper_parameters") or {})
-    path = options.pop("_class_path", None)
-    options.pop("_instantiator", None)
+    options = dict(raw.get(HYPER_PARAMETERS) or {})
+    path = options.pop(CLASS_PATH, None)
+    options.pop(INSTANTIATOR, None)
     if path is None:
         return None
     parts = {name: from_former(value) for name, value in options.items()}
     model = {"part": former_name(path), "version": 1, "options": parts}
-    cut = {kind: layout for kind, layout in raw.get("units", {}).items() if _is_cut(layout)}
+    cut = {kind: layout for kind, layout in raw.get(FORMER_UNITS, {}).items() if _is_cut(layout)}
     if cut:
         set_layouts(model, cut)
     return model

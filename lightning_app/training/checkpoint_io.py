@@ -17,6 +17,7 @@ from lightning_app.io import remove_leftovers, replacing
 from lightning_app.reports.run_folder import previous
 from lightning_app.training import side_files
 from lightning_app.training.archive import damage
+from lightning_app.training.checkpoint_keys import STEP
 from lightning_app.training.generations import put_in_place
 from lightning_app.training.plain_types import check_plain
 from lightning_app.training.side_files import SIDE_FILE_BYTES
@@ -145,7 +146,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _write(
                 side_files.offload(checkpoint, target.parent, limit=self.side_file_bytes, suffix=target.suffix),
                 target,
-                keep=self.keep_previous and self._is_good(target, checkpoint.get("global_step")),
+                keep=self.keep_previous and self._is_good(target, checkpoint.get(STEP)),
             )
         except (OSError, RuntimeError) as error:
             if not is_full(error):
@@ -154,7 +155,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the disk of {target.parent} is full: {target.name} was not written, what was there is kept; "
                 "free some space or set the ModelCheckpoint's dirpath to another disk, then resume"
             ) from error
-        self._written[target.absolute()] = checkpoint.get("global_step")
+        self._written[target.absolute()] = checkpoint.get(STEP)
         _remove_unnamed(target.parent)
 
     def _is_good(self, target: Path, step: int | None) -> bool:
@@ -167,7 +168,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             _check_file(target)
             _check_sums(target)
-            if step is not None and read_numbers(target).get("global_step") == step:
+            if step is not None and read_numbers(target).get(STEP) == step:
                 return False
         except DamagedError as error:
             log.warning("%s is replaced, %s is kept: %s", target, previous(target).name, error)

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.reports.run_folder import PREVIOUS, RunFolder, checkpoints_below, generations, previous
 from lightning_app.training.checkpoint_io import read_checkpoint, read_numbers
+from lightning_app.training.checkpoint_keys import STEP
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _instead_of(path: Path, *, first: Path) -> Iterator[Path]:
 
 def _step(path: Path) -> int:
     try:
-        return int(read_numbers(path)["global_step"])
+        return int(read_numbers(path)[STEP])
     except (InputError, KeyError):
         return -1
 

@@ -30,6 +30,7 @@ from lightning_app.models.weighing import COUNTED, Over, Terms, Window
 from lightning_app.training import checkpoint as checkpoints
 from lightning_app.training import optim
 from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.checkpoint_keys import OF_EXTENSIONS, SPIKES, WEIGHTS
 from lightning_app.training.checks import (
     check_sizes,
     say_what_is_frozen,
@@ -52,8 +53,6 @@ from lightning_app.training.losses import (
 from lightning_app.training.measures import LanguageMeasures
 from lightning_app.training.schedulers import WarmupCosine, step_on_plateau
 from lightning_app.training.spikes import SpikeGuard
-
-SPIKES = "spikes"  # in a checkpoint: what `skip_spikes` compares with
 
 
 class LanguageModule(L.LightningModule, ABC):
@@ -393,7 +392,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def own_parameters(self) -> list[nn.Parameter]:
         """Of the model alone: an extension may hold an averaged copy of it."""
-        return [p for name, p in self.named_parameters() if not name.startswith(checkpoints.OF_EXTENSIONS)]
+        return [p for name, p in self.named_parameters() if not name.startswith(OF_EXTENSIONS)]
 
     def on_fit_start(self) -> None:
         self.evaluation.to(self.device)
@@ -453,7 +452,7 @@ class LanguageModule(L.LightningModule, ABC):
         checkpoints.write(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoints.WEIGHTS not in checkpoint:  # a sharded strategy has loaded the tensors itself
+        if WEIGHTS not in checkpoint:  # a sharded strategy has loaded the tensors itself
             return
         self._check_groups(checkpoint)
         checkpoints.resume(self, checkpoint)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_app.data.accumulation import steps_in
 from lightning_app.errors import InputError
+from lightning_app.training.checkpoint_keys import OPTIMIZERS
 from lightning_app.training.distributed import whole
 from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config
@@ -96,7 +97,7 @@ def grouped_by_layer(checkpoint: dict[str, Any], *, wanted: bool) -> bool:
     Raises:
         InputError: the checkpoint has none, and they are wanted.
     """
-    groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+    groups = [group for state in checkpoint.get(OPTIMIZERS, []) for group in state["param_groups"]]
     has_layers = any("layer" in group for group in groups)
     if groups and wanted and not has_layers:
         raise InputError(

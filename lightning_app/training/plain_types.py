@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.training.checkpoint_keys import CALLBACKS
 
 LEAVES = {type(None), bool, int, float, str, bytes, complex, Tensor, torch.nn.Parameter}
 MAPPINGS, SEQUENCES = (dict, OrderedDict), (list, tuple, set)
@@ -27,7 +28,7 @@ def check_plain(checkpoint: Mapping[str, Any]) -> None:
     for keys, value in _others(checkpoint, ()):
         if isinstance(value, Tensor) or _can_be_read(value):
             continue
-        owner, inner = (f"the callback {keys[1]}", keys[2:]) if keys[:1] == ("callbacks",) else ("the run", keys)
+        owner, inner = (f"the callback {keys[1]}", keys[2:]) if keys[:1] == (CALLBACKS,) else ("the run", keys)
         raise InputError(
             f"{owner} puts a {type(value).__module__}.{type(value).__qualname__} into the checkpoint"
             f"{_place(inner)}, and it could not be read back: make it a number, text, list, dict or tensor "

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.io import replacing
+from lightning_app.training.checkpoint_keys import SIDE_FILES, WEIGHTS
 
 SIDE_FILE_BYTES = 2**30  # larger ones lie beside the checkpoint
-KEY = "side_files"  # in a checkpoint: {name in its state_dict: {"file", "sha256", "shape", "dtype"}}
 FOLDER = "memory"
 STEP = 2**26  # bytes that are hashed or written at once
 
@@ -38,14 +38,14 @@ def offload(checkpoint: dict[str, Any], folder: Path, *, limit: int, suffix: str
     Raises:
         InputError: the checkpoint's suffix is not that by which others of the folder are found.
     """
-    state = checkpoint.get("state_dict") or {}
+    state = checkpoint.get(WEIGHTS) or {}
     large = {name: t for name, t in state.items() if is_large(name, t, limit)}
     if not large:
         return checkpoint
     if suffix != ".ckpt":
         raise InputError(f"a checkpoint with a large memory ends in .ckpt, not {suffix!r}: give another name")
     marks = {name: _write(tensor, folder / FOLDER) for name, tensor in large.items()}
-    return {**checkpoint, "state_dict": {name: t for name, t in state.items() if name not in large}, KEY: marks}
+    return {**checkpoint, WEIGHTS: {name: t for name, t in state.items() if name not in large}, SIDE_FILES: marks}
 
 
 def restore(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -54,17 +54,17 @@ def restore(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: one is missing, or not as it was written.
     """
-    marks = checkpoint.get(KEY)
+    marks = checkpoint.get(SIDE_FILES)
     if not marks:
         return checkpoint
-    whole = {name: value for name, value in checkpoint.items() if name != KEY}
-    whole["state_dict"] = {**checkpoint["state_dict"], **{name: _read(mark, path) for name, mark in marks.items()}}
+    whole = {name: value for name, value in checkpoint.items() if name != SIDE_FILES}
+    whole[WEIGHTS] = {**checkpoint[WEIGHTS], **{name: _read(mark, path) for name, mark in marks.items()}}
     return whole
 
 
 def named_by(checkpoint: dict[str, Any]) -> set[str]:
     """The file names that a checkpoint names, as it stands on the disk."""
-    return {Path(mark["file"]).name for mark in checkpoint.get(KEY, {}).values()}
+    return {Path(mark["file"]).name for mark in checkpoint.get(SIDE_FILES, {}).values()}
 
 
 def remove_unnamed(folder: Path, names: set[str]) -> None:

@@ -19,7 +19,8 @@ from lightning_app.models.extension import Regularizer
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import as_config, build, describe, differing, find_class, from_former
 from lightning_app.plasticity.kinds import units_of
-from lightning_app.training.checkpoint import OURS, Checkpoint, put
+from lightning_app.training.checkpoint import Checkpoint, put
+from lightning_app.training.checkpoint_keys import OURS
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 

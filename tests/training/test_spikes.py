@@ -16,8 +16,9 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.controller.callback import AdvancedController, HeadController
 from lightning_app.training.callbacks.exact_resume import ExactResume
 from lightning_app.training.checkpoint import Checkpoint
+from lightning_app.training.checkpoint_keys import SPIKES
 from lightning_app.training.compositions import ArticleGPT
-from lightning_app.training.module import SPIKES, LanguageModule
+from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 from lightning_app.training.spike_rule import ENOUGH
 from lightning_app.training.spikes import IN_A_ROW, SpikeGuard

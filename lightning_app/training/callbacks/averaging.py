@@ -10,7 +10,7 @@ from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
 from lightning_app.models.model_copy import ModelCopy, trained_in
 from lightning_app.training.callbacks.run_callback import RunCallback
-from lightning_app.training.checkpoint import CURRENT, WEIGHTS
+from lightning_app.training.checkpoint_keys import CURRENT, WEIGHTS
 from lightning_app.training.lightning_internals.averaging import Averaging
 
 

@@ -10,6 +10,7 @@ import torch
 
 from lightning_app.data.accumulation import accumulated
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
+from lightning_app.training.checkpoint_keys import CALLBACKS
 from lightning_app.training.distributed import rank, several_ranks, world_size
 from lightning_app.training.lightning_internals import counters, fit_loop
 from lightning_app.training.lightning_internals.fit_loop import batches_learned
@@ -154,7 +155,7 @@ class ExactResume(RunCallback):
         if (loop := counters.fit_loop_of(checkpoint)) is None:
             return
         counters.reopen_epoch(loop, accumulate=accumulated(trainer, counters.epoch_of(loop)))
-        if self.state_key not in checkpoint["callbacks"]:  # older: nobody knows
+        if self.state_key not in checkpoint[CALLBACKS]:  # older: nobody knows
             self.validated = counters.batches_learned_in(loop)
         self._resumed = True
 

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
-from lightning_app.training.checkpoint import CALLBACKS
+from lightning_app.training.checkpoint_keys import CALLBACKS
 from lightning_app.training.lightning_internals.best_checkpoint import State, relocated
 from lightning_app.training.lightning_internals.callbacks import model_checkpoints
 

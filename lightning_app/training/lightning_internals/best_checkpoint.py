@@ -7,15 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.reports.run_folder import generations
 from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.checkpoint_keys import CALLBACKS
 from lightning_app.training.find_checkpoint import whole_generation
 from lightning_app.training.lightning_internals.callbacks import worst
 
 State = dict[str, Any]  # of a ModelCheckpoint
+
+
+def watched_scores(checkpoint: Mapping[str, Any]) -> dict[str | None, Tensor | None]:
+    """What each ModelCheckpoint of a run watched, and its score when the checkpoint was written. Seen in
+    Lightning 2.6.6."""
+    states = [state for key, state in checkpoint.get(CALLBACKS, {}).items() if key.startswith(ModelCheckpoint.__name__)]
+    return {state.get("monitor"): state.get("current_score") for state in states}
 
 
 def relocated(state: State, dirpath: str, *, key: str, mode: str) -> State:
@@ -73,5 +82,5 @@ def _own_score(path: str, key: str, *, otherwise: Tensor) -> Tensor | None:
         return None
     except InputError:
         return otherwise
-    score = checkpoint.get("callbacks", {}).get(key, {}).get("current_score")
+    score = checkpoint.get(CALLBACKS, {}).get(key, {}).get("current_score")
     return otherwise if score is None else score.clone()

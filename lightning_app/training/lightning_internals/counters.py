@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_app.training.checkpoint_keys import LOOPS
+
 Counts = dict[str, int]
 
 
 def fit_loop_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The state of the fit loop; None in a checkpoint of weights alone. Seen in Lightning 2.6.6."""
-    return checkpoint["loops"]["fit_loop"] if "loops" in checkpoint else None
+    return checkpoint[LOOPS]["fit_loop"] if LOOPS in checkpoint else None
 
 
 def batches_learned_in(loop: dict[str, Any]) -> int:

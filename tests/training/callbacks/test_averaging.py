@@ -18,7 +18,8 @@ from lightning_app.models.registry import layouts_in
 from lightning_app.plasticity.kinds import units_of
 from lightning_app.training.callbacks.averaging import AveragedWeights
 from lightning_app.training.callbacks.run_log import read_log
-from lightning_app.training.checkpoint import CURRENT, Checkpoint, load_module
+from lightning_app.training.checkpoint import Checkpoint, load_module
+from lightning_app.training.checkpoint_keys import CURRENT
 from lightning_app.training.compositions import ArticleGPT
 
 DECAY = 0.75

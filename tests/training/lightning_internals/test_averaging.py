@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_app.training.checkpoint import CURRENT
+from lightning_app.training.checkpoint_keys import CURRENT
 from lightning_app.training.lightning_internals.averaging import Averaging
 from tests.training.lightning_internals.small import Small, trainer
 

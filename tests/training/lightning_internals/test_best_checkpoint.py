@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_app.training.lightning_internals.best_checkpoint import relocated
+from lightning_app.training.lightning_internals.best_checkpoint import relocated, watched_scores
 from tests.training.lightning_internals.small import Small, trainer
 
 KEY = "callback"
@@ -46,6 +46,13 @@ def test_lightning_goes_on_from_a_relocated_state_and_forgets_another(saved: tup
     assert float(knowing.best_model_score) == 1.0  # type: ignore[arg-type]
     assert Path(knowing.best_model_path) == there / "step=2.ckpt"
     assert {Path(path).parent for path in knowing.best_k_models} == {there}
+
+
+def test_the_scores_in_a_real_checkpoint(saved: tuple[Path, dict[str, Any]]):
+    """The best one was written at the validation that found 1.0."""
+    best = torch.load(saved[1]["best_model_path"], weights_only=True)
+    assert {name: float(score) for name, score in watched_scores(best).items() if score is not None} == {"val": 1.0}
+    assert watched_scores({}) == {}
 
 
 def state_of(folder: Path, scores: dict[str, float]) -> dict[str, Any]:
