@@ -1,4 +1,4 @@
-"""Ways of computing that last for a while: without dropout, in full precision."""
+"""Ways of computing that last for a while: without dropout, in full precision, without what is compiled."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What is compiled runs as it is written: hooks of inner parts are called, and gates or masks that come and go
+    compile nothing anew."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

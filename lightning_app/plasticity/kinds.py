@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.modes import evaluated
+from lightning_app.models.modes import evaluated, uncompiled
 from lightning_app.plasticity.entropy import attention_entropy
 from lightning_app.plasticity.families import ATTENTION, FEED_FORWARD, attention_probabilities, find_layers
 from lightning_app.plasticity.layout import Kind
@@ -51,8 +51,7 @@ class AttentionHeads(Units):
     @torch.no_grad()
     def attention_probs(self, ids: Tensor, positions: Tensor | None = None) -> list[Tensor]:
         """(B, T) ids -> (B, H, R, T) of each layer, for the heads that are there, at R positions; None: at all T."""
-        eager = torch.compiler.set_stance("force_eager")  # what is compiled calls no hooks
-        with eager, evaluated(self.backbone), self._recorded(positions) as found:
+        with uncompiled(), evaluated(self.backbone), self._recorded(positions) as found:
             self.backbone.states(ids)
         return found
 

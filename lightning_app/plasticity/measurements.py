@@ -18,7 +18,7 @@ from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.windows import TokenDataset, TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.models.losses import IGNORE, token_nll
-from lightning_app.models.modes import evaluated
+from lightning_app.models.modes import evaluated, uncompiled
 from lightning_app.plasticity.importance import Importance, Sample, measured
 from lightning_app.plasticity.scores import combine
 from lightning_app.plasticity.units import Units
@@ -35,7 +35,7 @@ def sample_of(module: LanguageModule, dataset: TokenDataset, *, batches: int, ba
     on_device = [batch.to(module.device) for batch in made]
 
     def loss(batch: Batch) -> Tensor:
-        with torch.compiler.set_stance("force_eager"):  # gates come and go: each time it would be compiled anew
+        with uncompiled():  # gates come and go
             outputs = module.outputs(batch)
         nll = token_nll(outputs.logits, outputs.targets)
         return nll.sum(-1) / (outputs.targets != IGNORE).sum(-1).clamp_min(1)

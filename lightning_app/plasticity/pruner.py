@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
-from lightning_app.models.modes import evaluated, full_precision
+from lightning_app.models.modes import evaluated, full_precision, uncompiled
 from lightning_app.plasticity import checks as proof
 from lightning_app.plasticity.importance import Sample, gate_gradients
 from lightning_app.plasticity.kinds import units_in
@@ -65,8 +65,7 @@ class Pruner:
 
         What is compiled has the masks of before until `_settle`, so it runs as if it were not.
         """
-        eager = torch.compiler.set_stance("force_eager")
-        with eager, torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
+        with uncompiled(), torch.no_grad(), evaluated(self.module), full_precision(self.module.device):
             return self._compute()
 
     def prune(self, kind: Kind, dead: Tensor) -> Checks:
