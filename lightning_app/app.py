@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.build_errors import Parser, told_in_one_line
 from lightning_app.class_defaults import take_own_defaults
-from lightning_app.cli_checks import command_line_options, given_options, without_effect
+from lightning_app.cli_checks import command_line_options, given_options, read_configs, without_effect
 from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
@@ -158,11 +158,12 @@ class Harness(CommandLine):
         self.config = parser.parse_args(args)
         self._asked_for_precision = "trainer.precision" in dict(command_line_options(args))
         options = self.config[self.config.subcommand].as_dict()
-        for key in without_effect(given_options(args), options):
+        given = given_options(args, read_configs(args))
+        for key in without_effect(given, options):
             rank_zero_warn(
                 f"{key} was given and has no effect: a later config chose another class, which has no such option"
             )
-        take_own_defaults(self.config[self.config.subcommand], given_options(args))
+        take_own_defaults(self.config[self.config.subcommand], given)
         check_options(options, fit=self.config.subcommand == "fit")
 
     @property

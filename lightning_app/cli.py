@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from lightning_app.cli_checks import check_arguments, named_classes
+from lightning_app.cli_checks import Config, check_arguments, given_options, named_classes, read_configs
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, load
@@ -41,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     argv = [word for word in given if word != "--debug"]
     try:
-        _run(words_of_today(argv, named_classes(argv)))
+        configs = read_configs(argv)
+        _run(words_of_today(argv, named_classes(configs)), configs)
     except ValueError as error:
         mistake = _mistake(error)
         if mistake is None or "--debug" in given:
@@ -58,13 +59,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], configs: Sequence[Config]) -> None:
     command = _command(argv[0]) if argv else None
     if command is not None:
         command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
-    check_arguments(argv)
+    check_arguments(given_options(argv, configs))
     with lasting():
         from lightning_app.app import run
 

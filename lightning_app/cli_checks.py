@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ PACKAGES = {
 ITEM = re.compile(r"\.init_args|\+?\.\d+\b")  # of a key: what the command line leaves out
 
 
-def check_arguments(argv: Sequence[str]) -> None:
-    """Refuse what the parser would accept and then overwrite without a word.
+Config = dict[str, Any]
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse, of `given_options`, what the parser would accept and then overwrite without a word.
 
     Raises:
-        InputError: an unreadable config, a top-level `dataloader`, a size given for the model that `data` lacks, a
-            class whose package is not installed.
+        InputError: a top-level `dataloader`, a size given for the model that `data` lacks, a class whose package is
+            not installed.
     """
-    given = given_options(argv)
     _check_packages(given)
     for key, value in given.items():
         name = key.rsplit(".", 1)[-1]
@@ -46,7 +48,7 @@ def check_arguments(argv: Sequence[str]) -> None:
             )
 
 
-def _check_packages(given: dict[str, Any]) -> None:
+def _check_packages(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if not key.startswith("trainer."):
             continue
@@ -55,19 +57,28 @@ def _check_packages(given: dict[str, Any]) -> None:
                 raise InputError(f"{key} has a {name}, which needs a package that is not here: pip install {package}")
 
 
-def given_options(argv: Sequence[str]) -> dict[str, Any]:
+def read_configs(argv: Sequence[str]) -> list[Config]:
+    """What --config and -c name, in order, with each option where it stands today.
+
+    Raises:
+        InputError: an unreadable config.
+    """
+    return [_load(path) for path in config_paths(argv)]
+
+
+def given_options(argv: Sequence[str], configs: Sequence[Config]) -> dict[str, Any]:
     """Value by dotted key of all that the configs and the command line say, later ones over earlier ones."""
     given: dict[str, Any] = {}
-    for path in config_paths(argv):
-        given |= dict(leaves(_load(path)))
+    for config in configs:
+        given |= dict(leaves(config))
     return given | dict(command_line_options(argv))
 
 
-def named_classes(argv: Sequence[str]) -> dict[str, str]:
+def named_classes(configs: Sequence[Config]) -> dict[str, str]:
     """By key the class that the configs name; of a list that of its last item, which the command line changes."""
     found: dict[str, str] = {}
-    for path in config_paths(argv):
-        for key, value in leaves(_load(path), lists="numbers"):
+    for config in configs:
+        for key, value in leaves(config, lists="numbers"):
             if key.endswith(".class_path"):
                 found[ITEM.sub("", key.removesuffix(".class_path"))] = str(value).rpartition(".")[2]
     return found
@@ -113,7 +124,7 @@ def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 yield key[2:], value
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Config:
     try:
         config = read_yaml(path)
     except FileNotFoundError:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_app import cli_checks
 from lightning_app.cli import main
+from lightning_app.yaml_file import read_yaml
 
 
 def test_a_command_whose_packages_are_not_installed(
@@ -33,6 +35,20 @@ def test_cheap_mistakes_are_found_before_lightning_is_imported(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout.split() == ["1", "False", "False"]
     assert "nowhere.yaml" in done.stderr
+
+
+def test_a_config_is_read_once_before_the_parser_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    read: list[Path] = []
+    monkeypatch.setattr(cli_checks, "read_yaml", lambda path: read.append(path) or read_yaml(path))  # type: ignore[func-returns-value]
+    paths = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    paths[0].write_text("model: {class_path: ArticleGPT}")
+    paths[1].write_text("dataloader: {batch_size: 1}")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(paths[0]), "--config", str(paths[1])])
+    assert "a config has a top-level `dataloader`" in capsys.readouterr().err
+    assert read == paths
 
 
 def interrupt(*args: object) -> None:

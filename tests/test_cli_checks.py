@@ -2,10 +2,11 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lightning_app.cli_checks import check_arguments, given_options, without_effect
+from lightning_app.cli_checks import check_arguments, given_options, read_configs, without_effect
 from lightning_app.errors import InputError
 
 
@@ -18,23 +19,27 @@ def yaml(tmp_path: Path):
     return write
 
 
+def given_by(words: list[str]) -> dict[str, Any]:
+    return given_options(words, read_configs(words))
+
+
 def test_later_configs_and_the_command_line_win(yaml):
     one, two = yaml("1.yaml", "data: {block_size: 8, vocab_size: 300}"), yaml("2.yaml", "data: {block_size: 16}")
-    given = given_options(["fit", "--config", one, f"-c={two}", "--data.vocab_size", "400", "--name", "x"])
+    given = given_by(["fit", "--config", one, f"-c={two}", "--data.vocab_size", "400", "--name", "x"])
     assert given == {"data.block_size": 16, "data.vocab_size": 400}
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\x00"])
 def test_unreadable_configs(yaml, text: str):
     with pytest.raises(InputError, match=r"c\.yaml"):
-        check_arguments(["fit", "--config", yaml("c.yaml", text)])
+        check_arguments(given_by(["fit", "--config", yaml("c.yaml", text)]))
 
 
 def test_a_linked_size_may_be_repeated_but_not_contradicted(yaml):
     config = yaml("c.yaml", "data: {block_size: 8}\nmodel: {init_args: {backbone: {block_size: 8}}}")
-    check_arguments(["fit", "--config", config])
+    check_arguments(given_by(["fit", "--config", config]))
     with pytest.raises(InputError, match=r"is 8, but data\.block_size is 9"):
-        check_arguments(["fit", "--config", config, "--data.block_size=9"])
+        check_arguments(given_by(["fit", "--config", config, "--data.block_size=9"]))
 
 
 @pytest.mark.parametrize(
@@ -48,9 +53,9 @@ def test_a_class_whose_package_is_not_installed(yaml, monkeypatch: pytest.Monkey
     config = yaml("c.yaml", f"trainer: {{{text}}}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install deepspeed"):
-        check_arguments(["fit", "--config", config])
+        check_arguments(given_by(["fit", "--config", config]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    check_arguments(["fit", "--config", config])
+    check_arguments(given_by(["fit", "--config", config]))
 
 
 def test_options_without_effect():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks.code_options import arguments, classes, within
-from lightning_app.cli_checks import named_classes
+from lightning_app.cli_checks import named_classes, read_configs
 from lightning_app.errors import InputError
 from lightning_app.former import NAMED, OPTIONS, options_of_today, with_options_of_today, words_of_today
 from lightning_app.plugins import import_all
@@ -114,7 +114,7 @@ def test_the_class_that_a_config_names_decides(folder: Path, config: Callable[..
     bar = {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar", "init_args": {"refresh_rate": 1}}
     path = config({"trainer": {"callbacks+": [{"class_path": "Samples"}, bar]}})
     words = ["fit", "--config", path, "--trainer.callbacks.refresh_rate=2"]
-    assert words_of_today(words, named_classes(words)) == words
+    assert words_of_today(words, named_classes(read_configs(words))) == words
 
 
 def test_an_option_under_both_names():

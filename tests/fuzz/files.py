@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_app.cli_checks import check_arguments, given_options
+from lightning_app.cli_checks import check_arguments, given_options, read_configs
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
@@ -138,8 +138,9 @@ def config(folder: Path) -> Case:
 
     def read(draw: random.Random) -> str:
         words = ["fit", "--config", str(path)]
-        check_arguments(words)
+        given = given_options(words, read_configs(words))
+        check_arguments(given)
         (run,) = read_runs([folder])
-        return repr(given_options(words)) + repr(run.options) + repr(run.prompts)
+        return repr(given) + repr(run.options) + repr(run.prompts)
 
     return damaged([path], read, other_is_valid=True)
