@@ -19,12 +19,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.build_errors import Parser, told_in_one_line
 from lightning_app.class_defaults import take_own_defaults
-from lightning_app.cli_checks import command_line_options, given_options, read_configs, without_effect
+from lightning_app.cli_checks import command_line_options, given_options, read_configs, with_own_model, without_effect
 from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.going_on import command
 from lightning_app.io import write_atomic
+from lightning_app.models.hugging_face import is_model
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.option_checks import check_options
 from lightning_app.own_parts import beside, with_atomic_writer
@@ -43,8 +44,7 @@ from lightning_app.training.callbacks.resume_options import ResumeOptions
 from lightning_app.training.callbacks.run_callback import in_order
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
 from lightning_app.training.callbacks.throughput import Throughput
-from lightning_app.training.checkpoint import start_from, tokenizer_state
-from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.checkpoint import read, start_from, tokenizer_state
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.lightning_internals.callbacks import is_up, place_checkpoints, time_limit, timers
 from lightning_app.training.lightning_internals.command_line import CommandLine
@@ -96,7 +96,7 @@ class Harness(CommandLine):
 
     def __init__(self, args: Sequence[str]):
         import_all()
-        self._argv = list(args)
+        self._argv = with_own_model(args)
         super().__init__(
             model_class=LanguageModule,
             subclass_mode_model=True,
@@ -113,7 +113,7 @@ class Harness(CommandLine):
             save_config_kwargs={"save_to_log_dir": False},  # the first logger's; ours is the run's
             parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
             auto_configure_optimizers=False,  # it would build the optimizer before the model is set up
-            args=list(args),
+            args=list(self._argv),
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
@@ -184,6 +184,11 @@ class Harness(CommandLine):
             options.ckpt_path = find_checkpoint(options.ckpt_path, Path(options.runs_dir) / options.name)
         if options.init_from and self.subcommand == "fit":
             options.init_from = find_checkpoint(options.init_from, Path(options.runs_dir))
+        if options.get("ckpt_path") and self.subcommand == "fit" and is_model(options.ckpt_path):
+            raise InputError(
+                f"a fit cannot resume {options.ckpt_path}, which no run of this project has written: start from it, "
+                f"--init_from {options.ckpt_path}"
+            )
         if options.get("ckpt_path") and options.init_from:
             raise InputError("give either --ckpt_path (resume) or --init_from (weights alone), not both")
 
@@ -263,16 +268,18 @@ class Harness(CommandLine):
             rank_zero_info(
                 "No --ckpt_path: the model is evaluated as the config builds it, not as a run has trained it"
             )
-        if not path or not Path(path).is_file():  # a sharded checkpoint is a folder
+        if not path or not (Path(path).is_file() or is_model(path)):  # a sharded checkpoint is a folder
             return
-        checkpoint = read_checkpoint(path, mmap=True)
+        checkpoint = read(path, mmap=True)
         tokenizer = tokenizer_state(checkpoint)
         if tokenizer:
             self.datamodule.adopt_tokenizer(tokenizer)
-        if path == self._options.init_from:
+        if path == self._options.init_from or is_model(path):
             start_from(self.model, checkpoint)
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
+        if is_model(path):
+            self._options.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # Lightning would read it
 
     def _warn_of_random_weights(self) -> None:
         backbones = [module for module in self.model.modules() if isinstance(module, PretrainedLM)]

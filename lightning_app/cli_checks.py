@@ -12,6 +12,7 @@ import yaml
 
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
+from lightning_app.models.hugging_face import is_model
 from lightning_app.yaml_file import LINKED, leaves, read_yaml
 
 PACKAGES = {
@@ -122,6 +123,19 @@ def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 yield key[2:], yaml.safe_load(value)
             except yaml.YAMLError:
                 yield key[2:], value
+
+
+def with_own_model(argv: Sequence[str]) -> list[str]:
+    """An evaluation of a Hugging Face directory needs no config: model and tokenizer are those of the directory."""
+    pairs = list(_pairs(argv))
+    path = next((value for key, value in reversed(pairs) if key == "--ckpt_path"), None)
+    named = any(key in ("--config", "-c") or key.startswith("--model") for key, _ in pairs)
+    if argv[:1] not in (["validate"], ["test"], ["predict"]) or path is None or named or not is_model(path):
+        return list(argv)
+    model = ("--model", "CausalLM", "--model.backbone", "PretrainedLM", "--model.backbone.pretrained", path)
+    rest = [word for i, word in enumerate(argv[1:], 1) if "--ckpt_path" not in (word, argv[i - 1])]
+    rest = [word for word in rest if not word.startswith("--ckpt_path=")]
+    return [argv[0], *model, "--data.tokenizer", path, *rest]
 
 
 def _load(path: Path) -> Config:

@@ -33,8 +33,7 @@ from lightning_app.export.tokenizer import write_tokenizer
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.backbone import Backbone
 from lightning_app.training import arguments
-from lightning_app.training.checkpoint import module_of
-from lightning_app.training.checkpoint_io import read_checkpoint
+from lightning_app.training.checkpoint import module_of, read
 from lightning_app.training.find_checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def export(
             one that computes other logits than the checkpoint. Nothing is left behind then.
     """
     check_output(output, overwrite=overwrite)
-    loaded = read_checkpoint(checkpoint)
+    loaded = read(checkpoint)
     module, tokenizer = module_of(loaded, checkpoint)
     backbone, facts = module.backbone, Facts.of(loaded, Path(checkpoint), module)
     if onnx:

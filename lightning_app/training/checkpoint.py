@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
+from lightning_app.models.hugging_face import is_model
 from lightning_app.models.lora import named_as
 from lightning_app.models.registry import (
     Description,
@@ -50,12 +52,12 @@ from lightning_app.training.checkpoint_keys import (
     PRECISION,
     SCHEDULERS,
     SPIKES,
+    STEP,
     WEIGHTS,
 )
 from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
-    from lightning_app.data.tokenizers import Tokenizer
     from lightning_app.training.module import LanguageModule
 
 FORMAT = 2
@@ -212,19 +214,36 @@ def _extension_of(tensor: str) -> str | None:
 # Open for use
 
 
+def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """What `path` holds: a checkpoint (see `read_checkpoint`), or a model in one of Hugging Face's forms, with its
+    tokenizer, as a fit would have saved it.
+
+    Raises:
+        InputError: neither.
+    """
+    return _as_saved(str(path)) if is_model(path) else read_checkpoint(path, mmap=mmap)
+
+
+def _as_saved(path: str) -> dict[str, Any]:
+    module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
+    tokenizer = load_tokenizer(path)
+    data = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}  # as TextDataModule keeps it
+    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data}
+    write(module, raw)
+    return raw
+
+
 def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     """The trained module, in eval mode on the CPU, and the tokenizer that travelled with it.
 
     Raises:
         InputError: no such file, damaged, or not a checkpoint of this project's modules and data.
     """
-    return module_of(read_checkpoint(path), path)
+    return module_of(read(path), path)
 
 
 def module_of(raw: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     """`load_module` of what was read from `path`."""
-    from lightning_app.data.tokenizers import Tokenizer
-
     module, state = module_in(raw, path), tokenizer_state(raw)
     if state is None:
         raise InputError(f"{path} holds no tokenizer: it was not trained on a TextDataModule")

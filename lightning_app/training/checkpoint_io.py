@@ -24,6 +24,7 @@ from lightning_app.training.side_files import SIDE_FILE_BYTES
 
 log = logging.getLogger(__name__)
 
+SHARDS = ".metadata"  # in the folder of torch's distributed checkpoints
 PLAIN = "/data.pkl"  # the part of the archive in which all but tensors lies
 _NAMED = 5  # how many other checkpoints a message lists
 
@@ -73,10 +74,7 @@ def _load(
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise InputError(
-            f"checkpoint {path} is a folder of shards: make it one file, "
-            f"python -m lightning.fabric.utilities.consolidate_checkpoint {path} --output_file best.ckpt"
-        )
+        raise InputError(f"{path} is {_kind_of_folder(path)}")
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}; {_others(path)}")
     if path.stat().st_size == 0:
@@ -84,6 +82,18 @@ def _check_file(path: Path) -> None:
     if not zipfile.is_zipfile(path):  # the directory of the archive stands at its end: truncated files lack it
         size = path.stat().st_size
         raise DamagedError(f"checkpoint {path} is truncated or not a checkpoint ({size:,} bytes); {_others(path)}")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / SHARDS).is_file():
+        return (
+            "a folder of shards: make it one file, "
+            f"python -m lightning.fabric.utilities.consolidate_checkpoint {path} --output_file best.ckpt"
+        )
+    return (
+        "a folder without a model: neither a Hugging Face directory (config.json) nor a sharded checkpoint "
+        f"({SHARDS}); give a checkpoint (.ckpt), or such a directory"
+    )
 
 
 def _check_sums(path: Path, ending: str = "") -> None:

@@ -28,6 +28,8 @@ def find_checkpoint(path: str, runs: Path) -> str:
     if not Path(path).exists():
         near = sorted(str(file) for file in checkpoints_below(runs))
         raise InputError(f"there is no checkpoint {path}; those in {runs}: {', '.join(near) or 'none'}")
+    if RunFolder(Path(path)).checkpoint("best").is_file():
+        raise InputError(f"{path} is the folder of a run: give {RunFolder(Path(path)).checkpoint('best')}")
     return path
 
 

@@ -152,7 +152,13 @@ def test_one_generation_if_asked(saved):
 
 
 def test_a_folder_of_shards_is_answered_with_what_makes_it_one_file(tmp_path):
+    (tmp_path / ".metadata").touch()
     with pytest.raises(InputError, match=r"a folder of shards: .* python -m .*consolidate_checkpoint .* --output_file"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_folder_that_holds_no_model_says_so(tmp_path):
+    with pytest.raises(InputError, match="a folder without a model: neither a Hugging Face directory"):
         read_checkpoint(tmp_path)
 
 

@@ -87,3 +87,9 @@ def test_nothing_whole(runs: Path):
     flip(write(runs, "best", 30))
     with pytest.raises(DamagedError, match=r"best.ckpt is damaged"):
         find_checkpoint("best", runs)
+
+
+def test_the_folder_of_a_run_is_answered_with_its_checkpoint(runs: Path):
+    best = write(runs, "best", 2)
+    with pytest.raises(InputError, match=f"the folder of a run: give {best}"):
+        find_checkpoint(str(best.parents[1]), runs)

@@ -23,8 +23,8 @@ from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.registry import Description, as_config, build, describe, name_of
 from lightning_app.reports.run_folder import RunFolder, config_of_run
-from lightning_app.training.checkpoint import module_of, without_fit
-from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_app.training.checkpoint import module_of, read, without_fit
+from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.checkpoint_keys import WEIGHTS
 from lightning_app.training.module import LanguageModule
 from lightning_app.yaml_file import LINKED
@@ -55,8 +55,8 @@ class Opened:
 
     @classmethod
     def read(cls, path: str | Path) -> Opened:
-        """Read a checkpoint. Raises what `read_checkpoint` and `module_of` raise."""
-        checkpoint = read_checkpoint(path)
+        """Read a checkpoint. Raises what `read` and `module_of` raise."""
+        checkpoint = read(path)
         return cls(Path(path), checkpoint, *module_of(checkpoint, path))
 
     @property
