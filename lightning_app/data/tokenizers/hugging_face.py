@@ -75,11 +75,11 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
     # Text -> ids
 
     def encode_array(self, text: str, *, continues: bool = False, special: bool | None = None) -> np.ndarray:
-        special = self.special_text if special is None else special
+        text, special = _whole(text), self.special_text if special is None else special
         if not special and self._fast is not None and (ids := self._fast.encode(text)) is not None:
             return ids
         encode = self._variant(special=special, continues=continues).encode_batch_fast
-        return np.array(encode([_whole(text)], add_special_tokens=False)[0].ids, dtype=np.uint32)
+        return np.array(encode([text], add_special_tokens=False)[0].ids, dtype=np.uint32)
 
     def measured(self, text: str, *, continues: bool = False) -> Measured:
         ids, text = self.encode_array(text, continues=continues), _whole(text)
