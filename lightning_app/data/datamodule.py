@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 
 from lightning_app.data.accumulation import accumulated, accumulation_schedule
+from lightning_app.data.bpe import Texts
 from lightning_app.data.corpus import Document
 from lightning_app.data.counts import Counts, table
 from lightning_app.data.loader import Order as LoaderOrder
@@ -50,9 +51,11 @@ class TextDataModule(L.LightningDataModule):
         val: what to validate on.
         test: what to test on.
         predict: what to predict on; test, else val, if null.
-        tokenizer: "bytes", a tiktoken encoding, or a .tiktoken file, trained if missing and vocab_size is given.
+        tokenizer: "bytes", a tiktoken encoding, a .tiktoken file (trained if missing and vocab_size is given), a
+            directory or tokenizer.json of Hugging Face's, hf:NAME on its hub, or "model": that of `pretrained`.
         vocab_size: number of ids, the end of text included; null takes the tokenizer's.
         pad_vocab_to: round vocab_size up to a multiple of this; 64 suits GPUs.
+        special_tokens: names of special and added tokens in a text become those tokens; else they are ordinary text.
         block_size: tokens per sample.
         dataloader: how batches are made.
         order: "windows"; or "streams", where row i of a batch continues row i of the one before, for memories.
@@ -77,6 +80,7 @@ class TextDataModule(L.LightningDataModule):
         tokenizer: str = "bytes",
         vocab_size: int | None = None,
         pad_vocab_to: int = 1,
+        special_tokens: bool = False,
         block_size: int = 128,
         dataloader: Dataloader = Dataloader(),  # noqa: B008  (frozen)
         order: Order = "windows",
@@ -96,6 +100,7 @@ class TextDataModule(L.LightningDataModule):
         self.tokenizer_name = tokenizer
         self._vocab_size = vocab_size
         self.pad_vocab_to = pad_vocab_to
+        self.special_tokens = special_tokens
         self.block_size = block_size
         self.order = order
         self.shift = shift
@@ -142,8 +147,16 @@ class TextDataModule(L.LightningDataModule):
             InputError: it cannot be loaded, for example because it was not trained yet.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size)
+            self._tokenizer = self._load_tokenizer()
         return self._tokenizer
+
+    def _load_tokenizer(self, texts: Texts | None = None) -> Tokenizer:
+        return load_tokenizer(
+            self.tokenizer_name,
+            vocab_size=self._vocab_size,
+            training_texts=texts,
+            special_text=self.special_tokens,
+        )
 
     def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has our name: then none is trained anew."""
@@ -157,7 +170,7 @@ class TextDataModule(L.LightningDataModule):
         training = "train" in names or not Path(self.tokenizer_name).exists()
         texts = self._training_texts if training and self.splits.origin("train") else None
         if not self._adopted:
-            self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
+            self._tokenizer = self._load_tokenizer(texts)
         for name in names:
             self._tokens.pop(name, None)
             self._datasets.pop(name, None)
@@ -241,6 +254,11 @@ class TextDataModule(L.LightningDataModule):
             shift=self.shift and name == "train" and not self._overfits,
             respect_documents=self.respect_documents,
         )
+
+    def evaluated(self, stage: str) -> TokenArray | None:
+        """What a stage of the Trainer ("fit", "validate", "test", "predict") measures on; None where there is none."""
+        name = USED.get(stage, (stage,))[-1]
+        return self.tokens(name) if self.splits.origin(name) and not self.streamed(name) else None
 
     def tokens(self, name: str) -> TokenArray:
         """The token array of a split that there is. Raises as `setup` does, and for a text that is streamed."""
@@ -328,7 +346,7 @@ class TextDataModule(L.LightningDataModule):
         """The documents of a split, as the model sees them (a pair's prompt and target joined)."""
         tokens = self.tokens(name)
         for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
-            yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())
+            yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())  # a begin token has no text
 
     def counts(self, names: Sequence[str] = SPLITS) -> list[Counts]:
         """One row per split that there is and that is not streamed. Call `prepare_data` first if a tokenizer has to be

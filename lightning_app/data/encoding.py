@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_app.data.corpus import Document
-from lightning_app.data.tokenizers import Tokenizer, pieces
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.data.tokenizers.base import Measured
 from lightning_app.errors import InputError
 
 JOB = 2**18  # characters that a process encodes at once (some 20 ms), or a few more
@@ -32,6 +33,7 @@ class Part(NamedTuple):
     text: str
     is_prompt: bool
     is_last: bool  # of its document: the end-of-text id follows
+    is_first: bool = False  # of its document: the begin token stands before it, where the tokenizer has one
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,19 @@ class Encoded:
 
     Attributes:
         parts: (is_prompt, is_last, number of ids) of each.
-        ids: those of all parts, one behind the other, end-of-text ids included.
+        ids: those of all parts, one behind the other, end-of-text and begin tokens included.
         n_words: runs of anything but white space.
+        other_bytes: (2, k) int64: positions of ids that cover more bytes of the text than `token_bytes` says (or less:
+            below 0), and how many more.
+        lost: text and what its ids decode to, around the first difference, of each part that does not come back.
     """
 
     parts: list[tuple[bool, bool, int]]
     ids: np.ndarray
     n_characters: int
     n_words: int
+    other_bytes: np.ndarray
+    lost: list[tuple[str, str]]
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -57,17 +64,44 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
     """Encode each part by itself."""
-    ends = {True: np.array([tokenizer.eot], dtype=np.uint32), False: np.empty(0, dtype=np.uint32)}
-    arrays = [array for part in parts for array in (tokenizer.encode_array(part.text), ends[part.is_last])]
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    measured = [tokenizer.measured(part.text, continues=not part.is_first) for part in parts]
+    around = [(begin if part.is_first else [], [tokenizer.eot] if part.is_last else []) for part in parts]
+    arrays = [
+        np.concatenate([before, one.ids, behind], dtype=token_dtype(tokenizer), casting="unsafe")
+        for one, (before, behind) in zip(measured, around, strict=True)
+    ]
+    starts = np.cumsum([0, *map(len, arrays)])[:-1] + [len(before) for before, _ in around]
     return Encoded(
-        parts=[
-            (part.is_prompt, part.is_last, len(ids) + part.is_last)
-            for part, ids in zip(parts, arrays[::2], strict=True)
-        ],
-        ids=np.concatenate(arrays, dtype=token_dtype(tokenizer), casting="same_kind"),
+        parts=[(part.is_prompt, part.is_last, len(ids)) for part, ids in zip(parts, arrays, strict=True)],
+        ids=np.concatenate(arrays),
         n_characters=sum(len(part.text) for part in parts),
         n_words=count_words("\n".join(part.text for part in parts)),  # pieces are cut at line ends, never within a word
+        other_bytes=_other_bytes(measured, starts, tokenizer),
+        lost=[
+            around_loss(part.text, one.given_back)
+            for part, one in zip(parts, measured, strict=True)
+            if one.given_back is not None
+        ],
     )
+
+
+def _other_bytes(measured: Sequence[Measured], starts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """See `Encoded`; `starts` are the positions of the first ids."""
+    found = [np.empty((2, 0), dtype=np.int64)]
+    for one, start in zip(measured, starts, strict=True):
+        if one.n_bytes is not None:
+            more = one.n_bytes - tokenizer.token_bytes()[one.ids]
+            places = more.nonzero()[0]
+            found.append(np.stack([places + start, more[places]]))
+    return np.concatenate(found, axis=1)
+
+
+def around_loss(text: str, given_back: str, *, width: int = 12) -> tuple[str, str]:
+    """What stands around the first difference of two texts, in each."""
+    same = next((i for i, (a, b) in enumerate(zip(text, given_back, strict=False)) if a != b), None)
+    start = max(0, (min(len(text), len(given_back)) if same is None else same) - width)
+    return text[start : start + 2 * width], given_back[start : start + 2 * width]
 
 
 def count_words(text: str) -> int:
@@ -88,18 +122,18 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, *, num
     Raises:
         InputError: what reading the documents raises; or a process ended before its work did.
     """
-    jobs = _jobs(documents)
+    jobs = _jobs(documents, tokenizer)
     if num_proc == 1:
         yield from (encode_job(job, tokenizer) for job in jobs)
     else:
         yield from _encode_in_processes(jobs, tokenizer, num_proc)
 
 
-def _jobs(documents: Iterable[Document]) -> Iterator[list[Part]]:
+def _jobs(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[list[Part]]:
     job: list[Part] = []
     size = 0
     for document in documents:
-        for part in _parts(document):
+        for part in parts_of(document, tokenizer):
             job.append(part)
             size += len(part.text)
             if size >= JOB:
@@ -109,12 +143,12 @@ def _jobs(documents: Iterable[Document]) -> Iterator[list[Part]]:
         yield job
 
 
-def _parts(document: Document) -> Iterator[Part]:
-    if document.prompt is not None:
-        yield from (Part(piece, True, False) for piece in pieces(document.prompt))
-    *texts, last = pieces(document.text)
-    yield from (Part(piece, False, False) for piece in texts)
-    yield Part(last, False, True)
+def parts_of(document: Document, tokenizer: Tokenizer) -> Iterator[Part]:
+    """A document cut where that changes no ids. The text behind a prompt continues it."""
+    prompts = [] if document.prompt is None else tokenizer.pieces(document.prompt)
+    texts = tokenizer.pieces(document.text)
+    for i, text in enumerate([*prompts, *texts]):
+        yield Part(text, i < len(prompts), i == len(prompts) + len(texts) - 1, i == 0)
 
 
 def _encode_in_processes(jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_proc: int) -> Iterator[Encoded]:

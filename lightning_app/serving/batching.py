@@ -115,7 +115,12 @@ class Batcher:
             return
         while self.waiting and len(self.running) < self.batch_size:
             job = self.waiting.popleft()
-            job.stream = TextStream(self._tokenizer, max_new_tokens=job.options.max_new_tokens, stop=job.stop)
+            job.stream = TextStream(
+                self._tokenizer,
+                max_new_tokens=job.options.max_new_tokens,
+                stop=job.stop,
+                continues=self._tokenizer.goes_on(job.ids),
+            )
             self.running.append((job, self._decoder.join(job.ids, job.options)))
             self._since_join = 0
 

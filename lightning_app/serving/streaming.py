@@ -16,14 +16,15 @@ class TextStream:
     Args:
         max_new_tokens: behind so many the text ends.
         stop: the text ends before the first of these, which may lie across tokens.
+        continues: it goes on with a text, see `Tokenizer`.
 
     Attributes:
         finish_reason: why the text has ended: "stop" (end of text, or a stop string) or "length"; None: it has not.
         tokens: taken so far.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_new_tokens: int, stop: Sequence[str] = ()):
-        self._eot, self._decode = tokenizer.eot, tokenizer.stream_decoder()
+    def __init__(self, tokenizer: Tokenizer, *, max_new_tokens: int, stop: Sequence[str] = (), continues: bool = True):
+        self._eot, self._decode = tokenizer.eot, tokenizer.stream_decoder(continues=continues)
         self._stop, self._held = stop, ""
         self._hold = max((len(s) for s in stop), default=1) - 1  # characters that may be a stop's beginning
         self._left = max_new_tokens

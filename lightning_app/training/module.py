@@ -260,7 +260,7 @@ class LanguageModule(L.LightningModule, ABC):
         """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte), and what
         extensions say of it."""
         outputs = self.outputs(batch)
-        rows = self.evaluation.rows(outputs.logits, outputs.targets, outputs.document_ids)
+        rows = self.evaluation.rows(outputs.logits, batch)
         for name, values in self._described(outputs).items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = value
@@ -361,6 +361,7 @@ class LanguageModule(L.LightningModule, ABC):
         if isinstance(data, TextDataModule):
             check_sizes(data, vocab_size=self.backbone.vocab_size, longest=self.longest_block)
             self.use_tokenizer(data.tokenizer)
+            self.evaluation.use_text(data.evaluated(stage))
             self.evaluation.use_passages(data if stage == "fit" else None)
             for extension in self.extensions:
                 extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
