@@ -100,7 +100,8 @@ class Stages:
             return
         options = GenerationOptions(40, prompts.options.temperature, prompts.options.top_k, seed=0)
         texts = [
-            {"prompt": prompt, "text": continued(prompt, self.module, self.data, options)} for prompt in prompts.texts
+            events.TextSample(prompt=prompt, text=continued(prompt, self.module, self.data, options))
+            for prompt in prompts.texts
         ]
         RunLog.event(self.trainer, events.TextSamples(stage=stage, texts=texts))
 
