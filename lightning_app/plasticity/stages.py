@@ -15,10 +15,10 @@ from lightning_app.plasticity.options import ScheduleOptions
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.report import events
 from lightning_app.reports.events import Cost
+from lightning_app.training.callbacks.logger_output import log_numbers
 from lightning_app.training.callbacks.run_callback import Prompts
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.callbacks.samples import continued
-from lightning_app.training.callbacks.series import log_numbers
 from lightning_app.training.module import LanguageModule
 
 COSTED = ("baseline", "pruned", "recovered")  # stages at which time and size are measured

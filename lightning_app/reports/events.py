@@ -76,7 +76,7 @@ class Resumed(Started):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passages(Event):
+class PassageSums(Event):
     """Sums over each passage of the validation text; see `intervals`."""
 
     NAME = "passages"
@@ -164,7 +164,7 @@ class Cost(Event):
     measured: float | None = None
 
 
-OF_ALL_RUNS = (Data, Started, Resumed, Passages, Ended, Failed, Interrupted, Trained, Closed, Cost)
+OF_ALL_RUNS = (Data, Started, Resumed, PassageSums, Ended, Failed, Interrupted, Trained, Closed, Cost)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_app.reports.events import Cost, Data, Ended, Failed, Passages, SplitCounts, Started, Trained, end_of
+from lightning_app.reports.events import Cost, Data, Ended, Failed, PassageSums, SplitCounts, Started, Trained, end_of
 from lightning_app.reports.intervals import SUMS
 from lightning_app.reports.record import Numbers, Record
 from lightning_app.reports.series import best_validation, events, is_of_fit, last_step, numbers, series
@@ -58,7 +58,7 @@ class Run:
     @cached_property
     def passages(self) -> np.ndarray | None:
         """(P, S) sums of the passages of the validation text at the best validation; see `intervals`."""
-        found = [one for one in events(self.records, Passages) if self.best and one.step == self.best.step]
+        found = [one for one in events(self.records, PassageSums) if self.best and one.step == self.best.step]
         columns = [getattr(found[-1], name) for name in SUMS] if found else []
         if not all(columns) or len(set(map(len, columns))) != 1:
             return None

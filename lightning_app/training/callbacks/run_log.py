@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.data.datamodule import TextDataModule
-from lightning_app.reports.events import Data, Ended, Failed, Passages, SplitCounts, Started
+from lightning_app.reports.events import Data, Ended, Failed, PassageSums, SplitCounts, Started
 from lightning_app.reports.intervals import SUMS
 from lightning_app.reports.log import line_of
 from lightning_app.reports.log import read_log as read_log  # beside what writes it
@@ -191,7 +191,7 @@ class RunLog(RunCallback):
         if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             columns = zip(SUMS, sums.T.tolist(), strict=True)
             fields: dict[str, Any] = {name: [round(x, 3) for x in column] for name, column in columns}
-            self.event(trainer, Passages(**fields))
+            self.event(trainer, PassageSums(**fields))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.event(trainer, Ended())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lightning_app.plasticity.report import costs, looks
+from lightning_app.plasticity.report import chart_styles, costs
 from lightning_app.plasticity.report.events import Evaluation, LearningRates, Proof, Rollback, TextSamples
 from lightning_app.plasticity.report.facts import (
     baseline_and_now,
@@ -44,7 +44,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         ]
         for name, key, one, two, spec in pairs
     ]
-    stages = [f"evaluated {looks.stage_of(now)}"] if now else []
+    stages = [f"evaluated {chart_styles.stage_of(now)}"] if now else []
     stages += [f"measured {escape(str(costs_now.stage))}"] if costs_now else []
     caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
     parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
