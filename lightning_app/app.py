@@ -17,24 +17,24 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_app.build_errors import Parser, told_in_one_line
+from lightning_app.build_errors import Parser, as_input_errors
 from lightning_app.class_defaults import take_own_defaults
 from lightning_app.cli_checks import command_line_options, given_options, read_configs, with_own_model, without_effect
 from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
-from lightning_app.going_on import command
 from lightning_app.io import write_atomic
 from lightning_app.models.hugging_face import is_model
 from lightning_app.model_tokenizer import take_model_tokenizer
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.option_checks import check_options
-from lightning_app.own_parts import beside, with_atomic_writer
 from lightning_app.plugins import import_all
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.resume_command import resume_command
+from lightning_app.trainer_parts import kept_defaults, with_atomic_writer
 from lightning_app.training.allocator import tune_allocator
 from lightning_app.training.callbacks.dashboard import Dashboard
-from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation, RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, MissedValidation, RandomState
 from lightning_app.training.callbacks.kept_best import KeptBest
 from lightning_app.training.callbacks.last_checkpoint import Interruption, LastCheckpoint
 from lightning_app.training.callbacks.monitors import Monitors
@@ -207,7 +207,7 @@ class Harness(CommandLine):
             )
 
     def instantiate_classes(self) -> None:
-        with told_in_one_line(self._options.as_dict()):
+        with as_input_errors(self._options.as_dict()):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -217,7 +217,7 @@ class Harness(CommandLine):
         made = self.built("trainer")
         kwargs["plugins"] = with_atomic_writer(made.plugins)
         given = made.callbacks if isinstance(made.callbacks, list) else [made.callbacks] if made.callbacks else []
-        self.trainer_defaults["callbacks"] = beside(default_callbacks(), given, without=self._switched_off())
+        self.trainer_defaults["callbacks"] = kept_defaults(default_callbacks(), given, without=self._switched_off())
         trainer = super().instantiate_trainer(enable_model_summary=False, **kwargs)
         trainer.callbacks = in_order([*self._own_callbacks(folder, loggers), *trainer.callbacks])
         place_checkpoints(trainer.callbacks, RunFolder(folder).checkpoints_folder)
@@ -239,7 +239,7 @@ class Harness(CommandLine):
         self._last = LastCheckpoint(self._options.save_every_n_steps, writes=Checkpoint not in self._switched_off())
         self._interruption = Interruption(self._last, log)
         first = [RandomState(), exact, ResumeOptions(), KeptBest(), log, Monitors()]
-        return [*first, self._last, OwedValidation(exact), self._interruption]
+        return [*first, self._last, MissedValidation(exact), self._interruption]
 
     def _folder(self) -> Path:
         """Of a new version, or of the run that the checkpoint belongs to."""
@@ -316,10 +316,8 @@ class Harness(CommandLine):
         late = [time_limit(timer) or 0 for timer in timers(self.trainer) if is_up(timer)]
         if last is not None and last.exists() and (early or late):
             more = timedelta(seconds=2 * max(late)) if late else None
-            print(
-                f"\nto go on:\n  {command(self._argv, last, max_time=more, init_from=bool(self._options.init_from))}",
-                flush=True,
-            )
+            given = bool(self._options.init_from)
+            print(f"\nto go on:\n  {resume_command(self._argv, last, max_time=more, init_from=given)}", flush=True)
 
 
 def default_callbacks() -> list[L.Callback]:

@@ -54,7 +54,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # that of a part, whose parser adds its key
             super().error(message, ex)
-        self.exit(2, f"error: {one_line(message)}\n")
+        self.exit(2, f"error: {condensed(message)}\n")
 
 
 def _of_today(content: str) -> str:
@@ -64,7 +64,7 @@ def _of_today(content: str) -> str:
     return text if today == tree else yaml.safe_dump(today, sort_keys=False)
 
 
-def one_line(message: str) -> str:
+def condensed(message: str) -> str:
     """The key, the reasons and the value of a message of jsonargparse; of any other its lines, joined."""
     keys = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     lines = [HEADS.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
@@ -77,7 +77,7 @@ def one_line(message: str) -> str:
 
 
 @contextmanager
-def told_in_one_line(options: Mapping[str, Any]) -> Iterator[None]:
+def as_input_errors(options: Mapping[str, Any]) -> Iterator[None]:
     """Turn what a constructor raises into an InputError that begins with the key of what was built.
 
     Args:
@@ -92,7 +92,7 @@ def told_in_one_line(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    text = one_line(str(error))
+    text = condensed(str(error))
     clear = isinstance(error, ValueError | RuntimeError | MisconfigurationException) and text
     return text if clear else f"{type(error).__name__}: {text}"
 

@@ -30,7 +30,7 @@ from lightning_app.training.callbacks.run_log import JSONLinesLogger, RunLog, ru
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import read_numbers
 from lightning_app.training.checkpoint_keys import STEP
-from lightning_app.training.find_checkpoint import whole_generation
+from lightning_app.training.find_checkpoint import whole_or_previous
 from lightning_app.training.module import LanguageModule
 from lightning_app.yaml_file import leaves
 
@@ -93,7 +93,7 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
     path = next(iter(folder.checkpoints().values()), None)
     if path is None:
         return None
-    module, tokenizer = load_module(whole_generation(path))
+    module, tokenizer = load_module(whole_or_previous(path))
     module.to(trainer.strategy.root_device)
     given = RunContext.of(trainer).prompts
     prompts = given.texts if given else [""]

@@ -93,7 +93,7 @@ IDEAS = (
         },
         commands={"memory": "lightning_app.memory.tools.command:command"},
         explain="lightning_app.memory.tools.attribution:explain",
-        card="lightning_app.memory.tools.inspect:in_one_line",
+        card="lightning_app.memory.tools.inspect:card_line",
         packages=("faiss-cpu", "numpy"),
     ),
     Idea(

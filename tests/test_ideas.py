@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_app.cli import main
 from lightning_app.plugins import IDEAS
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +110,24 @@ def test_the_page_of_a_run_of_an_idea_that_is_gone_says_so(without: Callable[[st
 
 NEEDS = {"memory": "varda_gpt", "art": "art_gpt2", "plasticity": "pruned"}  # runs whose checkpoints need an idea
 COMMANDS = {"memory": "memory", "art": "categories"}
+
+
+@pytest.mark.parametrize("idea", sorted(NEEDS))
+def test_a_checkpoint_whose_idea_is_gone_is_refused_in_one_line(
+    idea: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In this process, to which the folder looks gone; below it is gone."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == f"lightning_app.{idea}" else find(name)
+    )
+    checkpoint = BEFORE / NEEDS[idea] / "version_0/checkpoints/last.ckpt"
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", "--ckpt_path", str(checkpoint), "--prompt", "a"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert line.startswith("error: ")
+    assert line.endswith(f"the idea {idea!r} is not here: put its folder lightning_app/{idea} back")
 
 
 @pytest.mark.slow

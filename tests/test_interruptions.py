@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_app.reports.run_folder import generations
+from lightning_app.reports.run_folder import with_previous
 from lightning_app.training.callbacks.run_log import read_log
 from tests.conftest import merged, write_config
 from tests.killing import Blow, draw, fit, start, start_ranks, wait
@@ -115,9 +115,9 @@ def counts_of_writes() -> dict[str, int]:
 
 def train(words: list[str], said: Path, blow: Blow | None) -> int:
     """One more attempt: from last.ckpt if there is one, else anew."""
-    if not generations(LAST):
+    if not with_previous(LAST):
         shutil.rmtree("runs", ignore_errors=True)
-    return fit([*words, "--ckpt_path", "last"] if generations(LAST) else words, said, blow)
+    return fit([*words, "--ckpt_path", "last"] if with_previous(LAST) else words, said, blow)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
 def test_nobody_else_renames_what_is_written():
     """One writer for all: who has a way of their own has a reason."""
     known = {
-        "lightning_app/training/generations.py": "two renames, by which two generations are kept",
+        "lightning_app/training/previous_checkpoint.py": "two renames, by which the previous file is kept",
         "lightning_app/memory/mapped.py": "a file without a name, which is never renamed",
         "experiments/tuning.py": "a folder that is gone afterwards",
     }

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from lightning_app.app import default_callbacks
 from lightning_app.errors import InputError
-from lightning_app.own_parts import beside, with_atomic_writer
+from lightning_app.trainer_parts import kept_defaults, with_atomic_writer
 from lightning_app.training.callbacks.dashboard import Dashboard
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.callbacks.throughput import Throughput
@@ -34,7 +34,7 @@ Config = Callable[..., str]
 
 def left(*given: L.Callback, without: tuple[type[L.Callback], ...] = ()) -> set[str]:
     own = default_callbacks()
-    kept = beside(own, given, without=without)
+    kept = kept_defaults(own, given, without=without)
     assert [callback for callback in own if callback in kept] == kept
     return {type(callback).__name__ for callback in own} - {type(callback).__name__ for callback in kept}
 

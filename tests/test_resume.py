@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_app.data.loader import ResumableLoader
-from lightning_app.training.callbacks.exact_resume import ExactResume, OwedValidation, RandomState
+from lightning_app.training.callbacks.exact_resume import ExactResume, MissedValidation, RandomState
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing
@@ -147,7 +147,7 @@ def new_trainer(options: Options, callbacks: list[L.Callback], **overrides: Any)
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[RandomState(), exact, *callbacks, OwedValidation(exact)],
+        callbacks=[RandomState(), exact, *callbacks, MissedValidation(exact)],
         **{**limits, **options.trainer, **overrides},
     )
 

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from lightning_app.plugins import Idea, here, load
-from lightning_app.reports.events import Data
+from lightning_app.reports.events import Data, SplitCounts
 from lightning_app.reports.record import Record
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import events, numbers
@@ -57,7 +57,7 @@ class Facts:
     tokenizer: str
     metrics: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    texts: list[dict[str, Any]] = field(default_factory=list)
+    texts: list[SplitCounts] = field(default_factory=list)
     commits: tuple[str, str] = (UNKNOWN, UNKNOWN)
     ideas: list[tuple[Idea, str]] = field(default_factory=list)
 
@@ -155,8 +155,8 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))
 
 def _data(facts: Facts) -> str:
     rows = [
-        (split["split"], _path_of(facts, split["split"]), *(f"{split[n]:,}" for n in ("documents", "bytes", "tokens")))
-        for split in facts.texts
+        (one.split, _path_of(facts, one.split), *map(_count, (one.documents, one.bytes, one.tokens)))
+        for one in facts.texts
     ]
     if not rows:
         known = ", ".join(f"{split}: {_path_of(facts, split)}" for split in ("train", "val"))
@@ -164,7 +164,11 @@ def _data(facts: Facts) -> str:
     return "## Data\n\n" + _table(("split", "source", "documents", "bytes", "tokens"), rows)
 
 
-def _path_of(facts: Facts, split: str) -> str:
+def _count(n: int | None) -> str:
+    return UNKNOWN if n is None else f"{n:,}"
+
+
+def _path_of(facts: Facts, split: str | None) -> str:
     options = (facts.config.get("data") or {}).get(split)
     source = options.get("path") if isinstance(options, Mapping) else options
     return str(source) if source else UNKNOWN

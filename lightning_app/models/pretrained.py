@@ -295,7 +295,7 @@ class PretrainedLM(Backbone):
         except (RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
                 f"the family {self.model.config.model_type!r} cannot be run from its embeddings "
-                f"({_one_line(error)}); choose another family"
+                f"({_message_of(error)}); choose another family"
             ) from error
         tolerance = TOLERANCE.get(expected.dtype, HALF_TOLERANCE)
         for way, logits in found.items():
@@ -369,7 +369,7 @@ def _why_not(name: str, error: Exception) -> str:
         return "it brings code of its own, which is never run here"
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):
         return f"{pickled[0].name} is pickled, which may run code: save it as model.safetensors (`save_pretrained`)"
-    return _one_line(error)
+    return _message_of(error)
 
 
 def _saved_config(config: dict[str, Any], options: dict[str, Any] | None) -> PretrainedConfig:
@@ -408,7 +408,7 @@ def _for_model(**config: Any) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(**config)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise InputError(f"{architecture!r} does not take these options: {_one_line(error)}") from error
+        raise InputError(f"{architecture!r} does not take these options: {_message_of(error)}") from error
 
 
 def _fresh(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -417,7 +417,7 @@ def _fresh(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **WITHOUT_CODE)
     except ValueError as error:
-        raise InputError(f"{config.model_type!r} gives no causal language model: {_one_line(error)}") from error
+        raise InputError(f"{config.model_type!r} gives no causal language model: {_message_of(error)}") from error
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
@@ -452,6 +452,6 @@ def _meant(close: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def _one_line(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -28,8 +28,8 @@ from lightning_app.plasticity.report import events
 from lightning_app.plasticity.scores import min_max
 from lightning_app.plasticity.stages import Stages
 from lightning_app.plasticity.units import Units
+from lightning_app.training.callbacks.logger_output import other_loggers
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
-from lightning_app.training.callbacks.series import other_loggers
 from lightning_app.training.lightning_internals.callbacks import reset_best_checkpoint
 
 PIXELS = 16  # of a head's square

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_app.plasticity.report.events import GroupRate
 from lightning_app.plasticity.units import Units
 
 
@@ -32,17 +33,17 @@ def set_layer_factors(trainer: L.Trainer, factors: dict[int, float]) -> None:
                     scheduler.base_lrs[i] *= ratio
 
 
-def described(trainer: L.Trainer) -> list[dict[str, Any]]:
-    """Name, lr and factor of each parameter group, in plain types."""
+def described(trainer: L.Trainer) -> list[GroupRate]:
+    """What each parameter group has now."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     names = {None: "all", -1: "outside the blocks"}
     return [
-        {
-            "name": names.get(group.get("layer"), f"block {group.get('layer')}")
+        GroupRate(
+            name=names.get(group.get("layer"), f"block {group.get('layer')}")
             + ("" if group.get("weight_decay") else ", no decay"),
-            "lr": float(group["lr"]),
-            "factor": float(group.get("lr_factor", 1.0)),
-        }
+            lr=float(group["lr"]),
+            factor=float(group.get("lr_factor", 1.0)),
+        )
         for group in groups
     ]
 

@@ -36,27 +36,6 @@ def seed_score(entropy: Tensor, gradient_norm: Tensor, alive: Tensor | None = No
     return 0.6 * min_max(entropy, alive) + 0.4 * (1 - min_max(gradient_norm, alive))
 
 
-def seed_prune_mask(
-    entropy: Tensor, gradient_norm: Tensor, *, prune_percent: float = 0.15, alive: Tensor | None = None
-) -> Tensor:
-    """True for the int(N x prune_percent) units, of N in all, with the highest `seed_score`; of equal ones the first.
-
-    Args:
-        prune_percent: a share, 0 to 1.
-
-    Raises:
-        InputError: fewer units are alive than are to go.
-    """
-    score = seed_score(entropy, gradient_norm, alive).flatten()
-    measured, n = ~score.isnan(), int(score.numel() * prune_percent)
-    if not 0 <= n <= measured.sum():
-        raise InputError(f"prune_percent {prune_percent} means {n} units, of {int(measured.sum())} that are alive")
-    order = score.where(measured, -torch.inf).argsort(descending=True, stable=True)
-    mask = torch.zeros_like(measured)
-    mask[order[:n]] = True
-    return mask.view(entropy.shape)
-
-
 def combine(datasets_LH: Sequence[Tensor], weights: Sequence[float], how: Literal["mean", "max"] = "mean") -> Tensor:
     """(L, H) importance over several data sets, each brought to 0 to 1 first. NaN where one of them has NaN.
 

@@ -15,10 +15,10 @@ from lightning_app.plasticity.options import ScheduleOptions
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.report import events
 from lightning_app.reports.events import Cost
+from lightning_app.training.callbacks.logger_output import log_numbers
 from lightning_app.training.callbacks.run_callback import Prompts
 from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.callbacks.samples import continued
-from lightning_app.training.callbacks.series import log_numbers
 from lightning_app.training.module import LanguageModule
 
 COSTED = ("baseline", "pruned", "recovered")  # stages at which time and size are measured
@@ -100,7 +100,8 @@ class Stages:
             return
         options = GenerationOptions(40, prompts.options.temperature, prompts.options.top_k, seed=0)
         texts = [
-            {"prompt": prompt, "text": continued(prompt, self.module, self.data, options)} for prompt in prompts.texts
+            events.TextSample(prompt=prompt, text=continued(prompt, self.module, self.data, options))
+            for prompt in prompts.texts
         ]
         RunLog.event(self.trainer, events.TextSamples(stage=stage, texts=texts))
 

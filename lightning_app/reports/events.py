@@ -8,22 +8,37 @@ from functools import cache
 from typing import Any
 
 from lightning_app.plugins import here, load
-from lightning_app.reports.record import Event, Numbers, Other, Record
+from lightning_app.reports.record import Event, Numbers, Other, Record, Row
 
 COMMANDS = ("validate", "test")  # their numbers are no part of a fit's curves
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(Event):
-    """The texts of a run, before it starts or goes on.
+class SplitCounts(Row):
+    """What a split holds; see `data.counts`.
 
     Attributes:
-        splits: counts of each ("split", "documents", "words", "bytes", "tokens"), and a digest of its "text".
+        split: "train" or "val".
+        text: a digest: the same text has the same one, whatever the tokenizer. Not in older logs.
     """
+
+    split: str | None
+    documents: int | None
+    words: int | None
+    bytes: int | None
+    tokens: int | None
+    windows: int | None = None
+    truncated: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Event):
+    """The texts of a run, before it starts or goes on."""
 
     NAME = "data"
     is_of_the_whole = True
-    splits: list[dict[str, Any]] | None
+    splits: list[SplitCounts] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +76,7 @@ class Resumed(Started):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passages(Event):
+class PassageSums(Event):
     """Sums over each passage of the validation text; see `intervals`."""
 
     NAME = "passages"
@@ -149,7 +164,7 @@ class Cost(Event):
     measured: float | None = None
 
 
-OF_ALL_RUNS = (Data, Started, Resumed, Passages, Ended, Failed, Interrupted, Trained, Closed, Cost)
+OF_ALL_RUNS = (Data, Started, Resumed, PassageSums, Ended, Failed, Interrupted, Trained, Closed, Cost)
 
 
 @cache

@@ -138,15 +138,15 @@ def same_text(one: Run, other: Run) -> bool | None:
     a, b = one.text, other.text
     if a is None or b is None:
         return None
-    if a.get("text") and b.get("text"):
-        return bool(a["text"] == b["text"])
-    return all(a.get(name) == b.get(name) for name in ("documents", "words", "bytes"))
+    if a.text and b.text:
+        return a.text == b.text
+    return (a.documents, a.words, a.bytes) == (b.documents, b.words, b.bytes)
 
 
 def same_tokens(one: Run, other: Run) -> bool | None:
     """Whether nats per token of two runs on the same text compare; None where a log does not say."""
     a, b = one.text, other.text
-    return None if a is None or b is None else bool(a.get("tokens") == b.get("tokens"))
+    return None if a is None or b is None else a.tokens == b.tokens
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:

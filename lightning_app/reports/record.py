@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import cache, reduce
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -50,32 +50,47 @@ class Numbers(Line):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event(Line):
-    """What happened. A subclass has a name of its own in the log, and its fields in the order of a line.
+class Row:
+    """An object of JSON: an event, or one of several that an event has in a list. A subclass has the fields in order.
 
-    A field with a default stands in a line only where it has another value; one without always does.
+    A field with a default stands in the log only where it has another value; one without always does.
+
+    Attributes:
+        more: fields that the class does not have, such as those of a later version.
+    """
+
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def content(self) -> dict[str, Any]:
+        """The fields in plain types."""
+        own = {one.name: getattr(self, one.name) for one in _own(type(self))}
+        kept = {one.name for one in _own(type(self)) if one.default is MISSING or own[one.name] != one.default}
+        return {**self.more, **{name: _plain(value) for name, value in own.items() if name in kept}}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        own = {one.name: one for one in _own(cls)}
+        more = {name: value for name, value in record.items() if name not in own}
+        return cls(more=more, **{name: _read(cls, one, record) for name, one in own.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event(Row, Line):
+    """What happened. A subclass has a name of its own in the log.
 
     Attributes:
         NAME: in the log; it stays, whatever the class is called.
         changes_model: what was measured before is no measure of the model that is left.
         is_of_the_whole: it says what the run is or how it ended, and stands in the page's table of that.
-        more: fields of a line that the class does not have, such as those of a later version.
     """
 
     NAME: ClassVar[str] = ""
     changes_model: ClassVar[bool] = False
     is_of_the_whole: ClassVar[bool] = False
-    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.NAME
-
-    def content(self) -> dict[str, Any]:
-        """What the line holds behind its head."""
-        own = {one.name: getattr(self, one.name) for one in _own(type(self))}
-        kept = {one.name for one in _own(type(self)) if one.default is MISSING or own[one.name] != one.default}
-        return {**self.more, **{name: value for name, value in own.items() if name in kept}}
 
     def to_json(self) -> dict[str, Any]:
         """The line, but for the time, which the log adds."""
@@ -83,9 +98,8 @@ class Event(Line):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        own = {one.name: one for one in _own(cls)}
-        more = {name: value for name, value in record.items() if name not in (*HEAD, *own)}
-        return cls(**_head(record), more=more, **{name: _read(cls, one, record) for name, one in own.items()})
+        content = {name: value for name, value in record.items() if name not in HEAD}
+        return replace(super().from_json(content), **_head(record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +122,7 @@ class Other(Event):
 
 
 Record = Numbers | Event
-_INHERITED = frozenset(one.name for one in fields(Event))
+_INHERITED = {base: {one.name for one in fields(base)} for base in (Row, Event)}
 
 
 def finite(value: Any) -> float | int | None:
@@ -126,24 +140,39 @@ def _head(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _own(kind: type[Event]) -> list[Field[Any]]:
+def _own(kind: type[Row]) -> list[Field[Any]]:
     """The fields that a subclass adds."""
-    return [one for one in fields(kind) if one.name not in _INHERITED]
+    inherited = _INHERITED[Event if issubclass(kind, Event) else Row]
+    return [one for one in fields(kind) if one.name not in inherited]
 
 
-def _read(kind: type[Event], one: Field[Any], record: Mapping[str, Any]) -> Any:
-    if one.name in record and _test(_types(kind)[one.name])(record[one.name]):
-        return record[one.name]
-    return None if one.default is MISSING else one.default
+def _plain(value: Any) -> Any:
+    return [one.content() if isinstance(one, Row) else one for one in value] if isinstance(value, list) else value
+
+
+def _read(kind: type[Row], one: Field[Any], record: Mapping[str, Any]) -> Any:
+    wanted = _types(kind)[one.name]
+    if one.name not in record or not _test(wanted)(record[one.name]):
+        return None if one.default is MISSING else one.default
+    value, row = record[one.name], _row_of(wanted)
+    return value if row is None or value is None else [row.from_json(item) for item in value]
 
 
 _known_types: dict[Any, dict[str, Any]] = {}  # to look them up takes longer than to read a line
 
 
-def _types(kind: type[Event]) -> dict[str, Any]:
+def _types(kind: type[Row]) -> dict[str, Any]:
     if kind not in _known_types:
         _known_types[kind] = get_type_hints(kind)
     return _known_types[kind]
+
+
+@cache
+def _row_of(kind: Any) -> type[Row] | None:
+    """The class of the rows in a list of them; None for all other types."""
+    if isinstance(kind, type) and issubclass(kind, Row):
+        return kind
+    return next((row for inner in get_args(kind) if (row := _row_of(inner)) is not None), None)
 
 
 Test = Callable[[Any], bool]
@@ -151,7 +180,8 @@ Test = Callable[[Any], bool]
 
 @cache
 def _test(kind: Any) -> Test:
-    """Whether a value of JSON is of a type: str, bool, int, float (finite), None, list, dict, or one of several."""
+    """Whether a value of JSON is of a type: str, bool, int, float (finite), None, list, dict, a `Row`, or one of
+    several."""
     origin, inner = get_origin(kind), [_test(one) for one in get_args(kind)]
     if origin in (Union, UnionType):
         return reduce(_either, inner)
@@ -159,6 +189,8 @@ def _test(kind: Any) -> Test:
         return lambda value: type(value) is list and all(map(inner[0], value))
     if origin is dict:
         return lambda value: type(value) is dict and all(map(inner[1], value.values()))
+    if origin is None and isinstance(kind, type) and issubclass(kind, Row):
+        return lambda value: type(value) is dict
     simple: dict[Any, Test] = {
         float: lambda value: (type(value) is float and math.isfinite(value)) or type(value) is int,
         NoneType: lambda value: value is None,

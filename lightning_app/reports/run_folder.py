@@ -2,7 +2,7 @@
 
 config.yaml                      the options in force
 log.jsonl                        numbers and events; see `log`
-checkpoints/{last,best}.ckpt     and each one's generation before, {last,best}-previous.ckpt
+checkpoints/{last,best}.ckpt     and what the last save of each replaced, {last,best}-previous.ckpt
 samples/step_000500.txt          texts written in training; best.txt: those of the best checkpoint
 importance/heads_cycle_1.json    what plasticity has measured
 predictions.jsonl                of `predict`; with several ranks predictions.rank0.jsonl, ...
@@ -207,16 +207,16 @@ def checkpoints_below(runs: Path, name: str = "*") -> list[Path]:
     return list(runs.rglob(f"{VERSION}*/{CHECKPOINTS}/{name}{CHECKPOINT}"))
 
 
-# Two generations of a checkpoint that is overwritten
+# A checkpoint that is overwritten, and the previous file
 
 
 def previous(path: Path) -> Path:
-    """Where the generation before that at `path` lies: last-previous.ckpt beside last.ckpt, which it was before."""
+    """Where the file lies that the last save of `path` replaced: last-previous.ckpt beside last.ckpt."""
     return path.with_name(f"{path.stem}{PREVIOUS}{path.suffix}")
 
 
-def generations(path: Path) -> list[Path]:
-    """Those that there are, the newest first."""
+def with_previous(path: Path) -> list[Path]:
+    """The checkpoint at `path` and the previous file, as far as they are there."""
     return [file for file in (path, previous(path)) if file.exists()]
 
 

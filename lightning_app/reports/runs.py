@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_app.reports.events import Cost, Data, Ended, Failed, Passages, Started, Trained, end_of
+from lightning_app.reports.events import Cost, Data, Ended, Failed, PassageSums, SplitCounts, Started, Trained, end_of
 from lightning_app.reports.intervals import SUMS
 from lightning_app.reports.record import Numbers, Record
 from lightning_app.reports.series import best_validation, events, is_of_fit, last_step, numbers, series
@@ -58,7 +58,7 @@ class Run:
     @cached_property
     def passages(self) -> np.ndarray | None:
         """(P, S) sums of the passages of the validation text at the best validation; see `intervals`."""
-        found = [one for one in events(self.records, Passages) if self.best and one.step == self.best.step]
+        found = [one for one in events(self.records, PassageSums) if self.best and one.step == self.best.step]
         columns = [getattr(found[-1], name) for name in SUMS] if found else []
         if not all(columns) or len(set(map(len, columns))) != 1:
             return None
@@ -66,10 +66,10 @@ class Run:
         return sums.T if sums[1:3].sum(1).all() else None
 
     @property
-    def text(self) -> dict[str, Any] | None:
+    def text(self) -> SplitCounts | None:
         """Counts of the validation text, and its digest in newer logs."""
         splits = (split for one in reversed(events(self.records, Data)) for split in one.splits or [])
-        return next((split for split in splits if split.get("split") == "val"), None)
+        return next((split for split in splits if split.split == "val"), None)
 
     @property
     def state(self) -> str:

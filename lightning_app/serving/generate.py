@@ -13,7 +13,7 @@ import torch
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.serving.prompts import as_they_end, in_order, read_prompts, write_answers
+from lightning_app.serving.prompts import answers_as_completed, in_order, read_prompts, write_answers
 from lightning_app.serving.streaming import TextStream
 from lightning_app.training import arguments
 from lightning_app.training.module import LanguageModule
@@ -74,7 +74,7 @@ def command(argv: Sequence[str]) -> None:
     rows = read_prompts(Path(args.prompts)) if args.prompts is not None else []
     _, module, tokenizer = arguments.load(args)
     if rows:
-        answers = as_they_end(
+        answers = answers_as_completed(
             rows, module, tokenizer, options, stop=stop, num_samples=args.num_samples, batch_size=args.batch_size
         )
         if args.output is not None:

@@ -54,7 +54,7 @@ def _row(line: str, where: str) -> Row:
     return row
 
 
-def as_they_end(
+def answers_as_completed(
     rows: Sequence[Row],
     module: LanguageModule,
     tokenizer: Tokenizer,

@@ -22,7 +22,6 @@ from lightning_app.models.registry import (
     Description,
     build,
     describe,
-    differing,
     find_class,
     former_name,
     from_former,
@@ -31,6 +30,7 @@ from lightning_app.models.registry import (
     set_layouts,
     take_layouts,
 )
+from lightning_app.training.checkpoint_fit import check_fits
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checkpoint_keys import (
     CALLBACKS,
@@ -150,7 +150,7 @@ def resume(module: LanguageModule, raw: dict[str, Any]) -> None:
     saved = Checkpoint.of(raw)
     if saved.model is not None:
         take_shape(module, saved.model)
-    _check_fits(module, raw, saved.model)
+    check_fits(module, raw[WEIGHTS], saved.model)
     module.load_own_state(saved.own, resumes=bool(raw.get(OPTIMIZERS)))
 
 
@@ -158,26 +158,6 @@ def take_shape(module: LanguageModule, model: Description) -> None:
     """Cut out of a module, and of the copies of its model, what is missing in a described one."""
     for backbone in module.backbones():
         take_layouts(backbone, layouts_in(model))
-
-
-def _check_fits(module: LanguageModule, raw: Mapping[str, Any], model: Description | None) -> None:
-    own, given = module.state_dict(), raw[WEIGHTS]
-    for name, tensor in given.items():
-        if name in own and own[name].shape != tensor.shape:
-            raise InputError(
-                f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
-                "give the options (or the tokenizer) that the checkpoint was trained with"
-            )
-    for name, ours, theirs in differing(describe(module), model) if model is not None else ():
-        raise InputError(
-            f"the checkpoint's model has {name} {theirs}, this one {ours}: give the options that the checkpoint was "
-            "trained with"
-        )
-    for names, where in ((own.keys() - given.keys(), "checkpoint"), (given.keys() - own.keys(), "model")):
-        if names and module.strict_loading:
-            raise InputError(
-                f"the {where} lacks {len(names)} tensors, such as {sorted(names)[0]}: it belongs to another config"
-            )
 
 
 # Start from

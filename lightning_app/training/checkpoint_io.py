@@ -18,8 +18,8 @@ from lightning_app.reports.run_folder import previous
 from lightning_app.training import side_files
 from lightning_app.training.archive import damage
 from lightning_app.training.checkpoint_keys import STEP
-from lightning_app.training.generations import put_in_place
 from lightning_app.training.plain_types import check_plain
+from lightning_app.training.previous_checkpoint import put_in_place
 from lightning_app.training.side_files import SIDE_FILE_BYTES
 
 log = logging.getLogger(__name__)
@@ -119,14 +119,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     file system), forced to the disk and renamed. What killed processes of this machine left is removed. Streams to
     the file: no second copy of the checkpoint in memory. For `Trainer(plugins=[AtomicCheckpointIO()])`.
 
-    The file that was there is kept as the generation before (see `training.generations`), unless it is damaged.
+    The file that was there is kept as the previous one (see `training.previous_checkpoint`), unless it is damaged.
 
     Local paths only. Loads plain types only, unless `weights_only=False` is given.
 
     Args:
         side_file_bytes: the vectors of a memory with more bytes lie in a file beside the checkpoint (see
             `training.side_files`), which is written before it, and again only where they have changed.
-        keep_previous: keep two generations, which takes twice the disk.
+        keep_previous: keep the previous file too, which takes twice the disk.
     """
 
     def __init__(self, side_file_bytes: int = SIDE_FILE_BYTES, keep_previous: bool = True):
@@ -169,7 +169,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _remove_unnamed(target.parent)
 
     def _is_good(self, target: Path, step: int | None) -> bool:
-        """Whether what a save of this step would replace is worth more than the generation before it: it is whole, and
+        """Whether what a save of this step would replace is worth more than the previous file: it is whole, and
         of another step."""
         if not target.is_file():
             return True
@@ -186,7 +186,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return True
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove both its generations, and the files beside it that no other checkpoint of its folder names."""
+        """Remove it, the previous file, and the files beside it that no other checkpoint of its folder names."""
         super().remove_checkpoint(path)
         previous(Path(path)).unlink(missing_ok=True)
         _remove_unnamed(Path(path).parent)

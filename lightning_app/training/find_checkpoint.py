@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_app.errors import DamagedError, InputError
-from lightning_app.reports.run_folder import PREVIOUS, RunFolder, checkpoints_below, generations, previous
+from lightning_app.reports.run_folder import PREVIOUS, RunFolder, checkpoints_below, previous, with_previous
 from lightning_app.training.checkpoint_io import read_checkpoint, read_numbers
 from lightning_app.training.checkpoint_keys import STEP
 
@@ -33,8 +33,8 @@ def find_checkpoint(path: str, runs: Path) -> str:
     return path
 
 
-def whole_generation(path: Path) -> Path:
-    """The file at `path`, or where it is damaged or gone the generation before it; a line says so.
+def whole_or_previous(path: Path) -> Path:
+    """The file at `path`, or where it is damaged or gone the previous one; a line says so.
 
     Raises:
         DamagedError: both are damaged.
@@ -72,7 +72,7 @@ def _instead_of(path: Path, *, first: Path) -> Iterator[Path]:
     if path != first:
         yield path
     names = ("last", "best") if path.stem == "last" else (path.stem,)
-    others = [file for name in names for file in generations(path.with_name(f"{name}{path.suffix}")) if file != path]
+    others = [file for name in names for file in with_previous(path.with_name(f"{name}{path.suffix}")) if file != path]
     yield from sorted(others, key=_step, reverse=True)  # of equal steps the one of the same name
 
 

@@ -39,7 +39,7 @@ from lightning_app.training.checks import (
 from lightning_app.training.distributed import several_ranks, shard
 from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
-from lightning_app.training.lightning_internals.plugins import let_batches_pass
+from lightning_app.training.lightning_internals.plugins import leave_batches_uncast
 from lightning_app.training.lightning_internals.strategies import do_not_send
 from lightning_app.training.losses import (
     check_loss,
@@ -368,7 +368,7 @@ class LanguageModule(L.LightningModule, ABC):
             if stage == "fit":
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
-        let_batches_pass(self.trainer.precision_plugin)
+        leave_batches_uncast(self.trainer.precision_plugin)
         do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 

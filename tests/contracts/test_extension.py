@@ -22,7 +22,7 @@ from lightning_app.memory.extension import Memory, VardaGPT
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
 from lightning_app.memory.readers.learned import AdvancedReader
-from lightning_app.memory.tools.checkpoint import Opened, fitting, with_room
+from lightning_app.memory.tools.checkpoint import Opened, fitting, with_capacity
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Extension, Outputs, Regularizer
 from lightning_app.models.generation import GenerationOptions
@@ -267,7 +267,7 @@ def test_the_memory_of_any_module_is_grown_and_its_config_written_beside_it(fold
     module, tokenizer = module_with(Memory([KNNReader(memory_size=8)], 8), Counter()), load_tokenizer("bytes")
     module.use_tokenizer(tokenizer)
     module.extensions[0].documents[7] = "here.txt"  # type: ignore[operator,union-attr,index]
-    opened = with_room(Opened(folder / "old.ckpt", {}, module.eval(), tokenizer), 20)
+    opened = with_capacity(Opened(folder / "old.ckpt", {}, module.eval(), tokenizer), 20)
     assert opened.knn.bank.shared.memory_size == 20
     assert opened.memory.documents == {7: "here.txt"}
     model = fitting({"model": {"init_args": {"extensions": []}}}, opened.module, tokenizer)["model"]

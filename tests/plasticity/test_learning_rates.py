@@ -20,6 +20,7 @@ from lightning_app.plasticity.learning_rates import (
     head_factors,
     set_layer_factors,
 )
+from lightning_app.plasticity.report.events import GroupRate
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.optim import matrices_of, parameter_groups, trained_parameters
 from lightning_app.training.schedulers import WarmupCosine
@@ -86,7 +87,10 @@ def test_a_factor_changes_the_update_of_its_layer_alone_and_goes_back():
 
 
 def zip_groups(optimizer: torch.optim.Optimizer, trainer: Any) -> list[dict[str, Any]]:
-    return [{**said, "layer": g["layer"]} for g, said in zip(optimizer.param_groups, described(trainer), strict=True)]
+    return [
+        {**said.content(), "layer": g["layer"]}
+        for g, said in zip(optimizer.param_groups, described(trainer), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ours", "torch", "plateau"])
@@ -135,7 +139,7 @@ def test_factors_survive_a_state_dict():
 def test_an_optimizer_without_layers_is_described_too():
     module = ArticleGPT(decoder())
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.1)
-    assert described(trainer_of(optimizer)) == [{"name": "all", "lr": 0.1, "factor": 1.0}]
+    assert described(trainer_of(optimizer)) == [GroupRate(name="all", lr=0.1, factor=1.0)]
 
 
 # Heads
@@ -209,7 +213,7 @@ def test_updates_grow_as_far_as_a_layer_lost_heads():
 
 
 def factors_of_blocks(trainer: Any) -> list[float]:
-    return [group["factor"] for group in described(trainer) if group["name"].startswith("block")]
+    return [float(group.factor or 0) for group in described(trainer) if str(group.name).startswith("block")]
 
 
 def test_rates_last_until_the_end_of_the_fine_tuning():

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from lightning_app.errors import InputError
-from lightning_app.plasticity.scores import by_relative_depth, combine, min_max, seed_prune_mask, seed_score, spearman
+from lightning_app.plasticity.scores import by_relative_depth, combine, min_max, seed_score, spearman
 
 NAN = math.nan
 
@@ -63,26 +63,6 @@ def test_seed_score_is_its_formula():
 def test_the_head_that_looks_everywhere_and_does_not_learn_goes_first():
     entropy, gradient = torch.tensor([[0.1, 2.0], [2.0, 0.1]]), torch.tensor([[5.0, 5.0], [1.0, 1.0]])
     same(seed_score(entropy, gradient), [[0, 0.6], [1, 0.4]])
-    assert seed_prune_mask(entropy, gradient, prune_percent=0.5).tolist() == [[False, True], [True, False]]
-
-
-@pytest.mark.parametrize(("share", "n"), [(0.0, 0), (0.15, 3), (0.19, 4), (0.99, 23), (1.0, 24)])
-def test_seed_prune_mask_takes_the_whole_part_of_the_share(share: float, n: int):
-    entropy, gradient = numbers(4, 6), numbers(4, 6, seed=1)
-    mask, score = seed_prune_mask(entropy, gradient, prune_percent=share), seed_score(entropy, gradient)
-    assert mask.sum() == n
-    if 0 < n < 24:
-        assert score[mask].min() > score[~mask].max()
-
-
-def test_seed_prune_mask_of_equals_takes_the_first_and_never_the_dead():
-    alive = torch.tensor([[False, True, True], [True, True, True]])
-    mask = seed_prune_mask(torch.ones(2, 3), torch.ones(2, 3), prune_percent=0.5, alive=alive)
-    assert mask.tolist() == [[False, True, True], [True, False, False]]
-    with pytest.raises(InputError, match=r"prune_percent 1\.0 means 6 units, of 5 that are alive"):
-        seed_prune_mask(torch.ones(2, 3), torch.ones(2, 3), prune_percent=1.0, alive=alive)
-    with pytest.raises(InputError, match=r"prune_percent -0\.5"):
-        seed_prune_mask(torch.ones(2, 3), torch.ones(2, 3), prune_percent=-0.5)
 
 
 # Several data sets

@@ -9,13 +9,33 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from lightning_app.plasticity.report.events import Analysis, Evaluation, Pruning
+from lightning_app.plasticity.report.events import (
+    Analysis,
+    Evaluation,
+    GroupRate,
+    LearningRates,
+    Pruning,
+    TextSample,
+    TextSamples,
+)
 from lightning_app.reports import events
-from lightning_app.reports.events import Closed, Cost, Data, Failed, Resumed, Started, end_of, kinds, parsed
+from lightning_app.reports.events import (
+    Closed,
+    Cost,
+    Data,
+    Failed,
+    Resumed,
+    SplitCounts,
+    Started,
+    end_of,
+    kinds,
+    parsed,
+)
 from lightning_app.reports.record import HEAD, Event, Numbers, Other
 from lightning_app.reports.series import best_validation
 
 PACKAGE = Path(events.__file__).parent.parent
+COUNTS = SplitCounts(split="val", documents=2, words=9, bytes=50, tokens=12, windows=3, truncated=0, text="ab")
 NAMES = {  # as logs of all versions have them: none may ever change
     *("data", "started", "resumed", "passages", "ended", "failed", "interrupted", "trained", "closed"),
     *("plasticity_started", "phase_transition", "stabilised", "analysis", "pruning_event", "regrowth_event"),
@@ -59,7 +79,9 @@ def example(hint: str) -> Any:
     first = hint.removeprefix("typing.").split(" | ")[0]
     for start, value in {
         "list[list[": [[1, 0], [1, 1]],
-        "list[dict": [{"name": "x", "lr": 0.5}],
+        f"list[{SplitCounts.__module__}.SplitCounts": [COUNTS],
+        f"list[{GroupRate.__module__}.TextSample": [TextSample(prompt="a", text="ab")],
+        f"list[{GroupRate.__module__}.GroupRate": [GroupRate(name="x", lr=0.5, factor=1.0)],
         "list[str": ["x"],
         "list[": [1, 2],
         "dict[str, list": {"heads": [1, 2]},
@@ -84,6 +106,25 @@ def test_a_field_of_another_type_counts_as_not_logged(wrong: dict[str, Any]):
     assert isinstance(found, Analysis)
     assert getattr(found, name) is None
     assert found.importance == [[0.5, None]]
+
+
+def test_rows_of_an_event_are_typed_and_reading_them_forgives():
+    """Older logs lack fields, and a later version has more."""
+    row = {"split": "val", "documents": "2", "words": 9, "bytes": 3.5, "late": 1}
+    found = parsed({"event": "data", "splits": [row, {}]})
+    assert isinstance(found, Data)
+    bare = SplitCounts(split=None, documents=None, words=None, bytes=None, tokens=None)
+    assert found.splits == [replace(bare, split="val", words=9, more={"late": 1}), bare]
+    assert found.to_json()["splits"][0] == {"late": 1, **replace(bare, split="val", words=9).content()}
+    rates = parsed({"event": "learning_rates", "groups": [{"name": "block 0", "lr": float("nan"), "factor": 2}]})
+    assert rates == LearningRates(groups=[GroupRate(name="block 0", lr=None, factor=2)])
+    assert parsed({"event": "text_samples", "texts": ["no row"]}) == TextSamples(stage=None, texts=None)
+
+
+def test_no_event_holds_bare_mappings_in_a_list():
+    hints = {(name, field): str(hint) for name, kind in kinds().items() for field, hint in get_type_hints(kind).items()}
+    assert len(hints) > 50
+    assert [place for place, hint in hints.items() if "list[dict" in hint] == []
 
 
 def test_an_unknown_event_and_an_unknown_field_stay_readable():
@@ -130,6 +171,7 @@ def test_a_line_of_an_event_is_as_it_was_before_events_had_classes():
         json.dumps(event.to_json())
         for event in (
             Data(splits=[]),
+            Data(splits=[COUNTS]),
             started,
             replace(started, flops_per_token=None),
             started.resumed(lines=12),
@@ -141,6 +183,8 @@ def test_a_line_of_an_event_is_as_it_was_before_events_had_classes():
         )
     ] == [
         '{"event": "data", "step": 0, "epoch": null, "splits": []}',
+        '{"event": "data", "step": 0, "epoch": null, "splits": [{"split": "val", "documents": 2, "words": 9, "bytes": '
+        '50, "tokens": 12, "windows": 3, "truncated": 0, "text": "ab"}]}',
         '{"event": "started", "step": 0, "epoch": null, "model": "ArticleGPT", "parameters": 5, "world_size": 1, '
         '"precision": "32-true", "flops_per_token": 7}',
         '{"event": "started", "step": 0, "epoch": null, "model": "ArticleGPT", "parameters": 5, "world_size": 1, '

@@ -14,10 +14,10 @@ from lightning_app.reports.record import Numbers
 from lightning_app.reports.run_folder import (
     RunFolder,
     checkpoints_below,
-    generations,
     previous,
     runs_below,
     versions_of,
+    with_previous,
 )
 
 PACKAGE = Path(run_folder.__file__).parent.parent
@@ -93,7 +93,7 @@ def test_what_is_there_is_found(run: RunFolder, tmp_path: Path):
         (run.path / f"csv/version_{number}").mkdir(parents=True)
         (run.path / f"csv/version_{number}/metrics.csv").touch()
     assert run.checkpoints() == {"last": run.checkpoint("last")}
-    assert generations(run.checkpoint("last")) == [run.checkpoint("last"), previous(run.checkpoint("last"))]
+    assert with_previous(run.checkpoint("last")) == [run.checkpoint("last"), previous(run.checkpoint("last"))]
     assert run.config() == {"data": {"seed": 1}}
     assert run.records() == [Numbers(step=1, values={"train/ce": 2.5})]
     assert run.damage() == "1 damaged line left out (2)"

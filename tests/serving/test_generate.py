@@ -7,7 +7,7 @@ import torch
 
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.serving.generate import continue_text
-from lightning_app.serving.prompts import as_they_end, in_order, read_prompts, write_answers
+from lightning_app.serving.prompts import answers_as_completed, in_order, read_prompts, write_answers
 from lightning_app.training.checkpoint import load_module
 
 PROMPTS = ["the model", "what", "", "the teacher shows what nobody asks about again", "forgets"]
@@ -29,7 +29,7 @@ def test_each_prompt_of_a_file_gets_the_text_that_it_gets_alone(tiny_checkpoint,
     options = GenerationOptions(30, temperature=1.0, seed=2)
     rows = [{"prompt": prompt, "id": i} for i, prompt in enumerate(PROMPTS)]
     rows[1] |= {"temperature": 0.5, "max_new_tokens": 7}
-    numbered = as_they_end(rows, module, tokenizer, options, stop=["e "], num_samples=2, batch_size=batch_size)
+    numbered = answers_as_completed(rows, module, tokenizer, options, stop=["e "], num_samples=2, batch_size=batch_size)
     answers = list(in_order(numbered))
     assert [(a["id"], a["seed"]) for a in answers] == [(i, seed) for i in range(5) for seed in (2, 3)]
     for answer in answers:
@@ -62,7 +62,7 @@ def test_a_row_has_its_own_top_k_and_stop(tiny_checkpoint):
     module, tokenizer = load_module(tiny_checkpoint)
     options = GenerationOptions(30, temperature=1.0, top_k=2, seed=3)
     rows = [{"prompt": "what", **own} for own in ({}, {"top_k": 0}, {"top_k": None}, {"stop": "e"}, {"stop": ["a"]})]
-    few, *both, e, a = in_order(as_they_end(rows, module, tokenizer, options, stop=["e", "a"]))
+    few, *both, e, a = in_order(answers_as_completed(rows, module, tokenizer, options, stop=["e", "a"]))
     every = "".join(continue_text("what", module, tokenizer, GenerationOptions(30, 1.0, seed=3), stop=["e", "a"]))
     assert few["text"] == "".join(continue_text("what", module, tokenizer, options, stop=["e", "a"])) != every
     assert [row["text"] for row in both] == [every, every]
@@ -77,7 +77,7 @@ def test_answers_are_on_disk_as_they_end_and_in_order_once_all_have(tiny_checkpo
     seen = []
 
     def watched():
-        for answer in as_they_end(rows, module, tokenizer, GenerationOptions()):
+        for answer in answers_as_completed(rows, module, tokenizer, GenerationOptions()):
             yield answer
             seen.append([json.loads(line)["id"] for line in path.read_text().splitlines()])
 
@@ -86,7 +86,7 @@ def test_answers_are_on_disk_as_they_end_and_in_order_once_all_have(tiny_checkpo
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [9, 3, 6]
     before = path.read_bytes()
     with pytest.raises(ValueError, match="top_p is 2"):  # before the file is opened
-        write_answers(as_they_end([{"prompt": "x", "top_p": 2}], module, tokenizer, GenerationOptions()), path)
+        write_answers(answers_as_completed([{"prompt": "x", "top_p": 2}], module, tokenizer, GenerationOptions()), path)
     assert path.read_bytes() == before
 
 

@@ -13,7 +13,7 @@ import torch
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.io import temporary_name
 from lightning_app.memory.store import AssociativeMemory
-from lightning_app.reports.run_folder import generations
+from lightning_app.reports.run_folder import with_previous
 from lightning_app.training import checkpoint_io
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint, read_numbers
 
@@ -80,7 +80,7 @@ def test_one_flipped_bit_of_a_tensor_is_noticed(saved, mmap):
     assert read_numbers(saved)["step"] == 1  # in which no tensor is looked at
 
 
-def test_two_generations_are_kept(saved):
+def test_the_previous_file_is_kept(saved):
     before = saved.with_name("step_1-previous.ckpt")
     io = AtomicCheckpointIO()
     for step in (2, 3):
@@ -113,8 +113,8 @@ def test_a_kill_at_either_rename_leaves_a_whole_file(saved, monkeypatch, killed_
     monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
-    assert generations(saved)[0] == saved
-    assert {read_checkpoint(path)["step"] for path in generations(saved)} == {1}
+    assert with_previous(saved)[0] == saved
+    assert {read_checkpoint(path)["step"] for path in with_previous(saved)} == {1}
 
 
 def test_the_next_save_removes_the_link_that_a_killed_one_left(saved, monkeypatch):
@@ -136,14 +136,14 @@ def test_without_hard_links_a_kill_leaves_the_generation_before(saved, monkeypat
 
     monkeypatch.setattr(os, "link", refuse)
     AtomicCheckpointIO().save_checkpoint({"step": 2}, saved)
-    assert [read_checkpoint(path)["step"] for path in generations(saved)] == [2, 1]
+    assert [read_checkpoint(path)["step"] for path in with_previous(saved)] == [2, 1]
 
 
 def test_the_same_step_again_keeps_the_generation_before(saved):
     for writer in (AtomicCheckpointIO(), AtomicCheckpointIO()):  # in one process, and after a resume
         for step in (2, 2):
             writer.save_checkpoint({"step": 2, "global_step": step}, saved)
-        assert [read_checkpoint(path)["step"] for path in generations(saved)] == [2, 1]
+        assert [read_checkpoint(path)["step"] for path in with_previous(saved)] == [2, 1]
 
 
 def test_one_generation_if_asked(saved):
@@ -326,7 +326,7 @@ def test_nothing_is_removed_while_a_checkpoint_cannot_be_read(tmp_path, caplog):
     assert "are kept, needed or not" in caplog.text
 
 
-def test_the_side_files_of_both_generations_are_kept(tmp_path):
+def test_the_side_files_of_the_previous_file_are_kept_too(tmp_path):
     io = AtomicCheckpointIO(side_file_bytes=1000)
     for seed in range(3):
         io.save_checkpoint(with_vectors(seed), tmp_path / "a.ckpt")

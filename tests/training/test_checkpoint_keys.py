@@ -16,9 +16,11 @@ HOLDERS = ("checkpoint", "raw")  # what a checkpoint is called: a string that lo
 
 def spelt(source: str) -> list[str]:
     """The distinctive keys that are spelt in a source, and all strings by which one looks into a checkpoint."""
-    tree = ast.parse(source)
-    strings = {text for node in ast.walk(tree) if (text := _string(node)) is not None}
-    return sorted(strings & (KEYS - GENERIC) | {text for node in ast.walk(tree) for text in _looked_up(node)})
+    if not any(word in source for word in (*(KEYS - GENERIC), *HOLDERS)):  # to parse it takes longer
+        return []
+    nodes = list(ast.walk(ast.parse(source)))
+    strings = {text for node in nodes if (text := _string(node)) is not None}
+    return sorted(strings & (KEYS - GENERIC) | {text for node in nodes for text in _looked_up(node)})
 
 
 def _looked_up(node: ast.AST) -> Iterator[str]:

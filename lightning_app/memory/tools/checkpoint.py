@@ -177,7 +177,7 @@ def _wrapped(name: str, owners: Sequence[str]) -> str:
     return f"{owner}backbone.{name.removeprefix(owner)}" if owner else name
 
 
-def with_room(opened: Opened, n: int) -> Opened:
+def with_capacity(opened: Opened, n: int) -> Opened:
     """The kNN memory with a capacity of `n` entries at least; those that it holds keep their ids."""
     knn = opened.knn
     if n <= knn.bank.shared.memory_size:

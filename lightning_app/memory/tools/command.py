@@ -27,7 +27,7 @@ from lightning_app.memory.tools.build import (
     tune,
     wanted,
 )
-from lightning_app.memory.tools.checkpoint import Opened, with_reader, with_room
+from lightning_app.memory.tools.checkpoint import Opened, with_capacity, with_reader
 from lightning_app.memory.tools.inspect import (
     NOISE,
     Neighbour,
@@ -82,7 +82,7 @@ def add(args: argparse.Namespace) -> None:
     held = entries_by_document([opened.knn.bank.shared])
     text = _text(opened, documents_at(args.text, opened.config()), args)
     numbers, skipped = wanted(text, held)
-    opened = with_room(opened, opened.knn.bank.size() + count_entries(text, numbers))
+    opened = with_capacity(opened, opened.knn.bank.size() + count_entries(text, numbers))
     filled = _fill(opened, text, numbers, skipped, args)
     _write(opened, args)
     print(format_table([*_filled_rows(filled), *_memory_rows(opened.knn)], title=str(args.output or opened.path)))

@@ -31,7 +31,7 @@ def n_bytes(memory: AssociativeMemory) -> int:
     return sum(buffer.numel() * buffer.element_size() for buffer in memory.buffers())
 
 
-def in_one_line(module: nn.Module) -> str:
+def card_line(module: nn.Module) -> str:
     """What all memories of a model hold; "" of one without."""
     memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
     if not memories:

@@ -9,7 +9,7 @@ from lightning_app.plasticity.report.events import (
 )
 from lightning_app.reports.events import Cost
 from lightning_app.reports.figures import Chart, Trace, label, lines
-from lightning_app.reports.record import Record, finite
+from lightning_app.reports.record import Record
 from lightning_app.reports.series import events, series
 
 
@@ -65,8 +65,8 @@ def rates(records: Sequence[Record]) -> list[Chart]:
     groups: dict[str, list[tuple[int, float]]] = {}
     for one in events(records, LearningRates):
         for group in one.groups or []:
-            if (lr := finite(group.get("lr"))) is not None:
-                groups.setdefault(str(group.get("name")), []).append((one.step, lr))
+            if group.lr is not None:
+                groups.setdefault(str(group.name), []).append((one.step, group.lr))
     colours = ("@val", "@regrowth", "@accent", "@finetuning", "@pruning", "@analysis")
     for i, (name, points) in enumerate(groups.items()):
         steps, values = zip(*points, strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_app.reports.record import Event
+from lightning_app.reports.record import Event, Row
 
 Matrix = list[list[float | None]]  # L x H; None where nothing was measured
 
@@ -186,20 +186,37 @@ class Evaluation(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextSample(Row):
+    """What the model writes for a prompt; `text` begins with it."""
+
+    prompt: str | None
+    text: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextSamples(Event):
-    """What the model writes at a stage: "prompt" and "text" (with the prompt) of each."""
+    """What the model writes at a stage."""
 
     NAME = "text_samples"
     stage: str | None
-    texts: list[dict[str, Any]] | None
+    texts: list[TextSample] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRate(Row):
+    """The learning rate of a group of the optimizer, `factor` times that of the schedule."""
+
+    name: str | None
+    lr: float | None
+    factor: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates(Event):
-    """Those of the optimizer's groups where they were set: "name", "lr" and "factor" of each."""
+    """Those of the optimizer's groups where they were set."""
 
     NAME = "learning_rates"
-    groups: list[dict[str, Any]] | None
+    groups: list[GroupRate] | None
 
 
 @dataclass(frozen=True, kw_only=True)

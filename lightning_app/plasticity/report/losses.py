@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_app.plasticity.report.chart_styles import SHOWN, STAGES, scores, stage_of, when
 from lightning_app.plasticity.report.events import (
     Stabilised,
 )
@@ -11,7 +12,6 @@ from lightning_app.plasticity.report.facts import (
     evaluations,
     phases,
 )
-from lightning_app.plasticity.report.looks import SHOWN, STAGES, scores, stage_of, when
 from lightning_app.reports.figures import Chart, Trace, dots, lines
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import events, series

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from lightning_app.plasticity.report import looks
+from lightning_app.plasticity.report import chart_styles
 from lightning_app.plasticity.report.events import (
     Evaluation,
     PhaseTransition,
@@ -137,7 +137,7 @@ def _state(records: Sequence[Record]) -> str:
         return end
     if found := events(records, PhaseTransition):
         name = str(found[-1].phase)
-        return looks.SHOWN.get(name, name) + (f", cycle {found[-1].cycle}" if found[-1].cycle else "")
+        return chart_styles.SHOWN.get(name, name) + (f", cycle {found[-1].cycle}" if found[-1].cycle else "")
     return "training" if records else "nothing logged"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_app.plasticity.report.chart_styles import MARKS, PHASES, SHOWN, Marked, scores
 from lightning_app.plasticity.report.events import (
     Analysis,
     Pruning,
@@ -17,7 +18,6 @@ from lightning_app.plasticity.report.facts import (
     heads_of,
     phases,
 )
-from lightning_app.plasticity.report.looks import MARKS, PHASES, SHOWN, Marked, scores
 from lightning_app.reports.figures import Chart, Trace, dots, label, lines
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import last_step, series

@@ -235,10 +235,9 @@ def _text(run: Run) -> list[str]:
     text = run.text
     if text is None:
         return [f'<span class="missing-cell">{ABSENT_WORD}</span>']
-    counts = ", ".join(
-        f"{text[name]:,} {name}" for name in ("documents", "bytes", "tokens") if isinstance(text.get(name), int)
-    )
-    return [escape(f"{counts}{', digest ' + str(text['text']) if text.get('text') else ''}")]
+    counts = {"documents": text.documents, "bytes": text.bytes, "tokens": text.tokens}
+    told = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n is not None)
+    return [escape(f"{told}{', digest ' + text.text if text.text else ''}")]
 
 
 SECTIONS = (

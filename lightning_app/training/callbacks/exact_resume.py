@@ -1,4 +1,4 @@
-"""A resumed run is the one that never stopped: random numbers, Lightning's counters, the validation that it owes."""
+"""A resumed run is the one that never stopped: random numbers, Lightning's counters, a validation that it missed."""
 
 import random
 import warnings
@@ -119,8 +119,8 @@ class ExactResume(RunCallback):
       the first batch.
 
     Lightning never runs a validation again that was due at a checkpoint's step, whether or not it was finished. Here
-    a checkpoint knows the batch of the last finished one. `OwedValidation` runs one that was due, and this callback one
-    at the end of a fit that has none of its last step.
+    a checkpoint knows the batch of the last finished one. `MissedValidation` runs one that was due, and this callback
+    one at the end of a fit that has none of its last step.
 
     What no checkpoint holds is the gradients inside an accumulation window: ModelCheckpoint does not save there by
     steps, but a validation may; let `val_check_interval` be a multiple of `accumulate_grad_batches`.
@@ -137,7 +137,7 @@ class ExactResume(RunCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._resumed, self.validated = False, 0
-        fit_loop.begin_while_owing(trainer, lambda: self.owes(trainer))
+        fit_loop.begin_finished_fit(trainer, lambda: self.missed_validation(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         return {"validated": self.validated}
@@ -172,16 +172,16 @@ class ExactResume(RunCallback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A fit ends with a validation of its last step, so that there is always a best one."""
-        if self.owes(trainer):
+        if self.missed_validation(trainer):
             with fit_loop.at_last_batch(trainer):
                 fit_loop.validate(trainer)
 
-    def owes(self, trainer: L.Trainer) -> bool:
+    def missed_validation(self, trainer: L.Trainer) -> bool:
         """Whether there can be a validation, and the last batch has had none."""
         return bool(trainer.enable_validation) and batches_learned(trainer) > self.validated
 
 
-class OwedValidation(RunCallback):
+class MissedValidation(RunCallback):
     """Before the first batch of a resumed run: the validation that was due at its checkpoint's step and did not end.
 
     In a Trainer made in Python put it behind all callbacks that a validation needs, so that they are ready.
@@ -190,14 +190,14 @@ class OwedValidation(RunCallback):
         exact: knows which validation was the last.
     """
 
-    priority = Priority.OWED
+    priority = Priority.MISSED_VALIDATION
 
     def __init__(self, exact: ExactResume):
         self._exact = exact
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # in an epoch that has not begun the batch before is another epoch's, and past
-        if self._exact.owes(trainer) and fit_loop.in_epoch(trainer):
+        if self._exact.missed_validation(trainer) and fit_loop.in_epoch(trainer):
             with fit_loop.at_last_batch(trainer):
                 if fit_loop.validation_is_due(trainer):
                     fit_loop.validate(trainer)

@@ -26,7 +26,7 @@ class Priority(IntEnum):
     ANY = 4
     BEST = 5  # a ModelCheckpoint: what the others have changed is in it
     LAST = 6  # last.ckpt: what ModelCheckpoint has decided is in it
-    OWED = 7  # runs a validation, for which all others must be ready
+    MISSED_VALIDATION = 7  # runs a validation, for which all others must be ready
     STOP = 8  # ends the fit, once the others have done their part of the step
     PAGE = 9  # draws what all others have logged
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_app.data.datamodule import TextDataModule
-from lightning_app.reports.events import Data, Ended, Failed, Passages, Started
+from lightning_app.reports.events import Data, Ended, Failed, PassageSums, SplitCounts, Started
 from lightning_app.reports.intervals import SUMS
 from lightning_app.reports.log import line_of
 from lightning_app.reports.log import read_log as read_log  # beside what writes it
@@ -191,7 +191,7 @@ class RunLog(RunCallback):
         if sums is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             columns = zip(SUMS, sums.T.tolist(), strict=True)
             fields: dict[str, Any] = {name: [round(x, 3) for x in column] for name, column in columns}
-            self.event(trainer, Passages(**fields))
+            self.event(trainer, PassageSums(**fields))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.event(trainer, Ended())
@@ -216,10 +216,9 @@ def _write_step(trainer: L.Trainer, logger: JSONLinesLogger) -> None:
         logger.log_early(numbers_of_step(trainer), step)
 
 
-def _splits(data: TextDataModule) -> list[dict[str, Any]]:
-    """Counts, and a digest of the text: the same text has the same one, whatever the tokenizer."""
+def _splits(data: TextDataModule) -> list[SplitCounts]:
     counts = data.counts(("train", "val"))
-    return [asdict(c) | {"text": data.tokens(c.split).manifest.content_sha256[:16]} for c in counts]
+    return [SplitCounts(**asdict(c), text=data.tokens(c.split).manifest.content_sha256[:16]) for c in counts]
 
 
 def run_folder(trainer: L.Trainer) -> RunFolder | None:

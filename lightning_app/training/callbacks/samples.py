@@ -10,9 +10,9 @@ from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.callbacks.logger_output import log_texts
 from lightning_app.training.callbacks.run_callback import Prompts, RunCallback
 from lightning_app.training.callbacks.run_log import run_folder
-from lightning_app.training.callbacks.series import log_texts
 from lightning_app.training.module import LanguageModule
 
 

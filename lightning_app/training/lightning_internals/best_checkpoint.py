@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
-from lightning_app.reports.run_folder import generations
+from lightning_app.reports.run_folder import with_previous
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checkpoint_keys import CALLBACKS
-from lightning_app.training.find_checkpoint import whole_generation
+from lightning_app.training.find_checkpoint import whole_or_previous
 from lightning_app.training.lightning_internals.callbacks import worst
 
 State = dict[str, Any]  # of a ModelCheckpoint
@@ -68,16 +68,16 @@ def _here(path: str, old: str | None, new: str) -> str:
     if not path or not old:
         return ""
     found = os.path.join(new, os.path.relpath(path, old))  # spelt as Lightning spells it: it compares the words
-    return found if generations(Path(found)) else ""
+    return found if with_previous(Path(found)) else ""
 
 
 def _own_score(path: str, key: str, *, otherwise: Tensor) -> Tensor | None:
-    """What a checkpoint, or where it is damaged the generation before it, says of itself; None where both are damaged.
+    """The score in a checkpoint, or where it is damaged in the previous file; None where both are damaged.
 
     One without callbacks' states or in shards says nothing.
     """
     try:
-        checkpoint = read_checkpoint(whole_generation(Path(path)), mmap=True)
+        checkpoint = read_checkpoint(whole_or_previous(Path(path)), mmap=True)
     except DamagedError:
         return None
     except InputError:

@@ -13,21 +13,21 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning_app.training.lightning_internals.counters import open_epoch, reopen_epoch
 
 
-class _OwingFitLoop(_FitLoop):
-    owes: Callable[[], bool]
+class _FinishedFitLoop(_FitLoop):
+    may_begin: Callable[[], bool]
 
     @property
     def skip(self) -> bool:
-        return super().skip and not self.owes()
+        return super().skip and not self.may_begin()
 
 
-def begin_while_owing(trainer: L.Trainer, owes: Callable[[], bool]) -> None:
-    """Let a fit without a step left begin and end, with all hooks, while `owes()`.
+def begin_finished_fit(trainer: L.Trainer, may_begin: Callable[[], bool]) -> None:
+    """Let a fit without a step left begin and end, with all hooks, while `may_begin()`.
 
     In Lightning 2.6.6 `_FitLoop.run` returns at once where its property `skip` is true.
     """
-    loop = cast(_OwingFitLoop, trainer.fit_loop)
-    loop.__class__, loop.owes = _OwingFitLoop, owes
+    loop = cast(_FinishedFitLoop, trainer.fit_loop)
+    loop.__class__, loop.may_begin = _FinishedFitLoop, may_begin
 
 
 def batches_learned(trainer: L.Trainer) -> int:

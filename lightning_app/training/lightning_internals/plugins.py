@@ -20,7 +20,7 @@ def fill(plugin: CheckpointIO, writer: CheckpointIO) -> None:
         plugin.checkpoint_io = writer
 
 
-def let_batches_pass(precision: Precision) -> None:
+def leave_batches_uncast(precision: Precision) -> None:
     """Let a `Batch` pass as it is. 64-true and bf16-true cast what is a float in a batch, of which a `Batch` has none,
     and refuse a frozen dataclass. Seen in Lightning 2.6.6.
     """

@@ -55,7 +55,7 @@ def test_the_order_of_a_run(main: Main, config: Config, monkeypatch: pytest.Monk
         *("RandomState", "ExactResume", "ResumeOptions", "KeptBest", "RunLog", "Monitors"),
         *("EarlyStopping", "Throughput", "ProgressLine", "PredictionWriter", "Projector", "ModelSummary"),
         *("SaveConfig", "Timer", "ModelCheckpoint", "ModelCheckpoint"),
-        *("LastCheckpoint", "OwedValidation", "Interruption", "Dashboard"),
+        *("LastCheckpoint", "MissedValidation", "Interruption", "Dashboard"),
     ]
     assert seen[0] == in_order(seen[0])
     assert [callback.monitor for callback in seen[0] if isinstance(callback, ModelCheckpoint)] == [None, "val/ce"]

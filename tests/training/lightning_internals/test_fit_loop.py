@@ -52,12 +52,12 @@ def test_when_a_validation_is_due(options: dict[str, Any], batches: list[int]):
 class Ends(L.Callback):
     """The begins and ends of a fit."""
 
-    def __init__(self, owes: bool):
-        self.owes = owes
+    def __init__(self, may_begin: bool):
+        self.may_begin = may_begin
         self.seen: list[str] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        fit_loop.begin_while_owing(trainer, lambda: self.owes)
+        fit_loop.begin_finished_fit(trainer, lambda: self.may_begin)
 
     def on_train_start(self, *args: Any) -> None:
         self.seen.append("start")
@@ -66,9 +66,9 @@ class Ends(L.Callback):
         self.seen.append("end")
 
 
-@pytest.mark.parametrize(("owes", "seen"), [(False, []), (True, ["start", "end"])])
-def test_a_fit_without_a_step_left_begins_while_it_owes(owes: bool, seen: list[str]):
-    ends = Ends(owes)
+@pytest.mark.parametrize(("may_begin", "seen"), [(False, []), (True, ["start", "end"])])
+def test_a_fit_without_a_step_left_begins_if_it_may(may_begin: bool, seen: list[str]):
+    ends = Ends(may_begin)
     trainer(ends, max_steps=0).fit(Small())
     assert ends.seen == seen
 

@@ -24,7 +24,8 @@ PACKAGE = Path(lightning_app.__file__).parent
 PLACE = PACKAGE / "training" / "lightning_internals"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if PLACE not in path.parents)
 NAMES = re.compile(r"\b(?:self|cls)\.(_[a-z]\w*)|\bdef (_[a-z]\w*)")
-SUBCLASSES = ("training", "data", "memory", "art", "plasticity", "app", "own_parts", "build_errors")  # of Lightning's
+# with subclasses of Lightning's
+SUBCLASSES = ("training", "data", "memory", "art", "plasticity", "app", "trainer_parts", "build_errors")
 
 
 def private_names(source: str) -> set[str]:

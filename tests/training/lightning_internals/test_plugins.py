@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_app.data.batch import Batch
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
-from lightning_app.training.lightning_internals.plugins import fill, let_batches_pass
+from lightning_app.training.lightning_internals.plugins import fill, leave_batches_uncast
 from tests.training.lightning_internals.small import Small, trainer
 
 
@@ -35,7 +35,7 @@ class OnBatches(Small):
         self.seen: list[tuple[Batch, torch.dtype]] = []
 
     def setup(self, stage: str) -> None:
-        let_batches_pass(self.trainer.precision_plugin)
+        leave_batches_uncast(self.trainer.precision_plugin)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         self.seen.append((batch, self.layer.weight.dtype))
@@ -55,13 +55,13 @@ def test_batches_pass_a_precision_that_casts_its_input(precision: Any, dtype: to
     plugin = fitting.precision_plugin
     assert plugin.convert_input([torch.ones(1)])[0].dtype == dtype  # all else as before
     again = plugin.convert_input
-    let_batches_pass(plugin)
+    leave_batches_uncast(plugin)
     assert plugin.convert_input is again
-    let_batches_pass(plain := Precision())
+    leave_batches_uncast(plain := Precision())
     assert "convert_input" not in vars(plain)  # it casts nothing
 
 
 def test_lightning_still_refuses_a_frozen_dataclass():
-    """Else `let_batches_pass` has nothing to do any more."""
+    """Else `leave_batches_uncast` has nothing to do any more."""
     with pytest.raises(ValueError, match="frozen dataclass"):
         DoublePrecision().convert_input(Batch.of(torch.arange(6).view(2, 3)))

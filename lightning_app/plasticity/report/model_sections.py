@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lightning_app.plasticity.report import costs, looks
+from lightning_app.plasticity.report import chart_styles, costs
 from lightning_app.plasticity.report.events import Evaluation, LearningRates, Proof, Rollback, TextSamples
 from lightning_app.plasticity.report.facts import (
     baseline_and_now,
@@ -44,7 +44,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         ]
         for name, key, one, two, spec in pairs
     ]
-    stages = [f"evaluated {looks.stage_of(now)}"] if now else []
+    stages = [f"evaluated {chart_styles.stage_of(now)}"] if now else []
     stages += [f"measured {escape(str(costs_now.stage))}"] if costs_now else []
     caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
     parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
@@ -75,7 +75,7 @@ def _samples(records: Sequence[Record]) -> list[Part]:
     by_prompt: dict[str, list[tuple[str, str]]] = {}
     for one in events(records, TextSamples):
         for text in one.texts or []:
-            by_prompt.setdefault(str(text.get("prompt")), []).append((str(one.stage), str(text.get("text"))))
+            by_prompt.setdefault(str(text.prompt), []).append((str(one.stage), str(text.text)))
     parts: list[Part] = []
     for i, (prompt, texts) in enumerate(by_prompt.items()):
         cards = "".join(sample_card(stage, prompt, text) for stage, text in texts)
@@ -91,9 +91,9 @@ def _rates(records: Sequence[Record]) -> list[Part]:
     rows = [
         [
             f"{one.step:,}",
-            escape(str(group.get("name"))),
-            number(group.get("lr"), "{:.3g}"),
-            number(group.get("factor"), "{:.4g}"),
+            escape(str(group.name)),
+            number(group.lr, "{:.3g}"),
+            number(group.factor, "{:.4g}"),
         ]
         for one in events(records, LearningRates)
         for group in one.groups or []

@@ -1,4 +1,4 @@
-"""A checkpoint that is overwritten becomes its previous generation."""
+"""A checkpoint that is overwritten is kept as the previous one, such as last-previous.ckpt."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lightning_app.reports.run_folder import previous
 
 
 def put_in_place(temporary: Path, target: Path, *, keep: bool) -> None:
-    """Rename a whole file to `target`; what was there becomes the previous generation, or goes.
+    """Rename a whole file to `target`; what was there becomes the previous checkpoint, or goes.
 
     There is a file at `target` all the time, but on file systems without hard links: a kill between the two renames
-    leaves the previous generation alone there, which `find_checkpoint` then takes.
+    leaves the previous checkpoint alone there, which `find_checkpoint` then takes.
     """
     if keep and target.is_file():
         second = temporary_name(previous(target))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lightning_app.plasticity.report import looks, losses, timeline
+from lightning_app.plasticity.report import losses, timeline
+from lightning_app.plasticity.report.chart_styles import PHASES, SHOWN
 from lightning_app.plasticity.report.events import Evaluation, Stabilised
 from lightning_app.plasticity.report.facts import (
     baseline_and_now,
@@ -23,14 +24,14 @@ KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
 
 
 def _timeline(records: Sequence[Record]) -> list[Part]:
-    names = (looks.SHOWN.get(name, name) for name in KEY)
+    names = (SHOWN.get(name, name) for name in KEY)
     items = "".join(
-        f'<li style="--of:var(--{looks.PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
+        f'<li style="--of:var(--{PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
         for key, name in zip(KEY, names, strict=True)
     )
     key = f'<ul class="key" aria-label="Colours of the phases">{items}</ul>'
     rows = [
-        [escape(looks.SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
+        [escape(SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
         for p in phases(records)
     ]
     table = html_table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))

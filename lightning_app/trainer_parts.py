@@ -1,4 +1,4 @@
-"""What the command line adds to a Trainer gives way to, or stands beside, what a config asks for."""
+"""The callbacks and plugins that the command line adds to those of a config."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.lightning_internals.plugins import fill
 
 
-def beside(
+def kept_defaults(
     own: Sequence[L.Callback], given: Sequence[L.Callback], *, without: tuple[type[L.Callback], ...] = ()
 ) -> list[L.Callback]:
-    """Those of our callbacks that a run has: one of the config's replaces ours of its kind.
+    """The callbacks of every run that this run has: one of the config's replaces ours of its kind.
 
     Args:
         own: what every run has.

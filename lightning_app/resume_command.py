@@ -1,4 +1,4 @@
-"""The command that goes on with a run which was stopped."""
+"""The command line that resumes a stopped run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 REPLACED = ("--ckpt_path", "--init_from", "--trainer.max_time")  # by what goes on; --init_from contradicts it
 
 
-def command(
+def resume_command(
     argv: Sequence[str], checkpoint: Path, *, max_time: timedelta | None = None, init_from: bool = False
 ) -> str:
-    """`argv` with this checkpoint, and where the time was up with more of it.
+    """`argv` with this checkpoint; where `max_time` ended the run, with a new limit.
 
     Args:
         argv: the words of the command that was stopped, without the program.
