@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ evaluate: .venv/user ## validate the best checkpoint of the last `make train`
 
 generate: .venv/user ## continue PROMPT with the best checkpoint of the last `make train`
 	$(BIN)/python main.py generate --ckpt_path best --runs_dir runs/article_gpt --prompt "$(or $(PROMPT),Backpropagation is)"
+
+smollm2: .venv/user ## SmolLM2-135M-Instruct as a Hugging Face directory in models/smollm2 (93 MB to download, 20 s)
+	$(BIN)/python -m lightning_app.models.smollm2
 
 # Without bytecode each worker would compile all tests anew, and each process that a test starts the package.
 test: export PYTHONDONTWRITEBYTECODE :=

@@ -19,6 +19,7 @@ OURS = {"lightning_app", "experiments", "benchmarks", "tests", "main"}
 FILES_OF_EXTRA = {
     "serve": ("lightning_app/serving/serve.py", "lightning_app/serving/server/"),
     "lora": ("lightning_app/models/lora.py",),
+    "gguf": ("lightning_app/export/llama_cpp.py",),
     "onnx": ("lightning_app/export/onnx.py",),
     "experiments": ("experiments/",),
 }

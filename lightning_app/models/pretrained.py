@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
+from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf
 from lightning_app.models.lora import LoRA, add_adapters
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a model is made
@@ -82,7 +83,9 @@ class PretrainedLM(Backbone):
     At construction it is compared with the family's own forward; one that computes its logits otherwise is refused.
 
     Args:
-        pretrained: a local directory (`save_pretrained`), or a name on the Hugging Face hub such as "gpt2".
+        pretrained: a local directory (`save_pretrained`), a GGUF file, whose weights are dequantised, or a name on the
+            Hugging Face hub such as "gpt2".
+        gguf_file: the GGUF file of the directory `pretrained`.
         architecture: the model_type of a fresh model with random weights, such as "gpt2", "opt", "bloom", "llama".
         options: settings of the family's own config, such as {n_layer: 2, n_embd: 64, resid_pdrop: 0.0}.
         config: the whole of such a config; a checkpoint rebuilds its model from it, without the source.
@@ -108,6 +111,7 @@ class PretrainedLM(Backbone):
         self,
         *,
         pretrained: str | None = None,
+        gguf_file: str | None = None,
         architecture: str | None = None,
         options: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
@@ -120,9 +124,11 @@ class PretrainedLM(Backbone):
     ):
         super().__init__()
         _check_one_source(pretrained=pretrained, architecture=architecture, config=config)
+        if gguf_file is not None and pretrained is None:
+            raise InputError(f"gguf_file is {gguf_file!r} without pretrained: give its directory as pretrained")
         torch_dtype: torch.dtype = getattr(torch, dtype)
         if pretrained is not None:
-            self.model = _load(pretrained, options or {}, torch_dtype)
+            self.model = _load(pretrained, gguf_file, options or {}, torch_dtype)
         else:
             made = (
                 _saved_config(config, options) if config else _new_config(architecture, options, vocab_size, block_size)
@@ -334,25 +340,20 @@ def _check_one_source(**sources: Any) -> None:
         )
 
 
-def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options | WITHOUT_CODE)
-        _check_known(unknown, config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **WITHOUT_CODE
-        )
+        model, report = _read(name, gguf_file, options, dtype)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(
             f"{name!r} could not be loaded ({_why_not(name, error)}); give a directory with its config.json and "
             "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model "
             "with `architecture` and `options`"
         ) from error
-    model, report = loaded
     if lacking := report["missing_keys"]:
         raise InputError(
             f"{name!r} lacks {len(lacking)} weights of a causal language model, such as {min(lacking)}: they would "
@@ -361,9 +362,27 @@ def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedM
     return model
 
 
+def _read(
+    name: str, gguf_file: str | None, options: dict[str, Any], dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and the library's report of what was loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if (file := gguf_of(name, gguf_file)) is not None:
+        config, unknown = gguf_config(file, **options)
+        _check_known(unknown, config)
+        return load_gguf(file, config, dtype)
+    config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options | WITHOUT_CODE)
+    _check_known(unknown, config)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **WITHOUT_CODE
+    )
+    return loaded
+
+
 def _why_not(name: str, error: Exception) -> str:
     folder = Path(name)
-    if name.startswith((".", "/", "~")) and not folder.is_dir():
+    if name.startswith((".", "/", "~")) and not folder.exists():
         return "there is no such directory"
     if "trust_remote_code" in str(error):
         return "it brings code of its own, which is never run here"

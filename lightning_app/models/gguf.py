@@ -1,0 +1,105 @@
+"""GGUF files (llama.cpp's format) as models of the Hugging Face library, their weights dequantised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_app.data.gguf_file import GGUFFile, package, read_gguf
+from lightning_app.errors import InputError
+
+if TYPE_CHECKING:  # importing transformers takes seconds
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ENDING = ".gguf"
+PER_LAYER = (
+    "attention.head_count",
+    "attention.head_count_kv",
+    "feed_forward_length",
+)  # a number, or one for each layer
+LOST = {"gpt2": {"n_positions": ("context_length", "n_ctx"), "n_inner": ("feed_forward_length",) * 2}}
+BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
+
+
+def gguf_of(name: str, gguf_file: str | None) -> GGUFFile | None:
+    """The file that `pretrained` and `gguf_file` name; None where they name none.
+
+    Raises:
+        InputError: see `read_gguf`; a directory with a GGUF file alone, which is not named.
+    """
+    path = Path(name)
+    if gguf_file is not None:
+        return read_gguf(path / gguf_file)
+    if path.suffix == ENDING:
+        return read_gguf(path)
+    if path.is_dir() and not (path / "config.json").is_file() and (found := sorted(path.glob(f"*{ENDING}"))):
+        raise InputError(f"{name} has no config.json, but {found[0].name}: give gguf_file: {found[0].name}")
+    return None
+
+
+def gguf_config(file: GGUFFile, **options: Any) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The family's config with the file's settings and `options`, and those options that it does not know."""
+    from transformers import AutoConfig
+
+    differing = [name for name in PER_LAYER if isinstance(file.about(name), list) and len(set(file.about(name))) > 1]
+    if differing:
+        raise InputError(
+            f"{file.path}: its layers differ ({differing[0]} is {file.about(differing[0])}), which no family of the "
+            "library has; give a file whose layers are alike"
+        )
+    config, unknown = AutoConfig.from_pretrained(
+        str(file.path.parent), gguf_file=file.path.name, return_unused_kwargs=True, **options
+    )
+    unknown.pop("gguf_file", None)
+    _mend(config, file, given=options)
+    return config, unknown
+
+
+def _mend(config: PretrainedConfig, file: GGUFFile, *, given: dict[str, Any]) -> None:
+    """Set what the library does not read, or reads into a name that the family does not look at."""
+    for name, (theirs, stray) in LOST.get(file.architecture, {}).items():
+        if name not in given:
+            setattr(config, name, file.about(theirs))
+        config.__dict__.pop(stray, None)
+    for name, tensor in BIASES.items():  # in no metadata: llama.cpp sees them by their tensors
+        if hasattr(config, name) and tensor in file.tensors:
+            setattr(config, name, True)
+    config.__dict__.pop("_model_name_or_path", None)
+
+
+def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, as if it had never been quantised, and the library's report of what was loaded.
+
+    Raises:
+        InputError: the file has tensors that the model has no place for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(file.path.parent), gguf_file=file.path.name, config=config, dtype=dtype, output_loading_info=True
+    )
+    model, report = loaded
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # it would refuse training and saving
+        quantizer.remove_quantization_config(model)
+    if left := [*unread(file, model), *report["unexpected_keys"]]:
+        raise InputError(
+            f"{file.path} has {len(left)} tensors that the library does not read, such as {left[0]}: the model would "
+            "compute something else; give its Hugging Face directory instead"
+        )
+    return model, report
+
+
+def unread(file: GGUFFile, model: PreTrainedModel) -> list[str]:
+    """Tensors that no weight of the model stands for: the library drops them without a word. Experts, whose tensors
+    it fuses, are not looked at."""
+    gguf = package()
+    families = {name: family for family, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(families[file.architecture], model.config.num_hidden_layers)
+    read = set()
+    for weight in model.state_dict():
+        stem, dot, kind = weight.rpartition(".") if weight.endswith((".weight", ".bias")) else (weight, "", "")
+        for within in (stem, stem.removeprefix(f"{model.base_model_prefix}.")):
+            read.add(f"{names.get_name(within)}{dot}{kind}")
+    return [name for name in file.tensors if name not in read and "_exp" not in name]
