@@ -24,8 +24,8 @@ from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
-from lightning_app.models.hugging_face import is_model
 from lightning_app.model_tokenizer import take_model_tokenizer
+from lightning_app.models.hugging_face import is_model
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.option_checks import check_options
 from lightning_app.plugins import import_all
@@ -98,6 +98,7 @@ class Harness(CommandLine):
     def __init__(self, args: Sequence[str]):
         import_all()
         self._argv = with_own_model(args)
+        self._is_own_model = self._argv != list(args)
         super().__init__(
             model_class=LanguageModule,
             subclass_mode_model=True,
@@ -266,7 +267,7 @@ class Harness(CommandLine):
         path = self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
         if not path and self.subcommand == "fit":
             self._warn_of_random_weights()
-        if not path and self.subcommand in ("validate", "test", "predict"):
+        if not path and self.subcommand in ("validate", "test", "predict") and not self._is_own_model:
             rank_zero_info(
                 "No --ckpt_path: the model is evaluated as the config builds it, not as a run has trained it"
             )

@@ -33,6 +33,7 @@ from lightning_app.export.onnx import check_onnx, write_onnx
 from lightning_app.export.tokenizer import write_tokenizer
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.backbone import Backbone
+from lightning_app.models.hugging_face import without_bars
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import module_of, read
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -132,7 +133,7 @@ def _difference(folder: Path, ids: Tensor, expected: Tensor) -> float:
     """
     from transformers import AutoModelForCausalLM
 
-    with _without_bars():
+    with without_bars():
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     found = model.eval()(input_ids=ids).logits
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
@@ -170,22 +171,8 @@ def _write_model(
         model.config.auto_map = AUTO_MAP
         for name, text in code_files(model.config.backbone).items():
             (folder / name).write_text(text, encoding="utf-8")
-    with _without_bars(), _plain_disk_errors():
+    with without_bars(), _plain_disk_errors():
         model.save_pretrained(folder)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """The library draws a bar for each file."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf
+from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.lora import LoRA, add_adapters
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a model is made
@@ -345,7 +346,8 @@ def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torc
     from safetensors import SafetensorError
 
     try:
-        model, report = _read(name, gguf_file, options, dtype)
+        with without_bars():
+            model, report = _read(name, gguf_file, options, dtype)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:

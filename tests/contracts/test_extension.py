@@ -270,7 +270,7 @@ def test_the_memory_of_any_module_is_grown_and_its_config_written_beside_it(fold
     opened = with_capacity(Opened(folder / "old.ckpt", {}, module.eval(), tokenizer), 20)
     assert opened.knn.bank.shared.memory_size == 20
     assert opened.memory.documents == {7: "here.txt"}
-    model = fitting({"model": {"init_args": {"extensions": []}}}, opened.module, tokenizer)["model"]
+    model = fitting({"model": {"init_args": {"extensions": []}}}, opened.module)["model"]
     assert (model["class_path"], set(model["init_args"])) == ("CausalLM", {"backbone", "extensions"})
     assert model["init_args"]["extensions"][0]["init_args"]["segment_length"] == 8
 

@@ -31,6 +31,7 @@ from lightning_app.yaml_file import LINKED
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
 PLAIN = ("ArticleGPT", "CausalLM", "VardaGPT")  # with a memory each is a VardaGPT
+UNKNOWN_BLOCK = 512
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
 # python main.py validate --config {name}.yaml --ckpt_path {name}.ckpt
@@ -105,12 +106,16 @@ class Opened:
         return config_of_run(own) if own.is_file() else run.config() if run else {}
 
     def block_size(self) -> int:
-        """Tokens that the model sees at once: as in its training, as far as that is known."""
+        """Tokens that the model sees at once: as in its training; where that is not known, no more than 512."""
         longest, wanted = self.module.longest_block, (self.config().get("data") or {}).get("block_size")
-        block = wanted or longest or 128
+        block = wanted or UNKNOWN_BLOCK
         block = block if longest is None else min(block, longest)
         segment = self.module.backbone.segment_length if isinstance(self.module.backbone, MemoryLM) else None
         return block if segment is None else max(segment, block // segment * segment)
+
+    def _data(self) -> dict[str, Any]:
+        """The options of the data where no config has them."""
+        return {"tokenizer": self.tokenizer.name, "block_size": self.block_size()}
 
     def write(self, path: str | Path, *, with_config: bool) -> None:
         """Write the model as it is now, whole or not at all, and beside it the config that fits it."""
@@ -119,7 +124,8 @@ class Opened:
         self.module.on_save_checkpoint(checkpoint)
         AtomicCheckpointIO(keep_previous=False).save_checkpoint(checkpoint, path)  # what was deleted is gone
         if with_config:
-            text = yaml.safe_dump(fitting(config, self.module, self.tokenizer), sort_keys=False, allow_unicode=True)
+            config = config | {"data": config.get("data") or self._data()}
+            text = yaml.safe_dump(fitting(config, self.module), sort_keys=False, allow_unicode=True)
             header = HEADER.format(name=Path(path).stem)
             write_atomic(Path(path).with_suffix(".yaml"), (header + text).encode())
 
@@ -193,14 +199,14 @@ def with_capacity(opened: Opened, n: int) -> Opened:
     return opened.with_module(module)
 
 
-def fitting(config: dict[str, Any], module: LanguageModule, tokenizer: Tokenizer) -> dict[str, Any]:
+def fitting(config: dict[str, Any], module: LanguageModule) -> dict[str, Any]:
     """A config with the model in its place, so that `validate` and `test` can build it before they load it."""
     described = as_config(describe(module))
     parts = {name: value for name, value in described["init_args"].items() if name in OF_MODEL}
     backbone = parts["backbone"]
     without_links = {name: value for name, value in backbone["init_args"].items() if name not in LINKED}
     parts["backbone"] = {**backbone, "init_args": without_links}
-    data = dict(config.get("data") or {"tokenizer": tokenizer.name, "block_size": module.longest_block})
+    data = dict(config.get("data") or {})
     if data.get("vocab_size") is None:  # a Hugging Face config says it too, and both must be equal
         data["vocab_size"] = module.backbone.vocab_size
     kept = {name: value for name, value in config.items() if name not in ("ckpt_path", "init_from", "model")}

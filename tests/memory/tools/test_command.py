@@ -255,7 +255,7 @@ def test_a_model_whose_art_keeps_an_average_gets_a_memory(module: type[LanguageM
     assert isinstance(found, VardaGPT if module is ArticleGPT else ARTGPT2)
     averages = (next(part for part in one.modules() if isinstance(part, ModelCopy)) for one in (plain.module, found))
     assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in averages), strict=True))
-    config = fitting({}, found, plain.tokenizer)["model"]["init_args"]
+    config = fitting({}, found)["model"]["init_args"]
     assert ("readers" in config) is (module is ArticleGPT)
 
 

@@ -1,0 +1,121 @@
+"""A Hugging Face directory where a checkpoint is expected: every command takes it, without a fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+
+from lightning_app.memory.extension import memory_of
+from lightning_app.training.checkpoint import load_module
+from tests import tokenizers
+from tests.advice import LITTLE_TEXT, SHORT, advised
+from tests.conftest import Run
+
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def directory(folder: Path) -> Path:
+    """A LLaMA with random weights and a tokenizer of its own."""
+    path = tokenizers.save("smollm2", folder / "tiny-llama")
+    tokenizer = tokenizers.made("smollm2")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        bos_token_id=tokenizer.bos,
+        eos_token_id=tokenizer.eot,
+        **TINY,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def logits(path: Path) -> torch.Tensor:
+    return transformers.AutoModelForCausalLM.from_pretrained(path)(torch.arange(5, 25)[None]).logits
+
+
+def test_generate_continues_as_transformers_does(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    main("generate", "--ckpt_path", directory, "--prompt", "A memory", "--temperature", 0, "--max_new_tokens", 8)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    given = tokenizer("A memory", return_tensors="pt").input_ids
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    wanted = model.generate(given, max_new_tokens=8, do_sample=False)[0]
+    assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(wanted, skip_special_tokens=True).rstrip("\n")
+
+
+def test_validate_and_predict_need_no_config(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    main("validate", "--ckpt_path", directory, "--data.val.path", "val.txt", "--data.block_size", 32)
+    printed = capsys.readouterr()
+    assert "val/bpb" in printed.out
+    assert "the config builds it" not in printed.out + printed.err
+    main("predict", "--ckpt_path", directory, "--data.predict.path", "val.txt", "--data.block_size", 32)
+
+
+def test_a_config_with_a_like_model_takes_its_weights(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    fresh = {"architecture": "llama", "options": {**TINY, "num_hidden_layers": 2}}
+    model = {"class_path": "CausalLM", "init_args": {"backbone": {"class_path": "PretrainedLM", "init_args": fresh}}}
+    Path("fresh.yaml").write_text(yaml.safe_dump({"model": model}))
+    data = ("--data.val.path", "val.txt", "--data.block_size", 32, "--data.tokenizer", directory)
+    found = []
+    for words in (("--config", "fresh.yaml", *data), data):
+        main("validate", *words, "--ckpt_path", directory)
+        found.append([line for line in capsys.readouterr().out.splitlines() if "val/ce" in line])
+    assert found[0] == found[1]
+
+
+def test_a_fit_starts_from_it_and_resumes_nothing(directory: Path, main: Run, fails: Callable[..., str]):
+    words = ("--data.train.path", "train.txt", "--data.val.path", "val.txt", "--data.block_size", 32)
+    model = ("--model", "CausalLM", "--model.backbone", "PretrainedLM", "--model.backbone.pretrained", directory)
+    fit = (
+        "fit",
+        *model,
+        "--data.tokenizer",
+        "model",
+        *words,
+        "--trainer.max_steps",
+        2,
+        "--trainer.log_every_n_steps",
+        1,
+    )
+    assert f"--init_from {directory}" in fails(*fit, "--ckpt_path", directory)
+    with advised(LITTLE_TEXT, SHORT):
+        main(*fit, "--init_from", directory)
+
+
+def test_export_writes_it_again(directory: Path, main: Run):
+    main("export", "--ckpt_path", directory, "--output", "again")
+    assert torch.allclose(logits(Path("again")), logits(directory), atol=1e-5)
+    written = json.loads(Path("again/tokenizer.json").read_text())
+    assert written["model"]["vocab"] == json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+
+
+def test_a_memory_is_built_for_it(directory: Path, main: Run):
+    main(
+        "memory",
+        "build",
+        "--ckpt_path",
+        directory,
+        "--text",
+        "train.txt",
+        "--tune",
+        "val.txt",
+        "--output",
+        "with_memory.ckpt",
+    )
+    memory = memory_of(load_module("with_memory.ckpt")[0])
+    assert memory is not None
+    assert len(memory.readers) == 1
+
+
+def test_a_wrong_path_says_what_it_is(folder: Path, fails: Callable[..., str]):
+    Path("nothing").mkdir()
+    assert "a folder without a model" in fails("generate", "--ckpt_path", "nothing")
