@@ -82,7 +82,7 @@ def close_early(trainer: L.Trainer) -> None:
 
 
 def _draw_pages(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> None:
-    """Those that ideas draw of what they have learned, as it is at the last step."""
+    """Draw the pages of ideas: what each has learned, as it is at the last step."""
     for idea in here():
         if idea.close and isinstance(trainer.lightning_module, LanguageModule):
             load(idea.close)(trainer.lightning_module, data.tokenizer, folder, step=trainer.global_step)

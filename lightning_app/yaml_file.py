@@ -42,7 +42,7 @@ def _told(error: Exception) -> str:
 def leaves(
     tree: Mapping[Any, Any], prefix: str = "", *, lists: Literal["values", "numbers", "classes"] = "values"
 ) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all that is no mapping, or an empty one.
+    """Dotted key and value of everything but a mapping that is not empty.
 
     Args:
         tree: such as the options of a run.

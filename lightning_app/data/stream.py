@@ -89,7 +89,7 @@ class Row:
 
 
 def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int) -> Batch:
-    """Of B windows."""
+    """A batch of B windows."""
     ids, documents, keys, positions = (np.zeros((len(windows), block_size + 1), dtype=np.int64) for _ in range(4))
     lengths = np.zeros((len(windows), 1), dtype=np.int64)
     for i, window in enumerate(windows):

@@ -82,7 +82,7 @@ class Group:
         return f"{len(scored(self.passages))} passages" if self.passages is not None else NO_CHANCE
 
     def mean(self, values: Sequence[float | None]) -> float | None:
-        """Of one number per run, where all have it."""
+        """The mean of one number per run, where all have it."""
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
 

@@ -132,7 +132,7 @@ def _options(row: Row, options: GenerationOptions, sample: int) -> GenerationOpt
 
 
 def _stops(row: Row, stop: Sequence[str]) -> Sequence[str]:
-    """Those of the row, a text or several, instead of those of all."""
+    """The stops of the row, a text or several, instead of those of all."""
     if row.get("stop") is None:
         return stop
     own = [row["stop"]] if isinstance(row["stop"], str) else row["stop"]

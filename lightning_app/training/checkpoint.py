@@ -84,7 +84,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Checkpoint:
-        """That of a checkpoint as it was read, in whatever format. Options stand in its description as today.
+        """The parts of a checkpoint as it was read, in whatever format. Options stand in its description as today.
 
         Raises:
             InputError: a format of later code.
@@ -117,7 +117,7 @@ def put(raw: dict[str, Any], **parts: Any) -> None:
 
 
 def tokenizer_state(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the data module that it was trained with: the tokenizer and its fingerprint."""
+    """The state of the data module that it was trained with: the tokenizer and its fingerprint."""
     return raw.get(DATA)
 
 
@@ -185,7 +185,7 @@ def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
 
 
 def _extension_of(tensor: str) -> str | None:
-    """ "regularizers.0" of a tensor's name; None for what is no extension's."""
+    """The "regularizers.0" at the start of a tensor's name; None: it does not belong to an extension."""
     return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_EXTENSIONS) else None
 
 

@@ -391,7 +391,7 @@ class LanguageModule(L.LightningModule, ABC):
         return self.backbone.longest_text
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Of the model alone: an extension may hold an averaged copy of it."""
+        """The parameters of the model alone: an extension may hold an averaged copy of it."""
         return [p for name, p in self.named_parameters() if not name.startswith(OF_EXTENSIONS)]
 
     def on_fit_start(self) -> None:
@@ -497,5 +497,5 @@ def _means_over(extensions: Iterable[Extension]) -> dict[str, Over]:
 
 
 def _tokens(outputs: Outputs) -> int:
-    """That are predicted; at least 1."""
+    """The number of tokens that are predicted; at least 1."""
     return max(1, int((outputs.targets != IGNORE).sum()))

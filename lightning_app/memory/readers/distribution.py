@@ -141,7 +141,7 @@ class DistributionReader(Reader):
 
     @property
     def metric(self) -> Metric:
-        """Of the distances of `neighbours`."""
+        """The metric of the distances of `neighbours`."""
         return "inner_product"
 
     def reads_now(self) -> bool:

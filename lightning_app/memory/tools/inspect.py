@@ -27,12 +27,12 @@ SAME = 1e-4  # relative difference of two distances that count as equal
 
 
 def n_bytes(memory: AssociativeMemory) -> int:
-    """Of all that a checkpoint keeps of it."""
+    """The bytes of all that a checkpoint keeps of a memory."""
     return sum(buffer.numel() * buffer.element_size() for buffer in memory.buffers())
 
 
 def card_line(module: nn.Module) -> str:
-    """What all memories of a model hold; "" of one without."""
+    """What all memories of a model hold, in one line; "" for a model without."""
     memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
     if not memories:
         return ""

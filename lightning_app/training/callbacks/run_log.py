@@ -92,7 +92,7 @@ class JSONLinesLogger(Logger):
 
     @property
     def early_step(self) -> int | None:
-        """Of the numbers that were written early and that `log_metrics` has not been called with yet."""
+        """The step of the numbers that were written early and that `log_metrics` has not been called with yet."""
         return self._early[0]
 
     def log_early(self, metrics: dict[str, float], step: int) -> None:
