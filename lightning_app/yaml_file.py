@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
-        raise InputError(f"{path} is no readable YAML: {_told(error)}") from None
+        raise InputError(f"{path} is not readable YAML: {_told(error)}") from None
 
 
 def _told(error: Exception) -> str:

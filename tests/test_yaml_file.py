@@ -28,7 +28,7 @@ def test_what_is_wrong_is_one_line_with_its_place(tmp_path: Path, content: bytes
     path.write_bytes(content)
     with pytest.raises(InputError) as refused:
         read_yaml(path)
-    assert str(refused.value).startswith(f"{path} is no readable YAML: ")
+    assert str(refused.value).startswith(f"{path} is not readable YAML: ")
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -90,7 +90,7 @@ class Group:
 def groups_of(runs: Sequence[Run]) -> list[Group]:
     """Runs in their order; those that differ in their seed alone together, where the first of them stands.
 
-    A seed that was run twice is no further draw, so such runs stay apart.
+    A seed that was run twice is not a further draw, so such runs stay apart.
     """
     groups: list[list[Run]] = []
     for run in runs:

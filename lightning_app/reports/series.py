@@ -43,7 +43,7 @@ def change(before: float | None, after: float | None) -> float | None:
 def best_validation(records: Sequence[Record]) -> Numbers | None:
     """The numbers with the lowest `val/ce` of the model as it is now; None before its first validation.
 
-    What a model reached before heads were removed from it is no measure of what is left.
+    What a model reached before heads were removed from it does not count for what is left.
     """
     changed = max((i for i, r in enumerate(records) if isinstance(r, Event) and r.changes_model), default=-1)
     found = [(ce, r) for r in numbers(records[changed + 1 :]) if (ce := r.values.get("val/ce")) is not None]

@@ -223,13 +223,13 @@ def module_in(raw: dict[str, Any], path: str | Path) -> LanguageModule:
 
 def _built(model: Description | None, path: str | Path) -> LanguageModule:
     if model is None:
-        raise InputError(f"{path} does not say which module it holds: it is no checkpoint of this project")
+        raise InputError(f"{path} does not say which module it holds: it is not a checkpoint of this project")
     try:
         cls = find_class(model["part"])
     except InputError as error:
         raise InputError(f"{path} holds a {model['part']}, which cannot be imported here: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, L.LightningModule) and hasattr(cls, "own_state")):
-        raise InputError(f"{path} holds a {model['part']}, which is no LanguageModule")
+        raise InputError(f"{path} holds a {model['part']}, which is not a LanguageModule")
     return build(model)
 
 

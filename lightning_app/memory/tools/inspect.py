@@ -21,7 +21,7 @@ from lightning_app.memory.store import AssociativeMemory
 
 SAMPLE = 500  # stored vectors that `check` searches for
 NOISE = 0.1  # of the noisy ones, times the root mean square of a vector
-HALF = "\N{REPLACEMENT CHARACTER}"  # for bytes that are no character
+HALF = "\N{REPLACEMENT CHARACTER}"  # for bytes that are not a character
 UNKNOWN = "unknown"  # name of a document that nothing is known of
 SAME = 1e-4  # relative difference of two distances that count as equal
 

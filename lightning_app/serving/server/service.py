@@ -79,7 +79,7 @@ class Service:
         """The ids of one prompt, at least one."""
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
         if wrong := [i for i in ids if not 0 <= i < self.tokenizer.vocab_size]:
-            message = f"{wrong[0]} is no token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
+            message = f"{wrong[0]} is not a token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
             raise RefusedError(400, message, param=param)
         if len(ids) > (most := self.limits.max_prompt_tokens):
             message = f"the prompt has {len(ids):,} tokens, and may have at most {most:,}"
