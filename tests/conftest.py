@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import gc
+import importlib
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.library_news import pytest_addoption, pytest_configure  # noqa: F401  (first: importing a library may warn)
+from tests import library_news  # first: importing a library may warn
+from tests.library_news import pytest_configure  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no retries without a network
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
 
-import lightning  # noqa: F401  (its log writes to the stderr that it finds when it is imported)
 import pytest
-import torch
 import yaml
 
-torch.set_num_threads(1)
+
+def hands_out(asked: Namespace) -> bool:
+    """Whether this process is the one of xdist that gives tests to others, and runs none."""
+    return bool(getattr(asked, "numprocesses", 0)) and not asked.usepdb and "PYTEST_XDIST_WORKER" not in os.environ
 
 
-def pytest_collection_finish() -> None:
-    """What the imports have made stays: without this each collection goes through half a million objects (12 % of a
-    fit of six steps)."""
-    gc.collect()
-    gc.freeze()
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The first hook that knows who runs tests. The one that runs none starts without torch, which takes 7 s."""
+    library_news.pytest_addoption(parser)
+    if not hands_out(pluginmanager.get_plugin("pytestconfig").known_args_namespace):
+        pluginmanager.register(importlib.import_module("tests.each_process"))
 
 
 CONFIG: dict[str, Any] = {
@@ -60,7 +63,6 @@ CONFIG: dict[str, Any] = {
 
 Run = Callable[..., None]
 CHROMIUM = Path("/usr/bin/chromium")
-from tests.made_models import plain, pruned, reading, sorting  # noqa: E402, F401  fixtures of many tests
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
