@@ -111,7 +111,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for what
-    takes half of its time at the end: 2,000 sampled tokens, and the loss picture, which is an empty file here. The
+    takes half of its time at the end: 2,180 sampled tokens, and the loss picture, which is an empty file here. The
     config, which was checked when it was read, is not checked again when it is written (10 % of a fit)."""
     from jsonargparse import ArgumentParser
 
@@ -119,6 +119,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     from lightning_app.cli import main as command
 
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+    monkeypatch.setattr(closing, "CONTINUED_TOKENS", 5)
     monkeypatch.setattr(closing, "draw_loss", lambda records, path, title: path.touch())
     dump = ArgumentParser.dump
     monkeypatch.setattr(ArgumentParser, "dump", lambda *args, **more: dump(*args, **{**more, "skip_validation": True}))
