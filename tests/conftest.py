@@ -108,6 +108,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+PARSERS: dict[str, tuple[Any, list[str]]] = {}  # by command; and which of its options go to the Trainer's method
+
+
+def keep_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's parser is the same each time, and takes a tenth of a fit to build."""
+    from lightning_app.app import Harness
+
+    build = Harness._prepare_subcommand_parser
+
+    def kept(harness: Harness, klass: type, subcommand: str, **options: Any) -> Any:
+        if subcommand not in PARSERS:
+            parser = build(harness, klass, subcommand, **options)
+            PARSERS[subcommand] = parser, harness._subcommand_method_arguments[subcommand]
+        parser, harness._subcommand_method_arguments[subcommand] = PARSERS[subcommand]
+        return parser
+
+    monkeypatch.setattr(Harness, "_prepare_subcommand_parser", kept)
+
+
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for what
@@ -121,6 +140,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
     monkeypatch.setattr(closing, "CONTINUED_TOKENS", 5)
     monkeypatch.setattr(closing, "draw_loss", lambda records, path, title: path.touch())
+    keep_parsers(monkeypatch)
     dump = ArgumentParser.dump
     monkeypatch.setattr(ArgumentParser, "dump", lambda *args, **more: dump(*args, **{**more, "skip_validation": True}))
 
