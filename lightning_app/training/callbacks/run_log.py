@@ -174,7 +174,7 @@ class RunLog(RunCallback):
     ) -> None:
         """The module's own hook comes too late for a checkpoint that is written in a callback's."""
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
-            self.module.log_step()
+            self.module.log_early()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in _own(trainer):
