@@ -235,7 +235,7 @@ class Harness(CommandLine):
         return tuple(kind for option, kind in kinds.items() if self._options.trainer[option] is False)
 
     def _own_callbacks(self, folder: Path, loggers: Sequence[Logger]) -> list[L.Callback]:
-        """Those that a config does not replace: some know each other."""
+        """The callbacks of every run that a config does not replace: some know each other."""
         exact, log = ExactResume(), RunLog(folder, loggers, logs_errors=False)
         self._last = LastCheckpoint(self._options.save_every_n_steps, writes=Checkpoint not in self._switched_off())
         self._interruption = Interruption(self._last, log)
@@ -243,7 +243,7 @@ class Harness(CommandLine):
         return [*first, self._last, MissedValidation(exact), self._interruption]
 
     def _folder(self) -> Path:
-        """Of a new version, or of the run that the checkpoint belongs to."""
+        """The folder of a new version, or of the run that the checkpoint belongs to."""
         options = self._options
         runs = Path(options.runs_dir) / options.name
         if options.get("ckpt_path"):
@@ -253,7 +253,7 @@ class Harness(CommandLine):
         return runs / next_version(runs) if self.subcommand == "prepare" else claim_version(runs)
 
     def _loggers(self, folder: Path) -> list[Logger]:
-        """Those that were configured, TensorBoard if none were; RunLog adds log.jsonl."""
+        """The configured loggers, TensorBoard if none were; RunLog adds log.jsonl."""
         given = self._options.trainer.logger
         if given in (None, True, False):
             return [] if given is False else [tensorboard(folder)]

@@ -104,7 +104,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _key(error: BaseException, options: Mapping[str, Any]) -> str:
-    """Of the innermost part of the config in whose constructor it was raised."""
+    """The key of the innermost part of the config in whose constructor the error was raised."""
     keys = {"TextDataModule": "data", "Trainer": "trainer"} | {
         str(value).rpartition(".")[2]: key.removesuffix(".class_path")
         for key, value in leaves(options, lists="numbers")

@@ -35,6 +35,7 @@ from lightning_app.training.module import LanguageModule
 from lightning_app.yaml_file import leaves
 
 SAMPLES = 3
+CONTINUED_TOKENS = 60  # of each
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
 COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
 
@@ -82,7 +83,7 @@ def close_early(trainer: L.Trainer) -> None:
 
 
 def _draw_pages(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> None:
-    """Those that ideas draw of what they have learned, as it is at the last step."""
+    """Draw the pages of ideas: what each has learned, as it is at the last step."""
     for idea in here():
         if idea.close and isinstance(trainer.lightning_module, LanguageModule):
             load(idea.close)(trainer.lightning_module, data.tokenizer, folder, step=trainer.global_step)
@@ -100,7 +101,7 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
     continuations = []
     for i in range(SAMPLES):
         prompt = prompts[i % len(prompts)]
-        new = continue_text(prompt, module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i))
+        new = continue_text(prompt, module, tokenizer, GenerationOptions(CONTINUED_TOKENS, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
     folder.write_samples(continuations, step=None)
     sampled = _sample_tokens(module, tokenizer)

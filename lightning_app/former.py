@@ -136,7 +136,7 @@ def with_options_of_today(tree: Any, key: str = "") -> Any:
 
 
 def _classes(key: str, name: str | None) -> tuple[str, ...]:
-    """Of which an option below a key may be; somebody's own module has the options of ours."""
+    """The classes of which an option below a key may be; somebody's own module has the options of ours."""
     own_module = key == "model" and name not in OPTIONS
     return AT.get(key, ()) if name is None or own_module else (name,)
 

@@ -53,7 +53,7 @@ class Range:
 POSITIVE, NOT_NEGATIVE, COUNT = Range(0, without=0), Range(0), Range(1)
 SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, without=1)
 
-# Keys without `init_args`, as shell patterns; the first one that fits counts. Values that are no numbers pass.
+# Keys without `init_args`, as shell patterns; the first one that fits counts. Values that are not numbers pass.
 RULES: dict[str, Range] = {
     "seed_everything": Range(0, 2**32 - 1),
     "save_every_n_steps": COUNT,

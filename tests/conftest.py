@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import gc
+import importlib
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.library_news import pytest_addoption, pytest_configure  # noqa: F401  (first: importing a library may warn)
+from tests import library_news  # first: importing a library may warn
+from tests.library_news import pytest_configure  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of Hugging Face's: no retries without a network
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls, not ours
 
-import lightning  # noqa: F401  (its log writes to the stderr that it finds when it is imported)
 import pytest
-import torch
 import yaml
 
-torch.set_num_threads(1)
+
+def hands_out(asked: Namespace) -> bool:
+    """Whether this process is the one of xdist that gives tests to others, and runs none."""
+    return bool(getattr(asked, "numprocesses", 0)) and not asked.usepdb and "PYTEST_XDIST_WORKER" not in os.environ
 
 
-def pytest_collection_finish() -> None:
-    """What the imports have made stays: without this each collection goes through half a million objects (12 % of a
-    fit of six steps)."""
-    gc.collect()
-    gc.freeze()
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The first hook that knows who runs tests. The one that runs none starts without torch, which takes 7 s."""
+    library_news.pytest_addoption(parser)
+    if not hands_out(pluginmanager.get_plugin("pytestconfig").known_args_namespace):
+        pluginmanager.register(importlib.import_module("tests.each_process"))
 
 
 CONFIG: dict[str, Any] = {
@@ -60,7 +63,6 @@ CONFIG: dict[str, Any] = {
 
 Run = Callable[..., None]
 CHROMIUM = Path("/usr/bin/chromium")
-from tests.made_models import plain, pruned, reading, sorting  # noqa: E402, F401  fixtures of many tests
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +108,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+PARSERS: dict[str, tuple[Any, list[str]]] = {}  # by command; and which of its options go to the Trainer's method
+
+
+def keep_parsers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's parser is the same each time, and takes a tenth of a fit to build."""
+    from lightning_app.app import Harness
+
+    build = Harness._prepare_subcommand_parser
+
+    def kept(harness: Harness, klass: type, subcommand: str, **options: Any) -> Any:
+        if subcommand not in PARSERS:
+            parser = build(harness, klass, subcommand, **options)
+            PARSERS[subcommand] = parser, harness._subcommand_method_arguments[subcommand]
+        parser, harness._subcommand_method_arguments[subcommand] = PARSERS[subcommand]
+        return parser
+
+    monkeypatch.setattr(Harness, "_prepare_subcommand_parser", kept)
+
+
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     """`main("fit", "--config", "tiny.yaml")` is `python main.py fit --config tiny.yaml` in this process, but for what
-    takes half of its time at the end: 2,000 sampled tokens, and the loss picture, which is an empty file here. The
+    takes half of its time at the end: 2,180 sampled tokens, and the loss picture, which is an empty file here. The
     config, which was checked when it was read, is not checked again when it is written (10 % of a fit)."""
     from jsonargparse import ArgumentParser
 
@@ -117,7 +138,9 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Run:
     from lightning_app.cli import main as command
 
     monkeypatch.setattr(closing, "SAMPLED_TOKENS", 20)
+    monkeypatch.setattr(closing, "CONTINUED_TOKENS", 5)
     monkeypatch.setattr(closing, "draw_loss", lambda records, path, title: path.touch())
+    keep_parsers(monkeypatch)
     dump = ArgumentParser.dump
     monkeypatch.setattr(ArgumentParser, "dump", lambda *args, **more: dump(*args, **{**more, "skip_validation": True}))
 

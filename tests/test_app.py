@@ -21,6 +21,7 @@ from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import best_validation
 from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.compositions import ArticleGPT
+from tests.conftest import PARSERS
 
 Config = Callable[..., str]
 Main = Callable[..., None]
@@ -260,6 +261,7 @@ def test_only_the_command_that_is_asked_for_gets_a_parser(main: Main, folder: Pa
     with mock.patch.object(Harness, "_add_arguments", lambda *given: built(*given)):
         for words, parsers in ((("fit", "--help"), 1), (("fti",), 5)):
             built.reset_mock()
+            PARSERS.clear()  # those of other tests
             with pytest.raises(SystemExit):
                 main(*words)
             assert built.call_count == parsers, words

@@ -1,5 +1,6 @@
 """What the documents name is there, and nothing was left to be filled in."""
 
+import ast
 import contextlib
 import io
 import pkgutil
@@ -55,6 +56,22 @@ def test_the_readme_has_every_config():
     assert CONFIGS
     for path in CONFIGS:
         assert f"`{path.relative_to(ROOT)}`" in readme
+
+
+LEFT = {"export/models.py: gpt2_config", "export/models.py: llama_config", "export/model_card.py: _metrics"}  # for now
+
+
+def test_docstrings_name_what_they_speak_of():
+    """ "Those of ..." and "Of ..." make a reader ask: what?"""
+    seen, found = 0, set()
+    for path in (ROOT / "lightning_app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                seen += 1
+                if text.split()[0] in ("Those", "Of"):
+                    found.add(f"{path.relative_to(ROOT / 'lightning_app')}: {getattr(node, 'name', '')}")
+    assert seen > 1_000
+    assert found <= LEFT
 
 
 def test_each_promise_names_tests_that_are_there():

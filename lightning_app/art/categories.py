@@ -28,7 +28,7 @@ COMPARED = 1000  # prototypes with all others at once
 
 
 def networks_of(module: LanguageModule, tokenizer: Tokenizer) -> list[Network]:
-    """Those of all its ARTRegularizers."""
+    """The networks of all ARTRegularizers of a module."""
     found = [regularizer for regularizer in module.extensions if isinstance(regularizer, ARTRegularizer)]
     return [Network(one.name, one.art.vigilance, int(one.art.seen), categories_of(one.art, tokenizer)) for one in found]
 

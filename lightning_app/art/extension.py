@@ -129,7 +129,7 @@ class ARTRegularizer(Regularizer):
         return terms
 
     def _forgotten(self, device: torch.device) -> Tensor:
-        """Of some typical texts, which each rank draws anew in each step."""
+        """The rehearsal loss on some typical texts, which each rank draws anew in each step."""
         assert self.average is not None
         n, seed = self.advanced.rehearsed_texts, int(self.steps) * world_size() + rank()
         texts = self.art.drawn_texts(n, seed=seed).to(device)
@@ -177,7 +177,7 @@ class ARTRegularizer(Regularizer):
         self.learn_step([outputs])
 
     def learn_step(self, seen: Sequence[Outputs]) -> None:
-        """Of all batches at once, in their order, and in each of all ranks: as from one large batch."""
+        """Learn from all batches at once, in their order and in each those of all ranks: as from one large batch."""
         embeddings, ends = zip(*(self.embeddings(outputs) for outputs in seen), strict=True)
         batches = [end.new_full((len(end), 1), i) for i, end in enumerate(ends)]
         where = torch.cat([torch.cat(batches), torch.cat(ends)], dim=-1)  # (N, 3)

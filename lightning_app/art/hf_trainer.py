@@ -195,7 +195,7 @@ class ARTTrainer(Trainer):
         return self.art.averaged(embeddings_ND, ends_N2[:, 0], embed)
 
     def _forgotten(self, device: torch.device) -> Tensor:
-        """Of some typical texts, which each rank draws anew in each step."""
+        """The rehearsal loss on some typical texts, which each rank draws anew in each step."""
         assert self.model is not None
         assert self.average is not None
         seed = self.state.global_step * world_size() + rank()

@@ -58,7 +58,7 @@ def parse_ranks(text: str, *, source: str) -> Ranks:
         source: the file, for messages.
 
     Raises:
-        InputError: a line that is not a token and a rank, a token or rank given twice, or a byte that is no token.
+        InputError: a line that is not a token and a rank, a token or rank given twice, or a byte that is not a token.
     """
     ranks: Ranks = {}
     lines: dict[int, int] = {}  # rank -> line number
@@ -89,7 +89,7 @@ def _check_bytes(ranks: Ranks, *, source: str) -> None:
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise InputError(
-            f"{source}: {len(missing)} of the 256 single bytes are no tokens (the first: 0x{missing[0]:02x}), "
+            f"{source}: {len(missing)} of the 256 single bytes are not tokens (the first: 0x{missing[0]:02x}), "
             "so not every text could be encoded; restore the file, or delete it and set data.vocab_size to train one"
         )
 
@@ -98,7 +98,7 @@ def read_ranks(path: Path) -> Ranks:
     """Read a `.tiktoken` file. (`tiktoken.load.load_tiktoken_bpe` caches by path and returns old content.)
 
     Raises:
-        InputError: it cannot be read, is no such file, or is not what was trained here.
+        InputError: it cannot be read, is not there, or is not what was trained here.
     """
     try:
         data = path.read_bytes()
@@ -199,7 +199,7 @@ def _write(path: Path, ranks: Ranks, *, vocab_size: int, text_sha256: str) -> No
 def train_ranks(texts: Iterable[str], *, size: int) -> Ranks:
     """Train up to `size` tokens; fewer, with a warning, where the text has no more pairs to merge.
 
-    Rank = id. All 256 bytes are in the alphabet: tiktoken panics on a byte that is no token.
+    Rank = id. All 256 bytes are in the alphabet: tiktoken panics on a byte that is not a token.
     """
     import tokenizers
 

@@ -11,8 +11,12 @@ WORD = re.compile(r"\w+")
 
 
 def _compressed_size(data: bytes) -> int:
-    """Bytes of raw LZMA2 (no container) at its highest preset."""
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    """Bytes of raw LZMA2 (no container) at its highest preset.
+
+    The preset's dictionary of 64 MiB takes 0.06 s to lay out. One that holds all of the data compresses it as well.
+    """
+    dictionary = min(64 * 2**20, 1 << max(12, len(data).bit_length()))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
     return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
 
 

@@ -41,7 +41,7 @@ _ALPHABETS = ["CP1251", "KOI8-R", "CP866", "CP1253", "CP1255", "CP1256"]
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no regular file, and an ending whose content is no plain text.
+    """Refuse what is not a regular file, and an ending whose content is not plain text.
 
     Raises:
         InputError: with what to do instead.
@@ -149,7 +149,7 @@ def _convert(name: str, path: Path) -> str:
 
 
 def code_page(data: bytes) -> str:
-    """The likeliest encoding of text that is no UTF-8, by which letters its bytes would be."""
+    """The likeliest encoding of text that is not UTF-8, by which letters its bytes would be."""
     high = sum(byte > 0x7F for byte in data)
     latin = sum(chr(byte).isalpha() for byte in data if byte < 0x80)
     if high <= 0.4 * (high + latin):

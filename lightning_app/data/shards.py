@@ -110,7 +110,7 @@ class Shards:
             found[row] = ids if len(ids) == n else self._slice(slice(start, start + n))
 
     def _scattered(self, positions: np.ndarray) -> np.ndarray:
-        """Those at positions (n,), sorted by shard, so that each is indexed once, however many there are."""
+        """The ids at positions (n,), sorted by shard, so that each shard is indexed once, however many there are."""
         number, within = np.divmod(positions, self.size)
         order = np.argsort(number.astype(np.uint16), kind="stable")  # radix sort; 65,536 shards hold 32 TB
         ends = np.cumsum(np.bincount(number))

@@ -115,7 +115,7 @@ class Corpus:
                 yield cleaned(document) if self.clean else document
 
     def _parts(self, document: Document) -> list[Document]:
-        """Of a document with end-of-text marks; those of a pair stay."""
+        """A document cut at its end-of-text marks, if that is asked for; a pair stays whole."""
         if document.prompt is not None or END_OF_TEXT not in document.text:
             return [document]
         if self.split_at_end_of_text:

@@ -89,8 +89,13 @@ class Row:
         return window
 
 
+<<<<<<< HEAD
 def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int, bos: int | None = None) -> Batch:
-    """Of B windows."""
+    """A batch of B windows."""
+=======
+def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int) -> Batch:
+    """A batch of B windows."""
+>>>>>>> main
     ids, documents, keys, positions = (np.zeros((len(windows), block_size + 1), dtype=np.int64) for _ in range(4))
     lengths = np.zeros((len(windows), 1), dtype=np.int64)
     for i, window in enumerate(windows):

@@ -1,8 +1,10 @@
 """A loader of batches that are made on the fly, which continues exactly where a checkpoint left it."""
 
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 import torch
@@ -186,8 +188,19 @@ class _Shares(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
+        if worker is not None:
+            _end_at_once()
         share, anchor, skip = self.places[0 if worker is None else worker.id]
         try:
             yield from islice(self.stream.batches(share, self.shares, anchor), skip, None)
         except InputError as error:  # raised in a worker it would come with torch's traceback as its message
             yield error
+
+
+def _end_at_once() -> None:
+    """Let this worker end once its queues are empty, without Python's clean-up.
+
+    Arrow reads ahead in threads of its own, and the clean-up aborts a process where they still run (apache/arrow issue
+    45214, huggingface/datasets issue 7357). The run would get that as an error of a worker.
+    """
+    Finalize(None, os._exit, args=(0,), exitpriority=-1000)  # after those of multiprocessing itself

@@ -109,7 +109,7 @@ class _Search:
     release: Release | None
 
     def of(self, numbers: Tensor) -> _Search:
-        """Of some of the queries."""
+        """The same search for some of the queries."""
         return replace(self, queries=self.queries[numbers], numbers=numbers)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -150,7 +150,8 @@ class _Search:
         return first(found, rows_QK, self.k)
 
     def in_fp64(self, *, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all rows that may be within the `limit` (Q,) of a query: several times slower, and never undecided."""
+        """Search again among all rows that may be within the `limit` (Q,) of a query: several times slower, and never
+        undecided."""
         best = limit.new_full((len(limit), self.k), torch.inf)
         found = torch.full_like(best, -1, dtype=torch.long)
         for numbers, block_ND in self.blocks():

@@ -122,7 +122,7 @@ class Memory(Extension):
         return statistics if training else {**statistics, **self._help(outputs)}
 
     def _named(self, each: Sequence[Mapping[str, T]]) -> dict[str, T]:
-        """Of all readers, by the name that it is logged under."""
+        """Join the numbers of all readers, by the name that each is logged under."""
         return {f"{self._prefix(i)}_{name}": value for i, one in enumerate(each) for name, value in one.items()}
 
     def _prefix(self, i: int) -> str:
@@ -287,7 +287,7 @@ class VardaGPT(LanguageModule):
 
 
 def memory_of(module: LanguageModule) -> Memory | None:
-    """That of a module; None where it has none."""
+    """The memory of a module; None where it has none."""
     return next((one for one in module.extensions if isinstance(one, Memory)), None)
 
 

@@ -35,7 +35,7 @@ def neighbour_distribution(
 ) -> Tensor:
     """(..., K) distances and next tokens -> p (..., V): each token has the weight of its neighbours together.
 
-    Khandelwal et al. 2020 (arXiv:1911.00172), eq. 2. A token of -1 is no neighbour. Rows without any are all 0.
+    Khandelwal et al. 2020 (arXiv:1911.00172), eq. 2. A token of -1 is not a neighbour. Rows without any are all 0.
     """
     found = (tokens >= 0) & distances.isfinite()
     weights = neighbour_weights(distances, found, temperature=temperature)

@@ -36,7 +36,7 @@ class MemoryStates(Forward):
         return HiddenStates(self.before, self.states.layers)
 
     def detached(self) -> MemoryStates:
-        """Of what readers did, only what a step writes and learns from."""
+        """Only what a step writes and learns from, of what the readers did."""
         reader_outputs = [
             ReaderOutput(update=output.update, distances=output.distances) for output in self.reader_outputs
         ]
@@ -138,7 +138,7 @@ class MemoryLM(Backbone):
         }
 
     def flops_per_token(self, length: int) -> int:
-        """Of the backbone and the readers' layers; searches are not counted."""
+        """FLOPs of the backbone and of the readers' layers; searches are not counted."""
         layers = sum(m.weight.numel() for r in self.readers for m in r.modules() if isinstance(m, nn.Linear))
         return self.backbone.flops_per_token(min(length, self.context_length or length)) + 6 * layers
 

@@ -20,7 +20,7 @@ SMALL, LARGE = 1e-12, 1e18  # norms between them have squares that neither vanis
 
 
 def distances(queries: Tensor, rows: Tensor, *, metric: Metric) -> Tensor:
-    """Of each query to the row beside it, in fp64: (..., D) twice -> (...); inf where it is beyond float32.
+    """Distances of each query to the row beside it, in fp64: (..., D) twice -> (...); inf where it is beyond float32.
 
     Equal vectors have an l2 distance of 0, and a vector of zeros has a cosine distance of 1 to all.
     """
@@ -98,7 +98,7 @@ def prepared(queries_QD: Tensor, rows_ND: Tensor, *, metric: Metric) -> Scores:
 
 
 def exact_differences(queries_QD: Tensor, rows_ND: Tensor) -> Scores:
-    """Of |q - x|^2 summed up from the differences, which the bound is relative to."""
+    """Scores |q - x|^2 that are summed up from the differences; the bound is relative to these."""
     unit = (queries_QD.shape[1] + 16) * torch.finfo(queries_QD.dtype).eps / 2
     nothing = queries_QD.new_zeros(len(queries_QD), 1, dtype=torch.float64)
     return Scores(queries_QD, rows_ND, True, nothing, nothing, 3 * unit)

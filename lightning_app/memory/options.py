@@ -109,12 +109,12 @@ class MemoryOptions(AdvancedMemory):
 
     @property
     def storage(self) -> torch.dtype:
-        """Of the stored vectors."""
+        """The type of the stored vectors."""
         return STORAGE[self.dtype]
 
     @property
     def clusters(self) -> int:
-        """Of the index's coarsest or finest k-means, whichever has more; 0: nothing to train."""
+        """The clusters of the index's coarsest or finest k-means, whichever has more; 0: nothing to train."""
         codes = 2**self.pq_bits if self.index_type == "ivfpq" else 0
         return max(self.num_clusters, codes) if self.index_type in ("ivf", "ivfpq") else 0
 

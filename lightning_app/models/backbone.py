@@ -190,7 +190,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the options of `config` those that change what is computed from the same weights."""
+        """The options of `config` that change what is computed from the same weights."""
         return {}
 
     def flops_per_token(self, length: int) -> int:

@@ -268,7 +268,7 @@ class PretrainedLM(Backbone):
         return PretrainedCache(DynamicCache(config=self.model.config))
 
     def flops_per_token(self, length: int) -> int:
-        """See `Backbone`; GPT-2's matrices are no nn.Linear. Of a mixture all experts count, used or not. A frozen
+        """See `Backbone`; GPT-2's matrices are not nn.Linear. All experts of a mixture count, used or not. A frozen
         matrix has no gradient of its own: 4 instead of 6."""
         layers = [module for module in self.modules() if not isinstance(module, nn.Embedding)]
         matrices = [p for layer in layers for p in layer.parameters(recurse=False) if p.dim() >= 2]

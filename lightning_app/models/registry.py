@@ -125,7 +125,7 @@ def _shape() -> Callable[..., None]:
 
 
 def layouts_in(described: Any) -> dict[str, Any]:
-    """Those of the innermost backbone of a description."""
+    """The layouts of the innermost backbone of a description."""
     *_, innermost = {}, *_backbones(described)
     return dict(innermost.get("layout", {}))
 
@@ -155,7 +155,7 @@ def _backbones(described: Any) -> Iterator[Description]:
 
 
 def as_config(described: Any) -> Any:
-    """As YAML has it, without the layout; what is no description stays as it is."""
+    """A description as YAML has it, without the layout; anything else stays as it is."""
     if isinstance(described, list):
         return [as_config(one) for one in described]
     if not is_description(described):
@@ -180,5 +180,5 @@ def former_name(path: str) -> str:
 
 
 def _version(cls: type) -> int:
-    """Of what `config` gives; raised where older options mean something else."""
+    """The version of what `config` gives; it is raised where older options mean something else."""
     return getattr(cls, "description_version", 1)

@@ -134,7 +134,7 @@ class Cycle:
             save_importance(path, scores, kind=kind, strategy=self.options.strategies[kind].name)
 
     def prune(self) -> None:
-        """Of each kind as many as the level of this cycle asks for, the least important ones."""
+        """Prune as many units of each kind as the level of this cycle asks for, the least important ones."""
         pruner = self._pruner()
         for kind in self.options.kinds:
             units, scores = self._units(kind), self.progress.scores.pop(kind)

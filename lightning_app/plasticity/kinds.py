@@ -143,7 +143,7 @@ def follow(copy: Backbone, original: Backbone) -> None:
 
 
 def cut_units(backbone: Backbone) -> list[Units]:
-    """Those of the kinds of which something was removed or is masked."""
+    """The units of each kind of which something was removed or is masked."""
     return [cast(Units, units) for units in backbone.core.units.values() if not units.is_whole]
 
 

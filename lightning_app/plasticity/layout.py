@@ -136,7 +136,7 @@ def kept_state(kept: Kept) -> list[dict[str, Any]]:
 
 
 def kept_from(state: list[dict[str, Any]]) -> Kept:
-    """Of what `kept_state` gave."""
+    """The kept units, from what `kept_state` gave."""
     return {
         (one["layer"], one["unit"]): [Slice(part["value"], part["state"]) for part in one["parts"]] for one in state
     }

@@ -132,7 +132,7 @@ class FinetuningRates:
         return factors
 
     def attach(self, trainer: L.Trainer, heads: Units, factors: Tensor) -> None:
-        """Those of heads alone, as a resumed run has them; the groups' are in the optimizer."""
+        """Scale the rates of heads alone, as in a resumed run; the optimizer has the groups' rates."""
         self._rates = HeadRates(heads, factors)
         self._rates.attach(trainer.optimizers[0])
 

@@ -166,7 +166,7 @@ class ScheduleOptions:
         return self.advanced.regrow if kind == "heads" else 0
 
     def dead_after_pruning(self, kind: Kind, total: int, cycle: int) -> int:
-        """Of `total` units, once those of a cycle are pruned; what is regrown then is pruned first."""
+        """How many of `total` units are dead once those of a cycle are pruned; what is regrown then is pruned first."""
         return dead_after(self.levels[kind], total, cycle, self.cycles) + self.regrown(kind)
 
 

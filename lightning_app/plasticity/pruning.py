@@ -105,8 +105,8 @@ def choose_widths(importance_LN: Tensor, alive_LN: Tensor, n: int, *, multiple: 
     """(L, N) True for the about n neurons that go: each layer keeps a multiple of `multiple` neurons, one at least.
 
     In each layer they go from the least important on, in chunks of `multiple`; of all layers' chunks those whose mean
-    importance is least. A layer whose width is no multiple always loses the few that are too many, even at n = 0. The
-    total is the nearest to n that this allows, of two the smaller.
+    importance is least. A layer whose width is not a multiple always loses the few that are too many, even at n = 0.
+    The total is the nearest to n that this allows, of two the smaller.
 
     Raises:
         InputError: a layer has fewer than `multiple` neurons, n are not to be had, or one has no importance (NaN).

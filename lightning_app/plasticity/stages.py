@@ -53,7 +53,7 @@ class Stages:
 
     @property
     def sample(self) -> Sample:
-        """Of the validation text; drawn once, as it is looked at every few steps."""
+        """The sample of the validation text; it is drawn once, as it is looked at every few steps."""
         if self._sample is None:
             self._sample = self.samples(None)[0][1]
         return self._sample

@@ -34,7 +34,8 @@ def slice_of(layer: Layer, unit: int, optimizer: Optimizer | None = None) -> lis
 
 
 def new_slices(layer: Layer, *, seed: int) -> list[Slice]:
-    """Of a new unit: as spread as the layer's other weights; biases and what the output projection reads are 0.
+    """The weights of a new unit: as spread as the layer's other weights; biases and what the output projection reads
+    are 0.
 
     Drawn by a generator of its own, so that all ranks draw the same.
     """

@@ -61,5 +61,5 @@ RUN: Section[Sequence[Record]] = Section("run", "Run", ("started",), _run)
 
 
 def sections() -> list[Section[Sequence[Record]]]:
-    """Those of the ideas that are here, then that of every run."""
+    """The sections of the ideas that are here, then that of every run."""
     return [*(section for idea in here() if idea.sections for section in load(idea.sections)), RUN]

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_app.plugins import here, load
 from lightning_app.reports.record import Event, Numbers, Other, Record, Row
 
-COMMANDS = ("validate", "test")  # their numbers are no part of a fit's curves
+COMMANDS = ("validate", "test")  # their numbers are not a part of a fit's curves
 
 
 @dataclass(frozen=True, kw_only=True)

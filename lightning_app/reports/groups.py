@@ -82,7 +82,7 @@ class Group:
         return f"{len(scored(self.passages))} passages" if self.passages is not None else NO_CHANCE
 
     def mean(self, values: Sequence[float | None]) -> float | None:
-        """Of one number per run, where all have it."""
+        """The mean of one number per run, where all have it."""
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -90,7 +90,7 @@ class Group:
 def groups_of(runs: Sequence[Run]) -> list[Group]:
     """Runs in their order; those that differ in their seed alone together, where the first of them stands.
 
-    A seed that was run twice is no further draw, so such runs stay apart.
+    A seed that was run twice is not a further draw, so such runs stay apart.
     """
     groups: list[list[Run]] = []
     for run in runs:

@@ -76,7 +76,7 @@ def change_over_seeds(values: Sequence[float], base: Sequence[float]) -> Estimat
 
 
 def scored(sums: np.ndarray) -> np.ndarray:
-    """Of the passages (P, S) those in which something was predicted."""
+    """The passages, of (P, S), in which something was predicted."""
     return sums[sums[:, 1:3].min(1) > 0]
 
 

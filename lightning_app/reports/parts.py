@@ -25,7 +25,7 @@ Part = str | Chart | Grid
 
 
 def charts_of(parts: Iterable[Part]) -> list[Chart]:
-    """Those of some parts, in their order."""
+    """The charts among some parts, in their order."""
     both = [[part] if isinstance(part, Chart) else part.charts if isinstance(part, Grid) else [] for part in parts]
     return [chart for some in both for chart in some]
 

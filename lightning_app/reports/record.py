@@ -80,7 +80,7 @@ class Event(Row, Line):
 
     Attributes:
         NAME: in the log; it stays, whatever the class is called.
-        changes_model: what was measured before is no measure of the model that is left.
+        changes_model: what was measured before is not a measure of the model that is left.
         is_of_the_whole: it says what the run is or how it ended, and stands in the page's table of that.
     """
 

@@ -47,7 +47,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, checkpoint: Path) -> RunFolder | None:
-        """That of the run which has written a checkpoint; None where it does not lie in one."""
+        """The folder of the run which has written a checkpoint; None where the checkpoint does not lie in one."""
         return cls(checkpoint.parent.parent) if checkpoint.parent.name == CHECKPOINTS else None
 
     # What it is called
@@ -105,7 +105,7 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     def checkpoint(self, name: str) -> Path:
-        """Of "last" or "best"."""
+        """Where the checkpoint "last" or "best" lies."""
         return self.checkpoints_folder / f"{name}{CHECKPOINT}"
 
     def importance(self, kind: str, cycle: int) -> Path:
@@ -135,7 +135,7 @@ class RunFolder:
         return config_of_run(self.config_file) if self.config_file.is_file() else {}
 
     def records(self) -> list[Record]:
-        """Those of the log; none where there is no log."""
+        """The records of the log; none where there is no log."""
         return [parsed(one) for one in log.read_log(self.path)] if self.log_file.is_file() else []
 
     def known_records(self) -> list[Record]:
@@ -176,7 +176,7 @@ class RunFolder:
         return [], ""
 
     def write_samples(self, texts: Sequence[str], *, step: int | None) -> None:
-        """Those of a step, or (None) of the best checkpoint."""
+        """Write the samples of a step, or (None) of the best checkpoint."""
         path = self._samples("best" if step is None else f"step_{step:06d}")
         write_atomic(path, (BETWEEN.join(texts) + "\n").encode())
 
@@ -188,7 +188,7 @@ class RunFolder:
 
 
 def runs_below(folder: Path) -> list[RunFolder]:
-    """Those somewhere below a folder whose log is not empty, version_2 before version_10."""
+    """The runs somewhere below a folder whose log is not empty, version_2 before version_10."""
     found = [path.parent for path in folder.rglob(log.FILE_NAME) if path.stat().st_size]
     return [RunFolder(path) for path in sorted(found, key=_natural)]
 

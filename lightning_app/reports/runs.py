@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def best(self) -> Numbers | None:
-        """Those of the best validation of the model as it ended."""
+        """The numbers of the best validation of the model as it ended."""
         return best_validation(self.records)
 
     def measure(self, name: str) -> float | None:
@@ -94,7 +94,7 @@ class Run:
 
     @cached_property
     def flops_per_token(self) -> tuple[float | None, float | None]:
-        """Of a training step, at the start and at the end."""
+        """FLOPs of a training step per token, at the start and at the end."""
         ranks = (self._start.world_size if self._start else None) or 1
         rates = [(r.values.get("model_tflops"), r.values.get("tokens_per_s")) for r in numbers(self.records)]
         found = [1e12 * flops * ranks / tokens for flops, tokens in rates if flops and tokens]
@@ -126,7 +126,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Until the last step or the end of training; what closes a run is no part of it."""
+        """Seconds until the last step or the end of training, without what closes a run."""
         found = zip(self.clock, self.records, strict=True)
         return max((t for t, r in found if is_of_fit(r) or isinstance(r, Ended | Failed)), default=None)
 
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def prompts(self) -> list[str]:
-        """Those of its samples, the longest first, so that one that begins another is found last."""
+        """The prompts of its samples, the longest first, so that one that begins another is found last."""
         found = [v for key, v in self.options.items() if key.endswith(".prompts") and isinstance(v, list)]
         return sorted({str(prompt) for prompts in found for prompt in prompts}, key=len, reverse=True)
 

@@ -11,7 +11,7 @@ E = TypeVar("E", bound=Event)
 
 
 def events(records: Sequence[Record], kind: type[E]) -> list[E]:
-    """Those of one kind, in order."""
+    """The events of one kind, in order."""
     return [record for record in records if isinstance(record, kind)]
 
 
@@ -41,9 +41,9 @@ def change(before: float | None, after: float | None) -> float | None:
 
 
 def best_validation(records: Sequence[Record]) -> Numbers | None:
-    """Those with the lowest `val/ce` of the model as it is now; None before its first validation.
+    """The numbers with the lowest `val/ce` of the model as it is now; None before its first validation.
 
-    What a model reached before heads were removed from it is no measure of what is left.
+    What a model reached before heads were removed from it does not count for what is left.
     """
     changed = max((i for i, r in enumerate(records) if isinstance(r, Event) and r.changes_model), default=-1)
     found = [(ce, r) for r in numbers(records[changed + 1 :]) if (ce := r.values.get("val/ce")) is not None]

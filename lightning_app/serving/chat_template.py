@@ -40,7 +40,7 @@ class ChatTemplate:
         stop: strings that end an answer; None: the beginning of the next turn with the own template, else none.
 
     Raises:
-        InputError: no such file, or one that is no template.
+        InputError: no such file, or one that is not a template.
     """
 
     def __init__(self, path: str | Path | None = None, *, stop: Sequence[str] | None = None):
@@ -51,7 +51,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(decode(Path(path).read_bytes()) if path else PLAIN)
         except (OSError, TemplateError) as error:
-            raise InputError(f"{path} is no readable chat template: {error}") from None
+            raise InputError(f"{path} is not a readable chat template: {error}") from None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt that an answer continues.

@@ -31,7 +31,7 @@ def read_prompts(path: Path) -> list[Row]:
     try:
         content = decode(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} is no readable file of prompts: {error}") from None
+        raise InputError(f"{path} is not a readable file of prompts: {error}") from None
     lines = content.replace("\r\n", "\n").split("\n")  # splitlines knows further ends, which JSON may hold
     if path.suffix.lower() != ".jsonl":
         rows = [{"prompt": line} for line in lines if line.strip()]
@@ -123,11 +123,11 @@ def _options(row: Row, options: GenerationOptions, sample: int) -> GenerationOpt
         own = replace(options, **given)
         return replace(own, seed=own.seed + sample)
     except TypeError as error:
-        raise InputError(f"the options {given} of the prompt {row['prompt'][:40]!r} are no numbers: {error}") from None
+        raise InputError(f"the options {given} of the prompt {row['prompt'][:40]!r} are not numbers: {error}") from None
 
 
 def _stops(row: Row, stop: Sequence[str]) -> Sequence[str]:
-    """Those of the row, a text or several, instead of those of all."""
+    """The stops of the row, a text or several, instead of those of all."""
     if row.get("stop") is None:
         return stop
     own = [row["stop"]] if isinstance(row["stop"], str) else row["stop"]

@@ -86,7 +86,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Checkpoint:
-        """That of a checkpoint as it was read, in whatever format. Options stand in its description as today.
+        """The parts of a checkpoint as it was read, in whatever format. Options stand in its description as today.
 
         Raises:
             InputError: a format of later code.
@@ -119,7 +119,7 @@ def put(raw: dict[str, Any], **parts: Any) -> None:
 
 
 def tokenizer_state(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the data module that it was trained with: the tokenizer and its fingerprint."""
+    """The state of the data module that it was trained with: the tokenizer and its fingerprint."""
     return raw.get(DATA)
 
 
@@ -187,7 +187,7 @@ def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
 
 
 def _extension_of(tensor: str) -> str | None:
-    """ "regularizers.0" of a tensor's name; None for what is no extension's."""
+    """The "regularizers.0" at the start of a tensor's name; None: it does not belong to an extension."""
     return ".".join(tensor.split(".")[:2]) if tensor.startswith(OF_EXTENSIONS) else None
 
 
@@ -242,13 +242,13 @@ def module_in(raw: dict[str, Any], path: str | Path) -> LanguageModule:
 
 def _built(model: Description | None, path: str | Path) -> LanguageModule:
     if model is None:
-        raise InputError(f"{path} does not say which module it holds: it is no checkpoint of this project")
+        raise InputError(f"{path} does not say which module it holds: it is not a checkpoint of this project")
     try:
         cls = find_class(model["part"])
     except InputError as error:
         raise InputError(f"{path} holds a {model['part']}, which cannot be imported here: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, L.LightningModule) and hasattr(cls, "own_state")):
-        raise InputError(f"{path} holds a {model['part']}, which is no LanguageModule")
+        raise InputError(f"{path} holds a {model['part']}, which is not a LanguageModule")
     return build(model)
 
 

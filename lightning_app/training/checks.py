@@ -28,7 +28,7 @@ def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -
 
 
 def say_what_is_frozen(own: Sequence[nn.Parameter]) -> None:
-    """Of a model's own parameters."""
+    """Tell how many of a model's own parameters are trained, unless all are."""
     trained, total = sum(p.numel() for p in own if p.requires_grad), sum(p.numel() for p in own)
     if trained < total:
         rank_zero_info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")

@@ -40,7 +40,7 @@ class Evaluation:
         self._text = tokens
 
     def use_passages(self, data: TextDataModule | None) -> None:
-        """Those of its validation text, where it has one; None: an evaluation alone logs none."""
+        """Take the passages of the validation text, where there is one; None: an evaluation alone logs none."""
         self._passages = None
         if data is not None and data.splits.origin("val"):
             assert self.token_bytes is not None

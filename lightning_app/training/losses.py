@@ -48,7 +48,8 @@ def joined(terms: Terms, further: Terms) -> Terms:
 
 
 def of_all_ranks(terms: Terms, targets: Tensor, mask: Tensor, over: Mapping[str, Over]) -> Terms:
-    """Those that are means over something as means over what all ranks have of it; all ranks call this together.
+    """The terms, with each mean over something as the mean over what all ranks have of it; all ranks call this
+    together.
 
     Args:
         terms: of this rank.

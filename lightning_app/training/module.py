@@ -39,6 +39,7 @@ from lightning_app.training.checks import (
 from lightning_app.training.distributed import several_ranks, shard
 from lightning_app.training.evaluation import Evaluation, mean_of_each
 from lightning_app.training.half_precision import check_precision
+from lightning_app.training.lightning_internals.logged_numbers import log_in_place
 from lightning_app.training.lightning_internals.plugins import leave_batches_uncast
 from lightning_app.training.lightning_internals.strategies import do_not_send
 from lightning_app.training.losses import (
@@ -101,6 +102,7 @@ class LanguageModule(L.LightningModule, ABC):
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.window: Window | None = None  # the batches of this optimizer step, where there are several
         self.train_loss = torch.zeros(())  # of the batches of this optimizer step so far
+        self._logged_early = False  # the numbers of the batch that is ending
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
         self._matrices: set[str] = set()  # names of the parameters with weight decay
         self.group_by_layer = False  # see `optim.parameter_groups`
@@ -335,10 +337,17 @@ class LanguageModule(L.LightningModule, ABC):
         return [name for name, buffer in self.named_buffers() if id(buffer) in learned]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if not self._logged_early:
+            self.log_step()
+        self._logged_early = False
+
+    def log_early(self) -> None:
+        """`log_step` for a callback whose hook `on_train_batch_end` needs the numbers: those hooks come before ours."""
         self.log_step()
+        self._logged_early = True
 
     def log_step(self) -> None:
-        """What is known when a step is done; to be called in a hook `on_train_batch_end`, more than once if need be."""
+        """What is known when a step is done."""
         shown = {name for extension in self.extensions for name in extension.on_bar}
         for name, number in self.learned.items():
             self.log(f"train/{name}", number, prog_bar=name in shown)
@@ -369,6 +378,7 @@ class LanguageModule(L.LightningModule, ABC):
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
         leave_batches_uncast(self.trainer.precision_plugin)
+        log_in_place()
         do_not_send(self, self.buffers_equal_on_all_ranks())
         self.compile_again()
 
@@ -392,7 +402,7 @@ class LanguageModule(L.LightningModule, ABC):
         return self.backbone.longest_text
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Of the model alone: an extension may hold an averaged copy of it."""
+        """The parameters of the model alone: an extension may hold an averaged copy of it."""
         return [p for name, p in self.named_parameters() if not name.startswith(OF_EXTENSIONS)]
 
     def on_fit_start(self) -> None:
@@ -498,5 +508,5 @@ def _means_over(extensions: Iterable[Extension]) -> dict[str, Over]:
 
 
 def _tokens(outputs: Outputs) -> int:
-    """That are predicted; at least 1."""
+    """The number of tokens that are predicted; at least 1."""
     return max(1, int((outputs.targets != IGNORE).sum()))

@@ -159,5 +159,5 @@ def clip(
 
 
 def gradient_norm(module: nn.Module) -> Tensor:
-    """Of all gradients."""
+    """The norm of all gradients."""
     return whole(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))

@@ -45,7 +45,7 @@ def group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def scheduler_options(scheduler: Any) -> dict[str, Any]:
-    """Those arguments of a scheduler that it keeps under their names, in plain types."""
+    """The arguments of a scheduler that it keeps under their names, in plain types."""
     names = inspect.signature(type(scheduler)).parameters.keys() - {"last_epoch"}
     found = {name: _plain(value) for name, value in vars(scheduler).items() if name in names}
     return {name: value for name, value in found.items() if _is_plain(value)}

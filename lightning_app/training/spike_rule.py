@@ -22,7 +22,7 @@ def is_spike(value: float, before: Sequence[float], *, deviations: float) -> boo
 
 
 def limit(before: Sequence[float], *, deviations: float) -> float:
-    """The largest number that is no spike; of the last `WINDOW` numbers."""
+    """The largest number that is not a spike, by the last `WINDOW` numbers."""
     last = before[-WINDOW:]
     mean = math.fsum(last) / len(last)
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in last) / len(last))

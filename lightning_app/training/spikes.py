@@ -15,7 +15,7 @@ from lightning_app.errors import InputError
 from lightning_app.training.spike_rule import ENOUGH, WINDOW, is_spike, limit
 
 DEVIATIONS = 6.0
-IN_A_ROW = 8  # as many are no spikes: the level is another one, and is learned anew
+IN_A_ROW = 8  # as many are not spikes: the level is another one, and is learned anew
 
 
 class SpikeGuard:

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import multiprocessing
 import pickle
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
+from tests.data.aborting import Aborting
 
 DOCUMENTS = 40
 BLOCK, BATCH = 8, 3
@@ -185,6 +188,18 @@ def test_workers_share_the_text_and_their_position_is_exact(make):
     resumed = loader(make, workers=2)
     resumed.load_state_dict(interrupted.state_dict())
     assert all(equal(a, b) for a, b in zip(take(resumed, 8), whole[11:19], strict=True))
+
+
+@pytest.mark.slow
+def test_an_abort_in_the_last_clean_up_of_a_worker_is_none_of_the_runs():
+    """As of Arrow's threads, which still read ahead."""
+    batches = iter(StreamLoader(Aborting(), num_workers=1))
+    workers = set(multiprocessing.active_children())
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    (worker,) = set(multiprocessing.active_children()) - workers
+    batches.close()
+    worker.join()
+    assert worker.exitcode != -signal.SIGABRT
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import tests.conftest
+import tests.each_process
 import tests.fuzz.files
 import tests.fuzz.requests
 import tests.fuzz.yamls  # noqa: F401  (each registers its kinds)

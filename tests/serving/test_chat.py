@@ -210,12 +210,12 @@ def test_templates_of_the_users_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("{% for %}", "is no readable chat template"), ("{{ ''.__class__.__mro__ }}", "cannot render these messages")],
+    [("{% for %}", "is not a readable chat template"), ("{{ ''.__class__.__mro__ }}", "cannot render these messages")],
 )
 def test_bad_templates(tmp_path, template, message):
     file = tmp_path / "t.jinja"
     file.write_text(template)
     with pytest.raises(InputError, match=message):
         ChatTemplate(file).render([{"role": "user", "content": "x"}])
-    with pytest.raises(InputError, match="is no readable chat template"):
+    with pytest.raises(InputError, match="is not a readable chat template"):
         ChatTemplate(tmp_path / "none.jinja")

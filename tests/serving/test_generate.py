@@ -100,7 +100,7 @@ def test_a_prompt_may_hold_any_character_that_json_may(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.txt", None, "none.txt is no readable file of prompts"),
+        ("none.txt", None, "none.txt is not a readable file of prompts"),
         ("empty.txt", "\n", "empty.txt holds no prompt"),
         ("a.jsonl", "{", r"a.jsonl, line 1 is no JSON"),
         ("a.jsonl", '{"prompt": "x"}\n["x"]', r"a.jsonl, line 2 must be an object"),
@@ -121,7 +121,7 @@ def test_bad_options(tiny_checkpoint, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "x", "temperature": "hot"}')
     words = ["generate", "--ckpt_path", tiny_checkpoint]
-    assert "are no numbers" in fails(*words, "--prompts", "p.jsonl")
+    assert "are not numbers" in fails(*words, "--prompts", "p.jsonl")
     (tmp_path / "p.jsonl").write_text('{"prompt": "x", "top_p": 2}')
     assert "top_p is 2; it must be in (0, 1]" in fails(*words, "--prompts", "p.jsonl")
     for stop in ('""', "[1]", '["a", ""]', "{}"):

@@ -84,7 +84,8 @@ class TokenContext:
 
     @classmethod
     def of_next_tokens(cls, embeddings: Tensor) -> TokenContext:
-        """Of tokens (B, T) that a generation has just drawn. Their position lies after all entries; none is written."""
+        """The context of tokens (B, T) that a generation has just drawn. Their position lies after all entries; none is
+        written."""
         ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
         return cls.of_session(ids, start=2**62, new=0)
 
@@ -260,7 +261,8 @@ class Reader(Extension, ABC):
 
 
 def merged(outputs: list[ReaderOutput]) -> ReaderOutput:
-    """Of the hooks of one reader: means of terms and statistics, updates joined, the first `reads` and `distances`."""
+    """One output for the hooks of one reader: means of terms and statistics, updates joined, the first `reads` and
+    `distances`."""
     updates = [output.update for output in outputs if output.update is not None]
     return ReaderOutput(
         {

@@ -100,7 +100,7 @@ def earlier_in_block(states: Tensor, context: TokenContext, *, own_document_only
 def other_rows(states: Tensor, context: TokenContext) -> Candidates:
     """Positions of the batch's other rows, at a distance of -h.h_i, but none of the own document from there on.
 
-    They are no entries: -1.
+    They are not entries: -1.
     """
     B, T, D = states.shape
     flat = states.reshape(B * T, D)
@@ -141,7 +141,7 @@ class DistributionReader(Reader):
 
     @property
     def metric(self) -> Metric:
-        """Of the distances of `neighbours`."""
+        """The metric of the distances of `neighbours`."""
         return "inner_product"
 
     def reads_now(self) -> bool:

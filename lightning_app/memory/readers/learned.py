@@ -171,7 +171,7 @@ class LearnedReader(Reader):
 
     @torch.no_grad()
     def _search(self, queries: Tensor, context: TokenContext) -> Candidates:
-        """Of (B, T, M) queries: the k nearest entries, with their vectors in fp32, without a graph."""
+        """The k nearest entries of (B, T, M) queries, with their vectors in fp32, without a graph."""
         ids, distances = self.bank.search(queries.detach().float(), context.rows, context.entries)
         return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, context.rows).float()))
 

@@ -33,7 +33,7 @@ def explain(
 def reads_of(
     memory: Memory, found: MemoryStates, text: SeenText, *, positions: int, entries: int
 ) -> list[dict[str, Any]]:
-    """Of each reader its name, the number of its entries, and what each of the last positions read.
+    """The name of each reader, the number of its entries, and what each of the last positions read.
 
     A read has its position, that position's token, `weight` (what all of its entries have together) and the entries
     with the highest weights: `id` (None: a place of this text, which the model would store), `text` (up to the entry;

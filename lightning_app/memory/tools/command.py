@@ -106,7 +106,7 @@ def _text(opened: Opened, documents: Iterable[Document], args: argparse.Namespac
 
 
 def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
-    """Of the KNNReader, for `n` entries: what was given, and clusters that fit."""
+    """The options of the KNNReader for `n` entries: what was given, and clusters that fit."""
     names = ("num_search_results", "index_type", "num_clusters", "nprobe", "dtype", "span_length", "lam", "temperature")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     size = max(n, 1) if args.memory_size is None else args.memory_size

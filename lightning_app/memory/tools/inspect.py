@@ -21,18 +21,18 @@ from lightning_app.memory.store import AssociativeMemory
 
 SAMPLE = 500  # stored vectors that `check` searches for
 NOISE = 0.1  # of the noisy ones, times the root mean square of a vector
-HALF = "\N{REPLACEMENT CHARACTER}"  # for bytes that are no character
+HALF = "\N{REPLACEMENT CHARACTER}"  # for bytes that are not a character
 UNKNOWN = "unknown"  # name of a document that nothing is known of
 SAME = 1e-4  # relative difference of two distances that count as equal
 
 
 def n_bytes(memory: AssociativeMemory) -> int:
-    """Of all that a checkpoint keeps of it."""
+    """The bytes of all that a checkpoint keeps of a memory."""
     return sum(buffer.numel() * buffer.element_size() for buffer in memory.buffers())
 
 
 def card_line(module: nn.Module) -> str:
-    """What all memories of a model hold; "" of one without."""
+    """What all memories of a model hold, in one line; "" for a model without."""
     memories = [part for part in module.modules() if isinstance(part, AssociativeMemory)]
     if not memories:
         return ""

@@ -213,7 +213,7 @@ class GroupRate(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates(Event):
-    """Those of the optimizer's groups where they were set."""
+    """The learning rates of the optimizer's groups where they were set."""
 
     NAME = "learning_rates"
     groups: list[GroupRate] | None

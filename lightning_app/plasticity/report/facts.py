@@ -175,7 +175,7 @@ def deaths(records: Sequence[Record]) -> tuple[Matrix, Matrix]:
 
 
 def evaluations(records: Sequence[Record]) -> list[Evaluation]:
-    """Those with a cross-entropy."""
+    """The evaluations that have a cross-entropy."""
     return [one for one in events(records, Evaluation) if one.ce is not None]
 
 
@@ -210,7 +210,7 @@ Staged = TypeVar("Staged", Evaluation, Cost)
 
 
 def baseline_and_now(records: Sequence[Record], kind: type[Staged]) -> tuple[Staged | None, Staged | None]:
-    """Of evaluations or costs: the one of stage "baseline", and the last one that no rollback undid."""
+    """The event of stage "baseline" of a kind (evaluations or costs), and the last one that no rollback undid."""
     found = events(standing(records), kind)
     baseline = next((one for one in found if one.stage == "baseline"), None)
     now = next((one for one in reversed(found) if one.stage != "baseline"), None)

@@ -40,7 +40,7 @@ class Curves:
 
 
 def colour(number: int) -> str:
-    """Of the run of this number, counted from 0."""
+    """The colour of the run of this number, counted from 0."""
     return f"@run-{'abcdefgh'[number % COLOURS]}"
 
 
@@ -64,7 +64,7 @@ def titles(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def curves(runs: Sequence[Run], axis: str) -> tuple[list[Curves], list[Curves]]:
-    """Those that are shown at once, and the others."""
+    """The curves that are shown at once, and the others."""
     names = dict.fromkeys(name for run in runs for name in run.numbers if name not in HIDDEN)
     main = [name for name in MAIN if name in names]
     drawn = {

@@ -91,7 +91,7 @@ class Answer:
                 if piece.finish_reason == FAILED:
                     raise BrokenError(BROKEN)
                 left -= piece.finish_reason is not None
-                if piece.choice in silent:  # the space behind the template's "Assistant:" is no part of the answer
+                if piece.choice in silent:  # the space behind the template's "Assistant:" is not a part of the answer
                     piece = replace(piece, text=piece.text.lstrip())
                     silent -= {piece.choice} if piece.text else set()
                 yield piece

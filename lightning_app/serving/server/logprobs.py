@@ -18,7 +18,8 @@ from lightning_app.training.module import LanguageModule
 def logprobs(
     module: LanguageModule, tokenizer: Tokenizer, ids: Sequence[int], *, first: int, most: int
 ) -> dict[str, Any]:
-    """Of the tokens from `first` on, given all before them: natural logarithms, without temperature or filters.
+    """Natural logarithms of the probabilities of the tokens from `first` on, given all before them, without temperature
+    or filters.
 
     Args:
         ids: at most one more than the model's context, as nothing follows the last.

@@ -76,10 +76,15 @@ class Service:
             raise RefusedError(404, message, param="model", code="model_not_found")
 
     def ids(self, text: str | Sequence[int], param: str) -> list[int]:
-        """Of one prompt, at least one token."""
+<<<<<<< HEAD
+        """The ids of one prompt, at least one."""
         ids = self.tokenizer.prompt(text) if isinstance(text, str) else list(text)
+=======
+        """The ids of one prompt, at least one."""
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+>>>>>>> main
         if wrong := [i for i in ids if not 0 <= i < self.tokenizer.vocab_size]:
-            message = f"{wrong[0]} is no token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
+            message = f"{wrong[0]} is not a token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
             raise RefusedError(400, message, param=param)
         if len(ids) > (most := self.limits.max_prompt_tokens):
             message = f"the prompt has {len(ids):,} tokens, and may have at most {most:,}"
@@ -87,7 +92,7 @@ class Service:
         return ids or [self.tokenizer.eot]
 
     def all_ids(self, texts: Texts, param: str) -> list[list[int]]:
-        """Of each prompt of a request."""
+        """The ids of each prompt of a request."""
         several = isinstance(texts, list) and not isinstance(texts[0], int)
         each = texts if several else [texts]
         return [self.ids(text, param) for text in each]  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def _gathered(states: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of all ranks. Lightning asks every rank for its state, and writes what rank 0 answers."""
+    """The states of all ranks. Lightning asks every rank for its state, and writes what rank 0 answers."""
     if not several_ranks():
         return [states]
     ranks: list[Any] = [None] * world_size()

@@ -29,7 +29,8 @@ class ProgressLine(RunCallback, TQDMProgressBar):
     """A bar with loss, val loss, tokens/s and the time left; one line that stays after each validation.
 
     A module with regularisers also has there its cross-entropy, the regularisers' terms and what else they show
-    (`Extension.on_bar`), at each step. Where the output is no terminal (a file, a CI log) only the lines are written.
+    (`Extension.on_bar`), at each step. Where the output is not a terminal (a file, a CI log), only the lines are
+    written.
     """
 
     def __init__(self) -> None:

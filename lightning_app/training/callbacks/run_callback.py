@@ -102,7 +102,7 @@ class RunCallback(L.Callback):
         """What is trained.
 
         Raises:
-            InputError: it is no LanguageModule.
+            InputError: it is not a LanguageModule.
         """
         module = self._in_run[1]
         if not isinstance(module, LanguageModule):

@@ -92,7 +92,7 @@ class JSONLinesLogger(Logger):
 
     @property
     def early_step(self) -> int | None:
-        """Of the numbers that were written early and that `log_metrics` has not been called with yet."""
+        """The step of the numbers that were written early and that `log_metrics` has not been called with yet."""
         return self._early[0]
 
     def log_early(self, metrics: dict[str, float], step: int) -> None:
@@ -174,7 +174,7 @@ class RunLog(RunCallback):
     ) -> None:
         """The module's own hook comes too late for a checkpoint that is written in a callback's."""
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
-            self.module.log_step()
+            self.module.log_early()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in _own(trainer):

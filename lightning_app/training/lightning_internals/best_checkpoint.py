@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.reports.run_folder import with_previous
-from lightning_app.training.checkpoint_io import read_checkpoint
-from lightning_app.training.checkpoint_keys import CALLBACKS
+from lightning_app.training.checkpoint_io import read_checkpoint, read_numbers
+from lightning_app.training.checkpoint_keys import CALLBACKS, STEP
 from lightning_app.training.find_checkpoint import whole_or_previous
 from lightning_app.training.lightning_internals.callbacks import worst
 
 State = dict[str, Any]  # of a ModelCheckpoint
+NO_FILES: State = {"best_k_models": {}, "best_model_path": "", "last_model_path": ""}
 
 
 def watched_scores(checkpoint: Mapping[str, Any]) -> dict[str | None, Tensor | None]:
@@ -39,6 +40,7 @@ def relocated(state: State, dirpath: str, *, key: str, mode: str) -> State:
         key: under which a checkpoint keeps this state.
         mode: "min" or "max", which scores are better.
     """
+    state = _of_later_file(state, dirpath, key)
     here = {path: _here(path, state["dirpath"], dirpath) for path in _paths(state)}
     recorded: Mapping[str, Tensor] = {here[path]: score for path, score in state["best_k_models"].items() if here[path]}
     own = {path: _own_score(path, key, otherwise=score) for path, score in recorded.items()}
@@ -61,6 +63,28 @@ def relocated(state: State, dirpath: str, *, key: str, mode: str) -> State:
 
 def _paths(state: State) -> list[str]:
     return [*state["best_k_models"], state["best_model_path"], state["last_model_path"]]
+
+
+def _of_later_file(state: State, dirpath: str, key: str) -> State:
+    """The state of the newest file that replaced one of `state`'s, or `state` itself.
+
+    A kill between such a save and the next last.ckpt leaves a last.ckpt that names a file which was removed.
+    """
+    lost = any(path and not _here(path, state["dirpath"], dirpath) for path in _paths(state))
+    later = (own for path in Path(dirpath).glob("*.ckpt") if (own := _own_state(path, key))) if lost else ()
+    return max(later, key=lambda found: found[0], default=(0, state))[1]
+
+
+def _own_state(path: Path, key: str) -> tuple[int, State] | None:
+    """(step, state under `key`) of a file which that state names; None for any other."""
+    try:
+        numbers = read_numbers(path)
+        state = numbers.get(CALLBACKS, {}).get(key, {})
+        if path.name not in {Path(named).name for named in _paths({**NO_FILES, **state})}:
+            return None
+        return numbers[STEP], read_checkpoint(path)[CALLBACKS][key]
+    except InputError:  # damaged, or nothing that is read
+        return None
 
 
 def _here(path: str, old: str | None, new: str) -> str:

@@ -17,7 +17,7 @@ Watcher = EarlyStopping | ModelCheckpoint
 
 
 def timers(trainer: L.Trainer) -> list[Timer]:
-    """Of `max_time`, and a config's. Seen in Lightning 2.6.6."""
+    """The timers of `max_time` and of a config. Seen in Lightning 2.6.6."""
     return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
 
 

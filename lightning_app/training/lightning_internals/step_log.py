@@ -30,6 +30,7 @@ def numbers_of_step(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def log_hyperparameters(trainer: L.Trainer) -> None:
-    """Those of module and data, to loggers that the trainer got after `fit` began. Seen in Lightning 2.6.6."""
+    """Log the hyperparameters of module and data to loggers that the trainer got after `fit` began. Seen in
+    Lightning 2.6.6."""
     if trainer.enable_autolog_hparams:
         _log_hyperparams(trainer)

@@ -102,6 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.delenv("PL_GLOBAL_SEED", raising=False)
         patch.setattr(closing, "SAMPLED_TOKENS", 20)
+        patch.setattr(closing, "CONTINUED_TOKENS", 5)
         Path("texts").mkdir()
         for name, text in TEXTS.items():
             Path(f"texts/{name}.txt").write_text(text)

@@ -100,7 +100,7 @@ def test_what_cannot_be_compared(runs: Path, fails: Callable[..., str], folder: 
     assert "give each run one of its own" in fails("compare", runs / "a", "--labels", "x", "x")
     assert "a folder: give the name of the page in it" in fails("compare", one, "--output", folder)
     (one / "config.yaml").write_text("a: [")
-    assert "is no readable YAML" in fails("compare", one)
+    assert "is not readable YAML" in fails("compare", one)
     (one / "log.jsonl").write_bytes(b"\xff\xfe\x00")
     assert "holds no whole record, 1 damaged line left out (1)" in fails("compare", one)
     assert "RUN_DIR" in fails("compare")

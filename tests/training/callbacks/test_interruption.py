@@ -52,6 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(closing, "SAMPLED_TOKENS", 20)
+        patch.setattr(closing, "CONTINUED_TOKENS", 5)
         texts()
         command(["fit", "--config", write_config(OPTIONS)])
     return folder / RUN

@@ -6,6 +6,7 @@ import pytest
 
 from lightning_app.training.callbacks.run_log import JSONLinesLogger, read_log
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
+from lightning_app.training.module import LanguageModule
 
 
 def write(folder: Path, *records: dict) -> None:
@@ -74,16 +75,23 @@ def test_the_line_of_a_step_is_written_before_its_checkpoint_and_once(
     folder: Path, main: Callable[..., None], config: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ):
     save, run, seen = AtomicCheckpointIO.save_checkpoint, "runs/tiny/version_0", {}
+    log, logged = LanguageModule.log, []
 
     def spy(io: AtomicCheckpointIO, checkpoint: dict, path: Path, storage_options: object = None) -> None:
         numbers = [r for r in read_log(run) if "event" not in r]
         seen[checkpoint["global_step"]] = [r["step"] for r in numbers if {"train/ce", "lr", "tokens_per_s"} <= r.keys()]
         save(io, checkpoint, path, storage_options)
 
+    def count(module: LanguageModule, name: str, value: object, **options: object) -> None:
+        logged.append(name)
+        log(module, name, value, **options)
+
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", spy)
+    monkeypatch.setattr(LanguageModule, "log", count)
     trainer = {"max_steps": 4, "log_every_n_steps": 2, "limit_val_batches": 0, "logger": False}
     main("fit", "--config", config({"trainer": trainer, "save_every_n_steps": 1}))
     assert seen == {1: [], 2: [2], 3: [2], 4: [2, 4]}
+    assert logged.count("lr") == logged.count("grad_norm") == 2  # though a callback asks early for what is logged
     assert [r["step"] for r in read_log(run) if "event" not in r] == [2, 4]
 
 

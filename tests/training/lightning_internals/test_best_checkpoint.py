@@ -107,3 +107,33 @@ def test_of_a_damaged_file_the_generation_before_it_counts(tmp_path: Path):
     state = state_of(Path("gone"), {"a.ckpt": 2.0, "b.ckpt": 1.0})
     kept = relocated(state, str(tmp_path), key=KEY, mode="min")
     assert kept["best_k_models"] == {str(tmp_path / "a.ckpt"): torch.tensor(2.5)}
+
+
+def test_a_file_that_was_replaced_after_the_checkpoint_has_its_successor(tmp_path: Path):
+    """As a kill leaves them: step 10 was removed when step 15 was saved, and last.ckpt is older."""
+    state = state_of(tmp_path, {"step=10.ckpt": 2.0})
+    newer = state_of(tmp_path, {"step=15.ckpt": 1.0})
+    newer["current_score"] = torch.tensor(1.0)
+    torch.save({"global_step": 15, "callbacks": {KEY: newer}}, tmp_path / "step=15.ckpt")
+    torch.save({"global_step": 20, "callbacks": {"another": newer}}, tmp_path / "step=20.ckpt")
+    torch.save({"global_step": 12, "callbacks": {KEY: state}}, tmp_path / "last.ckpt")
+    assert relocated(state, str(tmp_path), key=KEY, mode="min") == newer
+
+
+@pytest.mark.parametrize("monitor", [None, "val"])
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # Lightning's
+def test_a_step_that_is_saved_again_gets_no_second_file(tmp_path: Path, monitor: str | None):
+    """After a kill between that save and the next last.ckpt."""
+    options: dict[str, Any] = {"monitor": monitor, "filename": "{step}", "every_n_train_steps": 2}
+    first, again = (ModelCheckpoint(dirpath=tmp_path, **options) for _ in range(2))
+
+    def fit(callback: ModelCheckpoint, steps: int) -> list[str]:
+        each = {"val_check_interval": 2, "check_val_every_n_epoch": None, "enable_checkpointing": True}
+        trainer(callback, max_steps=steps, **each).fit(Small(val=(2.0, 1.0)))
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    fit(first, 2)
+    before = first.state_dict()
+    assert fit(first, 4) == ["step=4.ckpt"]
+    again.load_state_dict(relocated(before, str(tmp_path), key=again.state_key, mode="min"))
+    assert fit(again, 4) == ["step=4.ckpt"]
