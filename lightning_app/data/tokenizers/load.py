@@ -50,7 +50,8 @@ def load_tokenizer(
     if vocab_size is not None and vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"data.vocab_size is {vocab_size}, but tokenizer {name!r} has {tokenizer.vocab_size} ids; "
-            "set at least that many, or leave it out"
+            "set at least that many, or leave it out; where that is a model's number of ids, the two do not belong "
+            "together"
         )
     tokenizer.special_text = special_text
     return tokenizer
