@@ -257,3 +257,22 @@ def test_special_tokens_of_a_text_where_that_is_asked_for(folder: Path):
         assert (data.tokens("train").ids == 1).sum() == (9 if asked else 0)
         assert data.tokens("train").n_bytes == 9 * len("<|im_start|>Hello<|im_end|>")
         assert next(data.texts("train")) == "<|im_start|>Hello<|im_end|>" * 9
+
+
+def test_a_checkpoints_tokenizer_is_taken_where_special_tokens_are_read_alike(folder: Path):
+    kinds.save("smollm2", folder / "own")
+
+    def data(asked: bool) -> TextDataModule:
+        train: Any = {"path": "train.txt"}
+        return TextDataModule(train=train, tokenizer="own", block_size=8, special_tokens=asked)
+
+    saved = data(False).state_dict()
+    (folder / "own" / "tokenizer.json").unlink()
+    same, other = data(False), data(True)
+    same.adopt_tokenizer(saved)
+    assert same.tokenizer.fingerprint == saved["fingerprint"]
+    same.load_state_dict(saved)
+    other.adopt_tokenizer(saved)
+    kinds.save("smollm2", folder / "own")
+    with pytest.raises(InputError, match="gives other ids"):
+        other.load_state_dict(saved)
