@@ -180,7 +180,12 @@ class Tokenizer(ABC):
     @staticmethod
     def from_state(state: dict[str, Any]) -> Tokenizer:
         """The tokenizer, of whatever kind, that `state()` was asked of."""
-        return Tokenizer.kinds[state.get("kind", "tiktoken")].of_state(state)  # the oldest states name none
+        kind = state.get("kind", "tiktoken")  # the oldest states name none
+        if kind not in Tokenizer.kinds:
+            raise InputError(
+                f"the saved tokenizer {state['name']!r} is a {kind}, which this code does not know: update it"
+            )
+        return Tokenizer.kinds[kind].of_state(state)
 
 
 class StreamDecoder:

@@ -276,3 +276,27 @@ def test_a_checkpoints_tokenizer_is_taken_where_special_tokens_are_read_alike(fo
     kinds.save("smollm2", folder / "own")
     with pytest.raises(InputError, match="gives other ids"):
         other.load_state_dict(saved)
+
+
+def test_how_its_file_is_indented_does_not_change_the_fingerprint():
+    files = kinds.files_of("llama")
+    parsed = {**json.loads(files["tokenizer.json"]), "padding": {"pad_id": 0}, "truncation": {"max_length": 2}}
+    other = {**files, "tokenizer.json": json.dumps(parsed, indent=1)}
+    found = HuggingFaceTokenizer.of_files("other", {**other})
+    assert found.fingerprint == kinds.made("llama").fingerprint
+
+
+def test_a_length_that_its_file_asks_for_cuts_no_text():
+    parsed = json.loads(kinds.files_of("unigram")["tokenizer.json"])
+    cut = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    pad = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None}
+    parsed |= {"truncation": cut, "padding": {**pad, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}}
+    files = {**kinds.files_of("unigram"), "tokenizer.json": json.dumps(parsed)}
+    found = HuggingFaceTokenizer.of_files("cut", files)
+    assert found.encode("The model learns") == kinds.made("unigram").encode("The model learns")
+    assert found.prompt("The") == kinds.made("unigram").prompt("The")
+
+
+def test_a_kind_of_later_code_is_named():
+    with pytest.raises(InputError, match="'own' is a quantum, which this code does not know"):
+        Tokenizer.from_state({"kind": "quantum", "name": "own"})
