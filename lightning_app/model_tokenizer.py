@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.errors import InputError
-from lightning_app.yaml_file import read_yaml
+from lightning_app.models.pretrained import ids_of_directory
 
 MODEL = "model"
-PRETRAINED = "model.init_args.backbone.init_args.pretrained"
+BACKBONE = "model.init_args.backbone.init_args"
 
 
 def take_model_tokenizer(config: Any) -> None:
@@ -22,23 +22,14 @@ def take_model_tokenizer(config: Any) -> None:
     """
     if config.data is None or config.data.tokenizer != MODEL:
         return
-    pretrained = config.get(PRETRAINED)
+    pretrained = config.get(f"{BACKBONE}.pretrained")
     if pretrained is None:
         raise InputError(
-            f"data.tokenizer is {MODEL}, but {PRETRAINED} is not given: only a pretrained model brings a tokenizer; "
-            "give data.tokenizer another one"
+            f"data.tokenizer is {MODEL}, but {BACKBONE}.pretrained is not given, and only a pretrained model brings "
+            "a tokenizer: give data.tokenizer another one"
         )
+    if (file := config.get(f"{BACKBONE}.gguf_file")) is not None:
+        pretrained = str(Path(pretrained) / file)
     config.data.tokenizer = pretrained if Path(pretrained).exists() else f"hf:{pretrained}"
-    resizes = config.get("model.init_args.backbone.init_args.resize_vocab")
-    if config.data.vocab_size is None and not resizes:
-        config.data.vocab_size = embedded_ids(pretrained)
-
-
-def embedded_ids(pretrained: str) -> int | None:
-    """The number of ids of a model's embedding, which may have some to spare; None where its directory does not say."""
-    file = Path(pretrained) / "config.json"
-    if not file.is_file():
-        return None
-    config = read_yaml(file)  # JSON is YAML
-    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    return None if found is None else int(found)
+    if config.data.vocab_size is None and not config.get(f"{BACKBONE}.resize_vocab"):
+        config.data.vocab_size = ids_of_directory(pretrained)  # the embedding may have some to spare

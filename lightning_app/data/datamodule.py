@@ -31,6 +31,7 @@ from lightning_app.data.stream import Reader, TokenStream
 from lightning_app.data.stream_loader import StreamLoader
 from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer, pieces
+from lightning_app.data.tokenizers.sources import is_hugging_face
 from lightning_app.data.windows import PairSamples, TokenDataset, TokenWindows
 from lightning_app.errors import InputError
 
@@ -135,8 +136,14 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids that a model needs, padding included. Trains nothing."""
-        size = self.tokenizer.vocab_size if self._vocab_size is None else self._vocab_size
+        """Number of ids that a model needs, padding included. Trains nothing.
+
+        Raises:
+            InputError: fewer are asked for than the tokenizer has; now, where it is a model's own.
+        """
+        size = self._vocab_size
+        if size is None or is_hugging_face(self.tokenizer_name):
+            size = self.tokenizer.vocab_size if size is None else max(size, self.tokenizer.vocab_size)
         return -(-size // self.pad_vocab_to) * self.pad_vocab_to
 
     @property
@@ -160,7 +167,8 @@ class TextDataModule(L.LightningDataModule):
 
     def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has our name: then none is trained anew."""
-        if state_dict["tokenizer"]["name"] == self.tokenizer_name:
+        saved = state_dict["tokenizer"]
+        if saved["name"] == self.tokenizer_name and saved.get("special_text", False) == self.special_tokens:
             self._tokenizer, self._adopted = Tokenizer.from_state(state_dict["tokenizer"]), True
 
     def prepare_data(self) -> None:

@@ -79,7 +79,9 @@ class TokenArray:
         prompts = folder / PROMPTS
         self.prompt_lengths: np.ndarray | None = np.load(prompts) if prompts.name in self.manifest.files else None
         others = folder / OTHER_BYTES
-        self._other_bytes: np.ndarray | None = np.load(others) if others.name in self.manifest.files else None
+        self._other_bytes: np.ndarray | None = (
+            np.load(others, mmap_mode="r") if others.name in self.manifest.files else None
+        )
         self._keys = np.zeros(self.n_documents, dtype=np.int64)  # 0: not asked for yet
 
     def __reduce__(self) -> tuple[type["TokenArray"], tuple[Path]]:

@@ -22,10 +22,5 @@ class Stored:
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-<<<<<<< HEAD
     """The text of ids on one line, as the projector's table asks for; -1 stands for no token."""
     return repr(tokenizer.decode([i for i in ids if i >= 0], continues=True))[1:-1]
-=======
-    """The text of ids on one line, as the projector's table asks for; -1 stands for no token."""
-    return repr(tokenizer.decode([i for i in ids if i >= 0]))[1:-1]
->>>>>>> main

@@ -33,6 +33,8 @@ from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checkpoint_keys import OF_EXTENSIONS, SPIKES, WEIGHTS
 from lightning_app.training.checks import (
     check_sizes,
+    say_if_ids_differ,
+    say_if_no_better_than_chance,
     say_what_is_frozen,
     warn_if_it_can_only_memorise,
 )
@@ -107,6 +109,7 @@ class LanguageModule(L.LightningModule, ABC):
         self._matrices: set[str] = set()  # names of the parameters with weight decay
         self.group_by_layer = False  # see `optim.parameter_groups`
         self._real_ids = backbone.vocab_size
+        self._judged = True  # whether the first loss was looked at, or does not say anything
         self.evaluation = Evaluation()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping, where it is known
 
@@ -205,11 +208,18 @@ class LanguageModule(L.LightningModule, ABC):
         """The batch's part of the step's loss."""
         if self.spikes is None or not self.spikes.ready:
             check_loss(loss, step=self.trainer.global_step, log_every_n_steps=self.trainer.log_every_n_steps)
+        self._judge(terms["ce"][1])
         step = of_step(loss, terms, self.window, self.means_over)
         self.train_loss = step.so_far
         self.log("train/loss", self.train_loss, prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in step.means.items()}, prog_bar=len(terms) > 1)
         return step.part
+
+    def _judge(self, ce: Tensor) -> None:
+        """Whether loaded weights know the tokens, by the first loss."""
+        if not self._judged:
+            self._judged, source = True, str(self.backbone.core.source)
+            say_if_no_better_than_chance(float(ce.detach()), ids=self._real_ids, source=source)
 
     def _log_evaluation(self, batch: Batch, outputs: Outputs, loss: Tensor, terms: Terms, stage: str) -> None:
         self.evaluation.update(self.measures, outputs.logits, batch)
@@ -292,6 +302,7 @@ class LanguageModule(L.LightningModule, ABC):
         measures = self._log_measures("val")
         self._end_evaluation()
         if self.trainer.state.fn != "fit":
+            self._judge(measures["ce"])
             return
         if not self.trainer.sanity_checking:
             step_on_plateau([config.scheduler for config in self.trainer.lr_scheduler_configs], measures)
@@ -374,7 +385,9 @@ class LanguageModule(L.LightningModule, ABC):
             self.evaluation.use_passages(data if stage == "fit" else None)
             for extension in self.extensions:
                 extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
+            self._judged = self.backbone.core.source is None
             if stage == "fit":
+                say_if_ids_differ(self.backbone.core, data.tokenizer)
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
         leave_batches_uncast(self.trainer.precision_plugin)
@@ -465,6 +478,7 @@ class LanguageModule(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if WEIGHTS not in checkpoint:  # a sharded strategy has loaded the tensors itself
             return
+        self._judged = True
         self._check_groups(checkpoint)
         checkpoints.resume(self, checkpoint)
 

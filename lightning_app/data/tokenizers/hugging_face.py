@@ -76,12 +76,18 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
 
     def encode_array(self, text: str, *, continues: bool = False, special: bool | None = None) -> np.ndarray:
         text, special = _whole(text), self.special_text if special is None else special
-        if not special and self._fast is not None and (ids := self._fast.encode(text)) is not None:
+        if not special and (ids := self._encoded_fast(text)) is not None:
             return ids
         encode = self._variant(special=special, continues=continues).encode_batch_fast
         return np.array(encode([text], add_special_tokens=False)[0].ids, dtype=np.uint32)
 
+    def _encoded_fast(self, text: str) -> np.ndarray | None:
+        """No byte of the text is lost then."""
+        return None if self._fast is None else self._fast.encode(text)
+
     def measured(self, text: str, *, continues: bool = False) -> Measured:
+        if not self.special_text and (fast := self._encoded_fast(_whole(text))) is not None:
+            return Measured(fast)
         ids, text = self.encode_array(text, continues=continues), _whole(text)
         back, data = self.decode_bytes(ids.tolist(), continues=continues), text.encode()
         if back == data:
@@ -161,8 +167,14 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
 
     @property
     def fingerprint(self) -> str:
-        decisive = (self.files[TOKENIZER], self.eot, self.bos, self.special_text)
+        decisive = (self._digest, self.eot, self.bos, self.special_text)
         return hashlib.sha256(repr(decisive).encode()).hexdigest()
+
+    @cached_property
+    def _digest(self) -> bytes:
+        """Of the content of the file: however it is indented, and without what a text's ids do not depend on."""
+        content = {name: part for name, part in self._parsed.items() if name not in ("truncation", "padding")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
     def state(self) -> dict[str, Any]:
         return {

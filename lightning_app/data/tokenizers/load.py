@@ -50,7 +50,8 @@ def load_tokenizer(
     if vocab_size is not None and vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"data.vocab_size is {vocab_size}, but tokenizer {name!r} has {tokenizer.vocab_size} ids; "
-            "set at least that many, or leave it out"
+            "set at least that many, or leave it out; where that is a model's number of ids, the two do not belong "
+            "together"
         )
     tokenizer.special_text = special_text
     return tokenizer
@@ -86,8 +87,8 @@ def _named_encoding(name: str) -> tiktoken.Encoding:
     available = sorted(tiktoken.list_encoding_names())
     if name not in available:
         raise InputError(
-            f"unknown tokenizer {name!r}; choose 'bytes', the path of a .tiktoken file, "
-            f"or a tiktoken encoding: {', '.join(available)}"
+            f"unknown tokenizer {name!r}, and no such directory; choose 'bytes', the path of a .tiktoken file, a "
+            f"directory with a tokenizer.json, or a tiktoken encoding: {', '.join(available)}"
         )
     try:
         return tiktoken.get_encoding(name)

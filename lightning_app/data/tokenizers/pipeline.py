@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lightning_app.errors import InputError
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -62,7 +64,15 @@ def variant(parsed: Parsed, *, ordinary: bool, continues: bool) -> tokenizers.To
     if ordinary:
         made["added_tokens"] = [one if is_kept(one) else {**one, "special": True} for one in made["added_tokens"]]
         _hide_names(made)
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(made))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(made))
+    except Exception as error:
+        if type(error) is not Exception:  # what the library raises has no type of its own
+            raise
+        raise InputError(
+            f"the tokenizer.json cannot be read by tokenizers {tokenizers.__version__} ({error}): it is damaged, or of "
+            "a later version"
+        ) from error
     tokenizer.encode_special_tokens = ordinary
     return tokenizer
 

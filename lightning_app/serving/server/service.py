@@ -76,13 +76,8 @@ class Service:
             raise RefusedError(404, message, param="model", code="model_not_found")
 
     def ids(self, text: str | Sequence[int], param: str) -> list[int]:
-<<<<<<< HEAD
         """The ids of one prompt, at least one."""
         ids = self.tokenizer.prompt(text) if isinstance(text, str) else list(text)
-=======
-        """The ids of one prompt, at least one."""
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
->>>>>>> main
         if wrong := [i for i in ids if not 0 <= i < self.tokenizer.vocab_size]:
             message = f"{wrong[0]} is not a token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
             raise RefusedError(400, message, param=param)
