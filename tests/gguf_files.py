@@ -49,20 +49,21 @@ def llama(*, bias: bool = False, tied: bool = True) -> LlamaForCausalLM:
         bos_token_id=1,
         eos_token_id=2,
     )
+    torch.manual_seed(0)
     return shaken(LlamaForCausalLM(config))
 
 
 def gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(vocab_size=V, n_positions=C, n_embd=E, n_layer=L, n_head=H, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
     return shaken(GPT2LMHeadModel(config))
 
 
 def shaken(model: Any) -> Any:
     """With biases and norms too."""
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+            weight += 0.1 * torch.randn_like(weight)
     return model.eval()
 
 

@@ -36,3 +36,10 @@ def pre_tokenizer(kind: str | None) -> Any:
         return None
     digits = pre_tokenizers.Digits(individual_digits=True)
     return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def known_pre_tokenizers() -> dict[str, Any]:
+    """By llama.cpp's names, one name for each way to cut."""
+    from tokenizers import pre_tokenizers
+
+    return {"gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False), DIGITS[0]: pre_tokenizer(DIGITS[0])}

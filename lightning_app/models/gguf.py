@@ -19,7 +19,10 @@ PER_LAYER = (
     "attention.head_count_kv",
     "feed_forward_length",
 )  # a number, or one for each layer
-LOST = {"gpt2": {"n_positions": ("context_length", "n_ctx"), "n_inner": ("feed_forward_length",) * 2}}
+LOST = {  # by family: settings of a config, what the file calls them, and the name that the library gives them
+    "gpt2": {"n_positions": ("context_length", "n_ctx"), "n_inner": ("feed_forward_length", "feed_forward_length")},
+    "qwen3": {"head_dim": ("attention.key_length", "")},
+}
 BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
 
 
@@ -60,7 +63,7 @@ def gguf_config(file: GGUFFile, **options: Any) -> tuple[PretrainedConfig, dict[
 def _mend(config: PretrainedConfig, file: GGUFFile, *, given: dict[str, Any]) -> None:
     """Set what the library does not read, or reads into a name that the family does not look at."""
     for name, (theirs, stray) in LOST.get(file.architecture, {}).items():
-        if name not in given:
+        if name not in given and file.about(theirs) is not None:
             setattr(config, name, file.about(theirs))
         config.__dict__.pop(stray, None)
     for name, tensor in BIASES.items():  # in no metadata: llama.cpp sees them by their tensors
