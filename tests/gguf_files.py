@@ -33,9 +33,9 @@ V = len(TOKENS)
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
-def llama(*, bias: bool = False, tied: bool = True) -> LlamaForCausalLM:
+def llama(*, bias: bool = False, tied: bool = True, size: int = V) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=V,
+        vocab_size=size,
         hidden_size=E,
         intermediate_size=F,
         num_hidden_layers=L,
@@ -135,14 +135,18 @@ def write(
     more: dict[str, torch.Tensor] | None = None,
     tokens: list[str] = TOKENS,
     merges: list[str] = MERGES,
+    scores: list[float] | None = None,
+    space_prefix: bool | None = None,
 ) -> Path:
-    """A file with the model's weights and a byte-level tokenizer.
+    """A file with the model's weights and a tokenizer, byte-level unless `scores` are given.
 
     Args:
         kind: of KINDS; that of matrices.
         pre: `tokenizer.ggml.pre`.
         settings: of the family, over those of the model.
         more: other tensors.
+        scores: of SentencePiece's tokens, which begin with <unk>, <s>, </s> and the 256 bytes.
+        space_prefix: `tokenizer.ggml.add_space_prefix`.
     """
     family = model.config.model_type
     writer = GGUFWriter(path, family)
@@ -155,11 +159,18 @@ def write(
             else writer.add_uint32
         )
         put(f"{family}.{name}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if scores is None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_merges(merges)
+        writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(scores)
+        writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)])
+    if space_prefix is not None:
+        writer.add_add_space_prefix(space_prefix)
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])
-    writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
@@ -179,7 +190,7 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
         "embedding_length": E,
         "block_count": L,
         "attention.head_count": H,
-        "vocab_size": V,
+        "vocab_size": model.config.vocab_size,
     }
     if model.config.model_type == "gpt2":
         return found | {"feed_forward_length": 4 * E, "attention.layer_norm_epsilon": 1e-5}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_app.data.bpe import GPT2_PATTERN
-from lightning_app.data.gguf_tokenizer import known_pre_tokenizers
+from lightning_app.data.gguf_tokenizer import NAMES, pre_tokenizer
 from lightning_app.data.tokenizers import BYTES, Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export.tokenizer import fast_tokenizer, onig_pattern
@@ -90,11 +90,8 @@ def _tokens(state: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
 
 
 def _pre(state: dict[str, Any] | None) -> str:
-    from tokenizers import Regex, pre_tokenizers
-
-    own = pre_tokenizers.Split(Regex(onig_pattern(GPT2_PATTERN)), "isolated")
-    names = {tuple(_cuts(_state(one))): name for name, one in known_pre_tokenizers().items()}
-    names[*_cuts(_state(own)), ("ByteLevel",)] = GPT2
+    names = {tuple(_cuts(_state(pre_tokenizer(steps)))): name for name, steps in reversed(NAMES.items())}
+    names[("Split", onig_pattern(GPT2_PATTERN), "Isolated", False), ("ByteLevel",)] = GPT2
     found = tuple(_cuts(state))
     if found not in names:
         raise InputError(f"llama.cpp cuts no text as this tokenizer does ({state}): export without --format gguf")
