@@ -5,6 +5,7 @@ Shapes: V vocabulary, E width, H heads, G key-value groups, L layers, F neurons,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,14 @@ def _of_gpt2(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return found
 
 
+PUT: dict[type, Callable[[GGUFWriter], Callable[[str, Any], None]]] = {
+    int: lambda writer: writer.add_uint32,
+    float: lambda writer: writer.add_float32,
+    str: lambda writer: writer.add_string,
+    list: lambda writer: writer.add_array,
+}
+
+
 def write(
     path: Path,
     model: PreTrainedModel,
@@ -151,13 +160,7 @@ def write(
     family = model.config.model_type
     writer = GGUFWriter(path, family)
     for name, value in (_settings(model) | (settings or {})).items():
-        put = (
-            writer.add_array
-            if isinstance(value, list)
-            else writer.add_float32
-            if isinstance(value, float)
-            else writer.add_uint32
-        )
+        put = PUT[type(value)](writer)
         put(f"{family}.{name}", value)
     if scores is None:
         writer.add_tokenizer_model("gpt2")

@@ -19,6 +19,7 @@ from lightning_app.export import llama_cpp
 from lightning_app.export.gguf_vocabulary import Vocabulary
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.gguf import ENDING, gguf_config, load_gguf
+from lightning_app.models.gguf_rope import FACTORS, llama3_factors
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
@@ -38,6 +39,7 @@ LARGEST = float(np.finfo(np.float16).max)  # in q8_0 the scale is in f16
 ROW = 32  # weights of a row that share a scale in q8_0
 WHOLE = ("position_embd.weight",)  # a matrix, but added as it is
 FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # llama.cpp's
+ROPES = ("default", "linear", "llama3")
 PROBE = 20  # positions that are compared
 # Of a logit, relative to the largest where that is above 1. llama.cpp's GELU is a table in f16.
 TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 0.2}
@@ -131,7 +133,16 @@ def check_family(model: PreTrainedModel) -> str:
                 f"llama.cpp computes {config.model_type!r} with {name} {usual[0]!r}, and this model has {found!r}; "
                 "export without --format gguf"
             )
+    if (rope := rope_of(model)["rope_type"]) not in ROPES:
+        raise InputError(
+            f"rotary positions scaled as {rope!r} cannot be written as GGUF, only {', '.join(ROPES)}; export without "
+            "--format gguf"
+        )
     return FAMILIES[config.model_type]
+
+
+def rope_of(model: PreTrainedModel) -> dict[str, Any]:
+    return getattr(model.config, "rope_parameters", None) or {"rope_type": "default"}
 
 
 def _usual(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
@@ -143,9 +154,7 @@ def _usual(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
             "scale_attn_by_inverse_layer_idx": (False,),
             "add_cross_attention": (False,),
         }
-    theta = model.config.rope_parameters.get("rope_theta")
-    plain = {"rope_theta": theta, "rope_type": "default"}
-    return {"hidden_act": ("silu",), "rope_parameters": (plain,), "sliding_window": (None,)}
+    return {"hidden_act": ("silu",), "sliding_window": (None,)}
 
 
 def check_weights(tensors: dict[str, Tensor], dtype: str) -> None:
@@ -185,6 +194,8 @@ def gguf_tensors(model: PreTrainedModel, architecture: str) -> Iterator[tuple[st
             heads = model.config.num_attention_heads if stem.endswith("q_proj") else model.config.num_key_value_heads
             weight = _pairs(weight, heads)
         yield f"{names.get_name(stem)}.{kind}", weight.detach().float()
+    if rope_of(model)["rope_type"] == "llama3":
+        yield FACTORS, llama3_factors(rope_of(model), head_size(model) // 2)
 
 
 def _pairs(weight: Tensor, heads: int) -> Tensor:
@@ -229,14 +240,21 @@ def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
         writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head_size)
-    writer.add_key_length(head_size)
-    writer.add_value_length(head_size)
+    writer.add_rope_dimension_count(head_size(model))
+    writer.add_key_length(head_size(model))
+    writer.add_value_length(head_size(model))
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+
+
+def head_size(model: PreTrainedModel) -> int:
+    config = model.config
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary) -> None:

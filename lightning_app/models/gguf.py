@@ -9,6 +9,7 @@ import torch
 
 from lightning_app.data.gguf_file import GGUFFile, package, read_gguf
 from lightning_app.errors import InputError
+from lightning_app.models.gguf_rope import FACTORS, scaled_rope
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PretrainedConfig, PreTrainedModel
@@ -70,6 +71,9 @@ def _mend(config: PretrainedConfig, file: GGUFFile, *, given: dict[str, Any]) ->
         if hasattr(config, name) and tensor in file.tensors:
             setattr(config, name, True)
     config.__dict__.pop("_model_name_or_path", None)
+    rope = getattr(config, "rope_parameters", None)
+    if rope and "rope_parameters" not in given and (scaled := scaled_rope(file, rope["rope_theta"])) is not None:
+        config.rope_parameters = scaled
 
 
 def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -105,4 +109,4 @@ def unread(file: GGUFFile, model: PreTrainedModel) -> list[str]:
         stem, dot, kind = weight.rpartition(".") if weight.endswith((".weight", ".bias")) else (weight, "", "")
         for within in (stem, stem.removeprefix(f"{model.base_model_prefix}.")):
             read.add(f"{names.get_name(within)}{dot}{kind}")
-    return [name for name in file.tensors if name not in read and "_exp" not in name]
+    return [name for name in file.tensors if name not in read and name != FACTORS and "_exp" not in name]
