@@ -5,6 +5,7 @@ Shapes: V vocabulary, E width, H heads, G key-value groups, L layers, F neurons,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ V = len(TOKENS)
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
-def llama(*, bias: bool = False, tied: bool = True) -> LlamaForCausalLM:
+def llama(*, bias: bool = False, tied: bool = True, size: int = V) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=V,
+        vocab_size=size,
         hidden_size=E,
         intermediate_size=F,
         num_hidden_layers=L,
@@ -49,20 +50,21 @@ def llama(*, bias: bool = False, tied: bool = True) -> LlamaForCausalLM:
         bos_token_id=1,
         eos_token_id=2,
     )
+    torch.manual_seed(0)
     return shaken(LlamaForCausalLM(config))
 
 
 def gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(vocab_size=V, n_positions=C, n_embd=E, n_layer=L, n_head=H, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
     return shaken(GPT2LMHeadModel(config))
 
 
 def shaken(model: Any) -> Any:
     """With biases and norms too."""
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+            weight += 0.1 * torch.randn_like(weight)
     return model.eval()
 
 
@@ -124,6 +126,14 @@ def _of_gpt2(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return found
 
 
+PUT: dict[type, Callable[[GGUFWriter], Callable[[str, Any], None]]] = {
+    int: lambda writer: writer.add_uint32,
+    float: lambda writer: writer.add_float32,
+    str: lambda writer: writer.add_string,
+    list: lambda writer: writer.add_array,
+}
+
+
 def write(
     path: Path,
     model: PreTrainedModel,
@@ -134,31 +144,36 @@ def write(
     more: dict[str, torch.Tensor] | None = None,
     tokens: list[str] = TOKENS,
     merges: list[str] = MERGES,
+    scores: list[float] | None = None,
+    space_prefix: bool | None = None,
 ) -> Path:
-    """A file with the model's weights and a byte-level tokenizer.
+    """A file with the model's weights and a tokenizer, byte-level unless `scores` are given.
 
     Args:
         kind: of KINDS; that of matrices.
         pre: `tokenizer.ggml.pre`.
         settings: of the family, over those of the model.
         more: other tensors.
+        scores: of SentencePiece's tokens, which begin with <unk>, <s>, </s> and the 256 bytes.
+        space_prefix: `tokenizer.ggml.add_space_prefix`.
     """
     family = model.config.model_type
     writer = GGUFWriter(path, family)
     for name, value in (_settings(model) | (settings or {})).items():
-        put = (
-            writer.add_array
-            if isinstance(value, list)
-            else writer.add_float32
-            if isinstance(value, float)
-            else writer.add_uint32
-        )
+        put = PUT[type(value)](writer)
         put(f"{family}.{name}", value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if scores is None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_merges(merges)
+        writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(scores)
+        writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)])
+    if space_prefix is not None:
+        writer.add_add_space_prefix(space_prefix)
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])
-    writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
@@ -178,7 +193,7 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
         "embedding_length": E,
         "block_count": L,
         "attention.head_count": H,
-        "vocab_size": V,
+        "vocab_size": model.config.vocab_size,
     }
     if model.config.model_type == "gpt2":
         return found | {"feed_forward_length": 4 * E, "attention.layer_norm_epsilon": 1e-5}

@@ -47,6 +47,11 @@ def package() -> Any:
     return gguf
 
 
+def is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def read_gguf(path: str | Path) -> GGUFFile:
     """Read all but the weights (3 s at 49,152 ids).
 
@@ -57,9 +62,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file: give a GGUF file")
-    with path.open("rb") as file:
-        if (found := file.read(len(MAGIC))) != MAGIC:
-            raise InputError(f"{path} is not a GGUF file: it begins with {found!r}, not {MAGIC!r}")
+    if not is_gguf(path):
+        raise InputError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
     read = _read(path)
     if "general.architecture" not in read.metadata:
         raise InputError(f"{path} does not say which family its model is of (general.architecture): give another file")

@@ -19,6 +19,8 @@ from torch import Tensor
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export.code import AUTO_MAP, code_files
+from lightning_app.export.gguf import TYPES, DType, GGUFExported, check_place, write_gguf
+from lightning_app.export.gguf_vocabulary import vocabulary
 from lightning_app.export.hub import check_name, push
 from lightning_app.export.model_card import Facts, model_card
 from lightning_app.export.models import (
@@ -37,12 +39,14 @@ from lightning_app.models.hugging_face import without_bars
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import module_of, read
 from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.utf8 import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 1e-5  # of a logit in fp32, relative to the largest where that is above 1
 PROBE = 64  # tokens that the written directory is compared on
+OWN = "lightning_app"  # the model_type of our own code
 SMALL_FILES = 2**24  # bytes of all but the weights, at most
 
 
@@ -97,6 +101,56 @@ def export(
     return done
 
 
+def export_gguf(
+    checkpoint: str | Path,
+    output: Path,
+    *,
+    dtype: DType = "f16",
+    dense: bool = False,
+    chat_template: Path | None = None,
+    overwrite: bool = False,
+) -> GGUFExported:
+    """Write the model of a checkpoint as the GGUF file `output`, for llama.cpp; see `gguf.write_gguf`.
+
+    Args:
+        chat_template: a file in Jinja, which becomes a part of the file.
+
+    Raises:
+        InputError: see `export`; a model that llama.cpp has no family for.
+    """
+    check_place(output, overwrite=overwrite)
+    template = None if chat_template is None else _template(chat_template)
+    module, tokenizer = module_of(read_checkpoint(checkpoint), checkpoint)
+    backbone = module.backbone
+    words = vocabulary(tokenizer, backbone.vocab_size, chat_template=template)
+    ids = _probe(backbone)
+    expected = _logits_of(backbone, ids)
+    model = _model(backbone, dense=dense)
+    if _own(model):
+        raise InputError(_why_no_family(backbone))
+    return write_gguf(model, words, output, ids=ids, expected=expected, dtype=dtype)
+
+
+def _template(path: Path) -> str:
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"chat_template is {path}, which cannot be read ({error}): give a file in Jinja") from error
+
+
+def _why_no_family(backbone: Backbone) -> str:
+    if removed := removed_units(backbone):
+        lost = " and ".join(f"{count} {kind}" for kind, count in removed.items())
+        return (
+            f"{lost} are removed, so that layers differ, and llama.cpp has no family for that: --dense brings them "
+            "back as zeros"
+        )
+    return (
+        "llama.cpp has no family for this model (a memory, or other choices than GPT-2's or LLaMA's): leave out "
+        "--format gguf"
+    )
+
+
 def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
     if dense and not removed_units(backbone):
         raise InputError("--dense brings removed heads and neurons back as zeros, but none is removed: leave it out")
@@ -105,6 +159,10 @@ def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
     if dense:
         fill_removed(backbone)
     return plain_model(backbone) or own_model(backbone)
+
+
+def _own(model: PreTrainedModel) -> bool:
+    return model.config.model_type == OWN
 
 
 # The proof
@@ -154,7 +212,7 @@ def _write_model(
     """Weights, both configs, and our own code where the library has none. Ids that are not `known` are never drawn."""
     from transformers import GenerationConfig
 
-    own = model.config.model_type == "lightning_app"
+    own = _own(model)
     begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
     special = {"bos_token_id": begin, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.pad}
     for name, value in special.items():
@@ -253,11 +311,22 @@ def _bytes_of(model: PreTrainedModel) -> int:
 def command(argv: Sequence[str]) -> None:
     """Parse the arguments, export, and say what was written."""
     args = _parser().parse_args(argv)
-    if args.private and not args.push_to_hub:
-        raise InputError("--private is given without --push_to_hub: there is nothing to hide")
+    _check_options(args)
     if args.push_to_hub:
         check_name(args.push_to_hub)
     path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
+    if args.format == "gguf":
+        template = None if args.chat_template is None else Path(args.chat_template)
+        written = export_gguf(
+            path,
+            Path(args.output),
+            dtype=args.dtype or "f16",
+            dense=args.dense,
+            chat_template=template,
+            overwrite=args.overwrite,
+        )
+        print(*_gguf_report(written, path), sep="\n")
+        return
     done = export(path, Path(args.output), dense=args.dense, onnx=args.onnx, overwrite=args.overwrite)
     for line in report(done, path):
         print(line)
@@ -265,9 +334,18 @@ def command(argv: Sequence[str]) -> None:
         print(f"on the hub        {push(done.folder, args.push_to_hub, private=args.private)}")
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what would have no effect."""
+    if args.private and not args.push_to_hub:
+        raise InputError("--private is given without --push_to_hub: there is nothing to hide")
+    others = ("onnx", "push_to_hub") if args.format == "gguf" else ("dtype", "chat_template")
+    if given := [name for name in others if getattr(args, name)]:
+        raise InputError(f"--{given[0]} has no effect on --format {args.format}: leave it out")
+
+
 def report(done: Exported, checkpoint: str | Path) -> list[str]:
     """Lines for the terminal."""
-    own = done.model_type == "lightning_app"
+    own = done.model_type == OWN
     loading = ", trust_remote_code=True" if own else ""
     kind = "its own code, in the directory" if own else "a family of transformers, no code of its own"
     lines = [
@@ -281,11 +359,26 @@ def report(done: Exported, checkpoint: str | Path) -> list[str]:
     return [*lines, f'load              AutoModelForCausalLM.from_pretrained("{done.folder}"{loading})']
 
 
+def _gguf_report(done: GGUFExported, checkpoint: str | Path) -> list[str]:
+    lines = [
+        f"exported          {checkpoint}",
+        f"to                {done.file} ({done.file.stat().st_size / 1e6:.1f} MB)",
+        f"as                {done.architecture}, {done.dtype}",
+        f"read back         logits differ by at most {done.difference:.2g} in transformers",
+    ]
+    if done.llama_difference is None:
+        return [*lines, "llama.cpp         not asked: pip install lightning_app[gguf]"]
+    return [*lines, f"llama.cpp         logits differ by at most {done.llama_difference:.2g}"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py export", description=__doc__, allow_abbrev=False)
     arguments.add_checkpoint(parser)
     add: Any = parser.add_argument
-    add("--output", required=True, help="the directory to write")
+    add("--output", required=True, help="the directory to write; with --format gguf the file")
+    add("--format", choices=("hf", "gguf"), default="hf", help="a Hugging Face directory, or a file for llama.cpp")
+    add("--dtype", choices=tuple(TYPES), help="of the matrices in a GGUF file; f16 unless given")
+    add("--chat_template", help="a file in Jinja, to be written into a GGUF file")
     add("--dense", action="store_true", help="removed heads and neurons come back as zeros: loads without code")
     add("--onnx", action="store_true", help="write model.onnx as well")
     add("--overwrite", action="store_true", help="replace an earlier export in OUTPUT")

@@ -9,6 +9,7 @@ import torch
 
 from lightning_app.data.gguf_file import GGUFFile, package, read_gguf
 from lightning_app.errors import InputError
+from lightning_app.models.gguf_rope import FACTORS, scaled_rope
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PretrainedConfig, PreTrainedModel
@@ -19,7 +20,10 @@ PER_LAYER = (
     "attention.head_count_kv",
     "feed_forward_length",
 )  # a number, or one for each layer
-LOST = {"gpt2": {"n_positions": ("context_length", "n_ctx"), "n_inner": ("feed_forward_length",) * 2}}
+LOST = {  # by family: settings of a config, what the file calls them, and the name that the library gives them
+    "gpt2": {"n_positions": ("context_length", "n_ctx"), "n_inner": ("feed_forward_length", "feed_forward_length")},
+    "qwen3": {"head_dim": ("attention.key_length", "")},
+}
 BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
 
 
@@ -60,13 +64,16 @@ def gguf_config(file: GGUFFile, **options: Any) -> tuple[PretrainedConfig, dict[
 def _mend(config: PretrainedConfig, file: GGUFFile, *, given: dict[str, Any]) -> None:
     """Set what the library does not read, or reads into a name that the family does not look at."""
     for name, (theirs, stray) in LOST.get(file.architecture, {}).items():
-        if name not in given:
+        if name not in given and file.about(theirs) is not None:
             setattr(config, name, file.about(theirs))
         config.__dict__.pop(stray, None)
     for name, tensor in BIASES.items():  # in no metadata: llama.cpp sees them by their tensors
         if hasattr(config, name) and tensor in file.tensors:
             setattr(config, name, True)
     config.__dict__.pop("_model_name_or_path", None)
+    rope = getattr(config, "rope_parameters", None)
+    if rope and "rope_parameters" not in given and (scaled := scaled_rope(file, rope["rope_theta"])) is not None:
+        config.rope_parameters = scaled
 
 
 def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -102,4 +109,4 @@ def unread(file: GGUFFile, model: PreTrainedModel) -> list[str]:
         stem, dot, kind = weight.rpartition(".") if weight.endswith((".weight", ".bias")) else (weight, "", "")
         for within in (stem, stem.removeprefix(f"{model.base_model_prefix}.")):
             read.add(f"{names.get_name(within)}{dot}{kind}")
-    return [name for name in file.tensors if name not in read and "_exp" not in name]
+    return [name for name in file.tensors if name not in read and name != FACTORS and "_exp" not in name]

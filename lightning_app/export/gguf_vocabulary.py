@@ -1,0 +1,117 @@
+"""A tokenizer as llama.cpp reads it from a GGUF file: byte-level BPE, and the name of how its text is cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lightning_app.data.bpe import GPT2_PATTERN
+from lightning_app.data.gguf_tokenizer import NAMES, pre_tokenizer
+from lightning_app.data.tokenizers import BYTES, Tokenizer
+from lightning_app.errors import InputError
+from lightning_app.export.tokenizer import fast_tokenizer, onig_pattern
+
+if TYPE_CHECKING:
+    import tokenizers
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in the format
+GPT2 = "gpt-2"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the file says of a tokenizer.
+
+    Attributes:
+        tokens: in GPT-2's printable stand-ins of bytes, by id.
+        kinds: of each token.
+        merges: "left right", first ones first.
+        pre: llama.cpp's name of how a text is cut before it is merged.
+        special: ids by the format's names: "bos", "eos", "padding".
+        chat_template: in Jinja.
+    """
+
+    tokens: list[str]
+    kinds: list[int]
+    merges: list[str]
+    pre: str
+    special: dict[str, int] = field(default_factory=dict)
+    chat_template: str | None = None
+
+
+def vocabulary(tokenizer: Tokenizer, size: int, *, chat_template: str | None = None) -> Vocabulary:
+    """Of a tokenizer of this project.
+
+    Args:
+        size: rows of the model's embedding; spare ids are marked as unused.
+
+    Raises:
+        InputError: llama.cpp cuts no text as it does.
+    """
+    special = dict.fromkeys(("bos", "eos", "padding"), tokenizer.eot)
+    pre = GPT2 if tokenizer.name == BYTES else None  # nothing is merged, however it is cut
+    return of_backend(fast_tokenizer(tokenizer), size, special=special, pre=pre, chat_template=chat_template)
+
+
+def of_backend(
+    backend: tokenizers.Tokenizer,
+    size: int,
+    *,
+    special: dict[str, int],
+    pre: str | None = None,
+    chat_template: str | None = None,
+) -> Vocabulary:
+    """Of a tokenizer of the Hugging Face library (its `backend_tokenizer`); see `vocabulary`.
+
+    Args:
+        pre: None: found by how the tokenizer cuts.
+    """
+    state = json.loads(backend.to_str())
+    if state["model"]["type"] != "BPE" or state["normalizer"] is not None:
+        raise InputError(
+            f"a {state['model']['type']} tokenizer with {'a' if state['normalizer'] else 'no'} normaliser cannot be "
+            "written as GGUF: only byte-level BPE can; export without --format gguf"
+        )
+    tokens, kinds = _tokens(state, size)
+    merges = [one if isinstance(one, str) else " ".join(one) for one in state["model"]["merges"]]
+    return Vocabulary(tokens, kinds, merges, pre or _pre(state["pre_tokenizer"]), special, chat_template)
+
+
+def _tokens(state: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """By id, with what stands for the ids that the vocabulary leaves to spare."""
+    tokens, kinds = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
+    for token, i in state["model"]["vocab"].items():
+        tokens[i], kinds[i] = token, NORMAL
+    for added in state["added_tokens"]:
+        tokens[added["id"]], kinds[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
+    return tokens, kinds
+
+
+def _pre(state: dict[str, Any] | None) -> str:
+    names = {tuple(_cuts(_state(pre_tokenizer(steps)))): name for name, steps in reversed(NAMES.items())}
+    names[("Split", onig_pattern(GPT2_PATTERN), "Isolated", False), ("ByteLevel",)] = GPT2
+    found = tuple(_cuts(state))
+    if found not in names:
+        raise InputError(f"llama.cpp cuts no text as this tokenizer does ({state}): export without --format gguf")
+    return names[found]
+
+
+def _state(pre_tokenizer: Any) -> dict[str, Any]:
+    return json.loads(pre_tokenizer.__getstate__())
+
+
+def _cuts(state: dict[str, Any] | None) -> Iterator[tuple[Any, ...]]:
+    """One entry for each step, without what changes no id."""
+    for step in [] if state is None else state.get("pretokenizers", [state]):
+        if step["type"] == "ByteLevel":
+            yield (
+                "ByteLevel",
+                *(["regex"] if step["use_regex"] else []),
+                *(["prefix"] if step["add_prefix_space"] else []),
+            )
+        elif step["type"] == "Split":
+            yield ("Split", step["pattern"].get("Regex", step["pattern"]), step["behavior"], step["invert"])
+        else:
+            yield tuple(step.items())

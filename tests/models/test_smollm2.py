@@ -1,0 +1,74 @@
+"""SmolLM2 as `make smollm2` leaves it: the file's own weights, and an answer. Skipped where it has not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import dequantize
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_app.data.gguf_file import read_gguf
+from lightning_app.export import llama_cpp
+from lightning_app.export.gguf import gguf_tensors, write_gguf
+from lightning_app.export.gguf_vocabulary import of_backend
+from lightning_app.models.smollm2 import FILE
+
+MODELS = Path(__file__).parents[2] / "models"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    """Model and tokenizer."""
+    if not (MODELS / "smollm2").is_dir():
+        pytest.skip("`make smollm2` has not run")
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "smollm2", dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(MODELS / "smollm2")
+
+
+def test_every_weight_is_the_packages_own_dequantisation(smollm2: tuple[Any, Any]):
+    if not (MODELS / FILE).is_file():
+        pytest.skip(f"{FILE} was removed")
+    found = dict(gguf_tensors(smollm2[0], "llama"))
+    file = read_gguf(MODELS / FILE)
+    assert set(found) == set(file.tensors)
+    assert len(found) == 272
+    for name, tensor in file.tensors.items():
+        assert torch.equal(found[name], torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))), name
+
+
+def asked(smollm2: tuple[Any, Any]) -> torch.Tensor:
+    model, tokenizer = smollm2
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    return model.generate(**prompt, do_sample=False, max_new_tokens=20)
+
+
+def test_it_names_paris(smollm2: tuple[Any, Any]):
+    text = smollm2[1].decode(asked(smollm2)[0])
+    assert text.endswith("<|im_start|>assistant\nThe capital of France is Paris.<|im_end|>")
+
+
+@torch.no_grad()
+def test_its_export_answers_in_llama_cpp(smollm2: tuple[Any, Any], tmp_path: Path):
+    """Each id of the answer is the likeliest there too, and llama.cpp reads the tokenizer as it was."""
+    pytest.importorskip("cyllama")
+    model, tokenizer = smollm2
+    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
+    words = of_backend(
+        tokenizer.backend_tokenizer, model.config.vocab_size, special=special, chat_template=tokenizer.chat_template
+    )
+    assert words.pre == "smollm"
+    answer = asked(smollm2)
+    expected = model(answer).logits
+    done = write_gguf(model, words, tmp_path / "smollm2.gguf", ids=answer, expected=expected, dtype="f16")
+    assert done.llama_difference is not None
+    theirs = torch.tensor(llama_cpp.logits(done.file, answer[0].tolist()))
+    answered = slice(answer.shape[1] - 9, answer.shape[1] - 1)  # "The capital of France is Paris." and its end
+    assert torch.equal(theirs[answered].argmax(-1), answer[0, 1:][answered])
+    text = "In 1995, naïve 日本 cats  ate 42\n\n\tmice."
+    assert llama_cpp.token_ids(done.file, [text]) == [tokenizer(text)["input_ids"]]
