@@ -120,7 +120,7 @@ def export_gguf(
     """
     check_place(output, overwrite=overwrite)
     template = None if chat_template is None else _template(chat_template)
-    module, tokenizer = module_of(read_checkpoint(checkpoint), checkpoint)
+    module, tokenizer = module_of(read(checkpoint), checkpoint)
     backbone = module.backbone
     words = vocabulary(tokenizer, backbone.vocab_size, chat_template=template)
     ids = _probe(backbone)
