@@ -94,6 +94,7 @@ class PretrainedLM(Backbone):
         block_size: positions needed; linked to `data.block_size`. A fresh model gets as many. None: the model's.
         resize_vocab: give a pretrained model `vocab_size` ids. Those it had stay, new ones start near their mean.
         lora: train adapters alone, see `LoRA`; the rest is frozen.
+        freeze: train none of its weights; what stands on it, such as a memory's readers, learns alone.
         gradient_checkpointing: recompute the blocks in the backward: less memory, about a third more time.
         dtype: of the weights.
 
@@ -121,6 +122,7 @@ class PretrainedLM(Backbone):
         block_size: int | None = None,
         resize_vocab: bool = False,
         lora: LoRA | None = None,
+        freeze: bool = False,
         gradient_checkpointing: bool = False,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ):
@@ -157,6 +159,9 @@ class PretrainedLM(Backbone):
         self._check_sizes(vocab_size, block_size, pretrained or architecture or text.model_type)
         self._check_against_the_family()
         self.lora = LoRA(**lora) if isinstance(lora, dict) else lora  # a checkpoint has plain types
+        self._freeze = freeze
+        if freeze:
+            self.model.requires_grad_(False)
         if self.lora is not None:
             add_adapters(self.model, self.lora, family=text.model_type)
         if gradient_checkpointing:
@@ -189,6 +194,7 @@ class PretrainedLM(Backbone):
         return {
             "config": {key: value for key, value in saved.items() if key not in OF_THE_FILE},
             "lora": None if self.lora is None else asdict(self.lora),
+            "freeze": self._freeze,
             "gradient_checkpointing": self._gradient_checkpointing,
             "dtype": self._dtype,
         }

@@ -6,6 +6,7 @@ All models are tiny, random and made here; nothing is downloaded. Shapes: B batc
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 from torch import nn
 
 from lightning_app.errors import InputError
+from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers import AttentionReader
+from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.losses import cross_entropy
 from lightning_app.models.pretrained import PretrainedLM
 from tests.backbones import BLOCK, GPT2, USUAL, V, shake
@@ -252,6 +256,17 @@ def test_dtype():
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.config()["dtype"] == "bfloat16"
     assert {p.dtype for p in PretrainedLM(**model.config()).parameters()} == {torch.bfloat16}
+
+
+def test_a_frozen_model_lets_what_stands_on_it_learn():
+    model = MemoryLM(fresh(freeze=True), [AttentionReader(num_search_results=2)], segment_length=4)
+    ids = tokens()
+    context = replace(TokenContext.of_session(ids, start=0, new=BLOCK), segments=torch.arange(BLOCK) // 4)
+    model.run(ids, context).logits.square().mean().backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert learning
+    assert not any(name.startswith("backbone.") for name in learning)
+    assert not any(p.requires_grad for p in PretrainedLM(**model.backbone.config()).parameters())
 
 
 def test_gradient_checkpointing_changes_no_gradient():
