@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -53,8 +53,8 @@ class Encoded:
     ids: np.ndarray
     n_characters: int
     n_words: int
-    other_bytes: np.ndarray
-    lost: list[tuple[str, str]]
+    other_bytes: np.ndarray = field(default_factory=lambda: np.empty((2, 0), dtype=np.int64))
+    lost: list[tuple[str, str]] = field(default_factory=list)
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
