@@ -96,7 +96,7 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
         else:
             offsets = self._variant(special=self.special_text, continues=continues)
             n_bytes = source_bytes(text, offsets.encode(text, add_special_tokens=False).offsets)
-        as_always = np.array_equal(n_bytes, self.token_bytes()[ids])
+        as_always = np.array_equal(n_bytes, self._token_bytes[ids])
         given_back = None if back == data else back.decode("utf-8", "replace")
         return Measured(ids, None if as_always else n_bytes, given_back)
 
