@@ -147,9 +147,9 @@ def options_of_today(options: Mapping[str, Any], *classes: str) -> dict[str, Any
     Raises:
         InputError: one is gone, or stands under both names with two values.
     """
-    found = {name: value for name, value in options.items() if _place(name, classes) is None}
+    found = {name: value for name, value in options.items() if _place(str(name), classes) is None}
     for name, value in options.items():
-        place = _place(name, classes)
+        place = _place(str(name), classes)
         if isinstance(place, Gone):
             _refuse_others(name, value, place)
         elif place:
@@ -161,7 +161,10 @@ def _put(tree: dict[str, Any], place: str, value: Any, *, former: str) -> None:
     """Join a list that stands there already: both names may be given, of which one is null as a rule."""
     *groups, name = place.split(".")
     for group in groups:
-        tree[group] = dict(tree.get(group) or {})
+        inner = tree.get(group) or {}
+        if not isinstance(inner, Mapping):
+            raise InputError(f"{group} is {inner}; it must hold options by their names, such as {former}")
+        tree[group] = dict(inner)
         tree = tree[group]
     there = tree.get(name)
     if isinstance(there, list) and isinstance(value, list):

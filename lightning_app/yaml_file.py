@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
-        raise InputError(f"{path} is not readable YAML: {_told(error)}") from None
+        raise InputError(f"{path} is not readable YAML: {why_unreadable(error)}") from None
 
 
 @lru_cache(maxsize=8)
@@ -38,7 +38,8 @@ def _parsed(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def _told(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
+    """In one line, with the place."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     if isinstance(error, UnicodeDecodeError):

@@ -77,6 +77,14 @@ def test_an_option_that_is_gone():
         options_of_today({"sample_seed": 3}, "PlasticitySchedule")
 
 
+def test_what_no_option_can_be_is_left_to_the_parser_or_refused(fails: Callable[..., str], folder: Path):
+    assert options_of_today({0.95: None}, "HeadController") == {0.95: None}
+    with pytest.raises(InputError, match=r"advanced is .*; it must hold options by their names, such as"):
+        options_of_today({"advanced": ["a"], "controller_reg_weight": 0.1}, "HeadController")
+    Path("escape.yaml").write_text('model: "\\uD800"\n')
+    assert "not readable YAML: line 1, column" in fails("fit", "--config", "escape.yaml")
+
+
 def test_a_command_line_of_before():
     words = ["fit", "--config=a.yaml", f"--trainer.callbacks+={SCHEDULE}", "--trainer.callbacks.regrow=2"]
     more = ["--trainer.callbacks.sample_seed", "0", "--trainer.callbacks.cycles", "1", "--print_config"]
