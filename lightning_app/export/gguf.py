@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_app.data.gguf_file import GGUFFile, is_gguf, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
+from lightning_app.export.gguf_family import check_family, head_size, rope_of
 from lightning_app.export.gguf_vocabulary import Vocabulary
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.gguf import ENDING, gguf_config, load_gguf
@@ -38,8 +39,6 @@ FILE_TYPES = {
 LARGEST = float(np.finfo(np.float16).max)  # in q8_0 the scale is in f16
 ROW = 32  # weights of a row that share a scale in q8_0
 WHOLE = ("position_embd.weight",)  # a matrix, but added as it is
-FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # llama.cpp's
-ROPES = ("default", "linear", "llama3")
 PROBE = 20  # positions that are compared
 # Of a logit, relative to the largest where that is above 1. llama.cpp's GELU is a table in f16.
 TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 0.2}
@@ -95,7 +94,7 @@ def write_gguf(
     return GGUFExported(output, architecture, dtype, *differences)
 
 
-# What llama.cpp has a family for
+# What is refused
 
 
 def check_place(output: Path, *, overwrite: bool) -> None:
@@ -112,49 +111,6 @@ def check_place(output: Path, *, overwrite: bool) -> None:
         raise InputError(f"output is {output}, which is there: give another file, or --overwrite")
     if output.exists() and not is_gguf(output):
         raise InputError(f"output is {output}, which is not a GGUF file: it is not overwritten")
-
-
-def check_family(model: PreTrainedModel) -> str:
-    """llama.cpp's name of the model's family.
-
-    Raises:
-        InputError: it has none, or one that computes something else.
-    """
-    config = model.config
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"{config.model_type!r} cannot be written as GGUF: only GPT-2 and models like LLaMA can "
-            f"({', '.join(FAMILIES)}); export without --format gguf"
-        )
-    for name, usual in _usual(model).items():
-        found = getattr(config, name, None)
-        if found not in usual:
-            raise InputError(
-                f"llama.cpp computes {config.model_type!r} with {name} {usual[0]!r}, and this model has {found!r}; "
-                "export without --format gguf"
-            )
-    if (rope := rope_of(model)["rope_type"]) not in ROPES:
-        raise InputError(
-            f"rotary positions scaled as {rope!r} cannot be written as GGUF, only {', '.join(ROPES)}; export without "
-            "--format gguf"
-        )
-    return FAMILIES[config.model_type]
-
-
-def rope_of(model: PreTrainedModel) -> dict[str, Any]:
-    return getattr(model.config, "rope_parameters", None) or {"rope_type": "default"}
-
-
-def _usual(model: PreTrainedModel) -> dict[str, tuple[Any, ...]]:
-    """What settings of a config must be, where llama.cpp knows but one value."""
-    if model.config.model_type == "gpt2":
-        return {
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-        }
-    return {"hidden_act": ("silu",), "sliding_window": (None,)}
 
 
 def check_weights(tensors: dict[str, Tensor], dtype: str) -> None:
@@ -250,11 +206,6 @@ def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     if config.rope_parameters["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_parameters["factor"])
-
-
-def head_size(model: PreTrainedModel) -> int:
-    config = model.config
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_app.data.gguf_file import GGUFFile, read_gguf
 from lightning_app.data.gguf_tokenizer import gguf_tokenizer
+from lightning_app.errors import InputError
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.gguf import gguf_config, load_gguf
 
@@ -37,8 +38,10 @@ def convert_gguf(path: Path, folder: Path) -> GGUFFile:
     On one thread: where two share busy cores the conversion takes minutes.
 
     Raises:
-        InputError: see `read_gguf`; a full disk. Nothing is left behind then.
+        InputError: see `read_gguf`; a folder that is not empty; a full disk. Nothing is left behind then.
     """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there and not an empty folder: remove it, or give another one")
     file = read_gguf(path)
     parent = folder.absolute().parent
     with writing_into(parent, needed=_bytes_of(file)), _one_thread():

@@ -53,6 +53,19 @@ def test_a_damaged_file_leaves_nothing(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path):
+    path = write(tmp_path / "model.gguf", llama())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for place in ("mine", "model.gguf"):
+        with pytest.raises(InputError, match=rf"{place} is there and not an empty folder"):
+            convert_gguf(path, tmp_path / place)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    convert_gguf(path, tmp_path / "empty")
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
 def test_another_file_is_not_taken_for_smollm2(tmp_path: Path):
     (tmp_path / smollm2.FILE).write_bytes(b"another")
     with pytest.raises(InputError, match=r"has the SHA-256 .*: remove it and run `make smollm2` again"):
