@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import lightning as L
 
 from lightning_app.data.accumulation import accumulated, accumulation_schedule
+from lightning_app.data.chat_encoding import WrittenChats, template_of
+from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.corpus import Document
 from lightning_app.data.counts import Counts, table
 from lightning_app.data.loader import Order as LoaderOrder
@@ -51,6 +53,7 @@ class TextDataModule(L.LightningDataModule):
         test: what to test on.
         predict: what to predict on; test, else val, if null.
         tokenizer: "bytes", a tiktoken encoding, or a .tiktoken file, trained if missing and vocab_size is given.
+        chat_template: a file in Jinja that writes conversations; null: the tokenizer's, else lines of "User: ...".
         vocab_size: number of ids, the end of text included; null takes the tokenizer's.
         pad_vocab_to: round vocab_size up to a multiple of this; 64 suits GPUs.
         block_size: tokens per sample.
@@ -75,6 +78,7 @@ class TextDataModule(L.LightningDataModule):
         test: Source | None = None,
         predict: Source | None = None,
         tokenizer: str = "bytes",
+        chat_template: str | None = None,
         vocab_size: int | None = None,
         pad_vocab_to: int = 1,
         block_size: int = 128,
@@ -94,6 +98,7 @@ class TextDataModule(L.LightningDataModule):
         self.splits = Splits(sources, None if split is None else as_options(Split, split), clean=clean)
         self.dataloader = as_options(Dataloader, dataloader)
         self.tokenizer_name = tokenizer
+        self._given_template = None if chat_template is None else ChatTemplate.read(chat_template)
         self._vocab_size = vocab_size
         self.pad_vocab_to = pad_vocab_to
         self.block_size = block_size
@@ -144,6 +149,11 @@ class TextDataModule(L.LightningDataModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size)
         return self._tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """What writes conversations."""
+        return template_of(self.tokenizer, self._given_template)
 
     def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has our name: then none is trained anew."""
@@ -247,7 +257,7 @@ class TextDataModule(L.LightningDataModule):
         if self.streamed(name):
             raise InputError(f"data.{name} is streamed, so its tokens are never there as a whole; set streaming: false")
         if name not in self._tokens:
-            documents = self.splits.documents(name, seed=self.seed)
+            documents = WrittenChats(self.splits.documents(name, seed=self.seed), lambda: self.chat_template)
             self._tokens[name] = prepare_tokens(documents, self.tokenizer, self.cache_dir, num_proc=self.num_proc)
         return self._tokens[name]
 
@@ -354,8 +364,10 @@ class TextDataModule(L.LightningDataModule):
         return f"{head}{streamed}\n{table(self.counts())}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokenizer, so that a checkpoint is all that generating text needs."""
-        return {"tokenizer": self.tokenizer.state(), "fingerprint": self.tokenizer.fingerprint}
+        """The tokenizer and a chat template beside it, so that a checkpoint is all that generating text needs."""
+        state = {"tokenizer": self.tokenizer.state(), "fingerprint": self.tokenizer.fingerprint}
+        given = self._given_template
+        return state if given is None else {**state, "chat_template": {"text": given.text, "name": given.name}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that the checkpoint's tokenizer is this one.

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_app.data.chat_encoding import encode_turns
 from lightning_app.data.corpus import Document
 from lightning_app.data.tokenizers import Tokenizer, pieces
 from lightning_app.errors import InputError
@@ -32,6 +33,7 @@ class Part(NamedTuple):
     text: str
     is_prompt: bool
     is_last: bool  # of its document: the end-of-text id follows
+    turns: tuple[tuple[int, int], ...] | None = None  # of a whole conversation, see `Document`
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Encoded:
         parts: (is_prompt, is_last, number of ids) of each.
         ids: those of all parts, one behind the other, end-of-text ids included.
         n_words: runs of anything but white space.
+        scored: (n,) bool, which of the ids of conversations are to be predicted; None where there are none.
     """
 
     parts: list[tuple[bool, bool, int]]
     ids: np.ndarray
     n_characters: int
     n_words: int
+    scored: np.ndarray | None = None
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -56,7 +60,9 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
-    """Encode each part by itself."""
+    """Encode each part by itself; all are of one kind."""
+    if parts[0].turns is not None:
+        return _encode_conversations(parts, tokenizer)
     ends = {True: np.array([tokenizer.eot], dtype=np.uint32), False: np.empty(0, dtype=np.uint32)}
     arrays = [array for part in parts for array in (tokenizer.encode_array(part.text), ends[part.is_last])]
     return Encoded(
@@ -67,6 +73,24 @@ def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
         ids=np.concatenate(arrays, dtype=token_dtype(tokenizer), casting="same_kind"),
         n_characters=sum(len(part.text) for part in parts),
         n_words=count_words("\n".join(part.text for part in parts)),  # pieces are cut at line ends, never within a word
+    )
+
+
+def _encode_conversations(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
+    """What stands before the first turn counts as the prompt."""
+    each = [encode_turns(part.text, part.turns or (), tokenizer) for part in parts]
+    firsts = [int(scored.argmax()) for _, scored in each]
+    sizes = [len(ids) for ids, _ in each]
+    return Encoded(
+        parts=[
+            run
+            for first, n in zip(firsts, sizes, strict=True)
+            for run in ((True, False, first), (False, True, n - first))
+        ],
+        ids=np.concatenate([ids for ids, _ in each], dtype=token_dtype(tokenizer), casting="same_kind"),
+        n_characters=sum(len(part.text) for part in parts),
+        n_words=count_words("\n".join(part.text for part in parts)),
+        scored=np.concatenate([scored for _, scored in each]),
     )
 
 
@@ -110,6 +134,9 @@ def _jobs(documents: Iterable[Document]) -> Iterator[list[Part]]:
 
 
 def _parts(document: Document) -> Iterator[Part]:
+    if document.turns is not None:
+        yield Part(document.text, False, True, document.turns)
+        return
     if document.prompt is not None:
         yield from (Part(piece, True, False) for piece in pieces(document.prompt))
     *texts, last = pieces(document.text)

@@ -115,8 +115,8 @@ class Corpus:
                 yield cleaned(document) if self.clean else document
 
     def _parts(self, document: Document) -> list[Document]:
-        """Of a document with end-of-text marks; those of a pair stay."""
-        if document.prompt is not None or END_OF_TEXT not in document.text:
+        """Of a document with end-of-text marks; those of a pair or a conversation stay."""
+        if document.kind != "plain texts" or END_OF_TEXT not in document.text:
             return [document]
         if self.split_at_end_of_text:
             texts = document.text.split(END_OF_TEXT)
@@ -132,8 +132,8 @@ def say_end_of_text(path: str, document: Document, remedy: str) -> None:
 
 
 def cleaned(document: Document) -> Document:
-    """See `clean`; a pair stays as it is."""
-    return Document(clean(document.text), name=document.name) if document.prompt is None else document
+    """See `clean`; a pair and a conversation stay as they are."""
+    return Document(clean(document.text), name=document.name) if document.kind == "plain texts" else document
 
 
 class Splits:

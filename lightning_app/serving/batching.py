@@ -88,7 +88,7 @@ class Batcher:
         shared = module.texts_share_batches
         self.batch_size = batch_size if shared else 1
         self._decoder: Decoder = module.batch_decoder() if shared else OneByOne(module)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._module = tokenizer, module
         self.waiting: deque[Job] = deque()
         self.running: list[tuple[Job, Continuation]] = []
         self._since_join = 0
@@ -115,7 +115,8 @@ class Batcher:
             return
         while self.waiting and len(self.running) < self.batch_size:
             job = self.waiting.popleft()
-            job.stream = TextStream(self._tokenizer, max_new_tokens=job.options.max_new_tokens, stop=job.stop)
+            most, ends = job.options.max_new_tokens, self._module.end_ids
+            job.stream = TextStream(self._tokenizer, max_new_tokens=most, stop=job.stop, ends=ends)
             self.running.append((job, self._decoder.join(job.ids, job.options)))
             self._since_join = 0
 

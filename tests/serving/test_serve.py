@@ -54,7 +54,7 @@ def test_bad_options(fails, tiny_checkpoint, tmp_path):
     assert "max_new_tokens is 0; it must be at least 1" in fails(*words, "--max_new_tokens", 0)
     assert "port is 70000" in fails(*words, "--port", 70000)
     assert "there is no checkpoint" in fails("serve", "--port", 0, "--ckpt_path", tmp_path / "none.ckpt")
-    assert "is no readable chat template" in fails(*words, "--chat_template", tmp_path / "none.jinja")
+    assert "is not a readable chat template" in fails(*words, "--chat_template", tmp_path / "none.jinja")
 
 
 def test_a_port_that_is_taken_is_named(fails, tiny_checkpoint):
