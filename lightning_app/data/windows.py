@@ -30,6 +30,8 @@ class TokenDataset(Dataset[Batch], ABC):
     """
 
     truncated = 0  # samples that lost tokens because they are longer than T
+    _starts: np.ndarray  # (n_samples,) first position of each, and the position behind the last token that it may have
+    _ends: np.ndarray
 
     def __init__(self, tokens: TokenArray, block_size: int, max_samples: int | None) -> None:
         if block_size < 1 or (max_samples is not None and max_samples < 1):
@@ -39,6 +41,14 @@ class TokenDataset(Dataset[Batch], ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sample, padding left out."""
+        return float(np.minimum(self._ends - self._starts, self.block_size).mean()) if len(self) else 0.0
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Take the samples of an epoch, where they depend on it."""
 
     @abstractmethod
     def __getitems__(self, indices: list[int]) -> Batch:

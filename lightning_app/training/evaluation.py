@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.mixture import Mixture
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.models.losses import IGNORE, token_nll
+from lightning_app.training.by_source import BySource
 from lightning_app.training.measures import LanguageMeasures, Passages
 
 
@@ -27,6 +29,7 @@ class Evaluation:
         self.token_bytes: Tensor | None = None
         self.by_passage: Tensor | None = None
         self._passages: Passages | None = None
+        self._by_source: BySource | None = None
 
     def use_tokenizer(self, tokenizer: Tokenizer, *, vocab_size: int, device: torch.device) -> None:
         token_bytes = torch.zeros(vocab_size, dtype=torch.int64)
@@ -40,7 +43,15 @@ class Evaluation:
             assert self.token_bytes is not None
             self._passages = Passages(data.tokens("val"), self.token_bytes)
 
+    def use_sources(self, data: TextDataModule, stage: str) -> None:
+        """Measure each of several sources of what a stage of the Trainer evaluates."""
+        name = {"fit": "val", "validate": "val"}.get(stage, stage)
+        several = data.splits.origin(name) and len(data.splits.parts(name)) > 1
+        samples = data.dataset(name) if several else None
+        self._by_source = BySource(samples) if isinstance(samples, Mixture) else None
+
     def to(self, device: torch.device) -> None:
+        self._by_source = None if self._by_source is None else self._by_source.to(device)
         self.token_bytes = None if self.token_bytes is None else self.token_bytes.to(device)
 
     def update(self, measures: LanguageMeasures, logits: Tensor, batch: Batch) -> None:
@@ -49,12 +60,18 @@ class Evaluation:
         if self._passages is not None:
             passages = self._passages.of_targets(batch.document_ids, batch.positions)
         measures.update(logits, batch.targets, self.token_bytes, passages)
+        if self._by_source is not None:
+            sizes = None if self.token_bytes is None else self.token_bytes[batch.targets.clamp_min(0)]
+            self._by_source.update(logits, batch.targets, batch.document_ids, sizes)
 
     def end(self, measures: LanguageMeasures) -> dict[str, Tensor]:
         """What was measured, by name; the sums of passages are kept apart."""
         found = measures.compute()
         self.by_passage = found.pop("passages", None)
         measures.reset()
+        if self._by_source is not None:
+            found |= self._by_source.compute()
+            self._by_source.reset()
         return found
 
     def rows(self, logits: Tensor, targets: Tensor, document_ids: Tensor) -> list[dict[str, Any]]:

@@ -366,6 +366,7 @@ class LanguageModule(L.LightningModule, ABC):
             check_sizes(data, vocab_size=self.backbone.vocab_size, longest=self.longest_block)
             self.use_tokenizer(data.tokenizer)
             self.evaluation.use_passages(data if stage == "fit" else None)
+            self.evaluation.use_sources(data, stage)
             for extension in self.extensions:
                 extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
             if stage == "fit":
