@@ -25,6 +25,7 @@ from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.going_on import command
 from lightning_app.io import write_atomic
+from lightning_app.model_tokenizer import take_model_tokenizer
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.option_checks import check_options
 from lightning_app.own_parts import beside, with_atomic_writer
@@ -164,6 +165,7 @@ class Harness(CommandLine):
                 f"{key} was given and has no effect: a later config chose another class, which has no such option"
             )
         take_own_defaults(self.config[self.config.subcommand], given_options(args))
+        take_model_tokenizer(self.config[self.config.subcommand])
         check_options(options, fit=self.config.subcommand == "fit")
 
     @property

@@ -108,7 +108,7 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
 
 def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
     """`SAMPLED_TOKENS` tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
-    ids = torch.tensor([[tokenizer.eot]], device=module.device)
+    ids = torch.tensor([tokenizer.prompt("")], device=module.device)
     tokens = [int(t) for t in module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))]
     return tokenizer.decode(tokens)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 
 from lightning_app.data.accumulation import accumulated, accumulation_schedule
+from lightning_app.data.bpe import Texts
 from lightning_app.data.chat_encoding import WrittenChats, template_of
 from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.corpus import Document
@@ -35,6 +36,7 @@ from lightning_app.data.stream import Reader, TokenStream
 from lightning_app.data.stream_loader import StreamLoader
 from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer, pieces
+from lightning_app.data.tokenizers.sources import is_hugging_face
 from lightning_app.data.windows import PairSamples, TokenDataset, TokenWindows
 from lightning_app.errors import InputError
 
@@ -55,10 +57,12 @@ class TextDataModule(L.LightningDataModule):
         val: what to validate on; several are measured one by one, too.
         test: what to test on.
         predict: what to predict on; test, else val, if null.
-        tokenizer: "bytes", a tiktoken encoding, or a .tiktoken file, trained if missing and vocab_size is given.
+        tokenizer: "bytes", a tiktoken encoding, a .tiktoken file (trained if missing and vocab_size is given), a
+            directory or tokenizer.json of Hugging Face's, hf:NAME on its hub, or "model": that of `pretrained`.
         chat_template: a file in Jinja that writes conversations; null: the tokenizer's, else lines of "User: ...".
         vocab_size: number of ids, the end of text included; null takes the tokenizer's.
         pad_vocab_to: round vocab_size up to a multiple of this; 64 suits GPUs.
+        special_tokens: names of special and added tokens in a text become those tokens; else they are ordinary text.
         block_size: tokens per sample.
         dataloader: how batches are made.
         order: "windows"; or "streams", where row i of a batch continues row i of the one before, for memories.
@@ -84,6 +88,7 @@ class TextDataModule(L.LightningDataModule):
         chat_template: str | None = None,
         vocab_size: int | None = None,
         pad_vocab_to: int = 1,
+        special_tokens: bool = False,
         block_size: int = 128,
         dataloader: Dataloader = Dataloader(),  # noqa: B008  (frozen)
         order: Order = "windows",
@@ -104,6 +109,7 @@ class TextDataModule(L.LightningDataModule):
         self._given_template = None if chat_template is None else ChatTemplate.read(chat_template)
         self._vocab_size = vocab_size
         self.pad_vocab_to = pad_vocab_to
+        self.special_tokens = special_tokens
         self.block_size = block_size
         self.order = order
         self.shift = shift
@@ -143,8 +149,14 @@ class TextDataModule(L.LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids that a model needs, padding included. Trains nothing."""
-        size = self.tokenizer.vocab_size if self._vocab_size is None else self._vocab_size
+        """Number of ids that a model needs, padding included. Trains nothing.
+
+        Raises:
+            InputError: fewer are asked for than the tokenizer has; now, where it is a model's own.
+        """
+        size = self._vocab_size
+        if size is None or is_hugging_face(self.tokenizer_name):
+            size = self.tokenizer.vocab_size if size is None else max(size, self.tokenizer.vocab_size)
         return -(-size // self.pad_vocab_to) * self.pad_vocab_to
 
     @property
@@ -155,13 +167,21 @@ class TextDataModule(L.LightningDataModule):
             InputError: it cannot be loaded, for example because it was not trained yet.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size)
+            self._tokenizer = self._load_tokenizer()
         return self._tokenizer
 
     @property
     def chat_template(self) -> ChatTemplate:
         """What writes conversations."""
         return template_of(self.tokenizer, self._given_template)
+
+    def _load_tokenizer(self, texts: Texts | None = None) -> Tokenizer:
+        return load_tokenizer(
+            self.tokenizer_name,
+            vocab_size=self._vocab_size,
+            training_texts=texts,
+            special_text=self.special_tokens,
+        )
 
     def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has our name: then none is trained anew."""
@@ -175,7 +195,7 @@ class TextDataModule(L.LightningDataModule):
         training = "train" in names or not Path(self.tokenizer_name).exists()
         texts = self._training_texts if training and self.splits.origin("train") else None
         if not self._adopted:
-            self._tokenizer = load_tokenizer(self.tokenizer_name, vocab_size=self._vocab_size, training_texts=texts)
+            self._tokenizer = self._load_tokenizer(texts)
         self._tokens.clear()
         self._datasets.clear()
         for name in names:
@@ -276,6 +296,11 @@ class TextDataModule(L.LightningDataModule):
             respect_documents=self.respect_documents,
         )
 
+    def evaluated(self, stage: str) -> TokenArray | None:
+        """What a stage of the Trainer ("fit", "validate", "test", "predict") measures on; None where there is none."""
+        name = USED.get(stage, (stage,))[-1]
+        return self.tokens(name) if self.splits.origin(name) and not self.streamed(name) else None
+
     def tokens(self, name: str) -> TokenArray:
         """The token array of a split that there is. Raises as `setup` does, and for a text that is streamed."""
         if self.streamed(name):
@@ -364,7 +389,7 @@ class TextDataModule(L.LightningDataModule):
         """The documents of a split, as the model sees them (a pair's prompt and target joined)."""
         tokens = self.tokens(name)
         for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
-            yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())
+            yield self.tokenizer.decode(tokens.ids[start : end - 1].tolist())  # a begin token has no text
 
     def counts(self, names: Sequence[str] = SPLITS) -> list[Counts]:
         """One row per split that there is and that is not streamed. Call `prepare_data` first if a tokenizer has to be

@@ -18,7 +18,8 @@ import numpy as np
 
 from lightning_app.data.chat_encoding import encode_turns
 from lightning_app.data.corpus import Document
-from lightning_app.data.tokenizers import Tokenizer, pieces
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.data.tokenizers.base import Measured
 from lightning_app.errors import InputError
 
 JOB = 2**18  # characters that a process encodes at once (some 20 ms), or a few more
@@ -33,6 +34,7 @@ class Part(NamedTuple):
     text: str
     is_prompt: bool
     is_last: bool  # of its document: the end-of-text id follows
+    is_first: bool = False  # of its document: the begin token stands before it, where the tokenizer has one
     turns: tuple[tuple[int, int], ...] | None = None  # of a whole conversation, see `Document`
 
 
@@ -42,8 +44,11 @@ class Encoded:
 
     Attributes:
         parts: (is_prompt, is_last, number of ids) of each.
-        ids: those of all parts, one behind the other, end-of-text ids included.
+        ids: those of all parts, one behind the other, end-of-text and begin tokens included.
         n_words: runs of anything but white space.
+        other_bytes: (2, k) int64: positions of ids that cover more bytes of the text than `token_bytes` says (or less:
+            below 0), and how many more.
+        lost: text and what its ids decode to, around the first difference, of each part that does not come back.
         scored: (n,) bool, which of the ids of conversations are to be predicted; None where there are none.
     """
 
@@ -51,6 +56,8 @@ class Encoded:
     ids: np.ndarray
     n_characters: int
     n_words: int
+    other_bytes: np.ndarray
+    lost: list[tuple[str, str]]
     scored: np.ndarray | None = None
 
 
@@ -63,35 +70,65 @@ def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
     """Encode each part by itself; all are of one kind."""
     if parts[0].turns is not None:
         return _encode_conversations(parts, tokenizer)
-    ends = {True: np.array([tokenizer.eot], dtype=np.uint32), False: np.empty(0, dtype=np.uint32)}
-    arrays = [array for part in parts for array in (tokenizer.encode_array(part.text), ends[part.is_last])]
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    measured = [tokenizer.measured(part.text, continues=not part.is_first) for part in parts]
+    around = [(begin if part.is_first else [], [tokenizer.eot] if part.is_last else []) for part in parts]
+    arrays = [
+        np.concatenate([before, one.ids, behind], dtype=token_dtype(tokenizer), casting="unsafe")
+        for one, (before, behind) in zip(measured, around, strict=True)
+    ]
+    starts = np.cumsum([0, *map(len, arrays)])[:-1] + [len(before) for before, _ in around]
     return Encoded(
-        parts=[
-            (part.is_prompt, part.is_last, len(ids) + part.is_last)
-            for part, ids in zip(parts, arrays[::2], strict=True)
-        ],
-        ids=np.concatenate(arrays, dtype=token_dtype(tokenizer), casting="same_kind"),
+        parts=[(part.is_prompt, part.is_last, len(ids)) for part, ids in zip(parts, arrays, strict=True)],
+        ids=np.concatenate(arrays),
         n_characters=sum(len(part.text) for part in parts),
         n_words=count_words("\n".join(part.text for part in parts)),  # pieces are cut at line ends, never within a word
+        other_bytes=_other_bytes(measured, starts, tokenizer),
+        lost=[
+            around_loss(part.text, one.given_back)
+            for part, one in zip(parts, measured, strict=True)
+            if one.given_back is not None
+        ],
     )
 
 
 def _encode_conversations(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
     """What stands before the first turn counts as the prompt."""
     each = [encode_turns(part.text, part.turns or (), tokenizer) for part in parts]
-    firsts = [int(scored.argmax()) for _, scored in each]
-    sizes = [len(ids) for ids, _ in each]
+    firsts = [int(one.scored.argmax()) for one in each]
+    sizes = [len(one.ids) for one in each]
+    starts = np.cumsum([0, *sizes])[:-1]
     return Encoded(
         parts=[
             run
             for first, n in zip(firsts, sizes, strict=True)
             for run in ((True, False, first), (False, True, n - first))
         ],
-        ids=np.concatenate([ids for ids, _ in each], dtype=token_dtype(tokenizer), casting="same_kind"),
+        ids=np.concatenate([one.ids for one in each], dtype=token_dtype(tokenizer), casting="same_kind"),
         n_characters=sum(len(part.text) for part in parts),
         n_words=count_words("\n".join(part.text for part in parts)),
-        scored=np.concatenate([scored for _, scored in each]),
+        other_bytes=_other_bytes([Measured(one.ids, one.n_bytes) for one in each], starts, tokenizer),
+        lost=[],  # a text that does not come back is cut where a turn begins all the same
+        scored=np.concatenate([one.scored for one in each]),
     )
+
+
+def _other_bytes(measured: Sequence[Measured], starts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """See `Encoded`; `starts` are the positions of the first ids."""
+    found = [np.empty((2, 0), dtype=np.int64)]
+    for one, start in zip(measured, starts, strict=True):
+        if one.n_bytes is not None:
+            more = one.n_bytes - tokenizer.token_bytes()[one.ids]
+            places = more.nonzero()[0]
+            found.append(np.stack([places + start, more[places]]))
+    return np.concatenate(found, axis=1)
+
+
+def around_loss(text: str, given_back: str, *, width: int = 12) -> tuple[str, str]:
+    """What stands around the first difference of two texts, in each."""
+    same = next((i for i, (a, b) in enumerate(zip(text, given_back, strict=False)) if a != b), None)
+    start = max(0, (min(len(text), len(given_back)) if same is None else same) - width)
+    return text[start : start + 2 * width], given_back[start : start + 2 * width]
 
 
 def count_words(text: str) -> int:
@@ -112,18 +149,18 @@ def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, *, num
     Raises:
         InputError: what reading the documents raises; or a process ended before its work did.
     """
-    jobs = _jobs(documents)
+    jobs = _jobs(documents, tokenizer)
     if num_proc == 1:
         yield from (encode_job(job, tokenizer) for job in jobs)
     else:
         yield from _encode_in_processes(jobs, tokenizer, num_proc)
 
 
-def _jobs(documents: Iterable[Document]) -> Iterator[list[Part]]:
+def _jobs(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[list[Part]]:
     job: list[Part] = []
     size = 0
     for document in documents:
-        for part in _parts(document):
+        for part in parts_of(document, tokenizer):
             job.append(part)
             size += len(part.text)
             if size >= JOB:
@@ -133,15 +170,15 @@ def _jobs(documents: Iterable[Document]) -> Iterator[list[Part]]:
         yield job
 
 
-def _parts(document: Document) -> Iterator[Part]:
+def parts_of(document: Document, tokenizer: Tokenizer) -> Iterator[Part]:
+    """A document cut where that changes no ids. The text behind a prompt continues it; a conversation is one piece."""
     if document.turns is not None:
-        yield Part(document.text, False, True, document.turns)
+        yield Part(document.text, False, True, True, document.turns)
         return
-    if document.prompt is not None:
-        yield from (Part(piece, True, False) for piece in pieces(document.prompt))
-    *texts, last = pieces(document.text)
-    yield from (Part(piece, False, False) for piece in texts)
-    yield Part(last, False, True)
+    prompts = [] if document.prompt is None else tokenizer.pieces(document.prompt)
+    texts = tokenizer.pieces(document.text)
+    for i, text in enumerate([*prompts, *texts]):
+        yield Part(text, i < len(prompts), i == len(prompts) + len(texts) - 1, i == 0)
 
 
 def _encode_in_processes(jobs: Iterable[list[Part]], tokenizer: Tokenizer, num_proc: int) -> Iterator[Encoded]:

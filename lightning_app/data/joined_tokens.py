@@ -51,6 +51,11 @@ class JoinedTokens(TokenArray):
         prompts = [a.prompt_lengths for a in arrays]
         self.prompt_lengths = _filled(prompts, [a.n_documents for a in arrays], np.dtype(np.int64))
         self.scored = None  # each part's samples know their own
+        others = [
+            (a._other_bytes, start) for a, start in zip(arrays, starts, strict=False) if a._other_bytes is not None
+        ]
+        moved = [other + np.array([[start], [0]]) for other, start in others]
+        self._other_bytes = np.concatenate(moved, axis=1) if moved else None
         self._keys = np.zeros(self.n_documents, dtype=np.int64)
 
     def __reduce__(self) -> tuple[type["JoinedTokens"], tuple[list[TokenArray]]]:  # type: ignore[override]

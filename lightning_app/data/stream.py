@@ -7,7 +7,7 @@ read.
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 
 from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import DATASET, Document, document_of
+from lightning_app.data.encoding import encode_job, parts_of
 from lightning_app.data.sources import Source, cleaned, say_end_of_text
 from lightning_app.data.stream_loader import Anchor
 from lightning_app.data.token_array import document_key
-from lightning_app.data.tokenizers import Tokenizer, pieces
+from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 
 
@@ -88,7 +89,7 @@ class Row:
         return window
 
 
-def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int) -> Batch:
+def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int, bos: int | None = None) -> Batch:
     """Of B windows."""
     ids, documents, keys, positions = (np.zeros((len(windows), block_size + 1), dtype=np.int64) for _ in range(4))
     lengths = np.zeros((len(windows), 1), dtype=np.int64)
@@ -101,10 +102,13 @@ def collate(windows: Sequence[Sequence[Piece]], block_size: int, *, eot: int) ->
             at += len(piece.ids)
         lengths[i] = at
     columns = np.arange(block_size)
+    scored = columns < lengths - 1
+    if bos not in (None, eot):  # see TokenDataset
+        scored &= ids[:, 1:] != bos
     return Batch.of(
         torch.from_numpy(ids),
         real=torch.from_numpy(columns < lengths),
-        scored=torch.from_numpy(columns < lengths - 1),
+        scored=torch.from_numpy(scored),
         documents=torch.from_numpy(documents[:, :-1]),
         keys=torch.from_numpy(keys[:, :-1]),
         positions=torch.from_numpy(positions[:, :-1]),
@@ -161,7 +165,10 @@ class TokenStream:
             kept = [[piece.state() for piece in row.pieces] for row in rows]
             here: Anchor = {"round": number, "reader": reader.state(), "rows": kept}
             for i, windows in enumerate(self._round(reader, rows, per_round, (self.seed, share, number))):
-                yield collate(windows, self.block_size, eot=self.tokenizer.eot), None if i else here
+                yield (
+                    collate(windows, self.block_size, eot=self.tokenizer.eot, bos=self.tokenizer.bos),
+                    None if i else here,
+                )
 
     def _rows(self, anchor: Anchor | None) -> list[Row]:
         n = self.batch_size if self.order == "streams" else 1
@@ -190,8 +197,7 @@ class TokenStream:
         return row.cut()
 
     def _encode(self, number: int, document: Document) -> Piece:
-        ids = [*chain.from_iterable(map(self.tokenizer.encode, pieces(document.text))), self.tokenizer.eot]
-        array = np.array(ids, dtype=np.int32)
+        array = encode_job(list(parts_of(document, self.tokenizer)), self.tokenizer).ids.astype(np.int32)
         return Piece(array, number, document_key(array))
 
 

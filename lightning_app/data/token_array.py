@@ -16,6 +16,7 @@ from lightning_app.data.shards import Shards, shard_name
 FORMAT = 3  # of the files below; another number means other cache folders
 OFFSETS, PROMPTS, NAMES, MANIFEST = "offsets.npy", "prompts.npy", "names.jsonl", "manifest.json"
 SCORED = "scored.npy"
+OTHER_BYTES = "other_bytes.npy"
 OWN = "manifest"  # the key under which a manifest has its own checksum
 STEP = 2**20  # bytes that are read at once
 
@@ -49,6 +50,9 @@ class Manifest:
     n_words: int
     shard_size: int  # tokens in each shard but the last
     files: dict[str, tuple[int, str]]  # name -> bytes, checksum
+    bos: int | None = None  # the id at every document's beginning
+    lost: int = 0  # parts of documents that their tokens do not give back
+    lost_example: tuple[str, str] | None = None  # text and what comes back, of the first of them
 
     @property
     def n_shards(self) -> int:
@@ -80,6 +84,8 @@ class TokenArray:
         self.scored: np.ndarray | None = None
         if SCORED in self.manifest.files:
             self.scored = np.load(folder / SCORED, mmap_mode="r")
+        others = folder / OTHER_BYTES
+        self._other_bytes: np.ndarray | None = np.load(others) if others.name in self.manifest.files else None
         self._keys = np.zeros(self.n_documents, dtype=np.int64)  # 0: not asked for yet
 
     def __reduce__(self) -> tuple[type["TokenArray"], tuple[Path]]:
@@ -88,6 +94,23 @@ class TokenArray:
     @property
     def eot(self) -> int:
         return self.manifest.eot
+
+    @property
+    def bos(self) -> int | None:
+        return self.manifest.bos
+
+    @property
+    def has_other_bytes(self) -> bool:
+        """Whether some tokens cover more or fewer bytes of the text than their ids say."""
+        return self._other_bytes is not None
+
+    def other_bytes(self, position: np.ndarray) -> np.ndarray:
+        """How many more bytes of the text the tokens at positions (any shape) cover than their ids say, int64."""
+        if self._other_bytes is None:
+            return np.zeros(position.shape, dtype=np.int64)
+        places, more = self._other_bytes
+        at = np.searchsorted(places, position).clip(max=len(places) - 1)
+        return np.where(places[at] == position, more[at], 0)
 
     @cached_property
     def names(self) -> list[str]:

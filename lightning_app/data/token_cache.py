@@ -15,12 +15,14 @@ import numpy as np
 
 from lightning_app.data.corpus import Document
 from lightning_app.data.encoding import Encoded, encode_documents, token_dtype
+from lightning_app.data.reading import say_once
 from lightning_app.data.shards import SHARD_BYTES, ShardWriter, shard_name
 from lightning_app.data.token_array import (
     FORMAT,
     MANIFEST,
     NAMES,
     OFFSETS,
+    OTHER_BYTES,
     PROMPTS,
     SCORED,
     DamagedCacheError,
@@ -71,13 +73,26 @@ def prepare_tokens(
     content = _Content(islice(documents, max_documents))
     folder = Path(cache_dir) / content.key(tokenizer)
     try:
-        return open_tokens(folder)
+        tokens = open_tokens(folder)
     except (DamagedCacheError, FileNotFoundError):
         num_proc = max(1, min(num_proc, content.n_bytes // WORTH_A_PROCESS))
         shard_size = max(1, shard_bytes // token_dtype(tokenizer).itemsize)
         work = _Work(documents, max_documents, content, tokenizer, num_proc, shard_size)
         with locked(folder):
-            return _open_or_write(folder, work)
+            tokens = _open_or_write(folder, work)
+    _say_lost(tokens)
+    return tokens
+
+
+def _say_lost(tokens: TokenArray) -> None:
+    """A text that its tokens do not give back."""
+    found = tokens.manifest
+    if found.lost_example is not None:
+        text, back = found.lost_example
+        say_once(
+            f"the tokenizer {found.tokenizer!r} does not give back all of a text: {back!r} for {text!r}, and in "
+            f"{found.lost} of the parts of {found.n_documents} documents; bits per byte count the text's own bytes"
+        )
 
 
 class _Content:
@@ -143,8 +158,9 @@ def _open_or_write(folder: Path, work: _Work) -> TokenArray:
         damaged = damage.shards
         what = f"{len(damaged)} of its shards" if damaged else "it"
         log.warning("the token cache %s is damaged (%s); writing %s anew", folder, damage, what)
-    # a token is a byte or more
-    needed = (work.content.n_bytes + work.content.n_documents) * token_dtype(work.tokenizer).itemsize
+    # a token is a byte or more, and each document gets an end and perhaps a beginning
+    around = 1 if work.tokenizer.bos is None else 2
+    needed = (work.content.n_bytes + around * work.content.n_documents) * token_dtype(work.tokenizer).itemsize
     remove_leftovers(folder.parent)
     with writing_into(folder.parent, needed=needed):
         if not (damaged and _mend(folder, work, damaged)):
@@ -169,12 +185,19 @@ class _Counts:
         self.n_characters = self.n_words = 0
         self.scored = bytearray()
         self.offsets, self.prompts = array("q", [0]), array("q")
+        self.other_bytes: list[np.ndarray] = []
+        self.lost: list[tuple[str, str]] = []  # the first one
+        self.n_lost = 0
         self._end = self._prompt = 0
 
     def add(self, encoded: Encoded) -> None:
         self.n_characters += encoded.n_characters
         self.n_words += encoded.n_words
         self.scored += b"" if encoded.scored is None else encoded.scored.tobytes()
+        self.n_lost += len(encoded.lost)
+        self.lost = (self.lost or encoded.lost)[:1]
+        if encoded.other_bytes.size:
+            self.other_bytes.append(encoded.other_bytes + np.array([[self._end], [0]]))
         for is_prompt, is_last, n_ids in encoded.parts:
             self._end += n_ids
             self._prompt += n_ids if is_prompt else 0
@@ -196,6 +219,8 @@ def _write_tokens(folder: Path, work: _Work) -> _Counts:
         np.save(folder / PROMPTS, np.array(counted.prompts, dtype=np.int64))
     if counted.scored:
         np.save(folder / SCORED, np.frombuffer(counted.scored, dtype=bool))
+    if counted.other_bytes:
+        np.save(folder / OTHER_BYTES, np.concatenate(counted.other_bytes, axis=1))
     return counted
 
 
@@ -224,6 +249,9 @@ def _write_manifest(folder: Path, work: _Work, counted: _Counts) -> None:
         n_words=counted.n_words,
         shard_size=work.shard_size,
         files={path.name: (path.stat().st_size, checksum(path)) for path in paths},
+        bos=tokenizer.bos,
+        lost=counted.n_lost,
+        lost_example=counted.lost[0] if counted.lost else None,
     )
     write_manifest(folder, manifest)
     sync(folder / MANIFEST)

@@ -71,11 +71,14 @@ class TokenDataset(Dataset[Batch], ABC):
         """
         inside = np.minimum(positions, self.tokens.n_tokens - 1)
         ids = torch.from_numpy(self.tokens.ids[inside].astype(np.int64))  # (B, T + 1)
+        told = torch.from_numpy(scored)
+        if self.tokens.bos not in (None, self.tokens.eot):  # given with every document, and predicted nowhere
+            told &= ids[:, 1:] != self.tokens.bos
         documents = self.tokens.document_of(inside[:, :-1])
         return Batch.of(
             ids,
             real=torch.from_numpy(real),
-            scored=torch.from_numpy(scored),
+            scored=told,
             documents=torch.from_numpy(documents),
             keys=torch.from_numpy(self.tokens.keys_of(documents)),
             positions=torch.from_numpy(inside[:, :-1] - self.tokens.offsets[documents]),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export.code import AUTO_MAP, code_files
 from lightning_app.export.hub import check_name, push
@@ -87,7 +88,7 @@ def export(
     model = _model(backbone, dense=dense)
     with _new_folder(output, needed=_bytes_of(model)) as folder:
         known = write_tokenizer(tokenizer, folder, max_length=backbone.max_length)
-        _write_model(model, folder, eot=tokenizer.eot, known=known, longest=backbone.max_length)
+        _write_model(model, folder, tokenizer, known=known, longest=backbone.max_length)
         difference = _difference(folder, ids, expected)
         onnx_difference = write_onnx(model, folder) if onnx else None
         done = Exported(output, model.config.model_type, difference, onnx_difference)
@@ -147,12 +148,15 @@ def _difference(folder: Path, ids: Tensor, expected: Tensor) -> float:
 # What is written
 
 
-def _write_model(model: PreTrainedModel, folder: Path, *, eot: int, known: set[int], longest: int | None) -> None:
+def _write_model(
+    model: PreTrainedModel, folder: Path, tokenizer: Tokenizer, *, known: set[int], longest: int | None
+) -> None:
     """Weights, both configs, and our own code where the library has none. Ids that are not `known` are never drawn."""
     from transformers import GenerationConfig
 
     own = model.config.model_type == "lightning_app"
-    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eot)
+    begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+    special = {"bos_token_id": begin, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.pad}
     for name, value in special.items():
         setattr(model.config, name, value)
     model.generation_config = GenerationConfig(

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_app.data.bpe import Ranks, byte_symbols, parse_ranks
 from lightning_app.data.reading import END_OF_TEXT
-from lightning_app.data.tokenizers import BYTES, Tokenizer
+from lightning_app.data.tokenizers import BYTES, HuggingFaceTokenizer, Tokenizer
 
 SYMBOLS = {byte: symbol for symbol, byte in byte_symbols().items()}
 
@@ -18,8 +18,13 @@ SYMBOLS = {byte: symbol for symbol, byte in byte_symbols().items()}
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int | None) -> set[int]:
     """Write `tokenizer.json`, and what `AutoTokenizer` needs beside it, and return the ids that stand for something.
 
-    Text that reads like a special token becomes one, unless `split_special_tokens=True` is asked for.
+    Text that reads like a special token becomes one, unless `split_special_tokens=True` is asked for. Files of
+    Hugging Face's are written as they were.
     """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        for name, text in tokenizer.files.items():
+            (folder / name).write_bytes(text.encode())
+        return tokenizer.known_ids()
     made = fast_tokenizer(tokenizer)
     made.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {

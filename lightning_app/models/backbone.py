@@ -139,10 +139,12 @@ class Backbone(nn.Module, ABC):
         max_length: the most positions that a sequence may have; None where there is no limit.
         attention_width: sum over the layers of heads x head size, for counting FLOPs; follows when heads are removed.
         units: what can be cut out of it, by kind, once it was asked for. A deep copy has its own.
+        source: where its weights came from, if they were loaded.
         no_graph: why its forward cannot be written as a graph of tensor operations; empty where it can.
     """
 
     no_graph: ClassVar[str] = ""
+    source: str | None = None
 
     vocab_size: int
     width: int
@@ -152,6 +154,10 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.units: dict[str, Shaped] = {}
+
+    def special_ids(self) -> dict[str, set[int]]:
+        """The ids that its training took as "bos" and "eos", as far as that is known."""
+        return {}
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ class PretrainedLM(Backbone):
         max_length: None for families without a limit, such as BLOOM.
         lora: its adapters, if any.
         is_fresh: its weights began at random.
+        source: `pretrained`, where that was given.
 
     Raises:
         InputError: no such model, an unknown option, sizes that do not fit, or a family that cannot be split into
@@ -120,7 +121,9 @@ class PretrainedLM(Backbone):
     ):
         super().__init__()
         _check_one_source(pretrained=pretrained, architecture=architecture, config=config)
-        torch_dtype: torch.dtype = getattr(torch, dtype)
+        if pretrained is not None and vocab_size is not None and not resize_vocab:
+            _check_ids(vocab_size, ids_of_directory(pretrained), name=pretrained)  # loading may take minutes
+        self.source, torch_dtype = pretrained, cast(torch.dtype, getattr(torch, dtype))
         if pretrained is not None:
             self.model = _load(pretrained, options or {}, torch_dtype)
         else:
@@ -192,6 +195,11 @@ class PretrainedLM(Backbone):
     def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         config = options["config"].items()
         return {name: x for name, x in config if isinstance(x, int | float | str) and not any(w in name for w in FREE)}
+
+    def special_ids(self) -> dict[str, set[int]]:
+        text = self.model.config.get_text_config(decoder=True)
+        given = {role: getattr(text, f"{role}_token_id", None) for role in ("bos", "eos")}
+        return {role: {*ids} if isinstance(ids, list) else {ids} for role, ids in given.items() if ids is not None}
 
     def embed(self, ids: Tensor) -> Tensor:
         return self._embedding(ids)
@@ -275,12 +283,8 @@ class PretrainedLM(Backbone):
     # Checks
 
     def _check_sizes(self, vocab_size: int | None, block_size: int | None, name: str) -> None:
-        if vocab_size is not None and vocab_size != self.vocab_size:
-            raise InputError(
-                f"data.vocab_size is {vocab_size}, but {name!r} has {self.vocab_size} ids: if data.tokenizer gives the "
-                f"model's own ids set data.vocab_size: {self.vocab_size} (spare ones are never drawn), else "
-                "resize_vocab: true"
-            )
+        if vocab_size is not None:
+            _check_ids(vocab_size, self.vocab_size, name=name)
         if block_size is not None and self.max_length is not None and block_size > self.max_length:
             raise InputError(
                 f"data.block_size is {block_size}, but {name!r} holds at most {self.max_length} positions: lower it"
@@ -337,6 +341,27 @@ def _check_one_source(**sources: Any) -> None:
             f"{' and '.join(given) or 'no model'} given: give one of pretrained (a directory, or a name on the hub), "
             "architecture (a fresh model) and config"
         )
+
+
+def _check_ids(given: int, own: int | None, *, name: str) -> None:
+    """Whether the data has as many ids as the model; None: nobody knows how many that has."""
+    if own is None or given == own:
+        return
+    raise InputError(
+        f"data.vocab_size is {given}, but {name!r} has {own} ids: if data.tokenizer gives the model's own ids set "
+        f"data.vocab_size: {own} (spare ones are never drawn), else give data.tokenizer: model, or resize_vocab: true"
+    )
+
+
+def ids_of_directory(name: str) -> int | None:
+    """As its config says; None: it does not."""
+    file = Path(name) / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+        found = {**config.get("text_config", {}), **config}.get("vocab_size")
+    except (OSError, ValueError, AttributeError, TypeError):  # `_load` says what is wrong
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _load(name: str, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:

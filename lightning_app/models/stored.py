@@ -23,4 +23,4 @@ class Stored:
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """On one line, as the projector's table asks for; -1 is no token."""
-    return repr(tokenizer.decode([i for i in ids if i >= 0]))[1:-1]
+    return repr(tokenizer.decode([i for i in ids if i >= 0], continues=True))[1:-1]

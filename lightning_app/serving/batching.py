@@ -115,8 +115,13 @@ class Batcher:
             return
         while self.waiting and len(self.running) < self.batch_size:
             job = self.waiting.popleft()
-            most, ends = job.options.max_new_tokens, self._module.end_ids
-            job.stream = TextStream(self._tokenizer, max_new_tokens=most, stop=job.stop, ends=ends)
+            job.stream = TextStream(
+                self._tokenizer,
+                max_new_tokens=job.options.max_new_tokens,
+                stop=job.stop,
+                ends=self._module.end_ids,
+                continues=self._tokenizer.goes_on(job.ids),
+            )
             self.running.append((job, self._decoder.join(job.ids, job.options)))
             self._since_join = 0
 

@@ -57,7 +57,7 @@ def explain(
 
 def _context(module: LanguageModule, tokenizer: Tokenizer, text: str) -> list[int]:
     """The last ids of a text that fit a block of the model, from the start of a character on; at least one."""
-    ids = tokenizer.encode(text) or [tokenizer.eot]
+    ids = tokenizer.prompt(text)
     longest, segment = module.backbone.core.max_length or LONGEST, module.backbone.segment
     kept = ids[-(longest // segment * segment) :]
     if len(kept) == len(ids):
@@ -66,7 +66,8 @@ def _context(module: LanguageModule, tokenizer: Tokenizer, text: str) -> list[in
 
 
 def _begins_a_character(tokenizer: Tokenizer, token: int) -> bool:
-    return tokenizer.decode_bytes([token])[0] & 0b1100_0000 != 0b1000_0000
+    found = tokenizer.decode_bytes([token], continues=True)
+    return not found or found[0] & 0b1100_0000 != 0b1000_0000
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.serving.prompts import as_they_end, in_order, prompt_ids, read_prompts, write_answers
+from lightning_app.serving.prompts import as_they_end, in_order, read_prompts, write_answers
 from lightning_app.serving.streaming import TextStream
 from lightning_app.training import arguments
 from lightning_app.training.module import LanguageModule
@@ -35,8 +35,14 @@ def continue_text(
         stop: the text ends before the first of these.
     """
     options = options or GenerationOptions()
-    stream = TextStream(tokenizer, max_new_tokens=options.max_new_tokens, stop=stop, ends=module.end_ids)
-    given = prompt_ids(prompt, tokenizer) if isinstance(prompt, str) else list(prompt)
+    given = tokenizer.prompt(prompt) if isinstance(prompt, str) else list(prompt)
+    stream = TextStream(
+        tokenizer,
+        max_new_tokens=options.max_new_tokens,
+        stop=stop,
+        ends=module.end_ids,
+        continues=tokenizer.goes_on(given),
+    )
     ids = torch.tensor([given], device=module.device)
     for token in module.generate(ids, options, eot=module.end_ids):
         if piece := stream.push(int(token)):

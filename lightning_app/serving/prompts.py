@@ -22,11 +22,6 @@ ANSWER = ("text", "finish_reason", "tokens")  # what an answer adds to its row
 Row = dict[str, Any]
 
 
-def prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """At least one token: an empty prompt stands for the beginning of a document."""
-    return tokenizer.encode(prompt) or [tokenizer.eot]
-
-
 def read_prompts(path: Path) -> list[Row]:
     """The prompts of a file: each line of a text, or the objects with a `prompt` of a `.jsonl` file.
 
@@ -80,7 +75,7 @@ def as_they_end(
     each = [(row, _options(row, options, i), _stops(row, stop)) for row in rows for i in range(num_samples)]
     results = [_Result() for _ in each]
     for (row, own, stops), result in zip(each, results, strict=True):
-        batcher.waiting.append(Job(prompt_ids(row["prompt"], tokenizer), own, stops, result.add))
+        batcher.waiting.append(Job(tokenizer.prompt(row["prompt"]), own, stops, result.add))
 
     def answers() -> Iterator[tuple[int, Row]]:
         left = set(range(len(each)))

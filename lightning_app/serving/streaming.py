@@ -17,6 +17,7 @@ class TextStream:
         max_new_tokens: behind so many the text ends.
         stop: the text ends before the first of these, which may lie across tokens.
         ends: ids that end it; None: the tokenizer's end of text.
+        continues: it goes on with a text, see `Tokenizer`.
 
     Attributes:
         finish_reason: why the text has ended: "stop" (end of text, or a stop string) or "length"; None: it has not.
@@ -30,9 +31,10 @@ class TextStream:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         ends: Collection[int] | None = None,
+        continues: bool = True,
     ):
         self._ends = {tokenizer.eot} if ends is None else ends
-        self._decode = tokenizer.stream_decoder()
+        self._decode = tokenizer.stream_decoder(continues=continues)
         self._stop, self._held = stop, ""
         self._hold = max((len(s) for s in stop), default=1) - 1  # characters that may be a stop's beginning
         self._left = max_new_tokens

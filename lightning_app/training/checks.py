@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import nn
 
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.models.backbone import Backbone
 
+log = logging.getLogger(__name__)
+BETTER = 0.5  # nats that pretrained weights are at least better than chance
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -25,6 +31,30 @@ def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -
         )
     if longest is not None and data.block_size > longest:
         raise InputError(f"data.block_size is {data.block_size}, but the backbone holds at most {longest} positions")
+
+
+@rank_zero_only
+def say_if_ids_differ(backbone: Backbone, tokenizer: Tokenizer) -> None:
+    """Special ids that a pretrained model's training had otherwise."""
+    ours = {"eos": tokenizer.eot, "bos": tokenizer.bos}
+    for role, ids in backbone.special_ids().items():
+        if ours[role] is not None and ours[role] not in ids:
+            log.warning(
+                "the model was trained with %s as its %s id, and %r has %s: do they belong together? "
+                "data.tokenizer: model takes the model's own",
+                *(" or ".join(map(str, sorted(ids))), role, tokenizer.name, ours[role]),
+            )
+
+
+@rank_zero_only
+def say_if_no_better_than_chance(ce: float, *, ids: int, source: str) -> None:
+    """The first loss (nats per token) of pretrained weights that do not know these ids."""
+    if ce > math.log(ids) - BETTER:
+        log.warning(
+            "the first loss of %r is %.2f nats per token, no better than chance (ln %d = %.2f): its weights do not "
+            "know these ids; data.tokenizer: model takes its own",
+            *(source, ce, ids, math.log(ids)),
+        )
 
 
 def say_what_is_frozen(own: Sequence[nn.Parameter]) -> None:

@@ -29,7 +29,8 @@ class Passages:
     """
 
     def __init__(self, tokens: TokenArray, token_bytes: Tensor):
-        reached = token_bytes.cpu().numpy()[tokens.ids[: tokens.n_tokens]].cumsum()
+        n_bytes = token_bytes.cpu().numpy()[tokens.ids[: tokens.n_tokens]]
+        reached = (n_bytes + tokens.other_bytes(np.arange(tokens.n_tokens))).cumsum()
         limits = reached[-1] * np.arange(1, PASSAGES) / PASSAGES
         self.ends = torch.from_numpy(np.searchsorted(reached, limits, side="right"))
         self.offsets = torch.from_numpy(tokens.offsets[:-1])
@@ -80,7 +81,7 @@ class LanguageMeasures(Metric):
         self,
         logits: Tensor,
         targets: Tensor,
-        token_bytes: Tensor | None = None,
+        n_bytes: Tensor | None = None,
         passages: Tensor | None = None,
     ) -> None:
         """Add one batch.
@@ -88,7 +89,7 @@ class LanguageMeasures(Metric):
         Args:
             logits: (B, T, V).
             targets: (B, T), IGNORE where nothing is to be predicted.
-            token_bytes: (V,) bytes of text that each id stands for; None: bits per byte stay unknown.
+            n_bytes: (B, T) bytes of text that each target stands for; None: bits per byte stay unknown.
             passages: (B, T) number of the passage that each target stands in.
         """
         real = targets != IGNORE
@@ -96,10 +97,10 @@ class LanguageMeasures(Metric):
         nll = token_nll(logits, targets)
         self.nll += nll.sum(dtype=_DOUBLE)
         self.tokens += real.sum()
-        if token_bytes is not None:
-            self.n_bytes += token_bytes[wanted].sum()
-        if token_bytes is not None and passages is not None:
-            sums = (nll[real], torch.ones_like(wanted), token_bytes[wanted], wanted == guessed)
+        if n_bytes is not None:
+            self.n_bytes += n_bytes[real].sum()
+        if n_bytes is not None and passages is not None:
+            sums = (nll[real], torch.ones_like(wanted), n_bytes[real], wanted == guessed)
             self.by_passage.index_add_(0, passages[real], torch.stack([x.to(_DOUBLE) for x in sums], dim=-1))
         self.true_positives += torch.bincount(wanted[wanted == guessed], minlength=self.vocab_size)
         self.predicted += torch.bincount(guessed, minlength=self.vocab_size)

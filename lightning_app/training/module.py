@@ -33,6 +33,8 @@ from lightning_app.training import optim
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checks import (
     check_sizes,
+    say_if_ids_differ,
+    say_if_no_better_than_chance,
     say_what_is_frozen,
     warn_if_it_can_only_memorise,
 )
@@ -109,6 +111,7 @@ class LanguageModule(L.LightningModule, ABC):
         self._real_ids = backbone.vocab_size
         self.end_ids: frozenset[int] = frozenset()  # that end a text, once there is a tokenizer
         self.chat_template: ChatTemplate | None = None  # what wrote its conversations, if not the tokenizer's own
+        self._judged = True  # whether the first loss was looked at, or does not say anything
         self.evaluation = Evaluation()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping, where it is known
 
@@ -207,11 +210,18 @@ class LanguageModule(L.LightningModule, ABC):
         """The batch's part of the step's loss."""
         if self.spikes is None or not self.spikes.ready:
             check_loss(loss, step=self.trainer.global_step, log_every_n_steps=self.trainer.log_every_n_steps)
+        self._judge(terms["ce"][1])
         step = of_step(loss, terms, self.window, self.means_over)
         self.train_loss = step.so_far
         self.log("train/loss", self.train_loss, prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in step.means.items()}, prog_bar=len(terms) > 1)
         return step.part
+
+    def _judge(self, ce: Tensor) -> None:
+        """Whether loaded weights know the tokens, by the first loss."""
+        if not self._judged:
+            self._judged, source = True, str(self.backbone.core.source)
+            say_if_no_better_than_chance(float(ce.detach()), ids=self._real_ids, source=source)
 
     def _log_evaluation(self, batch: Batch, outputs: Outputs, loss: Tensor, terms: Terms, stage: str) -> None:
         self.evaluation.update(self.measures, outputs.logits, batch)
@@ -264,7 +274,7 @@ class LanguageModule(L.LightningModule, ABC):
         """One row per sequence: document, tokens, bytes, ce (nats per token), bpb (bits per byte), and what
         extensions say of it."""
         outputs = self.outputs(batch)
-        rows = self.evaluation.rows(outputs.logits, outputs.targets, outputs.document_ids)
+        rows = self.evaluation.rows(outputs.logits, batch)
         for name, values in self._described(outputs).items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = value
@@ -294,6 +304,7 @@ class LanguageModule(L.LightningModule, ABC):
         measures = self._log_measures("val")
         self._end_evaluation()
         if self.trainer.state.fn != "fit":
+            self._judge(measures["ce"])
             return
         if not self.trainer.sanity_checking:
             step_on_plateau([config.scheduler for config in self.trainer.lr_scheduler_configs], measures)
@@ -365,11 +376,14 @@ class LanguageModule(L.LightningModule, ABC):
         if isinstance(data, TextDataModule):
             check_sizes(data, vocab_size=self.backbone.vocab_size, longest=self.longest_block)
             self.use_tokenizer(data.tokenizer)
+            self.evaluation.use_text(data.evaluated(stage))
             self.evaluation.use_passages(data if stage == "fit" else None)
             self.evaluation.use_sources(data, stage)
             for extension in self.extensions:
                 extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
+            self._judged = self.backbone.core.source is None
             if stage == "fit":
+                say_if_ids_differ(self.backbone.core, data.tokenizer)
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
         let_batches_pass(self.trainer.precision_plugin)
@@ -460,6 +474,7 @@ class LanguageModule(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoints.WEIGHTS not in checkpoint:  # a sharded strategy has loaded the tensors itself
             return
+        self._judged = True
         self._check_groups(checkpoint)
         checkpoints.resume(self, checkpoint)
 

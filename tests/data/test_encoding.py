@@ -15,7 +15,7 @@ from lightning_app.data import encoding
 from lightning_app.data.corpus import Document
 from lightning_app.data.encoding import Part, count_words, encode_documents, encode_job
 from lightning_app.data.token_cache import prepare_tokens
-from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.data.tokenizers import TiktokenTokenizer, Tokenizer, base, load_tokenizer
 from lightning_app.errors import InputError
 
 
@@ -38,7 +38,7 @@ def pairs(prose) -> list[Document]:
 def test_several_processes_write_what_one_writes(make, tokenizer, prose, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "JOB", 5_000)  # some ten jobs
     monkeypatch.setattr("lightning_app.data.token_cache.WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(encoding.pieces, "__kwdefaults__", {"size": 2_000})
+    monkeypatch.setattr(base.pieces, "__kwdefaults__", {"size": 2_000})
     used, pool = [], encoding.ProcessPoolExecutor
     monkeypatch.setattr(encoding, "ProcessPoolExecutor", lambda n, **options: used.append(n) or pool(n, **options))
     written = []
@@ -127,15 +127,15 @@ def test_an_error_while_reading_arrives_as_it_is(tokenizer, monkeypatch):
         list(encode_documents(documents(), tokenizer, num_proc=2))
 
 
-class Mistaken(Tokenizer):
+class Mistaken(TiktokenTokenizer, kind="mistaken"):
     """Fails in a process that was started; kills it where the text says so."""
 
     def __reduce__(self):
         return _mistaken, (self.state(),)
 
-    def encode_array(self, text: str) -> np.ndarray:
+    def encode_array(self, text: str, **options) -> np.ndarray:
         if multiprocessing.parent_process() is None:
-            return super().encode_array(text)
+            return super().encode_array(text, **options)
         if text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         raise InputError(f"cannot encode {text!r}")

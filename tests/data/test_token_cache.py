@@ -14,7 +14,7 @@ import pytest
 from lightning_app.data import encoding, token_cache
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import prepare_tokens
-from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.data.tokenizers import Tokenizer, base, load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import temporary_name
 
@@ -156,8 +156,8 @@ def test_nothing_and_mixtures_are_refused(tmp_path, tokenizer):
 
 def test_a_long_document_is_encoded_as_if_whole(tmp_path, tokenizer, monkeypatch):
     text = "line of text\n" * 100
-    monkeypatch.setattr(encoding.pieces, "__kwdefaults__", {"size": 50})
-    assert len(encoding.pieces(text)) > 20
+    monkeypatch.setattr(base.pieces, "__kwdefaults__", {"size": 50})
+    assert len(base.pieces(text)) > 20
     tokens = prepare_tokens([Document(text)], tokenizer, tmp_path)
     assert tokens.ids.tolist() == [*text.encode(), 256]
 
@@ -269,7 +269,7 @@ def test_documents_are_read_one_by_one(tmp_path, tokenizer, monkeypatch):
 WRITER = """
 import sys
 from lightning_app.data.corpus import Document
-from lightning_app.data import token_cache
+from lightning_app.data import encoding, token_cache
 from lightning_app.data.tokenizers import load_tokenizer
 write = token_cache._write
 def counted(*args):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_app.data.bpe import GPT2_PATTERN, train_ranks
 from lightning_app.data.reading import END_OF_TEXT
-from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
+from lightning_app.data.tokenizers import TiktokenTokenizer, Tokenizer, load_tokenizer
 from lightning_app.export.tokenizer import fast_tokenizer, merges_of, onig_pattern, write_tokenizer
 
 # That of cl100k_base: possessive, with a bounded repetition, an end of text and groups of its own.
@@ -28,7 +28,7 @@ ALPHABET = st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(l
 
 def tokenizer_with(pattern: str, size: int = 420) -> Tokenizer:
     ranks = train_ranks(TEXTS, size=size)
-    return Tokenizer("own", ranks=ranks, pattern=pattern, specials={END_OF_TEXT: max(ranks.values()) + 1})
+    return TiktokenTokenizer("own", ranks=ranks, pattern=pattern, specials={END_OF_TEXT: max(ranks.values()) + 1})
 
 
 def encoded(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.models.losses import IGNORE
 from lightning_app.training.evaluation import Evaluation, mean_of_each
@@ -35,17 +36,23 @@ def test_bytes_of_each_id_and_none_of_spare_ones(evaluation: Evaluation, data: T
     assert data.tokenizer.vocab_size == 257
 
 
+def batch_of(targets: torch.Tensor, documents: torch.Tensor) -> Batch:
+    positions = torch.arange(targets.shape[1]).expand_as(targets)
+    return Batch(targets, targets, targets != IGNORE, documents, documents, positions)
+
+
 def test_rows_by_hand(evaluation: Evaluation):
     logits = torch.zeros(2, 3, V)
     logits[0, 0, 65] = math.log(V - 1)  # the target has half of all
     targets = torch.tensor([[65, 66, IGNORE], [IGNORE, IGNORE, IGNORE]])
-    one, none = evaluation.rows(logits, targets, torch.tensor([[4, 4, -1], [7, 7, 7]]))
+    batch = batch_of(targets, torch.tensor([[4, 4, -1], [7, 7, 7]]))
+    one, none = evaluation.rows(logits, batch)
     nats = math.log(2 * (V - 1) / (V - 1)) + math.log(V)
     assert one == pytest.approx(
         {"document": 4, "tokens": 2, "ce": nats / 2, "bytes": 2, "bpb": nats / math.log(2) / 2}, rel=1e-6
     )
     assert none == {"document": 7, "tokens": 0, "ce": 0.0, "bytes": 0, "bpb": 0.0}
-    assert Evaluation().rows(logits, targets, torch.zeros(2, 3))[0].keys() == {"document", "tokens", "ce"}
+    assert Evaluation().rows(logits, batch)[0].keys() == {"document", "tokens", "ce"}
 
 
 @pytest.mark.parametrize("fit", [True, False])

@@ -65,7 +65,7 @@ def test_sums_of_measures_keep_their_type():
     torch.nn.ModuleList([measures]).to(dtype=torch.bfloat16)
     logits, targets = torch.zeros(1, 3000, 4, dtype=torch.bfloat16), torch.zeros(1, 3000, dtype=torch.int64)
     for _ in range(3):
-        measures.update(logits, targets, torch.ones(4, dtype=torch.int64), torch.zeros_like(targets))
+        measures.update(logits, targets, torch.ones_like(targets), torch.zeros_like(targets))
     assert measures.by_passage[0, 1] == 9000
     assert measures.compute()["ce"].item() == pytest.approx(1.3862943, abs=5e-3)
     measures.reset()

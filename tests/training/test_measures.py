@@ -17,14 +17,20 @@ def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, targets
 
 
+def bytes_of(targets: torch.Tensor) -> torch.Tensor:
+    return TOKEN_BYTES[targets.clamp_min(0)]
+
+
 def measured(size: int, fill: int = 0) -> dict[str, float]:
     """Over 6 rows in batches of `size`; `fill` rows of padding in between."""
     measures = LanguageMeasures(4)
     logits, targets = batch(6)
     for start in range(0, 6, size):
-        measures.update(logits[start : start + size], targets[start : start + size], TOKEN_BYTES)
+        part = targets[start : start + size]
+        measures.update(logits[start : start + size], part, bytes_of(part))
         if fill:
-            measures.update(torch.randn(fill, 5, 4), torch.full((fill, 5), IGNORE), TOKEN_BYTES)
+            padding = torch.full((fill, 5), IGNORE)
+            measures.update(torch.randn(fill, 5, 4), padding, bytes_of(padding))
     return {name: float(value) for name, value in measures.compute().items()}
 
 

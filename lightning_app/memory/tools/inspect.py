@@ -127,8 +127,8 @@ def queries_of(of: Memory, reader: Reader, ids: Tensor) -> Tensor:
 
 def search(of: Memory, reader: Reader, tokenizer: Tokenizer, text: str, *, k: int, block: int) -> list[Neighbour]:
     """The k entries nearest to the state behind a text, of which the last `block` tokens count; nearest first."""
-    ids = tokenizer.encode(text)[-min(block, of.lm.max_length or block) :]
-    if not ids:
+    ids = tokenizer.prompt(text)[-min(block, of.lm.max_length or block) :]
+    if not text:
         raise InputError("the query is empty: give the text whose continuation is looked for")
     query = queries_of(of, reader, torch.tensor([ids], device=of.device))[-1:]
     if not reader.bank.size():
@@ -161,7 +161,7 @@ def neighbours(
 
 def shown(tokenizer: Tokenizer, span: Sequence[int], following: int) -> tuple[str, str]:
     """The texts of a span and of the token behind it (-1: unknown), to which a character belongs that it ends."""
-    decoder = tokenizer.stream_decoder()
+    decoder = tokenizer.stream_decoder(continues=True)
     text = "".join(decoder(i) for i in span if i >= 0).lstrip(HALF)  # it may begin within a character, too
     return (text, decoder(following) + decoder.flush()) if following >= 0 else (text + decoder.flush(), "")
 

@@ -37,7 +37,10 @@ def logprobs(
         for values, tokens, i in zip(best.values.tolist(), best.indices.tolist(), range(1, len(ids)), strict=True):
             alternatives = {_shown(tokenizer, token): value for token, value in zip(tokens, values, strict=True)}
             top.append(alternatives | {shown[i]: each[i]})
-    ends = [len(tokenizer.decode(ids[first : i + 1])) for i in range(first, len(ids))]
+    ends = [
+        len(tokenizer.decode(ids[first : i + 1], continues=tokenizer.goes_on(ids[:first])))
+        for i in range(first, len(ids))
+    ]
     return {
         "tokens": shown[first:],
         "token_logprobs": each[first:],
@@ -49,6 +52,6 @@ def logprobs(
 def _shown(tokenizer: Tokenizer, token: int) -> str:
     r"""Its text; "bytes:\xe2" for a piece of a character, which would look like other pieces."""
     try:
-        return tokenizer.decode_bytes([token]).decode()
+        return tokenizer.decode_bytes([token], continues=True).decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokenizer.decode_bytes([token]))
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokenizer.decode_bytes([token], continues=True))

@@ -78,7 +78,7 @@ class Service:
 
     def ids(self, text: str | Sequence[int], param: str) -> list[int]:
         """Of one prompt, at least one token."""
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        ids = self.tokenizer.prompt(text) if isinstance(text, str) else list(text)
         if wrong := [i for i in ids if not 0 <= i < self.tokenizer.vocab_size]:
             message = f"{wrong[0]} is no token: ids lie from 0 up, below {self.tokenizer.vocab_size}"
             raise RefusedError(400, message, param=param)

@@ -74,6 +74,7 @@ class Samples(RunCallback):
 
 def continued(prompt: str, module: LanguageModule, data: TextDataModule, options: GenerationOptions) -> str:
     """What the model writes after a prompt, up to the end of a document."""
-    ids, eot = torch.tensor([data.tokenizer.encode(prompt)], device=module.device), data.tokenizer.eot
+    given, eot = data.tokenizer.prompt(prompt), data.tokenizer.eot
+    ids = torch.tensor([given], device=module.device)
     new = [int(token) for token in module.generate(ids, options, eot=eot)]
-    return data.tokenizer.decode([i for i in new if i != eot])
+    return data.tokenizer.decode([i for i in new if i != eot], continues=data.tokenizer.goes_on(given))

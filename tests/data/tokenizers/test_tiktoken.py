@@ -1,4 +1,4 @@
-"""Tokenizers: round trips, streaming, state, and every way to name one."""
+"""Tokenizers of tiktoken: round trips, streaming, state, and every way to name one."""
 
 import copy
 import hashlib
@@ -11,8 +11,7 @@ import pytest
 import tiktoken
 import torch
 
-from lightning_app.data import tokenizers as module
-from lightning_app.data.bpe import dump_ranks
+from lightning_app.data.bpe import GPT2_PATTERN, dump_ranks
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer, pieces
 from lightning_app.errors import InputError
 
@@ -100,7 +99,7 @@ def test_the_fingerprint_tells_tokenizers_apart_but_not_their_names(bpe):
     assert load_tokenizer("bytes").fingerprint != bpe.fingerprint
 
 
-@pytest.mark.parametrize("pattern", [module.GPT2_PATTERN, O200K_LIKE])
+@pytest.mark.parametrize("pattern", [GPT2_PATTERN, O200K_LIKE])
 def test_pieces_change_no_ids(bpe, pattern):
     tokenizer = Tokenizer.from_state(bpe.state() | {"pattern": pattern})
     rng = random.Random(2)

@@ -1,0 +1,84 @@
+"""Where a Hugging Face tokenizer comes from: a directory, a file, or a name on the hub."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lightning_app.errors import InputError
+
+HUB = "hf:"
+TOKENIZER = "tokenizer.json"
+# What a tokenizer consists of beside it; an export writes them unchanged.
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def is_hugging_face(name: str) -> bool:
+    """Whether a tokenizer's name is a directory, a `tokenizer.json`, or `hf:` and a name on the hub."""
+    return name.startswith(HUB) or name.endswith(".json") or Path(name).is_dir()
+
+
+def read_files(name: str) -> dict[str, str]:
+    """The texts of a tokenizer's files by their names; a slow one is converted by transformers.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = Path(name)
+    if name.startswith(HUB):
+        return _converted(name.removeprefix(HUB))
+    if path.is_dir():
+        return _of_folder(path, TOKENIZER) if (path / TOKENIZER).is_file() else _converted(name)
+    if not path.is_file():
+        raise InputError(f"there is no tokenizer {name}: give a directory with a tokenizer.json, or the file itself")
+    return _of_folder(path.parent, path.name)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The config of the model beside a tokenizer; empty where there is none."""
+    path = Path(name) if Path(name).is_dir() else Path(name).parent
+    file = path / "config.json"
+    return _parsed(file) if file.is_file() and not name.startswith(HUB) else {}
+
+
+def _of_folder(folder: Path, own: str) -> dict[str, str]:
+    parsed = _parsed(folder / own)
+    if not isinstance(parsed.get("model"), dict) or "vocab" not in parsed["model"]:
+        raise InputError(f"{folder / own} is not a tokenizer of Hugging Face's: it has no model with a vocabulary")
+    beside = [name for name in BESIDE if (folder / name).is_file()]
+    return {TOKENIZER: _text(folder / own)} | {name: _text(folder / name) for name in beside}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is not JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}, not an object; download it again")
+    return found
+
+
+def _converted(name: str) -> dict[str, str]:
+    """What transformers makes of it."""
+    from transformers import AutoTokenizer
+
+    try:
+        made: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with tempfile.TemporaryDirectory() as folder:
+            made.save_pretrained(folder)
+            return _of_folder(Path(folder), TOKENIZER)
+    except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name!r} has no tokenizer that can be read ({reason}); give a directory with a tokenizer.json"
+        ) from error

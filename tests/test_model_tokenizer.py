@@ -1,0 +1,178 @@
+"""A pretrained model with its own tokenizer in the commands, end to end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightning_app.data.tokenizers import HuggingFaceTokenizer
+from lightning_app.reports.run_folder import RunFolder
+from lightning_app.training.checkpoint import load_module
+from lightning_app.training.checks import say_if_no_better_than_chance
+from tests import tokenizers as kinds
+from tests.conftest import Run
+
+LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
+
+
+def save_model(folder: Path, kind: str, **options: Any) -> Path:
+    """A LLaMA with random weights, some spare ids, and a tokenizer of this kind."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = kinds.made(kind)
+    sizes: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size + 5,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.eot,
+    }
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**{**sizes, **options})).save_pretrained(folder)
+    return kinds.save(kind, folder)
+
+
+@pytest.fixture
+def tiny(config: Callable[..., str]) -> str:
+    backbone = {"class_path": "PretrainedLM", "init_args": {"pretrained": "own"}}
+    scheduler = {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 1}}
+    model = {"class_path": "CausalLM", "init_args": {"backbone": backbone, "scheduler": scheduler}}
+    path = config({"data": {"tokenizer": "model"}, "trainer": {"max_steps": 2, "val_check_interval": 2}})
+    tree = yaml.safe_load(Path(path).read_text())
+    Path(path).write_text(yaml.safe_dump({**tree, "model": model}))
+    Path("train.txt").write_text(Path("train.txt").read_text() * 4)  # enough for the model's size
+    return path
+
+
+@pytest.mark.slow
+def test_it_is_trained_validated_continued_and_exported(
+    main: Run,
+    tiny: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    save_model(folder / "own", "llama")
+    main("fit", "--config", tiny)
+    saved = RunFolder(folder / "runs/tiny/version_0").config()
+    assert saved is not None
+    assert (saved["data"]["tokenizer"], saved["data"]["vocab_size"]) == ("own", kinds.made("llama").vocab_size + 5)
+    caplog.clear()
+    main("validate", "--config", tiny, "--ckpt_path", LAST)
+    main("fit", "--config", tiny, "--ckpt_path", LAST, "--trainer.max_steps", 3)
+    assert [record.message for record in caplog.records if "first loss" in record.message] == []  # it has learned
+    shutil.rmtree("own")
+    module, tokenizer = load_module(LAST)
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    assert tokenizer.fingerprint == kinds.made("llama").fingerprint
+    capsys.readouterr()
+    main("generate", "--ckpt_path", LAST, "--prompt", "the model", "--max_new_tokens", 5, "--temperature", 0)
+    said = capsys.readouterr().out.removesuffix("\n")
+    ids = torch.tensor([tokenizer.prompt("the model")])
+    new = [int(token) for token in module.generate(ids, _greedy(5), eot=tokenizer.eot)]
+    assert said == tokenizer.decode([*ids[0].tolist(), *(i for i in new if i != tokenizer.eot)])
+    main("export", "--ckpt_path", LAST, "--output", "exported")
+    for name, text in kinds.files_of("llama").items():
+        assert (folder / "exported" / name).read_text(encoding="utf-8") == text
+    _check_exported(folder / "exported", module, ids)
+
+
+def _greedy(n: int) -> Any:
+    from lightning_app.models.generation import GenerationOptions
+
+    return GenerationOptions(n, temperature=0)
+
+
+def _check_exported(folder: Path, module: Any, ids: torch.Tensor) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (1, 2)
+    assert AutoTokenizer.from_pretrained(folder)("the model")["input_ids"] == ids[0].tolist()
+    assert torch.allclose(model(ids).logits, module(ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram", "smollm2"])
+def test_bits_per_byte_are_those_of_the_library(kind: str, main: Run, tiny: str, folder: Path):
+    """One document in one window: the begin token is given, and the end of the text is to be predicted."""
+    from transformers import AutoModelForCausalLM
+
+    text = "The ﬁrst\x01 model"
+    Path("val.txt").write_text(text, encoding="utf-8")
+    save_model(folder / "own", kind)
+    tokenizer = kinds.made(kind)
+    ids = torch.tensor([[*([] if tokenizer.bos is None else [tokenizer.bos]), *tokenizer.encode(text), tokenizer.eot]])
+    size = ("--data.block_size", ids.shape[1] - 1, "--data.clean", "false")
+    main("predict", "--config", tiny, *size, "--data.predict.path", "val.txt")
+    row = _predicted(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "own")
+    with torch.no_grad():
+        nats = float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+    measured = tokenizer.measured(text)
+    first = 0 if tokenizer.bos is not None else len(tokenizer.decode_bytes(measured.ids[:1].tolist()))
+    assert row["bytes"] == len(text.encode()) - first
+    assert row["bpb"] == pytest.approx(nats / math.log(2) / row["bytes"], rel=1e-5)
+
+
+def _predicted(folder: Path) -> dict[str, Any]:
+    import json
+
+    found = list(folder.rglob("predictions*.jsonl"))
+    assert len(found) == 1
+    return dict(json.loads(found[0].read_text().splitlines()[0]))
+
+
+# What does not belong together
+
+
+def test_only_a_pretrained_model_has_one(fails: Callable[..., str], config: Callable[..., str]):
+    error = fails("fit", "--config", config({"data": {"tokenizer": "model"}}))
+    assert "data.tokenizer is model" in error
+    assert "pretrained is not given" in error
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused_before_the_weights_are_read(
+    fails: Callable[..., str], tiny: str, folder: Path
+):
+    save_model(folder / "own", "llama", vocab_size=700)
+    (folder / "own" / "model.safetensors").unlink()
+    error = fails("fit", "--config", tiny)
+    assert f"data.vocab_size is 700, but tokenizer 'own' has {kinds.made('llama').vocab_size} ids" in error
+    assert "do not belong together" in error
+    kinds.save("gpt2", folder / "another")
+    error = fails("fit", "--config", tiny, "--data.tokenizer", "another")
+    assert "data.vocab_size is 900, but 'own' has 700 ids" in error
+    assert "data.tokenizer: model" in error
+
+
+def test_other_special_ids_and_a_loss_of_chance_are_said(
+    main: Run, tiny: str, folder: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.WARNING)
+    save_model(folder / "own", "llama", eos_token_id=[7, 8])
+    main("fit", "--config", tiny)
+    said = [record.message for record in caplog.records if "own" in record.message]
+    assert len(said) == 2
+    assert "trained with 7 or 8 as its eos id, and 'own' has 2" in said[0]
+    assert "the first loss of 'own' is 6." in said[1]  # random weights, as good as another's
+    caplog.clear()
+    main("validate", "--config", tiny)
+    assert len([record.message for record in caplog.records if "first loss" in record.message]) == 1
+
+
+def test_weights_that_know_their_ids_say_nothing(caplog: pytest.LogCaptureFixture):
+    for ce, said in ((math.log(100) - 0.51, 0), (math.log(100) - 0.49, 1), (9.0, 1)):
+        caplog.clear()
+        say_if_no_better_than_chance(ce, ids=100, source="own")
+        assert len(caplog.records) == said
