@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +25,22 @@ def template_of(
     return given.adapted(template_tokens(tokenizer), special_ids(tokenizer), stop=stop)
 
 
-def encode_turns(text: str, turns: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (n,) of a conversation, the end of text behind it, and which (n,) are the assistant's.
+class EncodedTurns(NamedTuple):
+    """The tokens of a conversation, with the end of text behind it.
+
+    Attributes:
+        ids: (n,) uint32.
+        n_bytes: (n,) int64 bytes of the text that each stands for; 0 for special ids, as in `token_bytes`.
+        scored: (n,) bool, which are the assistant's.
+    """
+
+    ids: np.ndarray
+    n_bytes: np.ndarray
+    scored: np.ndarray
+
+
+def encode_turns(text: str, turns: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> EncodedTurns:
+    """The tokens of a conversation whose turns of the assistant have these characters.
 
     As in transformers, a token is the assistant's if any of it lies in a turn. The end of text is, where a turn ends
     the conversation without a special token of its own: else nothing would teach the model to stop.
@@ -38,7 +53,8 @@ def encode_turns(text: str, turns: Sequence[tuple[int, int]], tokenizer: Tokeniz
         scored[:-1] |= (ends > first) & (ends - sizes < behind)
     ends_itself = int(ids[-1]) in special_ids(tokenizer).values()
     scored[-1] = scored[-2] and not ends_itself
-    return np.append(ids, np.array([tokenizer.eot], dtype=ids.dtype)), scored
+    ids = np.append(ids, np.array([tokenizer.eot], dtype=ids.dtype))
+    return EncodedTurns(ids, np.where(tokenizer.token_bytes()[ids] > 0, np.append(sizes, 0), 0), scored)
 
 
 @dataclass(frozen=True)

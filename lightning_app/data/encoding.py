@@ -79,18 +79,18 @@ def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
 def _encode_conversations(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
     """What stands before the first turn counts as the prompt."""
     each = [encode_turns(part.text, part.turns or (), tokenizer) for part in parts]
-    firsts = [int(scored.argmax()) for _, scored in each]
-    sizes = [len(ids) for ids, _ in each]
+    firsts = [int(one.scored.argmax()) for one in each]
+    sizes = [len(one.ids) for one in each]
     return Encoded(
         parts=[
             run
             for first, n in zip(firsts, sizes, strict=True)
             for run in ((True, False, first), (False, True, n - first))
         ],
-        ids=np.concatenate([ids for ids, _ in each], dtype=token_dtype(tokenizer), casting="same_kind"),
+        ids=np.concatenate([one.ids for one in each], dtype=token_dtype(tokenizer), casting="same_kind"),
         n_characters=sum(len(part.text) for part in parts),
         n_words=count_words("\n".join(part.text for part in parts)),
-        scored=np.concatenate([scored for _, scored in each]),
+        scored=np.concatenate([one.scored for one in each]),
     )
 
 

@@ -124,7 +124,7 @@ def test_several_processes_write_the_same(make, monkeypatch):
 def test_a_token_is_learned_if_any_of_it_lies_in_a_turn():
     text = "aé🙂b"
     for start, end, wanted in ((1, 2, [1, 2]), (2, 3, [3, 4, 5, 6]), (0, 4, list(range(8))), (3, 4, [7])):
-        _, scored = encode_turns(text, ((start, end),), BYTES)
+        scored = encode_turns(text, ((start, end),), BYTES).scored
         own = scored[:-1].nonzero()[0].tolist()
         assert own == wanted
         assert scored[-1] == (end == 4)
