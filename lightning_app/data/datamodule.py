@@ -204,7 +204,13 @@ class TextDataModule(L.LightningDataModule):
             else:
                 for part in self.splits.parts(name):
                     self.tokens(part)
+        self._say_unused_template(names)
         self._say_overlap(names)
+
+    def _say_unused_template(self, names: Sequence[str]) -> None:
+        parts = [part for name in names if not self.streamed(name) for part in self.splits.parts(name)]
+        if self._given_template is not None and all(self.tokens(part).scored is None for part in parts):
+            log.warning("data.chat_template is %s, and no source has conversations", self._given_template.name)
 
     def _say_overlap(self, names: Sequence[str]) -> None:
         """Whether evaluation reads what training does."""

@@ -64,6 +64,15 @@ def test_a_template_of_the_users_own_with_an_end_token(make, tmp_path):
     assert template_of(data.tokenizer, data.chat_template).turn_end == "<|endoftext|>"
 
 
+def test_a_template_without_conversations_is_named(make, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    (tmp_path / "own.jinja").write_text(ENDING)
+    make([{"messages": TALK}], chat_template=str(tmp_path / "own.jinja")).prepare_data()
+    assert "chat_template" not in caplog.text
+    make([{"prompt": "a", "target": "b"}], chat_template=str(tmp_path / "own.jinja")).prepare_data()
+    assert "data.chat_template is own.jinja, and no source has conversations" in caplog.text
+
+
 def test_another_template_is_another_cache(make, tmp_path):
     (tmp_path / "own.jinja").write_text(ENDING)
     plain = make([{"messages": TALK}]).tokens("train")
