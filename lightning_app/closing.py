@@ -116,7 +116,8 @@ def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
 def _compressor(data: TextDataModule) -> float | None:
     """Bits per byte of LZMA for the validation text after the training text.
 
-    None where that would not compare (no validation, pairs, a part of the text), or there is too much of it.
+    None where that would not compare (no validation, pairs, a part of the text, a tokenizer that loses
+    some of it), or there is too much of it.
     """
     if data.streamed("train"):
         return None
@@ -124,7 +125,7 @@ def _compressor(data: TextDataModule) -> float | None:
     sources = [data.splits.source(part) for name in names for part in data.splits.parts(name)]
     texts = [data.tokens("train"), data.tokens("val")] if len(names) == 2 else []
     whole = bool(texts) and all(source.max_samples is None for source in sources)
-    if not whole or any(t.prompt_lengths is not None or t.n_bytes > COMPRESSOR_LIMIT for t in texts):
+    if not whole or any(t.prompt_lengths is not None or t.manifest.lost or t.n_bytes > COMPRESSOR_LIMIT for t in texts):
         return None
     train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
     return lzma_bits_per_byte(train, val) if val else None

@@ -185,7 +185,8 @@ class TextDataModule(L.LightningDataModule):
 
     def adopt_tokenizer(self, state_dict: dict[str, Any]) -> None:
         """Take the tokenizer out of a checkpoint (its `state_dict()`) if it has our name: then none is trained anew."""
-        if state_dict["tokenizer"]["name"] == self.tokenizer_name:
+        saved = state_dict["tokenizer"]
+        if saved["name"] == self.tokenizer_name and saved.get("special_text", False) == self.special_tokens:
             self._tokenizer, self._adopted = Tokenizer.from_state(state_dict["tokenizer"]), True
 
     def prepare_data(self) -> None:

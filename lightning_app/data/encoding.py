@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +56,8 @@ class Encoded:
     ids: np.ndarray
     n_characters: int
     n_words: int
-    other_bytes: np.ndarray
-    lost: list[tuple[str, str]]
+    other_bytes: np.ndarray = field(default_factory=lambda: np.empty((2, 0), dtype=np.int64))
+    lost: list[tuple[str, str]] = field(default_factory=list)
     scored: np.ndarray | None = None
 
 
@@ -108,7 +108,6 @@ def _encode_conversations(parts: Sequence[Part], tokenizer: Tokenizer) -> Encode
         n_characters=sum(len(part.text) for part in parts),
         n_words=count_words("\n".join(part.text for part in parts)),
         other_bytes=_other_bytes([Measured(one.ids, one.n_bytes) for one in each], starts, tokenizer),
-        lost=[],  # a text that does not come back is cut where a turn begins all the same
         scored=np.concatenate([one.scored for one in each]),
     )
 
@@ -116,9 +115,10 @@ def _encode_conversations(parts: Sequence[Part], tokenizer: Tokenizer) -> Encode
 def _other_bytes(measured: Sequence[Measured], starts: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """See `Encoded`; `starts` are the positions of the first ids."""
     found = [np.empty((2, 0), dtype=np.int64)]
+    always = None if all(one.n_bytes is None for one in measured) else tokenizer.token_bytes()
     for one, start in zip(measured, starts, strict=True):
-        if one.n_bytes is not None:
-            more = one.n_bytes - tokenizer.token_bytes()[one.ids]
+        if one.n_bytes is not None and always is not None:
+            more = one.n_bytes - always[one.ids]
             places = more.nonzero()[0]
             found.append(np.stack([places + start, more[places]]))
     return np.concatenate(found, axis=1)

@@ -16,6 +16,7 @@ import torch
 from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import DATASET, Document, document_of
 from lightning_app.data.encoding import encode_job, parts_of
+from lightning_app.data.reading import say_once
 from lightning_app.data.sources import Source, cleaned, say_end_of_text
 from lightning_app.data.stream_loader import Anchor
 from lightning_app.data.token_array import document_key
@@ -197,7 +198,10 @@ class TokenStream:
         return row.cut()
 
     def _encode(self, number: int, document: Document) -> Piece:
-        array = encode_job(list(parts_of(document, self.tokenizer)), self.tokenizer).ids.astype(np.int32)
+        encoded = encode_job(list(parts_of(document, self.tokenizer)), self.tokenizer)
+        if encoded.lost:
+            say_once(f"the tokenizer {self.tokenizer.name!r} does not give back all of the text of {self.source.path}")
+        array = encoded.ids.astype(np.int32)
         return Piece(array, number, document_key(array))
 
 

@@ -85,7 +85,9 @@ class TokenArray:
         if SCORED in self.manifest.files:
             self.scored = np.load(folder / SCORED, mmap_mode="r")
         others = folder / OTHER_BYTES
-        self._other_bytes: np.ndarray | None = np.load(others) if others.name in self.manifest.files else None
+        self._other_bytes: np.ndarray | None = (
+            np.load(others, mmap_mode="r") if others.name in self.manifest.files else None
+        )
         self._keys = np.zeros(self.n_documents, dtype=np.int64)  # 0: not asked for yet
 
     def __reduce__(self) -> tuple[type["TokenArray"], tuple[Path]]:

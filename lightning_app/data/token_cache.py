@@ -80,13 +80,12 @@ def prepare_tokens(
         work = _Work(documents, max_documents, content, tokenizer, num_proc, shard_size)
         with locked(folder):
             tokens = _open_or_write(folder, work)
-    _say_lost(tokens)
+    _say_lost(tokens.manifest)
     return tokens
 
 
-def _say_lost(tokens: TokenArray) -> None:
+def _say_lost(found: Manifest) -> None:
     """A text that its tokens do not give back."""
-    found = tokens.manifest
     if found.lost_example is not None:
         text, back = found.lost_example
         say_once(

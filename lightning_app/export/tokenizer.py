@@ -43,10 +43,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int | Non
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> Any:
-    """A `tokenizers.Tokenizer` that gives the ids of `Tokenizer.encode`."""
+    """A `tokenizers.Tokenizer` that gives the ids of `Tokenizer.encode`, but for names of special tokens."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizers.Tokenizer.from_str(tokenizer.files["tokenizer.json"])
     state = tokenizer.state()
     ranks = parse_ranks(state["ranks"], source=tokenizer.name)
     vocab = {_symbols(token): rank for token, rank in ranks.items()} | state["specials"]

@@ -41,7 +41,8 @@ def explain(
         What the ideas of the model add: `memory`, `categories`, `heads`; see their `explain`.
     """
     ids = _context(module, tokenizer, text)
-    seen = SeenText(ids, _pieces(tokenizer, ids), tokenizer)
+    whole = len(ids) == len(tokenizer.prompt(text))
+    seen = SeenText(ids, _pieces(tokenizer, ids, continues=not whole), tokenizer)
     batch = Batch.of_texts(torch.tensor([ids], device=module.device)).padded(module.backbone.segment)
     with evaluated(module), module.backbone.outside_session():
         outputs = module.outputs(batch)
@@ -70,9 +71,9 @@ def _begins_a_character(tokenizer: Tokenizer, token: int) -> bool:
     return not found or found[0] & 0b1100_0000 != 0b1000_0000
 
 
-def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int], *, continues: bool) -> list[str]:
     """The text that each token completes: joined they are the text of all."""
-    decoder = tokenizer.stream_decoder()
+    decoder = tokenizer.stream_decoder(continues=continues)
     each = [decoder(token) for token in ids]
     return [*each[:-1], each[-1] + decoder.flush()]
 

@@ -114,8 +114,11 @@ def test_a_prompt_begins_as_a_document_does(tokenizer: Tokenizer):
     assert tokenizer.prompt("") == (begin or [tokenizer.eot])
     assert tokenizer.goes_on(tokenizer.prompt("The"))
     assert not tokenizer.goes_on(tokenizer.prompt(""))
-    if begin:
+    if tokenizer.bos is not None:
         assert tokenizer.decode(tokenizer.prompt("The")) == "The"
+        name = tokenizer.decode_bytes(begin, continues=True).decode()
+        assert tokenizer.prompt(name, special=True) == begin
+        assert tokenizer.prompt(name).count(tokenizer.bos) == 1
 
 
 def test_bytes_of_tokens(tokenizer: Tokenizer):

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_app.data import hub
 from lightning_app.data.batch import Batch
-from lightning_app.data.corpus import read_documents
+from lightning_app.data.corpus import Document, read_documents
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.data.stream import Reader, TokenStream
@@ -22,6 +22,7 @@ from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
+from tests import tokenizers as kinds
 
 DOCUMENTS = 40
 BLOCK, BATCH = 8, 3
@@ -309,3 +310,17 @@ def test_the_data_module_streams(folder, tmp_path, monkeypatch):
 def test_options_that_contradict_streaming_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         TextDataModule(**{"train": {"path": "hf:a", "streaming": True}, **options})
+
+
+def test_a_stream_begins_its_documents_as_training_did_and_says_what_is_lost(tmp_path, caplog):
+    rows = [{"text": "The model learns"}, {"text": "The ▁ forgets"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = kinds.made("llama")
+    stream = TokenStream(Source(f"hf:json:{tmp_path}/a.jsonl", streaming=True), tokenizer, 8, 1, shuffle=False)
+    tokens = prepare_tokens([Document(row["text"]) for row in rows], tokenizer, tmp_path / "cache")
+    batch = first(stream, 1)[0]
+    assert batch.input_ids[0].tolist() == tokens.ids[:8].tolist()
+    targets = torch.cat([found.targets[0] for found in first(stream, 4)])
+    assert tokenizer.bos not in targets
+    assert tokenizer.eot in targets
+    assert len([r for r in caplog.records if "does not give back all of the text of hf:json:" in r.message]) == 1

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lightning_app.data.bpe import GPT2_PATTERN, train_ranks
 from lightning_app.data.reading import END_OF_TEXT
-from lightning_app.data.tokenizers import TiktokenTokenizer, Tokenizer, load_tokenizer
+from lightning_app.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, Tokenizer, load_tokenizer
 from lightning_app.export.tokenizer import fast_tokenizer, merges_of, onig_pattern, write_tokenizer
+from tests import tokenizers as kinds
 
 # That of cl100k_base: possessive, with a bounded repetition, an end of text and groups of its own.
 CL100K = (
@@ -85,3 +86,28 @@ def test_auto_tokenizer_reads_the_folder(tmp_path: Path) -> None:
     assert loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True) == text.replace(END_OF_TEXT, "")
     assert (loaded.eos_token_id, loaded.bos_token_id, loaded.pad_token_id) == (tokenizer.eot,) * 3
     assert (loaded.model_max_length, loaded.padding_side, len(loaded)) == (32, "left", tokenizer.vocab_size)
+
+
+def test_one_of_hugging_faces_is_written_as_it_was(tmp_path: Path):
+    for kind in ("llama", "unigram", "smollm2"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        assert write_tokenizer(kinds.made(kind), folder, max_length=16) == kinds.made(kind).known_ids()
+        files = kinds.files_of(kind)
+        assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == files
+        found = fast_tokenizer(kinds.made(kind)).encode("The model", add_special_tokens=False).ids
+        assert found == kinds.made(kind).encode("The model")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_is_written_is_read_again(name: str, tmp_path: Path):
+    """As a tokenizer of Hugging Face's; tiktoken encodes again where a regular expression cuts the text."""
+    write_tokenizer(TOKENIZERS[name], tmp_path, max_length=16)
+    found = load_tokenizer(str(tmp_path))
+    assert isinstance(found, HuggingFaceTokenizer)
+    for text in (*TEXTS, "", "a<|endoftext|>b", "\x00\ud800é"):
+        assert found.encode(text) == TOKENIZERS[name].encode(text)
+        assert found.measured(text).given_back is None
+    assert (found.eot, found.bos, found.pad) == (TOKENIZERS[name].eot, None, TOKENIZERS[name].eot)
+    assert found.token_bytes().tolist() == TOKENIZERS[name].token_bytes().tolist()
+    assert (found._fast is None) == (name == "bytes")

@@ -13,8 +13,9 @@ import torch
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.serving.explain import explain
+from lightning_app.serving.explain import _pieces, explain
 from lightning_app.training.module import LanguageModule
+from tests import tokenizers as kinds
 
 Made = tuple[LanguageModule, Tokenizer]
 SOURCE = "the model learns what the teacher shows"  # what memories hold
@@ -263,3 +264,14 @@ def test_heads_and_neurons_that_are_left(pruned: Made):
     assert found["attention"] == [[False, True, True, False], [True, False, True, True]]
     assert found["masked"] == [[False] * 4, [False, True, False, False]]
     assert found["neurons"] == {"alive": [64, 48], "masked": [0, 0], "of": [64, 64]}
+
+
+def test_pieces_join_to_the_text_of_any_tokenizer():
+    """A begin token is no part of it, and neither is the space that a tokenizer puts before the first word."""
+    for kind in ("gpt2", "llama", "gemma"):
+        tokenizer = kinds.made(kind)
+        ids = tokenizer.prompt("The model é")
+        pieces = _pieces(tokenizer, ids, continues=False)
+        assert (len(pieces), "".join(pieces)) == (len(ids), "The model é")
+        last = len(tokenizer.encode(" model é", continues=True))
+        assert "".join(_pieces(tokenizer, ids[-last:], continues=True)) == " model é"

@@ -2,6 +2,7 @@ import pytest
 
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.serving.streaming import TextStream
+from tests import tokenizers as kinds
 
 BYTES = load_tokenizer("bytes")
 
@@ -62,3 +63,14 @@ def test_the_limit_ends_a_text_and_shows_what_was_held_back():
 def test_a_stop_with_the_last_token_allowed_is_a_stop():
     pieces, reason, _ = pushed("abc", most=3, stop=["bc"])
     assert ("".join(pieces), reason) == ("a", "stop")
+
+
+def test_a_first_word_keeps_its_space_unless_it_begins_a_document():
+    """LLaMA's kind writes a space before each word, and before a document's first one, too."""
+    tokenizer = kinds.made("llama")
+    for prompt, expected in (("The", " model é"), ("", "model é")):
+        before = tokenizer.prompt(prompt)
+        stream = TextStream(tokenizer, max_new_tokens=50, continues=tokenizer.goes_on(before))
+        new = [*tokenizer.encode("model é"), tokenizer.eot]
+        assert "".join(map(stream.push, new)) == expected
+        assert stream.finish_reason == "stop"

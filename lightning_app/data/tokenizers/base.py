@@ -99,10 +99,16 @@ class Tokenizer(ABC):
         """Ids of each text."""
         return [self.encode(text) for text in texts]
 
-    def prompt(self, text: str) -> list[int]:
-        """Ids of a document's beginning, as the model saw it in training: one at least, whatever the text."""
-        begin = [] if self.bos is None else [self.bos]
-        return [*begin, *self.encode(text)] or [self.eot]
+    def prompt(self, text: str, *, special: bool | None = None) -> list[int]:
+        """Ids of a document's beginning, as the model saw it in training: one at least, whatever the text.
+
+        Args:
+            text: may name the begin token itself, where special tokens are asked for: it is not doubled then.
+            special: see `encode_array`.
+        """
+        ids = self.encode(text, special=special)
+        begin = [] if self.bos is None or ids[:1] == [self.bos] else [self.bos]
+        return [*begin, *ids] or [self.eot]
 
     def goes_on(self, ids: Sequence[int]) -> bool:
         """Whether what follows these ids continues a text: they do not end with a document's beginning or end."""
@@ -174,7 +180,12 @@ class Tokenizer(ABC):
     @staticmethod
     def from_state(state: dict[str, Any]) -> Tokenizer:
         """The tokenizer, of whatever kind, that `state()` was asked of."""
-        return Tokenizer.kinds[state.get("kind", "tiktoken")].of_state(state)  # the oldest states name none
+        kind = state.get("kind", "tiktoken")  # the oldest states name none
+        if kind not in Tokenizer.kinds:
+            raise InputError(
+                f"the saved tokenizer {state['name']!r} is a {kind}, which this code does not know: update it"
+            )
+        return Tokenizer.kinds[kind].of_state(state)
 
 
 class StreamDecoder:

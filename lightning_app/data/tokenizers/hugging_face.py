@@ -96,7 +96,7 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
         else:
             offsets = self._variant(special=self.special_text, continues=continues)
             n_bytes = source_bytes(text, offsets.encode(text, add_special_tokens=False).offsets)
-        as_always = np.array_equal(n_bytes, self.token_bytes()[ids])
+        as_always = np.array_equal(n_bytes, self._token_bytes[ids])
         given_back = None if back == data else back.decode("utf-8", "replace")
         return Measured(ids, None if as_always else n_bytes, given_back)
 
@@ -167,8 +167,14 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
 
     @property
     def fingerprint(self) -> str:
-        decisive = (self.files[TOKENIZER], self.eot, self.bos, self.special_text)
+        decisive = (self._digest, self.eot, self.bos, self.special_text)
         return hashlib.sha256(repr(decisive).encode()).hexdigest()
+
+    @cached_property
+    def _digest(self) -> bytes:
+        """Of the content of the file: however it is indented, and without what a text's ids do not depend on."""
+        content = {name: part for name, part in self._parsed.items() if name not in ("truncation", "padding")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
     def state(self) -> dict[str, Any]:
         return {

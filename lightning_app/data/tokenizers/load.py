@@ -87,8 +87,8 @@ def _named_encoding(name: str) -> tiktoken.Encoding:
     available = sorted(tiktoken.list_encoding_names())
     if name not in available:
         raise InputError(
-            f"unknown tokenizer {name!r}; choose 'bytes', the path of a .tiktoken file, "
-            f"or a tiktoken encoding: {', '.join(available)}"
+            f"unknown tokenizer {name!r}, and no such directory; choose 'bytes', the path of a .tiktoken file, a "
+            f"directory with a tokenizer.json, or a tiktoken encoding: {', '.join(available)}"
         )
     try:
         return tiktoken.get_encoding(name)

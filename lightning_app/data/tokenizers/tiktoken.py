@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,14 @@ class TiktokenTokenizer(Tokenizer, kind="tiktoken"):
 
     def measured(self, text: str, *, continues: bool = False) -> Measured:
         ids = self.encode_array(text)
-        if not self.special_text:
-            return Measured(ids)
-        names = {i: len(name.encode()) for name, i in self._specials.items()}
-        return Measured(
-            ids, self.token_bytes()[ids] + np.array([names.get(i, 0) for i in ids.tolist()], dtype=np.int64)
-        )
+        return Measured(ids, self._lengths[ids] if self.special_text else None)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """(vocab_size,) int64, names of special tokens counted."""
+        lengths = self.token_bytes().astype(np.int64)
+        lengths[list(self._specials.values())] = [len(name.encode()) for name in self._specials]
+        return lengths
 
     def decode_bytes(self, ids: Sequence[int], *, continues: bool = False) -> bytes:
         try:

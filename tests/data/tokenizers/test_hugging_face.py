@@ -257,3 +257,46 @@ def test_special_tokens_of_a_text_where_that_is_asked_for(folder: Path):
         assert (data.tokens("train").ids == 1).sum() == (9 if asked else 0)
         assert data.tokens("train").n_bytes == 9 * len("<|im_start|>Hello<|im_end|>")
         assert next(data.texts("train")) == "<|im_start|>Hello<|im_end|>" * 9
+
+
+def test_a_checkpoints_tokenizer_is_taken_where_special_tokens_are_read_alike(folder: Path):
+    kinds.save("smollm2", folder / "own")
+
+    def data(asked: bool) -> TextDataModule:
+        train: Any = {"path": "train.txt"}
+        return TextDataModule(train=train, tokenizer="own", block_size=8, special_tokens=asked)
+
+    saved = data(False).state_dict()
+    (folder / "own" / "tokenizer.json").unlink()
+    same, other = data(False), data(True)
+    same.adopt_tokenizer(saved)
+    assert same.tokenizer.fingerprint == saved["fingerprint"]
+    same.load_state_dict(saved)
+    other.adopt_tokenizer(saved)
+    kinds.save("smollm2", folder / "own")
+    with pytest.raises(InputError, match="gives other ids"):
+        other.load_state_dict(saved)
+
+
+def test_how_its_file_is_indented_does_not_change_the_fingerprint():
+    files = kinds.files_of("llama")
+    parsed = {**json.loads(files["tokenizer.json"]), "padding": {"pad_id": 0}, "truncation": {"max_length": 2}}
+    other = {**files, "tokenizer.json": json.dumps(parsed, indent=1)}
+    found = HuggingFaceTokenizer.of_files("other", {**other})
+    assert found.fingerprint == kinds.made("llama").fingerprint
+
+
+def test_a_length_that_its_file_asks_for_cuts_no_text():
+    parsed = json.loads(kinds.files_of("unigram")["tokenizer.json"])
+    cut = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    pad = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None}
+    parsed |= {"truncation": cut, "padding": {**pad, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}}
+    files = {**kinds.files_of("unigram"), "tokenizer.json": json.dumps(parsed)}
+    found = HuggingFaceTokenizer.of_files("cut", files)
+    assert found.encode("The model learns") == kinds.made("unigram").encode("The model learns")
+    assert found.prompt("The") == kinds.made("unigram").prompt("The")
+
+
+def test_a_kind_of_later_code_is_named():
+    with pytest.raises(InputError, match="'own' is a quantum, which this code does not know"):
+        Tokenizer.from_state({"kind": "quantum", "name": "own"})
