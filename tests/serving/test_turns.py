@@ -18,11 +18,12 @@ BYTES = load_tokenizer("bytes")
 
 @pytest.fixture
 def pretrained(tmp_path) -> PretrainedLM:
+    torch.manual_seed(0)
     sizes = {"vocab_size": 258, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 16}
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=256, eos_token_id=256))
     model.generation_config = GenerationConfig(eos_token_id=[257, 256], bos_token_id=256)
     model.save_pretrained(tmp_path)
-    return PretrainedLM(pretrained=str(tmp_path))
+    return PretrainedLM(pretrained=str(tmp_path)).eval()
 
 
 def test_the_ends_of_a_generation_config_stay_in_a_checkpoint(pretrained):
@@ -38,7 +39,6 @@ def test_an_end_that_is_a_word_of_the_tokenizer_does_not_count(pretrained):
 
 
 def test_a_text_ends_at_any_of_them(pretrained):
-    torch.manual_seed(0)
     ids = torch.tensor([[1, 2, 3]])
     options = GenerationOptions(12, temperature=1.0)
     whole = [int(token) for token in generate(pretrained, ids, options)]
