@@ -44,6 +44,7 @@ from lightning_app.training.callbacks.projector import Projector
 from lightning_app.training.callbacks.resume_options import ResumeOptions
 from lightning_app.training.callbacks.run_callback import in_order
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
+from lightning_app.training.callbacks.shares import SourceShares
 from lightning_app.training.callbacks.throughput import Throughput
 from lightning_app.training.checkpoint import read, start_from, tokenizer_state
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -239,7 +240,7 @@ class Harness(CommandLine):
         exact, log = ExactResume(), RunLog(folder, loggers, logs_errors=False)
         self._last = LastCheckpoint(self._options.save_every_n_steps, writes=Checkpoint not in self._switched_off())
         self._interruption = Interruption(self._last, log)
-        first = [RandomState(), exact, ResumeOptions(), KeptBest(), log, Monitors()]
+        first = [RandomState(), exact, ResumeOptions(), KeptBest(), log, Monitors(), SourceShares()]
         return [*first, self._last, MissedValidation(exact), self._interruption]
 
     def _folder(self) -> Path:

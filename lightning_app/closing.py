@@ -123,8 +123,9 @@ def _compressor(data: TextDataModule) -> float | None:
     """
     if data.streamed("train"):
         return None
-    sources = [data.splits.source(name) for name in ("train", "val") if data.splits.origin(name)]
-    texts = [data.tokens("train"), data.tokens("val")] if len(sources) == 2 else []
+    names = [name for name in ("train", "val") if data.splits.origin(name)]
+    sources = [data.splits.source(part) for name in names for part in data.splits.parts(name)]
+    texts = [data.tokens("train"), data.tokens("val")] if len(names) == 2 else []
     whole = bool(texts) and all(source.max_samples is None for source in sources)
     if not whole or any(t.prompt_lengths is not None or t.manifest.lost or t.n_bytes > COMPRESSOR_LIMIT for t in texts):
         return None

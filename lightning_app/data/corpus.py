@@ -1,9 +1,7 @@
 """Documents: read from files and data sets, cleaned, and split."""
 
-import codecs
 import glob
 import hashlib
-import json
 import re
 from bisect import bisect_left
 from collections import Counter
@@ -13,7 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lightning_app.data.reading import BOM, check_file, decoded, text_files
+from lightning_app.data.chats import Chat, chat_of, is_unicode
+from lightning_app.data.reading import BOM, check_file, decoded, read_bytes, text_files, unify_newlines
+from lightning_app.data.rows import has_rows, read_rows
 from lightning_app.errors import InputError
 
 DATASET = "hf:"
@@ -23,14 +23,29 @@ _DATASET_NAME = re.compile(r"[\w-]+(/[\w-]+)?(:.*)?")
 
 @dataclass(frozen=True)
 class Document:
-    """A text that stands for itself, or the answer (`text`) to a prompt.
+    """A text that stands for itself, the answer (`text`) to a prompt, or a conversation.
 
-    Prompt and text are encoded one by one, so the first token of `text` never reaches into the prompt.
+    Prompt and text are encoded one by one, so the first token of `text` never reaches into the prompt. A conversation
+    is encoded as a whole, once a template has written it.
+
+    Attributes:
+        name: where it came from, for messages.
+        chat: the messages, of which `text` has the contents, until a template has written them.
+        turns: first character and end of each turn of the assistant in the `text` that a template wrote.
     """
 
     text: str
     prompt: str | None = None
-    name: str = ""  # where it came from, for messages
+    name: str = ""
+    chat: Chat | None = None
+    turns: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words: those of a source are all of one kind."""
+        if self.chat is not None or self.turns is not None:
+            return "conversations"
+        return "plain texts" if self.prompt is None else "pairs"
 
 
 def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]:
@@ -40,7 +55,10 @@ def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]
     `file.txt`, any other file  one document, UTF-8
     `folder`                    every `*.txt` below it, sorted by path; links are followed, hidden ones left out
     `texts/**/*.md`             every file that the pattern matches, sorted by path
-    `file.jsonl`                a document per line: {"text": ...}, or {"prompt": ..., "target": ...}
+    `file.jsonl`, `.ndjson`     a row per line: {"text": ...}, {"prompt": ..., "target": ...} or {"messages": [...]}
+    `file.json`                 a list of such rows, or of texts
+    `file.csv`, `.tsv`          rows under the names of the columns
+    `file.parquet`              rows (by pyarrow)
     `hf:name:config:split`      a Hugging Face dataset; config and split ("train") may be left out
     `hf:json:file.jsonl`        local files through a builder of `datasets`: json, text, parquet or csv
     `name`, `org/name`          a Hugging Face dataset, if no such file exists and the name has no suffix
@@ -53,7 +71,8 @@ def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]
         text_field: the field of a JSON line or the column of a dataset that holds the text.
 
     Raises:
-        InputError: a source that is missing, empty, binary or no UTF-8, or a bad line; some while iterating.
+        InputError: a source that is missing, empty, not what its ending says, or no UTF-8, or a bad row; some while
+            iterating.
     """
     if not path:
         raise InputError("the path of a source is empty; give a file, a folder, a pattern or hf:name")
@@ -87,8 +106,8 @@ def _read_path(path: Path, *, text_field: str) -> Iterator[Document]:
     if path.is_dir():
         return map(read_text, text_files(path))
     check_file(path)
-    if path.suffix.lower() == ".jsonl":
-        return _read_jsonl(path, text_field=text_field)
+    if has_rows(path):
+        return _read_file_of_rows(path, text_field=text_field)
     return iter([read_text(path)])
 
 
@@ -101,72 +120,46 @@ def _read_glob(pattern: str, *, text_field: str) -> Iterator[Document]:
 
 def read_text(path: Path) -> Document:
     """Read a file as one document. Raises as `read_documents` does."""
-    text = decoded(_read_bytes(path), path)
+    text = decoded(read_bytes(path), path)
     if not text or text.isspace():  # strip copies all of it
         raise InputError(f"{path} is empty; give a file with text, or remove it")
     return Document(unify_newlines(text), name=str(path))
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from error
-
-
-def _read_jsonl(path: Path, *, text_field: str) -> Iterator[Document]:
+def _read_file_of_rows(path: Path, *, text_field: str) -> Iterator[Document]:
     first: Document | None = None
-    with path.open("rb") as lines:  # by bytes: JSON strings may hold signs that str.splitlines takes for line ends
-        for number, line in enumerate(lines, start=1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
-            document = _from_row(_parse_json(line, path, number), f"{path}:{number}", text_field)
-            first = first or document
-            if (first.prompt is None) != (document.prompt is None):
-                raise InputError(f"{document.name}: pairs and plain texts in one file ({first.name}); use two files")
-            yield document
+    for name, row in read_rows(path):
+        document = _from_row(row, name, text_field)
+        first = first or document
+        if first.kind != document.kind:
+            kinds = " and ".join(sorted((first.kind, document.kind)))
+            raise InputError(f"{document.name}: {kinds} in one file ({first.name}); use two files")
+        yield document
     if first is None:
-        raise InputError(f"{path} is empty; give one JSON object per line, with text, or with prompt and target")
-
-
-def _parse_json(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    where = f"{path}:{number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        decoded(line, path)  # says what it is where it is not UTF-8
-        raise InputError(f"{where}: no JSON in UTF-8 ({error}); give one object per line") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: a {type(row).__name__}, not an object; give one object per line")
-    return row
+        raise InputError(f"{path} is empty; give rows with text, with prompt and target, or with messages")
 
 
 def _from_row(row: Mapping[str, Any], name: str, text_field: str) -> Document:
-    """A pair where there are a prompt and a target, unless another field is asked for; else a text."""
-    if "target" in row and not (text_field in row and (text_field != "text" or "prompt" not in row)):
+    """Another field that is asked for; else messages, or a pair where there are a prompt and a target; else a text."""
+    asked = text_field in row and (text_field != "text" or "prompt" not in row)
+    if isinstance(row.get(text_field), list) or ("messages" in row and "target" not in row and not asked):
+        chat = chat_of(row, text_field if text_field in row else "messages", name)
+        return Document("\n\n".join(chat.texts), name=name, chat=chat)
+    if "target" in row and not asked:
         return Document(_field(row, "target", name), _field(row, "prompt", name), name)
     return Document(_field(row, text_field, name), name=name)
 
 
 def _field(row: Mapping[str, Any], field: str, name: str) -> str:
     value = row.get(field)
-    if not isinstance(value, str) or not _is_unicode(value):
+    if not isinstance(value, str) or not is_unicode(value):
         raise InputError(
             f"{name}: {field!r} is {value!r:.60}, not a text (fields: {', '.join(row) or 'none'}); "
-            "give strings under 'text' or another text_field, or under 'prompt' and 'target'"
+            "give strings under 'text' or another text_field, or under 'prompt' and 'target', or a list of 'messages'"
         )
     if not value.strip():
         raise InputError(f"{name}: {field!r} is empty; fill it in or remove the line")
     return unify_newlines(value.removeprefix(BOM))
-
-
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
 
 
 def _read_dataset(spec: str, *, text_field: str) -> Iterator[Document]:
@@ -196,11 +189,6 @@ def document_of(row: Mapping[str, Any], name: str, text_field: str) -> Document 
     ):
         return None
     return _from_row(row, name, text_field)
-
-
-def unify_newlines(text: str) -> str:
-    """Windows' and old Macs' line ends -> "\\n"."""
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def clean(text: str) -> str:

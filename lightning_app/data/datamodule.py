@@ -11,10 +11,14 @@ import lightning as L
 
 from lightning_app.data.accumulation import accumulated, accumulation_schedule
 from lightning_app.data.bpe import Texts
+from lightning_app.data.chat_encoding import WrittenChats, template_of
+from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.corpus import Document
 from lightning_app.data.counts import Counts, table
+from lightning_app.data.joined_tokens import JoinedTokens
 from lightning_app.data.loader import Order as LoaderOrder
 from lightning_app.data.loader import ResumableLoader
+from lightning_app.data.mixture import Mixture
 from lightning_app.data.overlap import overlap
 from lightning_app.data.sources import (
     SPLITS,
@@ -23,6 +27,7 @@ from lightning_app.data.sources import (
     Split,
     Splits,
     as_options,
+    as_sources,
     check_dataloader,
     check_least,
 )
@@ -48,12 +53,13 @@ class TextDataModule(L.LightningDataModule):
     """Text -> tokens -> batches (see `lightning_app.data.windows` for what a batch is).
 
     Args:
-        train: what to train on.
-        val: what to validate on.
+        train: what to train on: a source, or several with weights.
+        val: what to validate on; several are measured one by one, too.
         test: what to test on.
         predict: what to predict on; test, else val, if null.
         tokenizer: "bytes", a tiktoken encoding, a .tiktoken file (trained if missing and vocab_size is given), a
             directory or tokenizer.json of Hugging Face's, hf:NAME on its hub, or "model": that of `pretrained`.
+        chat_template: a file in Jinja that writes conversations; null: the tokenizer's, else lines of "User: ...".
         vocab_size: number of ids, the end of text included; null takes the tokenizer's.
         pad_vocab_to: round vocab_size up to a multiple of this; 64 suits GPUs.
         special_tokens: names of special and added tokens in a text become those tokens; else they are ordinary text.
@@ -74,11 +80,12 @@ class TextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: Source | None = None,
-        val: Source | None = None,
-        test: Source | None = None,
+        train: Source | list[Source] | None = None,
+        val: Source | list[Source] | None = None,
+        test: Source | list[Source] | None = None,
         predict: Source | None = None,
         tokenizer: str = "bytes",
+        chat_template: str | None = None,
         vocab_size: int | None = None,
         pad_vocab_to: int = 1,
         special_tokens: bool = False,
@@ -95,10 +102,11 @@ class TextDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         given = {"train": train, "val": val, "test": test, "predict": predict}
-        sources = {name: as_options(Source, value) for name, value in given.items() if value is not None}
+        sources = {name: as_sources(value) for name, value in given.items() if value is not None}
         self.splits = Splits(sources, None if split is None else as_options(Split, split), clean=clean)
         self.dataloader = as_options(Dataloader, dataloader)
         self.tokenizer_name = tokenizer
+        self._given_template = None if chat_template is None else ChatTemplate.read(chat_template)
         self._vocab_size = vocab_size
         self.pad_vocab_to = pad_vocab_to
         self.special_tokens = special_tokens
@@ -128,6 +136,11 @@ class TextDataModule(L.LightningDataModule):
             check_least(name, value, least)
         if self.order not in get_args(Order):
             raise InputError(f"data.order is {self.order!r}; choose one of {', '.join(get_args(Order))}")
+        if self.order == "streams" and self.splits.origin("train") and len(self.splits.parts("train")) > 1:
+            raise InputError(
+                "data.order is streams, where each window continues the one before, and data.train has several "
+                "sources, whose windows are mixed; give one of them, or order: windows"
+            )
 
     @property
     def seed(self) -> int:
@@ -157,6 +170,11 @@ class TextDataModule(L.LightningDataModule):
             self._tokenizer = self._load_tokenizer()
         return self._tokenizer
 
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """What writes conversations."""
+        return template_of(self.tokenizer, self._given_template)
+
     def _load_tokenizer(self, texts: Texts | None = None) -> Tokenizer:
         return load_tokenizer(
             self.tokenizer_name,
@@ -179,14 +197,21 @@ class TextDataModule(L.LightningDataModule):
         texts = self._training_texts if training and self.splits.origin("train") else None
         if not self._adopted:
             self._tokenizer = self._load_tokenizer(texts)
+        self._tokens.clear()
+        self._datasets.clear()
         for name in names:
-            self._tokens.pop(name, None)
-            self._datasets.pop(name, None)
             if self.streamed(name):
                 next(Reader(self.splits.source(name), 0, 1))  # a mistake is named now, not by a worker
             else:
-                self.tokens(name)
+                for part in self.splits.parts(name):
+                    self.tokens(part)
+        self._say_unused_template(names)
         self._say_overlap(names)
+
+    def _say_unused_template(self, names: Sequence[str]) -> None:
+        parts = [part for name in names if not self.streamed(name) for part in self.splits.parts(name)]
+        if self._given_template is not None and all(self.tokens(part).scored is None for part in parts):
+            log.warning("data.chat_template is %s, and no source has conversations", self._given_template.name)
 
     def _say_overlap(self, names: Sequence[str]) -> None:
         """Whether evaluation reads what training does."""
@@ -245,8 +270,23 @@ class TextDataModule(L.LightningDataModule):
     def dataset(self, name: str) -> TokenDataset:
         """The samples of "train", "val", "test" or "predict". Raises as `setup` does."""
         if name not in self._datasets:
-            self._datasets[name] = self._make_dataset(name)
+            several = len(self.splits.parts(name)) > 1
+            self._datasets[name] = self._mixture(name) if several else self._make_dataset(name)
         return self._datasets[name]
+
+    def _mixture(self, name: str) -> Mixture:
+        """Of several sources."""
+        parts = self.splits.parts(name)
+        weights = [weight for part in parts if (weight := self.splits.source(part).weight) is not None]
+        shuffle = name == "train" and self.dataloader.shuffle and not self._overfits
+        return Mixture([self._part(part) for part in parts], self.splits.labels(name), weights or None, shuffle=shuffle)
+
+    def _part(self, name: str) -> TokenDataset:
+        """The samples of one of several sources; an error names it."""
+        try:
+            return self.dataset(name)
+        except InputError as error:
+            raise InputError(f"data.{name} ({self.splits.source(name).path}): {error}") from error
 
     def _make_dataset(self, name: str) -> TokenDataset:
         source, tokens = self.splits.source(name), self.tokens(name)
@@ -259,7 +299,7 @@ class TextDataModule(L.LightningDataModule):
             self.block_size,
             stride=source.stride,
             max_samples=source.max_samples,
-            shift=self.shift and name == "train" and not self._overfits,
+            shift=self.shift and name.startswith("train") and not self._overfits,
             respect_documents=self.respect_documents,
         )
 
@@ -272,8 +312,10 @@ class TextDataModule(L.LightningDataModule):
         """The token array of a split that there is. Raises as `setup` does, and for a text that is streamed."""
         if self.streamed(name):
             raise InputError(f"data.{name} is streamed, so its tokens are never there as a whole; set streaming: false")
-        if name not in self._tokens:
-            documents = self.splits.documents(name, seed=self.seed)
+        if name not in self._tokens and len(parts := self.splits.parts(name)) > 1:
+            self._tokens[name] = JoinedTokens([self.tokens(part) for part in parts])
+        elif name not in self._tokens:
+            documents = WrittenChats(self.splits.documents(name, seed=self.seed), lambda: self.chat_template)
             self._tokens[name] = prepare_tokens(documents, self.tokenizer, self.cache_dir, num_proc=self.num_proc)
         return self._tokens[name]
 
@@ -377,11 +419,21 @@ class TextDataModule(L.LightningDataModule):
         """`counts` as a table, headed by the tokenizer."""
         head = f"tokenizer {self.tokenizer_name}: {self.vocab_size:,} ids; block_size {self.block_size:,}"
         streamed = f"\ntrain is streamed from {self.splits.source('train').path}" if self.streamed("train") else ""
-        return f"{head}{streamed}\n{table(self.counts())}"
+        parts = [
+            self._count(part) for name in SPLITS if self.splits.origin(name) == name for part in self._several(name)
+        ]
+        return f"{head}{streamed}\n{table([*self.counts(), *parts])}"
+
+    def _several(self, name: str) -> list[str]:
+        """The parts of a split with several sources."""
+        parts = self.splits.parts(name)
+        return parts if len(parts) > 1 else []
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokenizer, so that a checkpoint is all that generating text needs."""
-        return {"tokenizer": self.tokenizer.state(), "fingerprint": self.tokenizer.fingerprint}
+        """The tokenizer and a chat template beside it, so that a checkpoint is all that generating text needs."""
+        state = {"tokenizer": self.tokenizer.state(), "fingerprint": self.tokenizer.fingerprint}
+        given = self._given_template
+        return state if given is None else {**state, "chat_template": {"text": given.text, "name": given.name}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that the checkpoint's tokenizer is this one.

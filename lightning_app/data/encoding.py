@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_app.data.chat_encoding import encode_turns
 from lightning_app.data.corpus import Document
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.tokenizers.base import Measured
@@ -34,6 +35,7 @@ class Part(NamedTuple):
     is_prompt: bool
     is_last: bool  # of its document: the end-of-text id follows
     is_first: bool = False  # of its document: the begin token stands before it, where the tokenizer has one
+    turns: tuple[tuple[int, int], ...] | None = None  # of a whole conversation, see `Document`
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Encoded:
         other_bytes: (2, k) int64: positions of ids that cover more bytes of the text than `token_bytes` says (or less:
             below 0), and how many more.
         lost: text and what its ids decode to, around the first difference, of each part that does not come back.
+        scored: (n,) bool, which of the ids of conversations are to be predicted; None where there are none.
     """
 
     parts: list[tuple[bool, bool, int]]
@@ -55,6 +58,7 @@ class Encoded:
     n_words: int
     other_bytes: np.ndarray = field(default_factory=lambda: np.empty((2, 0), dtype=np.int64))
     lost: list[tuple[str, str]] = field(default_factory=list)
+    scored: np.ndarray | None = None
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -63,7 +67,9 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
-    """Encode each part by itself."""
+    """Encode each part by itself; all are of one kind."""
+    if parts[0].turns is not None:
+        return _encode_conversations(parts, tokenizer)
     begin = [] if tokenizer.bos is None else [tokenizer.bos]
     measured = [tokenizer.measured(part.text, continues=not part.is_first) for part in parts]
     around = [(begin if part.is_first else [], [tokenizer.eot] if part.is_last else []) for part in parts]
@@ -83,6 +89,26 @@ def encode_job(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
             for part, one in zip(parts, measured, strict=True)
             if one.given_back is not None
         ],
+    )
+
+
+def _encode_conversations(parts: Sequence[Part], tokenizer: Tokenizer) -> Encoded:
+    """What stands before the first turn counts as the prompt."""
+    each = [encode_turns(part.text, part.turns or (), tokenizer) for part in parts]
+    firsts = [int(one.scored.argmax()) for one in each]
+    sizes = [len(one.ids) for one in each]
+    starts = np.cumsum([0, *sizes])[:-1]
+    return Encoded(
+        parts=[
+            run
+            for first, n in zip(firsts, sizes, strict=True)
+            for run in ((True, False, first), (False, True, n - first))
+        ],
+        ids=np.concatenate([one.ids for one in each], dtype=token_dtype(tokenizer), casting="same_kind"),
+        n_characters=sum(len(part.text) for part in parts),
+        n_words=count_words("\n".join(part.text for part in parts)),
+        other_bytes=_other_bytes([Measured(one.ids, one.n_bytes) for one in each], starts, tokenizer),
+        scored=np.concatenate([one.scored for one in each]),
     )
 
 
@@ -145,7 +171,10 @@ def _jobs(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[list[
 
 
 def parts_of(document: Document, tokenizer: Tokenizer) -> Iterator[Part]:
-    """A document cut where that changes no ids. The text behind a prompt continues it."""
+    """A document cut where that changes no ids. The text behind a prompt continues it; a conversation is one piece."""
+    if document.turns is not None:
+        yield Part(document.text, False, True, True, document.turns)
+        return
     prompts = [] if document.prompt is None else tokenizer.pieces(document.prompt)
     texts = tokenizer.pieces(document.text)
     for i, text in enumerate([*prompts, *texts]):

@@ -14,10 +14,30 @@ log = logging.getLogger(__name__)
 
 BOM = "\ufeff"
 END_OF_TEXT = "<|endoftext|>"
-_DATASETS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}  # ending -> the builder of `datasets`
 _PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar", ".lz4"}
-_OTHERS = {".tsv", ".ndjson", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"}
+_OTHERS = {".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"}
 _OTHERS |= {".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".pkl", ".npy", ".npz", ".pt", ".h5"}
+_HEAD = 4096  # bytes by which a file's content is told from what its ending says
+_MAGIC = {
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "packed by gzip",
+    b"PK\x03\x04": "a ZIP archive, or an office document",
+    b"BZh91AY&SY": "packed by bzip2",
+    b"\xfd7zXZ\x00": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"%PDF-": "a PDF document",
+    b"{\\rtf": "an RTF document",
+    b"\xd0\xcf\x11\xe0": "an old office document",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"GGUF\x02": "a GGUF model",
+    b"GGUF\x03": "a GGUF model",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x7fELF": "a program",
+    b"\x93NUMPY": "a NumPy array",
+}
 _WIDE = [
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark it begins with
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -41,7 +61,7 @@ _ALPHABETS = ["CP1251", "KOI8-R", "CP866", "CP1253", "CP1255", "CP1256"]
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a regular file, and an ending whose content is not plain text.
+    """Refuse what is not a regular file, an ending whose content is not plain text, and content of another kind.
 
     Raises:
         InputError: with what to do instead.
@@ -49,15 +69,30 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path} is a pipe or a device, not a file; write its text to a file first")
     ending = path.suffix.lower()
-    if ending in _DATASETS:
-        way = f"give hf:{_DATASETS[ending]}:{path} and, as text_field, the name of the column with the text"
-    elif ending in _PACKED:
-        way = "unpack it first"
-    elif ending in _OTHERS:
-        way = "convert it to plain text (.txt), or to one JSON object per line (.jsonl)"
-    else:
-        return
-    raise InputError(f"{path} ends in {path.suffix}, which is not read as it is; {way}")
+    if ending in _PACKED | _OTHERS:
+        way = "unpack it first" if ending in _PACKED else "convert it to .txt, .csv or .jsonl (an object per line)"
+        raise InputError(f"{path} ends in {path.suffix}, which is not read as it is; {way}")
+    _check_content(path, is_parquet=ending == ".parquet")
+
+
+def _check_content(path: Path, *, is_parquet: bool) -> None:
+    head = read_bytes(path, _HEAD)
+    kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    if is_parquet and not head.startswith(b"PAR1"):
+        raise InputError(f"{path} ends in {path.suffix}, but is {kind or 'not a Parquet file'}; name it by its content")
+    if kind is not None and not is_parquet:
+        way = "name it .parquet" if head.startswith(b"PAR1") else "unpack or convert it first"
+        what = f"ends in {path.suffix}, but is" if path.suffix else "is"
+        raise InputError(f"{path} {what} {kind}; {way}")
+
+
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """The first bytes of a file; all of them unless said otherwise. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -124,6 +159,11 @@ def decoded(data: bytes, path: Path) -> str:
         raise InputError(
             f"{path} is not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}); {_remedy(data, path)}"
         ) from error
+
+
+def unify_newlines(text: str) -> str:
+    """Windows' and old Macs' line ends -> "\\n"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _unmarked_utf16(data: bytes) -> str | None:

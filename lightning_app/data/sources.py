@@ -1,7 +1,10 @@
 """The options of the data, and which documents each split reads."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_app.data.corpus import Document, clean, is_dataset, read_documents, split_documents
@@ -17,13 +20,15 @@ class Source:
     """Where documents come from.
 
     Args:
-        path: a text file, folder, pattern, JSONL file of pairs, or dataset; see `lightning_app.data.corpus`.
+        path: a file, folder or pattern, or a dataset; see `lightning_app.data.corpus`.
         max_samples: keep the first windows or pairs only.
         stride: tokens between the starts of two windows; block_size if null. Smaller: a sliding window.
         text_field: the field of a JSON line, or the column of a dataset, that holds the text.
         streaming: read a dataset while it is trained on, instead of writing its tokens to disk first. For train.
         shuffle_buffer: windows that are shuffled together while streaming.
         split_at_end_of_text: <|endoftext|> in a text ends a document; else it is ordinary text, and that is said.
+        weight: of several sources to train on: its share of an epoch's tokens. Null for all: each sample once.
+        name: what logs call it where there are several; the path's last part if null.
     """
 
     path: str
@@ -33,6 +38,8 @@ class Source:
     streaming: bool = False
     shuffle_buffer: int = 1_000
     split_at_end_of_text: bool = False
+    weight: float | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,14 @@ def as_options(cls: type[T], value: T | dict[str, Any]) -> T:
         raise InputError(f"cannot make a {cls.__name__} of {value!r} ({error}); its options are {names}") from error
 
 
+def as_sources(value: Any) -> Source | list[Source]:
+    """A split's source, or several; raises as `as_options` does."""
+    if not isinstance(value, list):
+        return as_options(Source, value)
+    several = [as_options(Source, one) for one in value]
+    return several[0] if len(several) == 1 else several
+
+
 def check_least(name: str, value: int | None, least: int) -> None:
     """Refuse `data.<name>` below `least`."""
     if value is not None and value < least:
@@ -100,6 +115,24 @@ def check_dataloader(options: Dataloader) -> None:
         )
 
 
+def check_several(name: str, sources: Sequence[Source]) -> None:
+    """Refuse what several sources of a split cannot have."""
+    if not sources:
+        raise InputError(f"data.{name} is an empty list; give a path, or several sources")
+    if any(source.streaming for source in sources):
+        raise InputError(
+            f"data.{name} has several sources, and one is streamed; one alone can be, or give them as files"
+        )
+    given = [source.weight for source in sources]
+    if any(weight is not None for weight in given):
+        if name != "train":
+            raise InputError(f"data.{name} has weights, but an evaluation reads each source once; leave them out")
+        if bad := [weight for weight in given if weight is None or not 0 < weight < math.inf]:
+            raise InputError(
+                f"data.train has the weights {given}: {bad[0]} is not a number above 0; give each source one"
+            )
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The documents of a source, read from disk each time that they are iterated over. See `read_documents`."""
@@ -115,8 +148,8 @@ class Corpus:
                 yield cleaned(document) if self.clean else document
 
     def _parts(self, document: Document) -> list[Document]:
-        """A document cut at its end-of-text marks, if that is asked for; a pair stays whole."""
-        if document.prompt is not None or END_OF_TEXT not in document.text:
+        """A document cut at its end-of-text marks, if that is asked for; a pair or a conversation stays whole."""
+        if document.kind != "plain texts" or END_OF_TEXT not in document.text:
             return [document]
         if self.split_at_end_of_text:
             texts = document.text.split(END_OF_TEXT)
@@ -132,15 +165,27 @@ def say_end_of_text(path: str, document: Document, remedy: str) -> None:
 
 
 def cleaned(document: Document) -> Document:
-    """See `clean`; a pair stays as it is."""
-    return Document(clean(document.text), name=document.name) if document.prompt is None else document
+    """See `clean`; a pair and a conversation stay as they are."""
+    return Document(clean(document.text), name=document.name) if document.kind == "plain texts" else document
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The documents of several sources, one behind the other."""
+
+    parts: Sequence[Iterable[Document]]
+
+    def __iter__(self) -> Iterator[Document]:
+        return chain.from_iterable(self.parts)
 
 
 class Splits:
     """Which documents "train", "val", "test" and "predict" read.
 
+    Each of several sources of a split is a split of its own: "train[0]", "train[1]".
+
     Args:
-        sources: those with a source of their own.
+        sources: those with a source of their own, or with several.
         split: shares of train's documents for val and test.
         clean: see `clean`.
 
@@ -148,21 +193,34 @@ class Splits:
         InputError: an option out of range, or a split with two origins.
     """
 
-    def __init__(self, sources: dict[str, Source], split: Split | None, *, clean: bool) -> None:
-        self.sources = sources
+    def __init__(self, sources: Mapping[str, Source | list[Source]], split: Split | None, *, clean: bool) -> None:
+        several = {name: given for name, given in sources.items() if isinstance(given, list)}
+        self._parts_of = {name: [f"{name}[{i}]" for i in range(len(given))] for name, given in several.items()}
+        self.sources = {name: given for name, given in sources.items() if isinstance(given, Source)}
+        for name, given in several.items():
+            check_several(name, given)
+            self.sources |= dict(zip(self._parts_of[name], given, strict=True))
         self.split = split
         self.clean = clean
         self._parts: dict[str, list[Document]] | None = None
-        for name, source in sources.items():
+        for name, source in self.sources.items():
             check_least(f"{name}.max_samples", source.max_samples, 1)
             check_least(f"{name}.stride", source.stride, 1)
             check_least(f"{name}.shuffle_buffer", source.shuffle_buffer, 1)
+            if source.weight is not None and name in sources:
+                raise InputError(
+                    f"data.{name}.weight is {source.weight}, and there is one source; leave it out, or give a list"
+                )
             if source.streaming:
                 self._check_streaming(name, source)
         if split is not None:
             self._check(split)
 
     def _check(self, split: Split) -> None:
+        if "train" in self._parts_of:
+            raise InputError(
+                "data.split deals out the documents of one source, and data.train has several; give data.val"
+            )
         if "train" not in self.sources:
             raise InputError("data.split deals out the documents of data.train, which is null; set data.train.path")
         for name, fraction in (("val", split.val), ("test", split.test)):
@@ -204,7 +262,7 @@ class Splits:
     def origin(self, name: str) -> str | None:
         """The split whose documents `name` reads: itself, a stand-in for predict, or None where there are none."""
         shared = self.split is not None and name in ("val", "test") and getattr(self.split, name) > 0
-        if name in self.sources or shared:
+        if name in self.sources or name in self._parts_of or shared:
             return name
         return next(filter(None, map(self.origin, ("test", "val"))), None) if name == "predict" else None
 
@@ -221,9 +279,21 @@ class Splits:
         origin = self._required(name)
         return self.sources.get(origin) or Source(self.sources["train"].path)
 
+    def parts(self, name: str) -> list[str]:
+        """The splits of its sources where it has several; else itself alone. Raises as `source` does."""
+        return self._parts_of.get(self._required(name), [name])
+
+    def labels(self, name: str) -> list[str]:
+        """What logs call each of several sources, no two alike."""
+        sources = [self.sources[part] for part in self.parts(name)]
+        labels = [source.name or Path(source.path.rstrip("/")).stem.strip("*") or "all" for source in sources]
+        return [f"{label}_{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+
     def documents(self, name: str, *, seed: int) -> Iterable[Document]:
         """The documents of a split, dealt out by `seed` if they are shared. Raises as `source` does."""
         origin = self._required(name)
+        if origin in self._parts_of:
+            return Corpora([self._corpus(part) for part in self._parts_of[origin]])
         if self.split is None or (origin in self.sources and origin != "train"):
             return self._corpus(origin)
         if self._parts is None:

@@ -263,9 +263,9 @@ class Reader:
                 return
 
     def _check(self, document: Document) -> None:
-        if document.prompt is not None:
+        if document.kind != "plain texts":
             raise InputError(
-                f"{document.name}: prompt/target pairs cannot be streamed; set data.train.streaming to false, or name "
+                f"{document.name}: {document.kind} cannot be streamed; set data.train.streaming to false, or name "
                 "the column of a text with data.train.text_field"
             )
 

@@ -15,6 +15,7 @@ from lightning_app.data.shards import Shards, shard_name
 
 FORMAT = 3  # of the files below; another number means other cache folders
 OFFSETS, PROMPTS, NAMES, MANIFEST = "offsets.npy", "prompts.npy", "names.jsonl", "manifest.json"
+SCORED = "scored.npy"
 OTHER_BYTES = "other_bytes.npy"
 OWN = "manifest"  # the key under which a manifest has its own checksum
 STEP = 2**20  # bytes that are read at once
@@ -66,7 +67,9 @@ class TokenArray:
     Attributes:
         ids: (n_tokens,) uint16 or uint32, memory-mapped, read-only; several shards are read as if they were one.
         offsets: (n_documents + 1,) int64; document d is `ids[offsets[d] : offsets[d + 1]]`.
-        prompt_lengths: (n_documents,) int64 tokens of each document's prompt; None where there are no prompts.
+        prompt_lengths: (n_documents,) int64 tokens of each document's prompt, or of a conversation before the
+            assistant's first turn; None where there are no prompts.
+        scored: (n_tokens,) bool, which tokens of conversations are to be predicted; None where there are none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,6 +81,9 @@ class TokenArray:
         self.offsets: np.ndarray = np.load(folder / OFFSETS)
         prompts = folder / PROMPTS
         self.prompt_lengths: np.ndarray | None = np.load(prompts) if prompts.name in self.manifest.files else None
+        self.scored: np.ndarray | None = None
+        if SCORED in self.manifest.files:
+            self.scored = np.load(folder / SCORED, mmap_mode="r")
         others = folder / OTHER_BYTES
         self._other_bytes: np.ndarray | None = (
             np.load(others, mmap_mode="r") if others.name in self.manifest.files else None

@@ -24,6 +24,7 @@ from lightning_app.data.token_array import (
     OFFSETS,
     OTHER_BYTES,
     PROMPTS,
+    SCORED,
     DamagedCacheError,
     Manifest,
     TokenArray,
@@ -98,13 +99,17 @@ class _Content:
 
     def __init__(self, documents: Iterable[Document]) -> None:
         self.n_documents = self.n_bytes = self.n_prompts = 0
+        self._kinds: set[str] = set()
         digest, names = hashlib.sha256(), hashlib.sha256()
         for document in documents:
             names.update(document.name.encode("utf-8", "surrogateescape") + b"\0")
             self.n_documents += 1
-            self.n_prompts += document.prompt is not None
+            self.n_prompts += document.kind != "plain texts"
+            self._kinds.add(document.kind)
             for part in (document.prompt, document.text):
                 digest.update(b"-" if part is None else self._count(part))
+            if document.turns is not None:
+                digest.update(repr(document.turns).encode())
         self.sha256, self._names = digest.hexdigest(), names.hexdigest()
         self._check()
 
@@ -120,11 +125,8 @@ class _Content:
     def _check(self) -> None:
         if not self.n_documents:
             raise InputError("there are no documents to encode; give a source with text")
-        if self.n_prompts not in (0, self.n_documents):
-            raise InputError(
-                f"{self.n_prompts} of {self.n_documents} documents have a prompt; "
-                "give pairs and plain texts as separate sources"
-            )
+        if len(self._kinds) > 1:
+            raise InputError(f"the source holds {' and '.join(sorted(self._kinds))}; give them as separate sources")
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ class _Counts:
 
     def __init__(self) -> None:
         self.n_characters = self.n_words = 0
+        self.scored = bytearray()
         self.offsets, self.prompts = array("q", [0]), array("q")
         self.other_bytes: list[np.ndarray] = []
         self.lost: list[tuple[str, str]] = []  # the first one
@@ -189,6 +192,7 @@ class _Counts:
     def add(self, encoded: Encoded) -> None:
         self.n_characters += encoded.n_characters
         self.n_words += encoded.n_words
+        self.scored += b"" if encoded.scored is None else encoded.scored.tobytes()
         self.n_lost += len(encoded.lost)
         self.lost = (self.lost or encoded.lost)[:1]
         if encoded.other_bytes.size:
@@ -212,6 +216,8 @@ def _write_tokens(folder: Path, work: _Work) -> _Counts:
     np.save(folder / OFFSETS, np.array(counted.offsets, dtype=np.int64))
     if work.content.n_prompts:
         np.save(folder / PROMPTS, np.array(counted.prompts, dtype=np.int64))
+    if counted.scored:
+        np.save(folder / SCORED, np.frombuffer(counted.scored, dtype=bool))
     if counted.other_bytes:
         np.save(folder / OTHER_BYTES, np.concatenate(counted.other_bytes, axis=1))
     return counted

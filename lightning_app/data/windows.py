@@ -30,6 +30,8 @@ class TokenDataset(Dataset[Batch], ABC):
     """
 
     truncated = 0  # samples that lost tokens because they are longer than T
+    _starts: np.ndarray  # (n_samples,) first position of each, and the position behind the last token that it may have
+    _ends: np.ndarray
 
     def __init__(self, tokens: TokenArray, block_size: int, max_samples: int | None) -> None:
         if block_size < 1 or (max_samples is not None and max_samples < 1):
@@ -39,6 +41,14 @@ class TokenDataset(Dataset[Batch], ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sample, padding left out."""
+        return float(np.minimum(self._ends - self._starts, self.block_size).mean()) if len(self) else 0.0
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Take the samples of an epoch, where they depend on it."""
 
     @abstractmethod
     def __getitems__(self, indices: list[int]) -> Batch:
@@ -169,9 +179,11 @@ class PairSamples(TokenDataset):
 
     Prompt positions predict nothing but the last, which predicts the target's first token. A pair of more than
     T + 1 tokens loses the left end of its prompt, all but one token of it if it must, then the end of its target.
+    Of a conversation the prompt is what stands before the assistant's first turn; of the rest, its turns are scored.
+    A long one loses its end, and of the prompt only what its first turn needs.
 
     Attributes:
-        truncated_prompts, truncated_targets: pairs that lost tokens there.
+        truncated_prompts, truncated_targets: samples that lost tokens there.
 
     Args:
         tokens: a token array with prompt lengths.
@@ -185,10 +197,10 @@ class PairSamples(TokenDataset):
     def __init__(self, tokens: TokenArray, block_size: int, max_samples: int | None = None) -> None:
         super().__init__(tokens, block_size, max_samples)
         if tokens.prompt_lengths is None:
-            raise InputError("these documents have no prompts; give a JSONL file of {'prompt', 'target'} lines")
+            raise InputError("these documents have no prompts; give rows of {'prompt', 'target'} or of {'messages'}")
         starts, ends = tokens.offsets[:-1][:max_samples], tokens.offsets[1:][:max_samples]
         prompts = tokens.prompt_lengths[:max_samples]
-        excess = np.maximum(ends - starts - (block_size + 1), 0)
+        excess = np.maximum(self._lengths_to_keep(starts, ends, prompts) - (block_size + 1), 0)
         self._starts = starts + np.minimum(excess, np.maximum(prompts - 1, 0))
         self._targets = starts + prompts
         self._ends = np.minimum(ends, self._starts + block_size + 1)
@@ -197,11 +209,21 @@ class PairSamples(TokenDataset):
         self.truncated = int(((self._starts > starts) | (self._ends < ends)).sum())
         self._report()
 
+    def _lengths_to_keep(self, starts: np.ndarray, ends: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        """Tokens (n,) up to the end of the first turn; of a short sample or a pair, all."""
+        lengths, scored = ends - starts, self.tokens.scored
+        if scored is not None:
+            for i in np.flatnonzero(lengths > self.block_size + 1):
+                rest = scored[starts[i] + prompts[i] : ends[i]]
+                lengths[i] = prompts[i] + (len(rest) if rest.all() else rest.argmin())
+        return lengths
+
     def _report(self) -> None:
         if self.truncated:
             log.warning(
-                "%d of %d pairs are longer than block_size %d: %d lost the start of the prompt, %d the target's end",
-                *(self.truncated, len(self), self.block_size, self.truncated_prompts, self.truncated_targets),
+                "%d of %d %s are longer than block_size %d: %d lost the start of the prompt, %d the target's end",
+                *(self.truncated, len(self), "pairs" if self.tokens.scored is None else "conversations"),
+                *(self.block_size, self.truncated_prompts, self.truncated_targets),
             )
 
     def __len__(self) -> int:
@@ -211,4 +233,6 @@ class PairSamples(TokenDataset):
         positions = self._starts[indices, None] + np.arange(self.block_size + 1)  # (B, T + 1)
         real = positions < self._ends[indices, None]
         scored = real & (positions >= self._targets[indices, None])
+        if self.tokens.scored is not None:
+            scored &= self.tokens.scored[np.minimum(positions, self.tokens.n_tokens - 1)]
         return self._batch(positions, real[:, :-1], scored[:, 1:])

@@ -170,8 +170,9 @@ def _count(n: int | None) -> str:
 
 def _path_of(facts: Facts, split: str | None) -> str:
     options = (facts.config.get("data") or {}).get(split)
-    source = options.get("path") if isinstance(options, Mapping) else options
-    return str(source) if source else UNKNOWN
+    several = options if isinstance(options, list) else [options]
+    paths = [one.get("path") if isinstance(one, Mapping) else one for one in several]
+    return ", ".join(str(path) for path in paths if path) or UNKNOWN
 
 
 def _metrics_table(facts: Facts) -> str:

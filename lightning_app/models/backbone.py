@@ -210,6 +210,11 @@ class Backbone(nn.Module, ABC):
         return 6 * matrices + 12 * self.attention_width * length
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a text, as its source says; empty where nobody said."""
+        return frozenset()
+
+    @property
     def core(self) -> Backbone:
         """The language model within what wraps it; itself where nothing does."""
         return self

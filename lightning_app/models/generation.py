@@ -6,7 +6,7 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -241,16 +241,17 @@ def generate(
     options: GenerationOptions | None = None,
     *,
     vocab_size: int | None = None,
-    eot: int | None = None,
+    eot: int | Collection[int] | None = None,
 ) -> Generator[Tensor, None, None]:
-    """Yield the next token of each row, (B,), until `max_new_tokens` or until every row has reached `eot`.
+    """Yield the next token of each row, (B,), until `max_new_tokens` or until every row has ended.
 
     Args:
         backbone: see `BatchDecoder`.
         ids: (B, T) prompt, at least one token; only the last `max_length` are seen.
         options: see `GenerationOptions`.
         vocab_size: see `BatchDecoder`.
-        eot: end-of-text id; a row that has reached it yields it ever after. None: rows never end.
+        eot: the end-of-text id, or all that end a text; a row that has reached one yields it ever after. None: rows
+            never end.
 
     Raises:
         InputError: an empty prompt.
@@ -260,10 +261,11 @@ def generate(
         raise InputError(f"the prompt has shape {tuple(ids.shape)}; it must be (rows, tokens) with at least one token")
     decoder = BatchDecoder(backbone, device=ids.device, vocab_size=vocab_size, use_cache=options.use_cache)
     texts = [decoder.join(row, replace(options, seed=options.seed + i)) for i, row in enumerate(ids.tolist())]
+    ends = {eot} if isinstance(eot, int) else set(eot or ())
     for _ in range(options.max_new_tokens):
         decoder.step()
         yield torch.tensor([text.ids[-1] for text in texts], device=ids.device)
-        for text in [text for text in decoder.texts if text.ids[-1] == eot]:
+        for text in [text for text in decoder.texts if text.ids[-1] in ends]:
             decoder.leave(text)
         if not decoder.texts:
             return

@@ -199,6 +199,11 @@ class PretrainedLM(Backbone):
             "dtype": self._dtype,
         }
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Those of the family's config; of a source with a generation config, those of both."""
+        return frozenset(_ids(self.model.config.get_text_config(decoder=True).eos_token_id))
+
     @classmethod
     def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         config = options["config"].items()
@@ -392,6 +397,7 @@ def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torc
             f"{name!r} lacks {len(lacking)} weights of a causal language model, such as {min(lacking)}: they would "
             "start at random; give a model that has them"
         )
+    _keep_ends(model)
     return model
 
 
@@ -411,6 +417,18 @@ def _read(
         name, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **WITHOUT_CODE
     )
     return loaded
+
+
+def _keep_ends(model: PreTrainedModel) -> None:
+    """Into its config, which is what a checkpoint keeps, what the generation config says of a text's end."""
+    text, generation = model.config.get_text_config(decoder=True), model.generation_config
+    own, said = _ids(text.eos_token_id), _ids(generation.eos_token_id if generation is not None else None)
+    if not said <= own:
+        text.eos_token_id = sorted(own | said)
+
+
+def _ids(said: int | Sequence[int] | None) -> set[int]:
+    return set() if said is None else {said} if isinstance(said, int) else set(said)
 
 
 def _why_not(name: str, error: Exception) -> str:

@@ -88,7 +88,7 @@ class Batcher:
         shared = module.texts_share_batches
         self.batch_size = batch_size if shared else 1
         self._decoder: Decoder = module.batch_decoder() if shared else OneByOne(module)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._module = tokenizer, module
         self.waiting: deque[Job] = deque()
         self.running: list[tuple[Job, Continuation]] = []
         self._since_join = 0
@@ -119,6 +119,7 @@ class Batcher:
                 self._tokenizer,
                 max_new_tokens=job.options.max_new_tokens,
                 stop=job.stop,
+                ends=self._module.end_ids,
                 continues=self._tokenizer.goes_on(job.ids),
             )
             self.running.append((job, self._decoder.join(job.ids, job.options)))

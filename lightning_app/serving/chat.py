@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
+from lightning_app.data.chat_template import ChatTemplate, Message
+from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.serving.chat_template import ChatTemplate, Message
 from lightning_app.serving.generate import continue_text
+from lightning_app.serving.turns import take_turns
 from lightning_app.training import arguments
 from lightning_app.training.module import LanguageModule
 from lightning_app.utf8 import as_text, decode
@@ -65,7 +67,8 @@ class Conversation:
         """Pieces of an answer to the last message, as they are drawn; what came is kept, even if it was interrupted."""
         prompt, stop, said = self.prompt(), [*self.template.stop, *self.stop], ""
         try:
-            for piece in continue_text(prompt, self.module, self.tokenizer, self.options, stop=stop):
+            ids = prompt_ids(prompt, self.tokenizer)
+            for piece in continue_text(ids, self.module, self.tokenizer, self.options, stop=stop):
                 piece = piece if said else piece.lstrip()
                 said += piece
                 yield piece
@@ -239,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py chat", description=__doc__, allow_abbrev=False)
     arguments.add_model(parser)
     parser.add_argument("--system", type=as_text, default="", help="what stands before the conversation")
-    parser.add_argument("--chat_template", help="a file in Jinja, for models that were trained on conversations")
+    arguments.add_chat_template(parser)
     arguments.add_sampling(parser)
     return parser
 
@@ -248,8 +251,9 @@ def command(argv: Sequence[str]) -> None:
     """Parse the arguments and talk until the input ends."""
     args = _parser().parse_args(argv)
     options, stop = arguments.sampling(args)
-    template = ChatTemplate(args.chat_template)
+    given = arguments.chat_template(args)
     path, module, tokenizer = arguments.load(args)
+    template = take_turns(module, tokenizer, given)
     print(f"{path}: write something, /help lists the commands, /quit ends")
     talk = Conversation(module, tokenizer, template, options, stop, args.system)
     Session(talk, read=lambda: as_text(input()), write=lambda text: print(text, end="", flush=True)).run()

@@ -21,7 +21,7 @@ from lightning_app.utf8 import as_text
 
 
 def continue_text(
-    prompt: str,
+    prompt: str | Sequence[int],
     module: LanguageModule,
     tokenizer: Tokenizer,
     options: GenerationOptions | None = None,
@@ -31,14 +31,20 @@ def continue_text(
     """Yield the continuation of `prompt` piece by piece, each as soon as its characters are whole.
 
     Args:
-        prompt: an empty one stands for the beginning of a document.
+        prompt: its text, or its ids; an empty text stands for the beginning of a document.
         stop: the text ends before the first of these.
     """
     options = options or GenerationOptions()
-    given = tokenizer.prompt(prompt)
-    stream = TextStream(tokenizer, max_new_tokens=options.max_new_tokens, stop=stop, continues=tokenizer.goes_on(given))
+    given = tokenizer.prompt(prompt) if isinstance(prompt, str) else list(prompt)
+    stream = TextStream(
+        tokenizer,
+        max_new_tokens=options.max_new_tokens,
+        stop=stop,
+        ends=module.end_ids,
+        continues=tokenizer.goes_on(given),
+    )
     ids = torch.tensor([given], device=module.device)
-    for token in module.generate(ids, options, eot=tokenizer.eot):
+    for token in module.generate(ids, options, eot=module.end_ids):
         if piece := stream.push(int(token)):
             yield piece
         if stream.finish_reason:

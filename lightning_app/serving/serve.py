@@ -16,10 +16,10 @@ from fastapi import FastAPI
 
 from lightning_app.errors import InputError
 from lightning_app.reports.run_folder import RunFolder
-from lightning_app.serving.chat_template import ChatTemplate
 from lightning_app.serving.server.app import create_app
 from lightning_app.serving.server.engine import Engine
 from lightning_app.serving.server.service import Limits, Service
+from lightning_app.serving.turns import take_turns
 from lightning_app.training import arguments
 from lightning_app.utf8 import as_text
 
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help=f"another address than loopback needs a key in {API_KEY}")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--name", help="of the model, for clients; that of its run without it")
-    parser.add_argument("--chat_template", help="a file in Jinja, for models that were trained on conversations")
+    arguments.add_chat_template(parser)
     parser.add_argument(
         "--chat_stop", type=as_text, action="append", help="ends an answer of a chat; may be given several times"
     )
@@ -68,12 +68,13 @@ def command(argv: Sequence[str]) -> None:
             "serve on 127.0.0.1"
         )
     limits = Limits(args.max_prompt_tokens, args.max_new_tokens, args.max_body, args.max_requests, args.batch_size)
-    template = ChatTemplate(args.chat_template, stop=args.chat_stop)
+    given = arguments.chat_template(args)
     own = f"[{args.host}]" if ":" in args.host else args.host
     hosts = (*LOOPBACK, own) if is_loopback(args.host) and api_key is None else ()
     with _listen(args.host, args.port) as listener:
         path, module, tokenizer = arguments.load(args)
         name = args.name or _name(path)
+        template = take_turns(module, tokenizer, given, stop=args.chat_stop)
         engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
         service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template)
         _serve(create_app(service, api_key=api_key, hosts=hosts), listener, name=name)

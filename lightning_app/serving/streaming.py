@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from lightning_app.data.tokenizers import Tokenizer
@@ -16,6 +16,7 @@ class TextStream:
     Args:
         max_new_tokens: behind so many the text ends.
         stop: the text ends before the first of these, which may lie across tokens.
+        ends: ids that end it; None: the tokenizer's end of text.
         continues: it goes on with a text, see `Tokenizer`.
 
     Attributes:
@@ -23,8 +24,17 @@ class TextStream:
         tokens: taken so far.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_new_tokens: int, stop: Sequence[str] = (), continues: bool = True):
-        self._eot, self._decode = tokenizer.eot, tokenizer.stream_decoder(continues=continues)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        ends: Collection[int] | None = None,
+        continues: bool = True,
+    ):
+        self._ends = {tokenizer.eot} if ends is None else ends
+        self._decode = tokenizer.stream_decoder(continues=continues)
         self._stop, self._held = stop, ""
         self._hold = max((len(s) for s in stop), default=1) - 1  # characters that may be a stop's beginning
         self._left = max_new_tokens
@@ -35,7 +45,7 @@ class TextStream:
         """The text that can be shown now; sets `finish_reason` where this token is the last."""
         self.tokens += 1
         self._left -= 1
-        if token == self._eot:
+        if token in self._ends:
             return self._end("stop")
         text = self._found(self._decode(token))
         if self.finish_reason is None and self._left == 0:

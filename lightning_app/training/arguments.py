@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions, use_column_major_weights
@@ -28,6 +29,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, and where it runs."""
     add_checkpoint(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+
+
+def add_chat_template(parser: argparse.ArgumentParser) -> None:
+    """How conversations are written."""
+    parser.add_argument(
+        "--chat_template", help="a file in Jinja; without it that of the model's training, or of its tokenizer"
+    )
+
+
+def chat_template(args: argparse.Namespace) -> ChatTemplate | None:
+    """The one that is given. Raises InputError where it cannot be read: before a model is."""
+    return ChatTemplate.read(args.chat_template) if args.chat_template else None
 
 
 def load(args: argparse.Namespace) -> tuple[Path, LanguageModule, Tokenizer]:

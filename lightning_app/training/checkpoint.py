@@ -224,11 +224,14 @@ def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
 
 def module_of(raw: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     """`load_module` of what was read from `path`."""
+    from lightning_app.data.chat_template import ChatTemplate
+
     module, state = module_in(raw, path), tokenizer_state(raw)
     if state is None:
         raise InputError(f"{path} holds no tokenizer: it was not trained on a TextDataModule")
     tokenizer = Tokenizer.from_state(state["tokenizer"])
     module.use_tokenizer(tokenizer)
+    module.chat_template = ChatTemplate(**state["chat_template"]) if "chat_template" in state else None
     return module.eval(), tokenizer
 
 

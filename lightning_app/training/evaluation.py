@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.mixture import Mixture
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.models.losses import IGNORE, token_nll
+from lightning_app.training.by_source import BySource
 from lightning_app.training.measures import LanguageMeasures, Passages
 
 
@@ -28,6 +30,7 @@ class Evaluation:
         self.token_bytes: Tensor | None = None
         self.by_passage: Tensor | None = None
         self._passages: Passages | None = None
+        self._by_source: BySource | None = None
         self._text: TokenArray | None = None
 
     def use_tokenizer(self, tokenizer: Tokenizer, *, vocab_size: int, device: torch.device) -> None:
@@ -46,7 +49,15 @@ class Evaluation:
             assert self.token_bytes is not None
             self._passages = Passages(data.tokens("val"), self.token_bytes)
 
+    def use_sources(self, data: TextDataModule, stage: str) -> None:
+        """Measure each of several sources of what a stage of the Trainer evaluates."""
+        name = {"fit": "val", "validate": "val"}.get(stage, stage)
+        several = data.splits.origin(name) and len(data.splits.parts(name)) > 1
+        samples = data.dataset(name) if several else None
+        self._by_source = BySource(samples) if isinstance(samples, Mixture) else None
+
     def to(self, device: torch.device) -> None:
+        self._by_source = None if self._by_source is None else self._by_source.to(device)
         self.token_bytes = None if self.token_bytes is None else self.token_bytes.to(device)
 
     def bytes_of_targets(self, batch: Batch) -> Tensor | None:
@@ -69,12 +80,17 @@ class Evaluation:
             passages = self._passages.of_targets(batch.document_ids, batch.positions)
         n_bytes = self.bytes_of_targets(batch)
         measures.update(logits, batch.targets, n_bytes, passages)
+        if self._by_source is not None:
+            self._by_source.update(logits, batch.targets, batch.document_ids, n_bytes)
 
     def end(self, measures: LanguageMeasures) -> dict[str, Tensor]:
         """What was measured, by name; the sums of passages are kept apart."""
         found = measures.compute()
         self.by_passage = found.pop("passages", None)
         measures.reset()
+        if self._by_source is not None:
+            found |= self._by_source.compute()
+            self._by_source.reset()
         return found
 
     def rows(self, logits: Tensor, batch: Batch) -> list[dict[str, Any]]:

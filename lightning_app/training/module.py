@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self, cast
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_app.data.accumulation import accumulated
 from lightning_app.data.batch import Batch
+from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
@@ -109,6 +110,8 @@ class LanguageModule(L.LightningModule, ABC):
         self._matrices: set[str] = set()  # names of the parameters with weight decay
         self.group_by_layer = False  # see `optim.parameter_groups`
         self._real_ids = backbone.vocab_size
+        self.end_ids: frozenset[int] = frozenset()  # that end a text, once there is a tokenizer
+        self.chat_template: ChatTemplate | None = None  # what wrote its conversations, if not the tokenizer's own
         self._judged = True  # whether the first loss was looked at, or does not say anything
         self.evaluation = Evaluation()
         self.grad_norm: Tensor | None = None  # of the last step, before clipping, where it is known
@@ -165,7 +168,7 @@ class LanguageModule(L.LightningModule, ABC):
         return self.backbone(ids)
 
     def generate(
-        self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | None = None
+        self, ids: Tensor, options: GenerationOptions | None = None, *, eot: int | Collection[int] | None = None
     ) -> Generator[Tensor, None, None]:
         """See `models.generation.generate`; ids that the tokenizer does not have are never drawn."""
         tokens: Iterator[Tensor] = generate(self.backbone, ids, options, vocab_size=self._real_ids, eot=eot)
@@ -383,6 +386,7 @@ class LanguageModule(L.LightningModule, ABC):
             self.use_tokenizer(data.tokenizer)
             self.evaluation.use_text(data.evaluated(stage))
             self.evaluation.use_passages(data if stage == "fit" else None)
+            self.evaluation.use_sources(data, stage)
             for extension in self.extensions:
                 extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
             self._judged = self.backbone.core.source is None
@@ -405,8 +409,9 @@ class LanguageModule(L.LightningModule, ABC):
             self.backbone.compile_texts()
 
     def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Learn which ids are real (spare ones are never drawn) and how many bytes each stands for."""
+        """Learn which ids are real (spare ones are never drawn), which end a text, and the bytes of each."""
         self._real_ids = tokenizer.vocab_size
+        self.end_ids = frozenset({tokenizer.eot}) | _without_text(self.backbone.core.end_ids, tokenizer)
         self.evaluation.use_tokenizer(tokenizer, vocab_size=self.backbone.vocab_size, device=self.device)
 
     @property
@@ -519,6 +524,12 @@ def _means_over(extensions: Iterable[Extension]) -> dict[str, Over]:
     for extension in extensions:
         over |= extension.means_over
     return over
+
+
+def _without_text(ids: frozenset[int], tokenizer: Tokenizer) -> frozenset[int]:
+    """A model's end of text may be a word of another tokenizer."""
+    sizes = tokenizer.token_bytes()
+    return frozenset(i for i in ids if 0 <= i < len(sizes) and sizes[i] == 0)
 
 
 def _tokens(outputs: Outputs) -> int:

@@ -62,11 +62,9 @@ def test_damaged_utf8_is_called_so(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a.csv", "give hf:csv:.*a.csv and, as text_field"),
-        ("a.JSON", "ends in .JSON.*give hf:json:"),
         ("a.txt.gz", "unpack it first"),
-        ("a.tsv", "one JSON object per line"),
-        ("a.pdf", "convert it to plain text"),
+        ("a.xlsx", "convert it to .txt, .csv or .jsonl"),
+        ("a.PDF", "ends in .PDF, which is not read as it is; convert it to .txt"),
     ],
 )
 def test_endings_that_are_not_read_are_refused(tmp_path, name, said):

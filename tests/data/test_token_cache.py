@@ -150,7 +150,7 @@ def test_a_cache_dir_that_is_a_file_is_refused(tmp_path, tokenizer):
 def test_nothing_and_mixtures_are_refused(tmp_path, tokenizer):
     with pytest.raises(InputError, match="no documents"):
         prepare_tokens([], tokenizer, tmp_path)
-    with pytest.raises(InputError, match="1 of 3 documents have a prompt"):
+    with pytest.raises(InputError, match="the source holds pairs and plain texts"):
         prepare_tokens([*DOCUMENTS, Document("a", "b")], tokenizer, tmp_path)
 
 

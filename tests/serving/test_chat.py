@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from lightning_app.data.chat_template import PLAIN_STOP, ChatTemplate
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.serving.chat import Conversation, Session
-from lightning_app.serving.chat_template import PLAIN_STOP, ChatTemplate
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.checkpoint import load_module
 
@@ -64,7 +64,7 @@ def test_a_question_that_is_refused_does_not_stay(talk, tmp_path):
     (tmp_path / "own.jinja").write_text(
         "{% for m in messages %}{% if 'no' in m.content %}{{ raise_it() }}{% endif %}{{ m.content }}{% endfor %}"
     )
-    talk.template = ChatTemplate(tmp_path / "own.jinja")
+    talk.template = ChatTemplate.read(tmp_path / "own.jinja")
     shown = run(talk, "no", "what")
     assert "error: own.jinja cannot render these messages" in shown
     assert [m["role"] for m in talk.messages] == ["user", "assistant"]
@@ -201,11 +201,11 @@ def test_templates_of_the_users_own(tmp_path):
         "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    template = ChatTemplate(file)
+    template = ChatTemplate.read(file)
     messages = [{"role": "user", "content": "{{ x }}"}]
     assert template.render(messages) == "<user>{{ x }}</s>\n<assistant>"
     assert template.stop == ()
-    assert ChatTemplate(file, stop=["</s>"]).stop == ("</s>",)
+    assert ChatTemplate.read(file, stop=["</s>"]).stop == ("</s>",)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,6 @@ def test_bad_templates(tmp_path, template, message):
     file = tmp_path / "t.jinja"
     file.write_text(template)
     with pytest.raises(InputError, match=message):
-        ChatTemplate(file).render([{"role": "user", "content": "x"}])
+        ChatTemplate.read(file).render([{"role": "user", "content": "x"}])
     with pytest.raises(InputError, match="is not a readable chat template"):
-        ChatTemplate(tmp_path / "none.jinja")
+        ChatTemplate.read(tmp_path / "none.jinja")

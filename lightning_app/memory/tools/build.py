@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import Document
-from lightning_app.data.sources import Corpus, Source, Split, Splits, as_options
+from lightning_app.data.sources import Corpus, Split, Splits, as_options, as_sources
 from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.windows import PairSamples, TokenDataset, TokenWindows
@@ -80,7 +80,7 @@ def documents_of_run(config: dict[str, Any], split: str) -> Iterable[Document] |
     """The documents that the run trained or validated on; None where its config does not say."""
     data = config.get("data") or {}
     given = {name: data[name] for name in ("train", "val") if data.get(name)}
-    sources = {name: as_options(Source, value) for name, value in given.items()}
+    sources = {name: as_sources(value) for name, value in given.items()}
     dealt = as_options(Split, data["split"]) if data.get("split") else None
     splits = Splits(sources, dealt, clean=data.get("clean", True)) if sources else None
     if splits is None or splits.origin(split) is None:

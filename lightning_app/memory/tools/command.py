@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from lightning_app.data.chat_encoding import WrittenChats, template_of
 from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
 from lightning_app.memory.options import IndexType, Storage
@@ -102,7 +103,8 @@ def _documents(opened: Opened, path: str | None, *, split: str, option: str) -> 
 
 
 def _text(opened: Opened, documents: Iterable[Document], args: argparse.Namespace) -> Text:
-    return Text.of(documents, opened.tokenizer, CACHE, block_size=opened.block_size(), stride=args.stride)
+    written = WrittenChats(documents, lambda: template_of(opened.tokenizer, opened.module.chat_template))
+    return Text.of(written, opened.tokenizer, CACHE, block_size=opened.block_size(), stride=args.stride)
 
 
 def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:

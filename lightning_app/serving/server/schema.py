@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from lightning_app.data.chat_template import Message
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.serving.chat_template import Message
 
 MOST_CHOICES, MOST_STOPS = 16, 16
 Some = Field(min_length=1)

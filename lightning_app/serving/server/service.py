@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_app.data.chat_template import ChatTemplate
+from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.serving.chat_template import ChatTemplate
 from lightning_app.serving.server.completions import Answer, Kind
 from lightning_app.serving.server.engine import Engine
 from lightning_app.serving.server.schema import ChatRequest, CompletionRequest, Sampling, Texts, error
@@ -123,7 +124,8 @@ class Service:
         prompt = self.template.render([message.plain() for message in request.messages])
         most = self.limits.max_new_tokens if request.most is None else request.most
         stop = [*request.stops(), *self.template.stop]
-        return self._answer("chat", request, [self.ids(prompt, "messages")], most, stop)
+        ids = self.ids(prompt_ids(prompt, self.tokenizer), "messages")
+        return self._answer("chat", request, [ids], most, stop)
 
     def _answer(
         self,

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.data.accumulation import accumulation_schedule
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.mixture import Mixture
 from lightning_app.errors import InputError
 from lightning_app.models.registry import Description, class_path, describe
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
@@ -140,7 +141,13 @@ def _data_options(data: TextDataModule) -> dict[str, Any]:
     return {f"data.{name}": value for name, value in options.items()} | {
         "data.dataloader.shuffle": data.dataloader.shuffle,
         "the text (its digest)": text,
+        **_mixed(data),
     }
+
+
+def _mixed(data: TextDataModule) -> dict[str, Any]:
+    dataset = None if data.streamed("train") else data.dataset("train")
+    return {"data.train (samples of each source)": dataset.counts} if isinstance(dataset, Mixture) else {}
 
 
 def _digest(data: TextDataModule) -> str:
