@@ -11,9 +11,10 @@ import torch
 import transformers
 import yaml
 
+from lightning_app.data.gguf_file import read_gguf
 from lightning_app.memory.extension import memory_of
 from lightning_app.training.checkpoint import load_module
-from tests import tokenizers
+from tests import gguf_files, tokenizers
 from tests.advice import LITTLE_TEXT, SHORT, advised
 from tests.conftest import Run
 
@@ -114,6 +115,22 @@ def test_a_memory_is_built_for_it(directory: Path, main: Run):
     memory = memory_of(load_module("with_memory.ckpt")[0])
     assert memory is not None
     assert len(memory.readers) == 1
+
+
+def test_a_gguf_file_is_taken_as_a_directory_is(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    """By every command; its tokenizer, template and stop tokens are in it."""
+    file = gguf_files.write(folder / "tiny.gguf", gguf_files.llama())
+    main("generate", "--ckpt_path", file, "--prompt", "hello", "--temperature", 0, "--max_new_tokens", 4)
+    assert capsys.readouterr().out.startswith("hello")
+    main("validate", "--ckpt_path", file, "--data.val.path", "val.txt", "--data.block_size", 32)
+    assert "val/bpb" in capsys.readouterr().out
+    main("export", "--ckpt_path", file, "--output", "directory")
+    assert json.loads(Path("directory/config.json").read_text())["model_type"] == "llama"
+    main("export", "--ckpt_path", "directory", "--format", "gguf", "--dtype", "f32", "--output", "again.gguf")
+    first, again = (read_gguf(path) for path in (file, Path("again.gguf")))
+    assert again.metadata["tokenizer.ggml.tokens"] == first.metadata["tokenizer.ggml.tokens"]
+    assert again.metadata["tokenizer.chat_template"] == first.metadata["tokenizer.chat_template"]
+    assert all((again.tensors[name].data == first.tensors[name].data).all() for name in again.tensors)
 
 
 def test_a_wrong_path_says_what_it_is(folder: Path, fails: Callable[..., str]):

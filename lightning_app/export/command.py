@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_app.data.chat_encoding import template_of
+from lightning_app.data.chat_template import PLAIN, ChatTemplate
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export.code import AUTO_MAP, code_files
@@ -39,7 +41,6 @@ from lightning_app.models.hugging_face import without_bars
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import module_of, read
 from lightning_app.training.find_checkpoint import find_checkpoint
-from lightning_app.utf8 import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,8 +120,9 @@ def export_gguf(
         InputError: see `export`; a model that llama.cpp has no family for.
     """
     check_place(output, overwrite=overwrite)
-    template = None if chat_template is None else _template(chat_template)
+    given = None if chat_template is None else ChatTemplate.read(chat_template)
     module, tokenizer = module_of(read(checkpoint), checkpoint)
+    template = _template(given or module.chat_template, tokenizer)
     backbone = module.backbone
     words = vocabulary(tokenizer, backbone.vocab_size, chat_template=template)
     ids = _probe(backbone)
@@ -131,11 +133,10 @@ def export_gguf(
     return write_gguf(model, words, output, ids=ids, expected=expected, dtype=dtype)
 
 
-def _template(path: Path) -> str:
-    try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"chat_template is {path}, which cannot be read ({error}): give a file in Jinja") from error
+def _template(given: ChatTemplate | None, tokenizer: Tokenizer) -> str | None:
+    """None: it has none but the plain one, which a model that was trained on no conversations gets."""
+    template = template_of(tokenizer, given)
+    return None if template.text == PLAIN else template.text
 
 
 def _why_no_family(backbone: Backbone) -> str:

@@ -50,7 +50,8 @@ def vocabulary(tokenizer: Tokenizer, size: int, *, chat_template: str | None = N
     Raises:
         InputError: llama.cpp cuts no text as it does.
     """
-    special = dict.fromkeys(("bos", "eos", "padding"), tokenizer.eot)
+    begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+    special = {"bos": begin, "eos": tokenizer.eot, "padding": tokenizer.pad}
     pre = GPT2 if tokenizer.name == BYTES else None  # nothing is merged, however it is cut
     return of_backend(fast_tokenizer(tokenizer), size, special=special, pre=pre, chat_template=chat_template)
 

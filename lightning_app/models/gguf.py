@@ -43,6 +43,12 @@ def gguf_of(name: str, gguf_file: str | None) -> GGUFFile | None:
     return None
 
 
+def vocabulary_of(file: GGUFFile) -> int | None:
+    """Rows of its embedding; None where it has none."""
+    embedding = file.tensors.get("token_embd.weight")
+    return None if embedding is None else int(embedding.shape[-1])  # the format has the last axis first
+
+
 def gguf_config(file: GGUFFile, **options: Any) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The family's config with the file's settings and `options`, and those options that it does not know."""
     from transformers import AutoConfig

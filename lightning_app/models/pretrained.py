@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_app.data.gguf_file import read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
-from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf
+from lightning_app.models.gguf import ENDING, gguf_config, gguf_of, load_gguf, vocabulary_of
+from lightning_app.models.gguf_directory import stop_tokens
 from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.lora import LoRA, add_adapters
 
@@ -367,7 +369,9 @@ def _check_ids(given: int, own: int | None, *, name: str) -> None:
 
 
 def ids_of_directory(name: str) -> int | None:
-    """As its config says; None: it does not."""
+    """As its config says, or the shape of a GGUF file's embedding; None: it does not."""
+    if Path(name).suffix == ENDING and Path(name).is_file():
+        return vocabulary_of(read_gguf(Path(name)))
     file = Path(name) / "config.json"
     try:
         config = json.loads(file.read_bytes())
@@ -410,7 +414,9 @@ def _read(
     if (file := gguf_of(name, gguf_file)) is not None:
         config, unknown = gguf_config(file, **options)
         _check_known(unknown, config)
-        return load_gguf(file, config, dtype)
+        model, report = load_gguf(file, config, dtype)
+        model.generation_config = stop_tokens(file)
+        return model, report
     config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options | WITHOUT_CODE)
     _check_known(unknown, config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(

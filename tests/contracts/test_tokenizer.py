@@ -157,7 +157,7 @@ def test_an_id_that_is_no_token_is_refused(tokenizer: Tokenizer):
 
 def test_a_long_text_is_cut_without_changing_its_ids(tokenizer: Tokenizer, monkeypatch):
     monkeypatch.setattr(base.pieces, "__kwdefaults__", {"size": 300})
-    text = "".join(kinds.lines()[:80]) + "<s>\nx\n  y\ne\u0301\nﬁ\n"
+    text = "".join(kinds.lines()[:160]) + "<s>\nx\n  y\ne\u0301\nﬁ\n"
     first, *others = tokenizer.pieces(text)
     assert len(others) >= 5
     cut = [*tokenizer.encode(first), *(i for part in others for i in tokenizer.encode(part, continues=True))]

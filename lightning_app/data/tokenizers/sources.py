@@ -7,17 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lightning_app.data.gguf_file import read_gguf
+from lightning_app.data.gguf_tokenizer import gguf_tokenizer
 from lightning_app.errors import InputError
 
-HUB = "hf:"
+HUB, GGUF = "hf:", ".gguf"
 TOKENIZER = "tokenizer.json"
 # What a tokenizer consists of beside it; an export writes them unchanged.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def is_hugging_face(name: str) -> bool:
-    """Whether a tokenizer's name is a directory, a `tokenizer.json`, or `hf:` and a name on the hub."""
-    return name.startswith(HUB) or name.endswith(".json") or Path(name).is_dir()
+    """Whether a tokenizer's name is a directory, a `tokenizer.json`, a GGUF file, or `hf:` and a name on the hub."""
+    return name.startswith(HUB) or name.endswith((".json", GGUF)) or Path(name).is_dir()
 
 
 def read_files(name: str) -> dict[str, str]:
@@ -31,6 +33,8 @@ def read_files(name: str) -> dict[str, str]:
         return _converted(name.removeprefix(HUB))
     if path.is_dir():
         return _of_folder(path, TOKENIZER) if (path / TOKENIZER).is_file() else _converted(name)
+    if path.suffix == GGUF:
+        return _saved(gguf_tokenizer(read_gguf(path)))
     if not path.is_file():
         raise InputError(f"there is no tokenizer {name}: give a directory with a tokenizer.json, or the file itself")
     return _of_folder(path.parent, path.name)
@@ -73,12 +77,16 @@ def _converted(name: str) -> dict[str, str]:
     from transformers import AutoTokenizer
 
     try:
-        made: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        with tempfile.TemporaryDirectory() as folder:
-            made.save_pretrained(folder)
-            return _of_folder(Path(folder), TOKENIZER)
+        return _saved(AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{name!r} has no tokenizer that can be read ({reason}); give a directory with a tokenizer.json"
         ) from error
+
+
+def _saved(tokenizer: Any) -> dict[str, str]:
+    """The files of one of transformers' own."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return _of_folder(Path(folder), TOKENIZER)
