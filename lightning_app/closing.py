@@ -37,6 +37,7 @@ from lightning_app.yaml_file import leaves
 SAMPLES = 3
 CONTINUED_TOKENS = 60  # of each
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
+SAMPLED_WORK = 5 * 10**10  # of a large model fewer: this many tokens times parameters, some 20 s of one core
 COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
 
 
@@ -46,12 +47,14 @@ class Sampled:
 
     Attributes:
         continuations: prompt and continuation.
-        verbatim: share of the 8-word runs in 2,000 sampled tokens that stand verbatim in the training text; None
+        verbatim: share of the 8-word runs in sampled tokens that stand verbatim in the training text; None
             where that was streamed.
+        tokens: number of those sampled tokens.
     """
 
     continuations: list[str]
     verbatim: float | None
+    tokens: int
 
 
 def close_run(trainer: L.Trainer) -> None:
@@ -104,14 +107,21 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
         new = continue_text(prompt, module, tokenizer, GenerationOptions(CONTINUED_TOKENS, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
     folder.write_samples(continuations, step=None)
-    sampled = _sample_tokens(module, tokenizer)
-    return Sampled(continuations, None if data.streamed("train") else verbatim_share(sampled, data.texts("train")))
+    if data.streamed("train"):
+        return Sampled(continuations, None, 0)
+    n = sampled_tokens(sum(p.numel() for p in module.backbone.parameters()))
+    return Sampled(continuations, verbatim_share(_sampled(module, tokenizer, n), data.texts("train")), n)
 
 
-def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
-    """`SAMPLED_TOKENS` tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
+def sampled_tokens(parameters: int) -> int:
+    """How many tokens a model of this size is asked for."""
+    return min(SAMPLED_TOKENS, max(1, SAMPLED_WORK // max(1, parameters)))
+
+
+def _sampled(module: LanguageModule, tokenizer: Tokenizer, n: int) -> str:
+    """Tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
     ids = torch.tensor([tokenizer.prompt("")], device=module.device)
-    tokens = [int(t) for t in module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))]
+    tokens = [int(t) for t in module.generate(ids, GenerationOptions(n, temperature=1.0))]
     return tokenizer.decode(tokens)
 
 
@@ -157,7 +167,7 @@ def _rows(
     unknown = "not measured: fewer steps than log_every_n_steps"
     rows.append(("speed", f"{statistics.median(rates):,.0f} tokens/s" if rates else unknown))
     if sampled is not None and sampled.verbatim is not None:
-        runs = f"{sampled.verbatim:.1%} of the 8-word runs in {SAMPLED_TOKENS:,} sampled tokens"
+        runs = f"{sampled.verbatim:.1%} of the 8-word runs in {sampled.tokens:,} sampled tokens"
         rows.append(("verbatim", f"{runs} stand in the training text"))
     if sampled is not None:
         rows += [(f"sample {i + 1}", text) for i, text in enumerate(sampled.continuations)]

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_app.app import Harness
 from lightning_app.cli import main as command
+from lightning_app.closing import sampled_tokens
 from lightning_app.models.decoder import Decoder
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import best_validation
@@ -74,6 +75,11 @@ def test_a_fit_leaves_one_folder_with_everything_in_it(config: Config, capsys: p
     tags: dict[str, Any] = EventAccumulator(str(RUN)).Reload().Tags()
     assert {"train/loss", "val/bpb", "lr", "best/val/ce"} <= set(tags["scalars"])
     assert any("the model" in tag for tag in tags["tensors"])
+
+
+def test_a_large_model_is_asked_for_fewer_tokens():
+    """A model of 135M parameters takes some 50 ms of a core for each."""
+    assert [sampled_tokens(n) for n in (1, 2_000_000, 135_000_000, 10**11)] == [2_000, 2_000, 370, 1]
 
 
 def test_everything_that_is_promised_is_logged(tiny_run: Path):
