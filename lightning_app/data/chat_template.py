@@ -90,7 +90,7 @@ class ChatTemplate:
 
     @classmethod
     def read(cls, path: str | Path, **options: Any) -> ChatTemplate:
-        """That of a file. Raises InputError where it cannot be read."""
+        """The template in a file. Raises InputError where it cannot be read."""
         try:
             text = decode(Path(path).read_bytes())
         except OSError as error:
@@ -100,7 +100,7 @@ class ChatTemplate:
     def adapted(
         self, tokens: Mapping[str, str], specials: Collection[str], *, stop: Sequence[str] | None = None
     ) -> ChatTemplate:
-        """The same with a tokenizer's special tokens, and with other stop strings if given."""
+        """This template with a tokenizer's special tokens, and with other stop strings if given."""
         stop = self.stop if stop is None else stop
         return ChatTemplate(self.text, name=self.name, tokens=tokens, specials=specials, stop=stop)
 

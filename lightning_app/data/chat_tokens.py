@@ -71,7 +71,7 @@ def _reading_names(tokenizer: Tokenizer) -> Any:
 
 
 def _files(tokenizer: Tokenizer) -> Mapping[str, str]:
-    """Of a tokenizer of Hugging Face's, by their names; none of a tiktoken encoding."""
+    """The files of a tokenizer of Hugging Face's, by their names; a tiktoken encoding has none."""
     return getattr(tokenizer, "files", {})
 
 

@@ -275,7 +275,7 @@ class TextDataModule(L.LightningDataModule):
         return self._datasets[name]
 
     def _mixture(self, name: str) -> Mixture:
-        """Of several sources."""
+        """The samples of several sources, mixed."""
         parts = self.splits.parts(name)
         weights = [weight for part in parts if (weight := self.splits.source(part).weight) is not None]
         shuffle = name == "train" and self.dataloader.shuffle and not self._overfits

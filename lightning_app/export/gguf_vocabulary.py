@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 def vocabulary(tokenizer: Tokenizer, size: int, *, chat_template: str | None = None) -> Vocabulary:
-    """Of a tokenizer of this project.
+    """What the file says of a tokenizer of this project.
 
     Args:
         size: rows of the model's embedding; spare ids are marked as unused.
@@ -64,7 +64,7 @@ def of_backend(
     pre: str | None = None,
     chat_template: str | None = None,
 ) -> Vocabulary:
-    """Of a tokenizer of the Hugging Face library (its `backend_tokenizer`); see `vocabulary`.
+    """What the file says of a tokenizer of the Hugging Face library (its `backend_tokenizer`); see `vocabulary`.
 
     Args:
         pre: None: found by how the tokenizer cuts.

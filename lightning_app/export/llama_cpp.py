@@ -28,7 +28,7 @@ def is_installed() -> bool:
 
 
 def logits(path: Path, ids: Sequence[int]) -> list[list[float]]:
-    """Of each position, (T, V).
+    """The logits of each position, (T, V).
 
     Raises:
         LlamaError: the file cannot be loaded or run.

@@ -75,7 +75,7 @@ class Facts:
 
 
 def _metrics(records: Sequence[Record], step: int | None) -> dict[str, float]:
-    """Of the validation at the checkpoint's step."""
+    """The numbers of the validation at the checkpoint's step."""
     at_step = [one.values for one in numbers(records) if one.step == step and "val/ce" in one.values]
     return {name: x for name in MEASURES if at_step and (x := at_step[-1].get(name)) is not None}
 

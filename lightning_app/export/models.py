@@ -78,7 +78,7 @@ def plain_model(backbone: Backbone) -> PreTrainedModel | None:
 
 
 def gpt2_config(decoder: Decoder) -> Any:
-    """Of a GPT-2 (Radford et al. 2019) that computes the same; None where there is none."""
+    """The config of a GPT-2 (Radford et al. 2019) that computes the same; None where there is none."""
     options, blocks = decoder.config(), _blocks(decoder)
     as_gpt2 = (options["positions"], options["norm"], options["activation"]) == ("learned", "layernorm", "gelu")
     neurons = {block.mlp.c_fc.out_features for block in blocks}
@@ -104,7 +104,7 @@ def gpt2_config(decoder: Decoder) -> Any:
 
 
 def llama_config(decoder: Decoder) -> Any:
-    """Of a LLaMA (Touvron et al. 2023, arXiv:2302.13971) that computes the same; None where there is none."""
+    """The config of a LLaMA (Touvron et al. 2023, arXiv:2302.13971) that computes the same, if there is one."""
     options, blocks = decoder.config(), _blocks(decoder)
     as_llama = (options["positions"], options["norm"], options["activation"]) == ("rotary", "rmsnorm", "swiglu")
     neurons = {block.mlp.c_proj.in_features for block in blocks}

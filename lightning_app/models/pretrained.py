@@ -203,7 +203,7 @@ class PretrainedLM(Backbone):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Those of the family's config; of a source with a generation config, those of both."""
+        """The end ids of the family's config, and of the source's generation config where it has one."""
         return frozenset(_ids(self.model.config.get_text_config(decoder=True).eos_token_id))
 
     @classmethod

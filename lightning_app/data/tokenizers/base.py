@@ -91,7 +91,7 @@ class Tokenizer(ABC):
         """
 
     def encode(self, text: str, *, continues: bool = False, special: bool | None = None) -> list[int]:
-        """The same as a list."""
+        """The ids of `encode_array` as a list."""
         ids: list[int] = self.encode_array(text, continues=continues, special=special).tolist()
         return ids
 

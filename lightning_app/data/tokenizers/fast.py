@@ -46,7 +46,7 @@ class FastEncoding:
 
 
 def fast_encoding(parsed: Parsed, tokenizer: tokenizers.Tokenizer, *, vocab_size: int) -> FastEncoding | None:
-    """The same as a tiktoken encoding; None where there is none, or a sample shows other ids.
+    """The tokenizer as a tiktoken encoding; None where there is none, or a sample shows other ids.
 
     Args:
         parsed: the content of its `tokenizer.json`.

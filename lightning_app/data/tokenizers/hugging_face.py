@@ -172,7 +172,7 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
 
     @cached_property
     def _digest(self) -> bytes:
-        """Of the content of the file: however it is indented, and without what a text's ids do not depend on."""
+        """A digest of the file's content: however it is indented, and without what a text's ids do not depend on."""
         content = {name: part for name, part in self._parsed.items() if name not in ("truncation", "padding")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
