@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +48,35 @@ class Sampled:
 
     Attributes:
         continuations: prompt and continuation.
+        tokens_per_s: of the sampled tokens.
         verbatim: share of the 8-word runs in 2,000 sampled tokens that stand verbatim in the training text; None
             where that was streamed.
     """
 
     continuations: list[str]
+    tokens_per_s: float
     verbatim: float | None
 
 
-def close_run(trainer: L.Trainer) -> None:
-    """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close."""
+def close_run(trainer: L.Trainer, *, patience: float = math.inf) -> Sampled | None:
+    """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close.
+
+    Args:
+        patience: seconds after which no more tokens are sampled.
+    """
     data, folder = trainer.datamodule, run_folder(trainer)
     if folder is None or not isinstance(data, TextDataModule):
-        return
+        return None
     records = folder.records()
     best = best_validation(records)
     draw_loss(records, folder.loss_picture, title=folder.title)
     _draw_pages(trainer, folder, data)
-    sampled = _sample_best(trainer, folder, data) if best else None
+    sampled = _sample_best(trainer, folder, data, patience) if best else None
     compressor = _compressor(data)
     rows = _rows(folder, records, best, sampled, compressor)
     print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
     _record(trainer, folder, best, sampled, compressor)
+    return sampled
 
 
 def close_early(trainer: L.Trainer) -> None:
@@ -88,7 +98,7 @@ def _draw_pages(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> 
             load(idea.close)(trainer.lightning_module, data.tokenizer, folder, step=trainer.global_step)
 
 
-def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> Sampled | None:
+def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule, patience: float) -> Sampled | None:
     """None where the checkpoint is not one whole file (sharded strategies)."""
     path = next(iter(folder.checkpoints().values()), None)
     if path is None:
@@ -103,15 +113,17 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
         new = continue_text(prompt, module, tokenizer, GenerationOptions(60, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
     folder.write_samples(continuations, step=None)
-    sampled = _sample_tokens(module, tokenizer)
-    return Sampled(continuations, None if data.streamed("train") else verbatim_share(sampled, data.texts("train")))
+    start = time.monotonic()
+    tokens = _sample_tokens(module, tokenizer, patience)
+    rate, text = len(tokens) / (time.monotonic() - start), tokenizer.decode(tokens)
+    return Sampled(continuations, rate, None if data.streamed("train") else verbatim_share(text, data.texts("train")))
 
 
-def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer) -> str:
+def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer, patience: float) -> list[int]:
     """`SAMPLED_TOKENS` tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
-    ids = torch.tensor([[tokenizer.eot]], device=module.device)
-    tokens = [int(t) for t in module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))]
-    return tokenizer.decode(tokens)
+    ids, end = torch.tensor([[tokenizer.eot]], device=module.device), time.monotonic() + patience
+    drawn = module.generate(ids, GenerationOptions(SAMPLED_TOKENS, temperature=1.0))
+    return [int(t) for t in takewhile(lambda _: time.monotonic() < end, drawn)]
 
 
 def _compressor(data: TextDataModule) -> float | None:

@@ -1,0 +1,98 @@
+"""`fit --dry_run` leaves nothing, and what it says of steps, epochs and tokens is so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+
+def tree(*folders: Path) -> dict[Path, tuple[int, bytes]]:
+    files = [path for folder in folders for path in folder.rglob("*")]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in files}
+
+
+@pytest.fixture
+def said(main, capsys):
+    """Runs `fit --dry_run` and returns the rows that it prints."""
+
+    def run(*words: object) -> dict[str, str]:
+        capsys.readouterr()
+        main("fit", "--config", "tiny.yaml", "--dry_run", *words)
+        out = capsys.readouterr().out
+        lines = out[out.index("dry run of") :].splitlines()[2:]
+        return dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
+
+    return run
+
+
+def test_nothing_below_runs_dir_is_touched(trained: Path, said):
+    before = tree(Path("runs"))
+    assert len(before) > 8  # a finished run
+    said("--trainer.max_steps", 100)
+    assert tree(Path("runs")) == before
+    assert sorted(path.name for path in Path().iterdir()) == [".cache", "runs", "tiny.yaml", "train.txt", "val.txt"]
+    assert [path for path in Path(".cache").rglob("*") if "dry_run" in path.name] == []
+
+
+def test_no_folder_is_made_where_there_was_none(folder: Path, said):
+    said()
+    assert not Path("runs").exists()
+
+
+def test_steps_epochs_tokens_and_validations_are_those_of_the_fit(folder: Path, config, said, main):
+    config({"trainer": {"max_steps": 40, "accumulate_grad_batches": 2, "val_check_interval": 30}})
+    rows = said()
+    main("fit", "--config", "tiny.yaml")
+    (log,) = Path("runs").rglob("log.jsonl")
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    (tokens,) = [line["tokens"] for line in logged if line.get("event") == "trained"]
+    validations = sum("val/loss" in line and "event" not in line for line in logged)
+    assert rows["steps"] == "40 (max_steps)"
+    assert rows["tokens"] == f"128 a step, {tokens:,} in all"
+    assert rows["epochs"] == "2.11 of 37 batches"  # 19 steps an epoch; 2 steps are 4 batches of the third
+    assert validations == 3
+    assert ", 3 validations of" in rows["time to the end"]
+
+
+def test_memory_and_disk_are_there(folder: Path, said):
+    rows = said()
+    assert float(rows["peak memory"].split(" MB")[0]) > 100
+    assert re.match(r"\d+\.\d MB: 4 checkpoints of", rows["disk"])
+
+
+def test_epochs_end_a_fit(folder: Path, said):
+    rows = said("--trainer.max_steps", -1, "--trainer.max_epochs", 3)
+    assert rows["steps"] == "111 (max_epochs)"
+    assert rows["epochs"] == "3.00 of 37 batches"
+
+
+def test_a_resume_has_the_rest(trained: Path, said):
+    before = tree(Path("runs"))
+    rows = said("--trainer.max_steps", 30, "--ckpt_path", trained / "checkpoints/last.ckpt")
+    assert rows["steps"] == "24, after 6 that are done (max_steps)"
+    assert rows["tokens"] == "64 a step, 1,536 in all"
+    assert rows["epochs"] == "0.65 of 37 batches, from 0.16 on"
+    assert tree(Path("runs")) == before
+
+
+def test_time_alone_may_end_a_fit(folder: Path, said):
+    rows = said("--trainer.max_steps", -1, "--trainer.max_time", "00:01:00:00", "--model.init_args.scheduler", "null")
+    steps, limit = re.fullmatch(r"([\d,]+) steps in (.*)", rows["before max_time"]).groups()
+    assert limit == "1:00:00"
+    assert rows["steps"] == f"{steps} (max_time)"
+    assert int(steps.replace(",", "")) > 1000
+
+
+def test_what_a_fit_refuses_is_refused(folder: Path, fails):
+    assert "max_steps is 0" in fails("fit", "--config", "tiny.yaml", "--dry_run", "--trainer.max_steps", 0)
+    assert "heads" in fails("fit", "--config", "tiny.yaml", "--dry_run", "--model.init_args.backbone.heads", 3)
+    assert not Path("runs").exists()
+
+
+def test_only_a_fit_has_one(folder: Path, fails):
+    for command in ("validate", "prepare", "export"):
+        assert "--dry_run is for fit" in fails(command, "--config", "tiny.yaml", "--dry_run")
+    assert "fast_dev_run" in fails("fit", "--config", "tiny.yaml", "--dry_run", "--trainer.fast_dev_run", "true")
