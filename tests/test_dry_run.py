@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 
 def tree(*folders: Path) -> dict[Path, tuple[int, bytes]]:
@@ -35,6 +40,7 @@ def test_nothing_below_runs_dir_is_touched(trained: Path, said):
     assert tree(Path("runs")) == before
     assert sorted(path.name for path in Path().iterdir()) == [".cache", "runs", "tiny.yaml", "train.txt", "val.txt"]
     assert [path for path in Path(".cache").rglob("*") if "dry_run" in path.name] == []
+    assert len(list(Path(".cache/tokens").iterdir())) > 0
 
 
 def test_no_folder_is_made_where_there_was_none(folder: Path, said):
@@ -80,7 +86,7 @@ def test_a_resume_has_the_rest(trained: Path, said):
 
 def test_time_alone_may_end_a_fit(folder: Path, said):
     rows = said("--trainer.max_steps", -1, "--trainer.max_time", "00:01:00:00", "--model.init_args.scheduler", "null")
-    steps, limit = re.fullmatch(r"([\d,]+) steps in (.*)", rows["before max_time"]).groups()
+    steps, limit = rows["before max_time"].split(" steps in ")
     assert limit == "1:00:00"
     assert rows["steps"] == f"{steps} (max_time)"
     assert int(steps.replace(",", "")) > 1000
@@ -96,3 +102,44 @@ def test_only_a_fit_has_one(folder: Path, fails):
     for command in ("validate", "prepare", "export"):
         assert "--dry_run is for fit" in fails(command, "--config", "tiny.yaml", "--dry_run")
     assert "fast_dev_run" in fails("fit", "--config", "tiny.yaml", "--dry_run", "--trainer.fast_dev_run", "true")
+
+
+def test_what_would_be_written_elsewhere_is_not(folder: Path, config, said):
+    config(
+        {
+            "trainer": {
+                "logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": "csv", "name": "mine"}}],
+                "callbacks": [
+                    {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "kept", "every_n_train_steps": 1}},
+                    {"class_path": "Samples", "init_args": {"prompts": ["the"], "every_n_validations": 3}},
+                ],
+                "profiler": {"class_path": "SimpleProfiler", "init_args": {"dirpath": "profile", "filename": "fit"}},
+            }
+        }
+    )
+    said()
+    assert sorted(path.name for path in Path().iterdir()) == [".cache", "tiny.yaml", "train.txt", "val.txt"]
+
+
+def test_a_checkpoint_of_the_end_leaves_nothing_to_do(trained: Path, said):
+    assert said("--ckpt_path", trained / "checkpoints/last.ckpt") == {
+        "steps": "0: the checkpoint is the end of its fit"
+    }
+
+
+def test_the_end_of_a_schedule_is_not_warned_of(folder: Path, said, recwarn):
+    schedule = {"class_path": "PlasticitySchedule", "init_args": {"cycles": 1, "pruning_level": 0.5}}
+    rows = said("--trainer.max_steps", 2000, "--trainer.callbacks+", json.dumps(schedule))
+    assert rows["steps"] == "2,000 (max_steps)"
+    assert [str(warning.message) for warning in recwarn if "the run ended in" in str(warning.message)] == []
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_twice_as_many_tokens(folder: Path):
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    argv = [sys.executable, ROOT / "main.py", "fit", "--config", "tiny.yaml", "--dry_run", *ranks]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert re.search(r"^tokens +128 a step, 768 in all$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^epochs +0.32 of 19 batches$", done.stdout, re.MULTILINE)
+    assert sorted(path.name for path in Path().iterdir()) == [".cache", "tiny.yaml", "train.txt", "val.txt"]
+    assert [path for path in Path(".cache").rglob("*") if "dry_run" in path.name] == []

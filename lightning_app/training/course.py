@@ -114,6 +114,7 @@ class Plan:
         start: steps done before.
         saves_every: steps between two last.ckpt; None: no checkpoint is written.
         best: checkpoints that each validation may lead to.
+        further: steps between two checkpoints of each callback that writes them by steps, besides last.ckpt.
         validates: whether there are validations.
     """
 
@@ -121,6 +122,7 @@ class Plan:
     start: int = 0
     saves_every: int | None = None
     best: int = 1
+    further: Sequence[int] = ()
     validates: bool = True
 
     def before(self, step: int) -> Work:
@@ -131,6 +133,7 @@ class Plan:
             return Work(batches, len(validated))
         saved = (step - 1) // self.saves_every - self.start // self.saves_every
         saved += sum(v % self.saves_every != 0 for v in validated)  # before a validation, too
+        saved += sum((step - 1) // every - self.start // every for every in self.further)
         return Work(batches, len(validated), saved + self.best * len(validated))
 
     def until(self, end: int) -> Work:
@@ -138,8 +141,10 @@ class Plan:
         if end <= self.start:
             return Work()
         done, validates = self.before(end), int(self.validates)
-        last = 0 if self.saves_every is None else 1 + (1 + self.best) * validates
-        return Work(done.batches, done.validations + validates, done.checkpoints + last)
+        if self.saves_every is None:
+            return Work(done.batches, done.validations + validates)
+        saved = 1 + (1 + self.best) * validates + sum(end % every == 0 for every in self.further)
+        return Work(done.batches, done.validations + validates, done.checkpoints + saved)
 
     def step_at(self, limit: float, costs: Costs) -> int:
         """The step whose end is the first one at `limit` seconds or later: with it a fit of that time ends."""

@@ -55,6 +55,11 @@ def test_without_validations_or_checkpoints():
     assert Plan(course, saves_every=None).until(10) == Work(batches=10, validations=3)
 
 
+def test_further_checkpoints_by_steps():
+    course = Course(batches=100, accumulated=lambda epoch: 1)
+    assert Plan(course, start=3, saves_every=50, further=[4, 5], validates=False).until(11).checkpoints == 1 + 2 + 2
+
+
 def test_seconds_are_those_of_the_parts():
     costs = Costs(batch=1.0, validation=10.0, checkpoint=100.0, texts=[Texts(every=2, before=1, seconds=1000.0)])
     assert Work(batches=3, validations=4, checkpoints=2).seconds(costs) == 3 + 40 + 200 + 2 * 1000  # after 2nd and 4th

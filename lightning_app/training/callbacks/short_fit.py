@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.samples import Samples
 from lightning_app.training.course import Costs, Course, Plan, Texts, Work
 from lightning_app.training.lightning_internals import fit_loop
-from lightning_app.training.lightning_internals.callbacks import model_checkpoints, time_limit, timers
+from lightning_app.training.lightning_internals.callbacks import model_checkpoints, steps_between, time_limit, timers
 from lightning_app.training.lightning_internals.stopwatch import Span, Stopwatch
 
 WARM_UP, TIMED = 2, 5  # steps
@@ -51,20 +52,24 @@ class ShortFit(RunCallback):
         self.limits: dict[str, int] = {}
         self.time_left: float | None = None
         self.batches = self.tokens = 0
-        self._began = 0.0
+        self._start, self._began = 0, 0.0
         self._steps: list[tuple[float, int]] = []  # when a step was done, and the batches by then
         self._validated: list[float] = []  # when each batch of the validation began
         self._of_validation = 0  # batches of a whole one
+        self._interval: float | None = None  # seconds between two, where no number of batches says it
         self._samples: list[tuple[Samples, int]] = []  # with the validations before
 
     # The fit
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._plan = self._planned(trainer)
+        self._plan, self._start = self._planned(trainer), trainer.global_step
         self.limits = _limits(trainer, self._plan.course)
         left = [limit - timer.time_elapsed() for timer in timers(trainer) if (limit := time_limit(timer)) is not None]
         self.time_left = min(left, default=None)
-        self._of_validation = fit_loop.validation_batches(trainer)
+        self._of_validation, self._interval = (
+            fit_loop.validation_batches(trainer),
+            fit_loop.validation_interval(trainer),
+        )
         fit_loop.shorten_validation(trainer, VALIDATED)
         trainer.check_val_every_n_epoch = NEVER
         self._samples = [(c, c.state_dict()["validations"]) for c in trainer.callbacks if isinstance(c, Samples)]
@@ -86,6 +91,7 @@ class ShortFit(RunCallback):
             start=trainer.global_step,
             saves_every=self._saves_every,
             best=sum(checkpoint.monitor is not None for checkpoint in model_checkpoints(trainer)),
+            further=[every for checkpoint in model_checkpoints(trainer) if (every := steps_between(checkpoint))],
             validates=bool(trainer.enable_validation),
         )
 
@@ -94,13 +100,14 @@ class ShortFit(RunCallback):
     ) -> None:
         self.batches += 1
         self.tokens += batch.input_ids.numel() * trainer.world_size
-        if trainer.global_step - self.plan.start < len(self._steps):
+        if trainer.global_step - self._start < len(self._steps):
             return  # within an accumulation
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._steps.append((time.monotonic(), self.batches))
         if self.steps >= WARM_UP + TIMED:
             fit_loop.end_here(trainer)
+            warnings.simplefilter("ignore")  # what follows is warned of an end that the fit does not have
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
         if self._steps:  # not in the check before
@@ -112,12 +119,15 @@ class ShortFit(RunCallback):
     def plan(self) -> Plan:
         """The whole fit, from where it starts."""
         assert self._plan is not None
-        return self._plan
+        if self._interval is None or not self.steps:
+            return self._plan
+        every = max(1, round(self._interval / self._of_batch()))
+        return replace(self._plan, course=replace(self._plan.course, validates_every=every, of_epochs=None))
 
     @property
     def steps(self) -> int:
         """That were done."""
-        return len(self._steps) - 1
+        return max(0, len(self._steps) - 1)  # a fit without a step left does not start
 
     def costs(self) -> Costs:
         saving = [span.seconds for span in self.watch.saving(Span(self._began, math.inf))]

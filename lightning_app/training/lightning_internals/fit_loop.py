@@ -105,6 +105,11 @@ def validation_batches(trainer: L.Trainer) -> int:
     return int(sum(trainer.fit_loop.epoch_loop.val_loop._max_batches)) if trainer.enable_validation else 0
 
 
+def validation_interval(trainer: L.Trainer) -> float | None:
+    """Seconds between two validations; None where batches are counted. Seen in Lightning 2.6.6."""
+    return trainer._val_check_time_interval
+
+
 def shorten_validation(trainer: L.Trainer, batches: int) -> None:
     """Let a validation end after so many batches. Seen in Lightning 2.6.6."""
     loop = trainer.fit_loop.epoch_loop.val_loop
