@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lightning_app.plugins import here
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.progress import clock
 from lightning_app.training.callbacks.short_fit import ShortFit
@@ -40,7 +41,14 @@ class Forecast:
         if self.short.time_left is not None:
             fit = self.in_time - self.short.plan.start
             rows.append(("before max_time", f"{fit:,} steps in {clock(self.short.time_left)}"))
-        return [*rows, ("epochs", self._epochs()), ("tokens", self._tokens()), *self._sizes()]
+        return [*rows, ("epochs", self._epochs()), ("tokens", self._tokens()), *self._sizes(), *self._of_ideas()]
+
+    def _of_ideas(self) -> list[tuple[str, str]]:
+        """A memory fills, heads are pruned, texts are not novel for ever: later steps are other ones."""
+        parts = [*self.trainer.callbacks, *self.trainer.lightning_module.extensions]
+        folders = tuple(f"lightning_app.{idea.name}." for idea in here())
+        found = [type(part).__name__ for part in parts if type(part).__module__.startswith(folders)]
+        return [("not foretold", f"how the work of {', '.join(found)} changes in training")] if found else []
 
     # Steps
 
@@ -124,10 +132,8 @@ class Forecast:
 
     def _kept(self) -> int:
         """Checkpoints at the end, with the one that each has replaced last."""
-        work = self.work
-        return min(1 + self._keeps_previous, work.checkpoints) + sum(
-            map(self._kept_of, model_checkpoints(self.trainer))
-        )
+        last = min(1 + self._keeps_previous, self.work.checkpoints)
+        return last + sum(self._kept_of(checkpoint) for checkpoint in model_checkpoints(self.trainer))
 
     def _kept_of(self, checkpoint: ModelCheckpoint) -> int:
         every = steps_between(checkpoint)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.conftest import CONFIG
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,7 +135,31 @@ def test_the_end_of_a_schedule_is_not_warned_of(folder: Path, said, recwarn):
     schedule = {"class_path": "PlasticitySchedule", "init_args": {"cycles": 1, "pruning_level": 0.5}}
     rows = said("--trainer.max_steps", 2000, "--trainer.callbacks+", json.dumps(schedule))
     assert rows["steps"] == "2,000 (max_steps)"
+    assert rows["not foretold"] == "how the work of PlasticitySchedule changes in training"
     assert [str(warning.message) for warning in recwarn if "the run ended in" in str(warning.message)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", sorted((ROOT / "tests/golden/runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_idea_and_callback_goes_through(run: Path, folder: Path, said):
+    shutil.copytree(ROOT / "tests/golden/text", "text")
+    shutil.copy(ROOT / "tests/golden/base.yaml", "tiny.yaml")
+    rows = said("--config", run)
+    assert rows["steps"] == "40 (max_steps)"
+    assert ", 4 validations of" in rows["time to the end"]
+    assert not Path("runs").exists()
+
+
+def test_adapters_go_through(folder: Path, said):
+    options = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    adapters = {"r": 2, "target_modules": ["c_attn"]}
+    backbone = {"architecture": "gpt2", "options": options, "lora": adapters}
+    model = {"class_path": "CausalLM", "init_args": {"backbone": {"class_path": "PretrainedLM", "init_args": backbone}}}
+    model["init_args"]["scheduler"] = None
+    Path("tiny.yaml").write_text(yaml.safe_dump({**CONFIG, "model": model}))
+    with pytest.warns(UserWarning, match="lora trains adapters beside random weights"):
+        rows = said()
+    assert rows["steps"] == "6 (max_steps)"
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ class ShortFit(RunCallback):
 
     @property
     def steps(self) -> int:
-        """That were done."""
+        """How many were done."""
         return max(0, len(self._steps) - 1)  # a fit without a step left does not start
 
     def costs(self) -> Costs:

@@ -101,7 +101,7 @@ def end_here(trainer: L.Trainer) -> None:
 
 
 def validation_batches(trainer: L.Trainer) -> int:
-    """Of a whole validation on this rank; 0 where there is none. Seen in Lightning 2.6.6."""
+    """How many a whole validation has on this rank; 0 where there is none. Seen in Lightning 2.6.6."""
     return int(sum(trainer.fit_loop.epoch_loop.val_loop._max_batches)) if trainer.enable_validation else 0
 
 
