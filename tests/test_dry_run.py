@@ -139,6 +139,14 @@ def test_the_end_of_a_schedule_is_not_warned_of(folder: Path, said, recwarn):
     assert [str(warning.message) for warning in recwarn if "the run ended in" in str(warning.message)] == []
 
 
+def test_padding_of_pairs_counts_as_tokens(folder: Path, said):
+    rows = [{"prompt": "ask " * (i % 3 + 1), "target": "say"} for i in range(100)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = said("--data.train.path", "pairs.jsonl", "--data.val.path", "pairs.jsonl")
+    assert found["tokens"] == "64 a step, 384 in all"  # as the fit logs them
+    assert found["epochs"] == "0.24 of 25 batches"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", sorted((ROOT / "tests/golden/runs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_idea_and_callback_goes_through(run: Path, folder: Path, said):
