@@ -9,11 +9,23 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import art, cuda, fit_overhead, generation, memory, plasticity, recompute, serving, text, train_step
+from benchmarks import (
+    art,
+    cuda,
+    dry_run,
+    fit_overhead,
+    generation,
+    memory,
+    plasticity,
+    recompute,
+    serving,
+    text,
+    train_step,
+)
 from benchmarks.common import header
 
 REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-ALL = (text, fit_overhead, generation, serving, train_step, recompute, memory, art, plasticity, cuda)
+ALL = (text, fit_overhead, generation, serving, train_step, recompute, memory, art, plasticity, dry_run, cuda)
 PARTS = {part.__name__.rpartition(".")[2]: part for part in ALL}
 TITLE = """# Benchmarks
 

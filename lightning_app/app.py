@@ -65,6 +65,7 @@ THIRD_PARTY_WARNINGS = (
 )
 
 
+EPILOGS = {"fit": "--dry_run: run a few steps, keep nothing, and say what time, memory and disk the fit will take."}
 FLOAT16 = (16, "16", "16-mixed")  # Lightning's names for one precision
 
 
@@ -114,7 +115,8 @@ class Harness(CommandLine):
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},  # the first logger's; ours is the run's
-            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
+            parser_kwargs={name: {"allow_abbrev": False, "epilog": EPILOGS.get(name)} for name in self.subcommands()}
+            | {"allow_abbrev": False},
             auto_configure_optimizers=False,  # it would build the optimizer before the model is set up
             args=list(self._argv),
         )

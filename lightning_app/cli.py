@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from lightning_app.cli_checks import Config, check_arguments, given_options, named_classes, read_configs
@@ -25,6 +26,7 @@ COMMANDS = {  # those without a trainer
     "compare": "lightning_app.reports.compare.command:command",
     "report": "lightning_app.reports.report:command",
 }
+DRY_RUN = "--dry_run"
 NEEDED = {"serve": ("fastapi", "uvicorn")}  # by a command: pyproject's extra
 
 
@@ -60,16 +62,24 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str], configs: Sequence[Config]) -> None:
+    if DRY_RUN in argv and argv[0] != "fit":
+        raise InputError(f"{DRY_RUN} is for fit: nothing else takes long enough to ask before")
     command = _command(argv[0]) if argv else None
     if command is not None:
         command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
     check_arguments(given_options(argv, configs))
+    began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
     with lasting():
-        from lightning_app.app import run
+        if DRY_RUN in argv:
+            from lightning_app.dry_run import dry_run
 
-        run(argv)
+            dry_run([word for word in argv if word != DRY_RUN], began=began)
+        else:
+            from lightning_app.app import run
+
+            run(argv)
 
 
 def _command(name: str) -> Callable[[list[str]], None] | None:

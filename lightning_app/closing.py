@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +50,37 @@ class Sampled:
 
     Attributes:
         continuations: prompt and continuation.
+        tokens_per_s: of the sampled tokens.
         verbatim: share of the 8-word runs in sampled tokens that stand verbatim in the training text; None
             where that was streamed.
-        tokens: number of those sampled tokens.
+        tokens: how many are sampled.
     """
 
     continuations: list[str]
+    tokens_per_s: float
     verbatim: float | None
     tokens: int
 
 
-def close_run(trainer: L.Trainer) -> None:
-    """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close."""
+def close_run(trainer: L.Trainer, *, patience: float = math.inf) -> Sampled | None:
+    """Draw, sample, measure and print; on rank 0 after a fit. Without a run folder there is nothing to close.
+
+    Args:
+        patience: seconds after which no more tokens are sampled.
+    """
     data, folder = trainer.datamodule, run_folder(trainer)
     if folder is None or not isinstance(data, TextDataModule):
-        return
+        return None
     records = folder.records()
     best = best_validation(records)
     draw_loss(records, folder.loss_picture, title=folder.title)
     _draw_pages(trainer, folder, data)
-    sampled = _sample_best(trainer, folder, data) if best else None
+    sampled = _sample_best(trainer, folder, data, patience) if best else None
     compressor = _compressor(data)
     rows = _rows(folder, records, best, sampled, compressor)
     print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
     _record(trainer, folder, best, sampled, compressor)
+    return sampled
 
 
 def close_early(trainer: L.Trainer) -> None:
@@ -92,7 +102,7 @@ def _draw_pages(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> 
             load(idea.close)(trainer.lightning_module, data.tokenizer, folder, step=trainer.global_step)
 
 
-def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) -> Sampled | None:
+def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule, patience: float) -> Sampled | None:
     """None where the checkpoint is not one whole file (sharded strategies)."""
     path = next(iter(folder.checkpoints().values()), None)
     if path is None:
@@ -107,10 +117,12 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule) ->
         new = continue_text(prompt, module, tokenizer, GenerationOptions(CONTINUED_TOKENS, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
     folder.write_samples(continuations, step=None)
-    if data.streamed("train"):
-        return Sampled(continuations, None, 0)
-    n = sampled_tokens(sum(p.numel() for p in module.backbone.parameters()))
-    return Sampled(continuations, verbatim_share(_sampled(module, tokenizer, n), data.texts("train")), n)
+    wanted = sampled_tokens(sum(p.numel() for p in module.backbone.parameters()))
+    start = time.monotonic()
+    tokens = _sample_tokens(module, tokenizer, wanted, patience)
+    rate, text = len(tokens) / (time.monotonic() - start), tokenizer.decode(tokens)
+    verbatim = None if data.streamed("train") else verbatim_share(text, data.texts("train"))
+    return Sampled(continuations, rate, verbatim, wanted)
 
 
 def sampled_tokens(parameters: int) -> int:
@@ -118,11 +130,11 @@ def sampled_tokens(parameters: int) -> int:
     return min(SAMPLED_TOKENS, max(1, SAMPLED_WORK // max(1, parameters)))
 
 
-def _sampled(module: LanguageModule, tokenizer: Tokenizer, n: int) -> str:
+def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer, n: int, patience: float) -> list[int]:
     """Tokens drawn from the model as it is (temperature 1), beginning at a document's start."""
-    ids = torch.tensor([tokenizer.prompt("")], device=module.device)
-    tokens = [int(t) for t in module.generate(ids, GenerationOptions(n, temperature=1.0))]
-    return tokenizer.decode(tokens)
+    ids, end = torch.tensor([tokenizer.prompt("")], device=module.device), time.monotonic() + patience
+    drawn = module.generate(ids, GenerationOptions(n, temperature=1.0))
+    return [int(t) for t in takewhile(lambda _: time.monotonic() < end, drawn)]
 
 
 def _compressor(data: TextDataModule) -> float | None:

@@ -129,6 +129,12 @@ class FlatBatches:
         """Where the rank's part of what is left begins."""
         return self.rest * rank // self.world_size
 
+    def rows(self, batches: int) -> int:
+        """Indices in the first so many batches of all ranks."""
+        return min(
+            batches * self.batch_size * self.world_size, self.full * self.batch_size * self.world_size + self.rest
+        )
+
     def __getitem__(self, t: int) -> list[int]:
         first = t * self.batch_size * self.world_size
         if t < self.full:
@@ -155,6 +161,13 @@ class StreamBatches:
 
     def __len__(self) -> int:
         return max(0, min(self.length, self.end - self.starts[0]))
+
+    def rows(self, batches: int) -> int:
+        """Windows in the first so many batches of all ranks."""
+        if not self.length:
+            return 0
+        whole, rest = divmod(self.end, self.length)
+        return whole * min(batches, self.length) + min(batches, rest)
 
     def __getitem__(self, t: int) -> list[int]:
         return [start + t for start in self.starts if start + t < self.end]

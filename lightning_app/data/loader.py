@@ -178,6 +178,10 @@ class ResumableLoader:
         """Batches per epoch on this rank."""
         return len(self._batches(range(len(self.dataset))))  # the number does not depend on the order
 
+    def rows(self, batches: int) -> int:
+        """Windows in the first so many batches of an epoch, on all ranks."""
+        return self._batches(range(len(self.dataset))).rows(batches)
+
     def __iter__(self) -> Iterator[Any]:
         return self._run()  # a generator: nothing below happens before its first `next`
 

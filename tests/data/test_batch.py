@@ -8,7 +8,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from lightning_app.data.batch import GENERATED, IGNORE, Batch
+from lightning_app.data.batch import GENERATED, IGNORE, Batch, FlatBatches, StreamBatches
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 NAMES = ["input_ids", "targets", "attention_mask", "document_ids", "document_keys", "positions"]
@@ -60,3 +60,19 @@ def test_it_cannot_be_changed_and_has_what_a_loader_and_lightning_want(monkeypat
     pinned = pin_memory(batch)  # what a DataLoader does with it
     assert isinstance(pinned, Batch)
     assert pinned.input_ids.tolist() == [[6, 7, 8], [10, 11, 12]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("even", [False, True])
+def test_rows_of_the_first_batches_are_those_of_all_ranks(world_size: int, drop_last: bool, even: bool):
+    looked_at = 0
+    for size in range(5, 41):
+        for made in (lambda n, **share: FlatBatches(range(n), **share), StreamBatches):
+            share = {"batch_size": 4, "world_size": world_size, "drop_last": drop_last, "even": even}
+            ranks = [made(size, rank=rank, **share) for rank in range(world_size)]
+            for batches in range(max(map(len, ranks)) + 1):
+                counted = sum(len(one[t]) for one in ranks for t in range(min(batches, len(one))))
+                assert ranks[0].rows(batches) == counted, (size, made, batches)
+                looked_at += batches > 0
+    assert looked_at > 100

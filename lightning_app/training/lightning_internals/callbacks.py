@@ -37,6 +37,12 @@ def model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
 
 
+def steps_between(checkpoint: ModelCheckpoint) -> int:
+    """Optimizer steps from one of its checkpoints to the next; 0: it writes by validations or time. Seen in Lightning
+    2.6.6."""
+    return checkpoint._every_n_train_steps
+
+
 def watchers(trainer: L.Trainer) -> list[tuple[Watcher, str]]:
     """All that decide by a number, with its name. Seen in Lightning 2.6.6."""
     found = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping | ModelCheckpoint)]

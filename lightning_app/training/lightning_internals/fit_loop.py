@@ -93,3 +93,24 @@ def at_last_batch(trainer: L.Trainer) -> Iterator[None]:
         for counts, before in zip([c for p in counters for c in (p.total, p.current)], saved, strict=True):
             vars(counts).update(before)
         epoch_loop._batches_that_stepped = stepped
+
+
+def end_here(trainer: L.Trainer) -> None:
+    """Let the step that was done be the last one, as `max_steps` does. Seen in Lightning 2.6.6."""
+    trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+
+def validation_batches(trainer: L.Trainer) -> int:
+    """How many a whole validation has on this rank; 0 where there is none. Seen in Lightning 2.6.6."""
+    return int(sum(trainer.fit_loop.epoch_loop.val_loop._max_batches)) if trainer.enable_validation else 0
+
+
+def validation_interval(trainer: L.Trainer) -> float | None:
+    """Seconds between two validations; None where batches are counted. Seen in Lightning 2.6.6."""
+    return trainer._val_check_time_interval
+
+
+def shorten_validation(trainer: L.Trainer, batches: int) -> None:
+    """Let a validation end after so many batches. Seen in Lightning 2.6.6."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop._max_batches = [min(batches, n) for n in loop._max_batches]

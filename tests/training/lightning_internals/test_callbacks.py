@@ -153,3 +153,10 @@ def test_options_of_a_callback_that_its_state_may_overrule(tmp_path: Path):
     assert callbacks.options(stop)["patience"] == 9
     callbacks.set_option(stop, "patience", 4)
     assert stop.patience == 4
+
+
+def test_steps_between_checkpoints(tmp_path: Path):
+    by_steps = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=3)
+    fit = trainer(by_steps, saving(tmp_path), enable_checkpointing=True)
+    fit.fit(Small())
+    assert sorted(callbacks.steps_between(c) for c in callbacks.model_checkpoints(fit)) == [0, 3]

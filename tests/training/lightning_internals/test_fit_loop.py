@@ -137,3 +137,42 @@ def test_a_late_validation_is_that_of_the_last_batch(steps: int):
     found, expected = ([line for line in lines.metrics if "val" in line[1]] for lines in (late, own))
     assert found == expected
     assert len(found) == 1
+
+
+class Short(L.Callback):
+    """Ends a fit after two steps, and validations after one batch."""
+
+    def __init__(self) -> None:
+        self.batches = self.validated = 0
+        self.whole: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.whole = fit_loop.validation_batches(trainer)
+        fit_loop.shorten_validation(trainer, 1)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.batches += 1
+        if self.batches == 2:
+            fit_loop.end_here(trainer)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.validated += 1
+
+
+def test_a_fit_and_its_validations_can_be_cut_short():
+    short = Short()
+    fit = trainer(short, val_check_interval=1)
+    fit.fit(Small())
+    assert (short.batches, short.validated, short.whole) == (2, 2, BATCHES)
+    assert (fit.global_step, fit.max_steps) == (2, 2)
+
+
+def test_without_validation_it_has_no_batches():
+    short = Short()
+    trainer(short, limit_val_batches=0).fit(Small())
+    assert (short.whole, short.validated) == (0, 0)
+
+
+def test_time_between_validations():
+    assert fit_loop.validation_interval(trainer(val_check_interval="00:00:01:30")) == 90.0
+    assert fit_loop.validation_interval(trainer(val_check_interval=2)) is None
