@@ -99,7 +99,7 @@ def test_export_writes_it_again(directory: Path, main: Run):
     assert written["model"]["vocab"] == json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
 
 
-def test_a_memory_is_built_for_it(directory: Path, main: Run):
+def test_a_memory_is_built_for_it_and_measured(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
     main(
         "memory",
         "build",
@@ -115,6 +115,9 @@ def test_a_memory_is_built_for_it(directory: Path, main: Run):
     memory = memory_of(load_module("with_memory.ckpt")[0])
     assert memory is not None
     assert len(memory.readers) == 1
+    words = ("--config", "with_memory.yaml", "--ckpt_path", "with_memory.ckpt", "--data.block_size", 32)
+    main("validate", *words, "--data.val.path", "val.txt")
+    assert "val/bpb" in capsys.readouterr().out
 
 
 def test_a_gguf_file_is_taken_as_a_directory_is(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):

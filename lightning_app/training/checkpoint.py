@@ -53,6 +53,7 @@ from lightning_app.training.checkpoint_keys import (
     SCHEDULERS,
     SPIKES,
     STEP,
+    VERSION,
     WEIGHTS,
 )
 from lightning_app.training.commit import UNKNOWN, commit
@@ -208,7 +209,7 @@ def _as_saved(path: str) -> dict[str, Any]:
     module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
     tokenizer = load_tokenizer(path)
     data = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}  # as TextDataModule keeps it
-    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data}
+    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data, VERSION: L.__version__}
     write(module, raw)
     return raw
 
