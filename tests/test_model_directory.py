@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,26 @@ def test_a_gguf_file_is_taken_as_a_directory_is(folder: Path, main: Run, capsys:
     assert all((again.tensors[name].data == first.tensors[name].data).all() for name in again.tensors)
 
 
-def test_a_wrong_path_says_what_it_is(folder: Path, fails: Callable[..., str]):
+def test_a_wrong_path_says_what_it_is(folder: Path, directory: Path, fails: Callable[..., str]):
     Path("nothing").mkdir()
     assert "a folder without a model" in fails("generate", "--ckpt_path", "nothing")
+    Path("downloaded").mkdir()
+    gguf_files.write(Path("downloaded/tiny.gguf"), gguf_files.llama())
+    shutil.copy("downloaded/tiny.gguf", "blob")
+    meant = {
+        "downloaded": "give the file itself, downloaded/tiny.gguf",
+        "blob": "let it end in .gguf",
+        "tiny-llama/model.safetensors": "give the directory, tiny-llama",
+        "missing": "there is no",
+    }
+    for path, said in meant.items():
+        assert said in fails("generate", "--ckpt_path", path)
+        assert said in fails("validate", f"--ckpt_path={path}", "--data.val.path", "val.txt")
+    assert "give its run's config, too (--config)" in fails("validate", "--ckpt_path", "val.txt")
+    assert "give the run's config, too (--config)" in fails("test", "--ckpt_path", "last")
+
+
+def test_the_ending_of_a_gguf_file_is_read_in_any_case(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    gguf_files.write(folder / "TINY.GGUF", gguf_files.llama())
+    main("generate", "--ckpt_path", "TINY.GGUF", "--prompt", "hello", "--temperature", 0, "--max_new_tokens", 4)
+    assert capsys.readouterr().out.startswith("hello")
