@@ -141,7 +141,7 @@ def with_own_model(argv: Sequence[str]) -> list[str]:
     model = ("--model", "CausalLM", "--model.backbone", "PretrainedLM", "--model.backbone.pretrained", path)
     rest = [word for i, word in enumerate(argv[1:], 1) if "--ckpt_path" not in (word, argv[i - 1])]
     rest = [word for word in rest if not word.startswith("--ckpt_path=")]
-    return [argv[0], *model, "--data.tokenizer", path, *rest]
+    return [argv[0], *model, "--data.tokenizer", "model", *rest]
 
 
 def _without_config(path: str) -> InputError:

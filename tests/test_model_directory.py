@@ -18,6 +18,7 @@ from lightning_app.training.checkpoint import load_module
 from tests import gguf_files, tokenizers
 from tests.advice import LITTLE_TEXT, SHORT, advised
 from tests.conftest import Run
+from tests.test_model_tokenizer import save_model
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -52,6 +53,22 @@ def test_generate_continues_as_transformers_does(directory: Path, main: Run, cap
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     wanted = model.generate(given, max_new_tokens=8, do_sample=False)[0]
     assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(wanted, skip_special_tokens=True).rstrip("\n")
+
+
+def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    save_model(folder / "own", "llama")
+    main("validate", "--ckpt_path", "own", "--data.val.path", "val.txt", "--data.block_size", 32)
+    assert "val/bpb" in capsys.readouterr().out
+
+
+def test_another_models_tokenizer_is_noticed_without_a_fit(
+    folder: Path, main: Run, fails: Callable[..., str], caplog: pytest.LogCaptureFixture
+):
+    save_model(folder / "small", "llama", vocab_size=700)
+    assert "has 859 ids, but its model 700" in fails("generate", "--ckpt_path", "small", "--prompt", "a")
+    save_model(folder / "own", "llama", eos_token_id=7)
+    main("generate", "--ckpt_path", "own", "--prompt", "a", "--max_new_tokens", 1)
+    assert "do they belong together" in caplog.text
 
 
 def test_validate_and_predict_need_no_config(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
@@ -100,7 +117,8 @@ def test_export_writes_it_again(directory: Path, main: Run):
     assert written["model"]["vocab"] == json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
 
 
-def test_a_memory_is_built_for_it_and_measured(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+def test_a_memory_is_built_for_it_and_measured(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    directory = save_model(folder / "own", "smollm2")  # with ids to spare
     main(
         "memory",
         "build",
