@@ -390,7 +390,7 @@ def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torc
             model, report = _read(name, gguf_file, options, dtype)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise InputError(
             f"{name!r} could not be loaded ({_why_not(name, error)}); give a directory with its config.json and "
             "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model "

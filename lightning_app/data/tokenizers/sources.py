@@ -52,6 +52,9 @@ def _of_folder(folder: Path, own: str) -> dict[str, str]:
     if not isinstance(parsed.get("model"), dict) or "vocab" not in parsed["model"]:
         raise InputError(f"{folder / own} is not a tokenizer of Hugging Face's: it has no model with a vocabulary")
     beside = [name for name in BESIDE if (folder / name).is_file()]
+    for name in beside:
+        if name.endswith(".json"):
+            _parsed(folder / name)
     return {TOKENIZER: _text(folder / own)} | {name: _text(folder / name) for name in beside}
 
 
