@@ -12,7 +12,7 @@ import yaml
 
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
-from lightning_app.models.hugging_face import is_model
+from lightning_app.models.hugging_face import is_model, model_near
 from lightning_app.yaml_file import LINKED, leaves, read_yaml
 
 PACKAGES = {
@@ -126,16 +126,33 @@ def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def with_own_model(argv: Sequence[str]) -> list[str]:
-    """An evaluation of a Hugging Face directory needs no config: model and tokenizer are those of the directory."""
+    """An evaluation of a Hugging Face directory needs no config: model and tokenizer are those of the directory.
+
+    Raises:
+        InputError: an evaluation of something else without a config.
+    """
     pairs = list(_pairs(argv))
     path = next((value for key, value in reversed(pairs) if key == "--ckpt_path"), None)
     named = any(key in ("--config", "-c") or key.startswith("--model") for key, _ in pairs)
-    if argv[:1] not in (["validate"], ["test"], ["predict"]) or path is None or named or not is_model(path):
+    if argv[:1] not in (["validate"], ["test"], ["predict"]) or path is None or named or {"-h", "--help"} & {*argv}:
         return list(argv)
+    if not is_model(path):
+        raise _without_config(path)
     model = ("--model", "CausalLM", "--model.backbone", "PretrainedLM", "--model.backbone.pretrained", path)
     rest = [word for i, word in enumerate(argv[1:], 1) if "--ckpt_path" not in (word, argv[i - 1])]
     rest = [word for word in rest if not word.startswith("--ckpt_path=")]
-    return [argv[0], *model, "--data.tokenizer", path, *rest]
+    return [argv[0], *model, "--data.tokenizer", "model", *rest]
+
+
+def _without_config(path: str) -> InputError:
+    if path in ("last", "best"):
+        return InputError(f"--ckpt_path {path} is that of a run: give the run's config, too (--config)")
+    if not Path(path).exists():
+        return InputError(
+            f"there is no {path}: give a Hugging Face directory, a GGUF file, or a checkpoint with --config"
+        )
+    what = model_near(Path(path)) or "not a Hugging Face directory or GGUF file: give its run's config, too (--config)"
+    return InputError(f"{path} is {what}")
 
 
 def _load(path: Path) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lightning_app.training.checkpoint import load_module
 from tests import gguf_files, tokenizers
 from tests.advice import LITTLE_TEXT, SHORT, advised
 from tests.conftest import Run
+from tests.test_model_tokenizer import save_model
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -51,6 +53,22 @@ def test_generate_continues_as_transformers_does(directory: Path, main: Run, cap
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     wanted = model.generate(given, max_new_tokens=8, do_sample=False)[0]
     assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(wanted, skip_special_tokens=True).rstrip("\n")
+
+
+def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    save_model(folder / "own", "llama")
+    main("validate", "--ckpt_path", "own", "--data.val.path", "val.txt", "--data.block_size", 32)
+    assert "val/bpb" in capsys.readouterr().out
+
+
+def test_another_models_tokenizer_is_noticed_without_a_fit(
+    folder: Path, main: Run, fails: Callable[..., str], caplog: pytest.LogCaptureFixture
+):
+    save_model(folder / "small", "llama", vocab_size=700)
+    assert "has 859 ids, but its model 700" in fails("generate", "--ckpt_path", "small", "--prompt", "a")
+    save_model(folder / "own", "llama", eos_token_id=7)
+    main("generate", "--ckpt_path", "own", "--prompt", "a", "--max_new_tokens", 1)
+    assert "do they belong together" in caplog.text
 
 
 def test_validate_and_predict_need_no_config(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
@@ -99,7 +117,8 @@ def test_export_writes_it_again(directory: Path, main: Run):
     assert written["model"]["vocab"] == json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
 
 
-def test_a_memory_is_built_for_it(directory: Path, main: Run):
+def test_a_memory_is_built_for_it_and_measured(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    directory = save_model(folder / "own", "smollm2")  # with ids to spare
     main(
         "memory",
         "build",
@@ -115,6 +134,9 @@ def test_a_memory_is_built_for_it(directory: Path, main: Run):
     memory = memory_of(load_module("with_memory.ckpt")[0])
     assert memory is not None
     assert len(memory.readers) == 1
+    words = ("--config", "with_memory.yaml", "--ckpt_path", "with_memory.ckpt", "--data.block_size", 32)
+    main("validate", *words, "--data.val.path", "val.txt")
+    assert "val/bpb" in capsys.readouterr().out
 
 
 def test_a_gguf_file_is_taken_as_a_directory_is(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
@@ -133,6 +155,26 @@ def test_a_gguf_file_is_taken_as_a_directory_is(folder: Path, main: Run, capsys:
     assert all((again.tensors[name].data == first.tensors[name].data).all() for name in again.tensors)
 
 
-def test_a_wrong_path_says_what_it_is(folder: Path, fails: Callable[..., str]):
+def test_a_wrong_path_says_what_it_is(folder: Path, directory: Path, fails: Callable[..., str]):
     Path("nothing").mkdir()
     assert "a folder without a model" in fails("generate", "--ckpt_path", "nothing")
+    Path("downloaded").mkdir()
+    gguf_files.write(Path("downloaded/tiny.gguf"), gguf_files.llama())
+    shutil.copy("downloaded/tiny.gguf", "blob")
+    meant = {
+        "downloaded": "give the file itself, downloaded/tiny.gguf",
+        "blob": "let it end in .gguf",
+        "tiny-llama/model.safetensors": "give the directory, tiny-llama",
+        "missing": "there is no",
+    }
+    for path, said in meant.items():
+        assert said in fails("generate", "--ckpt_path", path)
+        assert said in fails("validate", f"--ckpt_path={path}", "--data.val.path", "val.txt")
+    assert "give its run's config, too (--config)" in fails("validate", "--ckpt_path", "val.txt")
+    assert "give the run's config, too (--config)" in fails("test", "--ckpt_path", "last")
+
+
+def test_the_ending_of_a_gguf_file_is_read_in_any_case(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
+    gguf_files.write(folder / "TINY.GGUF", gguf_files.llama())
+    main("generate", "--ckpt_path", "TINY.GGUF", "--prompt", "hello", "--temperature", 0, "--max_new_tokens", 4)
+    assert capsys.readouterr().out.startswith("hello")

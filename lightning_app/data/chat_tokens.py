@@ -9,16 +9,26 @@ import numpy as np
 
 from lightning_app.data.reading import END_OF_TEXT
 from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import InputError
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 def own_template(tokenizer: Tokenizer) -> str | None:
-    """The text of the tokenizer's own template; None where it has none."""
+    """The text of the tokenizer's own template; None where it has none.
+
+    Raises:
+        InputError: something else than a text stands there.
+    """
     given = _config(tokenizer).get("chat_template")
     if isinstance(given, list):  # several by name, in older files
         given = next((one["template"] for one in given if one.get("name") == "default"), None)
-    return _files(tokenizer).get(TEMPLATE, given)
+    found = _files(tokenizer).get(TEMPLATE, given)
+    if found is not None and not isinstance(found, str):
+        raise InputError(
+            f"the chat_template of {tokenizer.name!r} is a {type(found).__name__}, not a text: mend its {CONFIG}"
+        )
+    return found
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gguf.gguf_reader import ReaderTensor
 
 MAGIC = b"GGUF"
+ENDING = ".gguf"
 DAMAGED = (ValueError, IndexError, KeyError, OverflowError, MemoryError)  # what the reader meets in a damaged file
 
 
@@ -45,6 +46,16 @@ def package() -> Any:
     except ImportError as error:
         raise InputError("a GGUF file needs the package gguf: pip install gguf") from error
     return gguf
+
+
+def is_named_gguf(name: str | Path) -> bool:
+    """Whether a path's ending says so, in any case."""
+    return str(name).lower().endswith(ENDING)
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """Those in a folder, sorted."""
+    return sorted(path for path in folder.glob("*") if is_named_gguf(path) and path.is_file())
 
 
 def is_gguf(path: Path) -> bool:

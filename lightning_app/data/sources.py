@@ -287,7 +287,9 @@ class Splits:
         """What logs call each of several sources, no two alike."""
         sources = [self.sources[part] for part in self.parts(name)]
         labels = [source.name or Path(source.path.rstrip("/")).stem.strip("*") or "all" for source in sources]
-        return [f"{label}_{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+        while twice := {label for label in labels if labels.count(label) > 1}:  # a new name may be another's
+            labels = [f"{label}_{i}" if label in twice else label for i, label in enumerate(labels)]
+        return labels
 
     def documents(self, name: str, *, seed: int) -> Iterable[Document]:
         """The documents of a split, dealt out by `seed` if they are shared. Raises as `source` does."""

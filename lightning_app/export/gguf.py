@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_app.data.gguf_file import GGUFFile, is_gguf, read_gguf
+from lightning_app.data.gguf_file import ENDING, GGUFFile, is_gguf, is_named_gguf, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.gguf_family import check_family, head_size, rope_of
 from lightning_app.export.gguf_vocabulary import Vocabulary
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
-from lightning_app.models.gguf import ENDING, gguf_config, load_gguf
+from lightning_app.models.gguf import gguf_config, load_gguf
 from lightning_app.models.gguf_rope import FACTORS, llama3_factors
 
 if TYPE_CHECKING:  # importing transformers takes seconds
@@ -103,7 +103,7 @@ def check_place(output: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: a name of another kind, a directory, or a file; with `overwrite` one that is no GGUF file.
     """
-    if output.suffix != ENDING:
+    if not is_named_gguf(output):
         raise InputError(f"output is {output}: give the name of a file that ends in {ENDING}")
     if output.is_dir():
         raise InputError(f"output is {output}, which is a directory: give a file")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_app.data.gguf_file import GGUFFile, package, read_gguf
+from lightning_app.data.gguf_file import GGUFFile, gguf_files, is_named_gguf, package, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.gguf_rope import FACTORS, scaled_rope
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PretrainedConfig, PreTrainedModel
 
-ENDING = ".gguf"
 PER_LAYER = (
     "attention.head_count",
     "attention.head_count_kv",
@@ -36,10 +35,10 @@ def gguf_of(name: str, gguf_file: str | None) -> GGUFFile | None:
     path = Path(name)
     if gguf_file is not None:
         return read_gguf(path / gguf_file)
-    if path.suffix == ENDING:
+    if is_named_gguf(path):
         return read_gguf(path)
-    if path.is_dir() and not (path / "config.json").is_file() and (found := sorted(path.glob(f"*{ENDING}"))):
-        raise InputError(f"{name} has no config.json, but {found[0].name}: give gguf_file: {found[0].name}")
+    if path.is_dir() and not (path / "config.json").is_file() and (found := gguf_files(path)):
+        raise InputError(f"{name} has no config.json, but {found[0].name}: give the file itself, {found[0]}")
     return None
 
 

@@ -6,15 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-GGUF = ".gguf"
+from lightning_app.data.gguf_file import gguf_files, is_gguf, is_named_gguf
+
+CONFIG = "config.json"
 
 
 def is_model(path: str | Path) -> bool:
-    """A directory as `save_pretrained` writes it, or a GGUF file or the directory of one."""
+    """A directory as `save_pretrained` writes it, or a GGUF file."""
     path = Path(path)
-    if path.is_file():
-        return path.suffix == GGUF
-    return (path / "config.json").is_file() or any(path.glob(f"*{GGUF}"))
+    return is_named_gguf(path) if path.is_file() else (path / CONFIG).is_file()
+
+
+def model_near(path: Path) -> str | None:
+    """What was meant by a path that is not a model's: words for a message; None where no model is near.
+
+    Args:
+        path: that is there.
+    """
+    if path.is_dir():
+        found = gguf_files(path)
+        return f"a folder with {found[0].name}: give the file itself, {found[0]}" if found else None
+    if is_gguf(path):
+        return "a GGUF file by another name: let it end in .gguf"
+    if (path.parent / CONFIG).is_file():
+        return f"a file of a Hugging Face directory: give the directory, {path.parent}"
+    return None
 
 
 @contextmanager

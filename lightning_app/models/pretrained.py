@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_app.data.gguf_file import read_gguf
+from lightning_app.data.gguf_file import is_named_gguf, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
-from lightning_app.models.gguf import ENDING, gguf_config, gguf_of, load_gguf, vocabulary_of
+from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabulary_of
 from lightning_app.models.gguf_directory import stop_tokens
 from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.lora import LoRA, add_adapters
@@ -370,7 +370,7 @@ def _check_ids(given: int, own: int | None, *, name: str) -> None:
 
 def ids_of_directory(name: str) -> int | None:
     """As its config says, or the shape of a GGUF file's embedding; None: it does not."""
-    if Path(name).suffix == ENDING and Path(name).is_file():
+    if is_named_gguf(name) and Path(name).is_file():
         return vocabulary_of(read_gguf(Path(name)))
     file = Path(name) / "config.json"
     try:
@@ -390,7 +390,7 @@ def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torc
             model, report = _read(name, gguf_file, options, dtype)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise InputError(
             f"{name!r} could not be loaded ({_why_not(name, error)}); give a directory with its config.json and "
             "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model "

@@ -53,8 +53,10 @@ from lightning_app.training.checkpoint_keys import (
     SCHEDULERS,
     SPIKES,
     STEP,
+    VERSION,
     WEIGHTS,
 )
+from lightning_app.training.checks import check_ids, say_if_ids_differ
 from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
@@ -207,8 +209,10 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 def _as_saved(path: str) -> dict[str, Any]:
     module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
     tokenizer = load_tokenizer(path)
+    check_ids(module.backbone, tokenizer)
+    say_if_ids_differ(module.backbone, tokenizer)
     data = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}  # as TextDataModule keeps it
-    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data}
+    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data, VERSION: L.__version__}
     write(module, raw)
     return raw
 

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.errors import DamagedError, InputError, first_line, is_full
 from lightning_app.io import remove_leftovers, replacing
+from lightning_app.models.hugging_face import model_near
 from lightning_app.reports.run_folder import previous
 from lightning_app.training import side_files
 from lightning_app.training.archive import damage
@@ -79,6 +80,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"there is no checkpoint file {path}; {_others(path)}")
     if path.stat().st_size == 0:
         raise DamagedError(f"checkpoint {path} is empty (0 bytes); {_others(path)}")
+    if path.suffix != ".ckpt" and (meant := model_near(path)) is not None:
+        raise InputError(f"{path} is {meant}")
     if not zipfile.is_zipfile(path):  # the directory of the archive stands at its end: truncated files lack it
         size = path.stat().st_size
         raise DamagedError(f"checkpoint {path} is truncated or not a checkpoint ({size:,} bytes); {_others(path)}")
@@ -90,7 +93,7 @@ def _kind_of_folder(path: Path) -> str:
             "a folder of shards: make it one file, "
             f"python -m lightning.fabric.utilities.consolidate_checkpoint {path} --output_file best.ckpt"
         )
-    return (
+    return model_near(path) or (
         "a folder without a model: neither a Hugging Face directory (config.json) nor a sharded checkpoint "
         f"({SHARDS}); give a checkpoint (.ckpt), or such a directory"
     )

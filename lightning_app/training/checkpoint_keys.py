@@ -6,6 +6,7 @@ A leaf, as those who read the file (training/checkpoint_io.py) and those who kno
 # Lightning's own, seen in 2.6.6
 WEIGHTS, STEP, OPTIMIZERS, CALLBACKS, LOOPS = "state_dict", "global_step", "optimizer_states", "callbacks", "loops"
 SCHEDULERS, PRECISION = "lr_schedulers", "MixedPrecision"
+VERSION = "pytorch-lightning_version"  # it opens no checkpoint without
 HYPER_PARAMETERS, HPARAMS_NAME = "hyper_parameters", "hparams_name"  # what the command line said, in types of its own
 CURRENT = "current_model_state"  # the trained weights, where WEIGHTS are their average
 DATA = "TextDataModule"  # the data module's state: by its class's name

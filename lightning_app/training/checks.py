@@ -33,6 +33,19 @@ def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -
         raise InputError(f"data.block_size is {data.block_size}, but the backbone holds at most {longest} positions")
 
 
+def check_ids(backbone: Backbone, tokenizer: Tokenizer) -> None:
+    """Whether each id of a tokenizer has an embedding.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise InputError(
+            f"the tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids, but its model {backbone.vocab_size}: "
+            "take the model's own tokenizer, or train the ids that the model lacks (fit with resize_vocab: true)"
+        )
+
+
 @rank_zero_only
 def say_if_ids_differ(backbone: Backbone, tokenizer: Tokenizer) -> None:
     """Special ids that a pretrained model's training had otherwise."""

@@ -11,8 +11,10 @@ from lightning_app.data.chat_encoding import encode_turns, template_of
 from lightning_app.data.chat_tokens import own_template, prompt_ids, special_ids, template_tokens
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import load_tokenizer
+from lightning_app.errors import InputError
 from tests.data.chat_templates import KINDS, TALK
 from tests.data.test_chat_template import SPECIALS
+from tests.tokenizers import save
 
 pytest.importorskip("lightning_app.data.tokenizers.hugging_face")
 
@@ -131,3 +133,10 @@ def test_bytes_are_those_of_the_text_alone(folder, tmp_path):
     text = template_of(ours).turns(TALK).text
     eot = len("</s>")  # behind the document, of no text
     assert sizes.sum() == len(text.encode()) - named + eot
+
+
+def test_a_template_that_is_not_a_text_is_refused(tmp_path):
+    save("gpt2", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"a": 1}}))
+    with pytest.raises(InputError, match=r"chat_template of .* is a dict, not a text"):
+        own_template(load_tokenizer(str(tmp_path)))

@@ -168,6 +168,8 @@ def test_the_summary_names_all(make):
 def test_labels(make):
     labels = make([A, {**A, "name": "more"}, B, B]).splits.labels("train")
     assert labels == ["a", "more", "b_2", "b_3"]
+    labels = make([{**A, "name": "b_1"}, B, B]).splits.labels("train")
+    assert labels == ["b_1_0", "b_1_1", "b_2"]
 
 
 def test_yaml_and_command_line(tmp_path):

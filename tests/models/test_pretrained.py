@@ -205,6 +205,12 @@ def test_a_model_that_cannot_be_loaded(saved, tmp_path: Path):
         assert ("there is no such directory" in str(caught.value)) == (name != "gpt2")
         assert "\n" not in str(caught.value)
     directory = saved(fresh())
+    config = json.loads((directory / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "vptq"}}  # needs a package that is not here
+    (directory / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(InputError, match=remedy):
+        PretrainedLM(pretrained=str(directory))
+    (directory / "config.json").write_text(json.dumps(config))
     (directory / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match=remedy):
         PretrainedLM(pretrained=str(directory))

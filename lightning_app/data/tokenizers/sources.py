@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lightning_app.data.gguf_file import read_gguf
+from lightning_app.data.gguf_file import is_named_gguf, read_gguf
 from lightning_app.data.gguf_tokenizer import gguf_tokenizer
 from lightning_app.errors import InputError
 
-HUB, GGUF = "hf:", ".gguf"
+HUB = "hf:"
 TOKENIZER = "tokenizer.json"
 # What a tokenizer consists of beside it; an export writes them unchanged.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -19,7 +19,7 @@ BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jin
 
 def is_hugging_face(name: str) -> bool:
     """Whether a tokenizer's name is a directory, a `tokenizer.json`, a GGUF file, or `hf:` and a name on the hub."""
-    return name.startswith(HUB) or name.endswith((".json", GGUF)) or Path(name).is_dir()
+    return name.startswith(HUB) or name.endswith(".json") or is_named_gguf(name) or Path(name).is_dir()
 
 
 def read_files(name: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def read_files(name: str) -> dict[str, str]:
         return _converted(name.removeprefix(HUB))
     if path.is_dir():
         return _of_folder(path, TOKENIZER) if (path / TOKENIZER).is_file() else _converted(name)
-    if path.suffix == GGUF:
+    if is_named_gguf(path):
         return _saved(gguf_tokenizer(read_gguf(path)))
     if not path.is_file():
         raise InputError(f"there is no tokenizer {name}: give a directory with a tokenizer.json, or the file itself")
@@ -52,6 +52,9 @@ def _of_folder(folder: Path, own: str) -> dict[str, str]:
     if not isinstance(parsed.get("model"), dict) or "vocab" not in parsed["model"]:
         raise InputError(f"{folder / own} is not a tokenizer of Hugging Face's: it has no model with a vocabulary")
     beside = [name for name in BESIDE if (folder / name).is_file()]
+    for name in beside:
+        if name.endswith(".json"):
+            _parsed(folder / name)
     return {TOKENIZER: _text(folder / own)} | {name: _text(folder / name) for name in beside}
 
 

@@ -25,7 +25,7 @@ def end_of(name: str, tokenizer: tokenizers.Tokenizer, files: Mapping[str, str],
         return found
     given = config.get("eos_token_id")
     given = given[0] if isinstance(given, list) and given else given
-    if isinstance(given, int):
+    if isinstance(given, int) and given >= 0 and tokenizer.id_to_token(given) is not None:
         return given
     for usual in ENDS:
         if (found := tokenizer.token_to_id(usual)) is not None:

@@ -156,6 +156,8 @@ def _drop(name: str) -> dict[str, Any]:
         ({"tokenizer.json": json.dumps({"a": 1})}, r"has no model with a vocabulary"),
         ({"tokenizer.json": json.dumps({**_drop("normalizer"), "normalizer": {"type": "New"}})}, "later version"),
         ({"tokenizer.json": json.dumps(_drop("model"))}, "no model with a vocabulary"),
+        ({**kinds.files_of("gpt2"), "tokenizer_config.json": "{"}, r"tokenizer_config\.json is damaged"),
+        ({**kinds.files_of("gpt2"), "special_tokens_map.json": "[]"}, r"special_tokens_map\.json holds a list"),
         ({"tokenizer.json": kinds.files_of("gpt2")["tokenizer.json"].replace("<|endoftext|>", "<|x|>")}, "eos_token"),
     ],
 )
@@ -179,6 +181,8 @@ def test_a_missing_file_is_named(tmp_path: Path):
         ({}, {"eos_token_id": 1}, 1),
         ({}, {"eos_token_id": [2, 0]}, 2),
         ({}, {}, 0),  # by its usual name
+        ({}, {"eos_token_id": 5000}, 0),  # no id of the tokenizer
+        ({}, {"eos_token_id": -1}, 0),
         ({"eos_token": "<|im_end|>", "add_bos_token": True, "bos_token": "<|im_start|>"}, {}, 2),
     ],
 )
