@@ -16,6 +16,7 @@ from lightning_app.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 BETTER = 0.5  # nats that pretrained weights are at least better than chance
+LEAST_SHARE = 0.9  # of a model's ids that its own tokenizer has; the others make the number a round one
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -35,15 +36,20 @@ def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -
 
 @rank_zero_only
 def say_if_ids_differ(backbone: Backbone, tokenizer: Tokenizer) -> None:
-    """Special ids that a pretrained model's training had otherwise."""
+    """Special ids that a pretrained model's training had otherwise, and many ids that no text has."""
     ours = {"eos": tokenizer.eot, "bos": tokenizer.bos}
+    remedy = "" if backbone.source == tokenizer.name else "data.tokenizer: model takes the model's own"
     for role, ids in backbone.special_ids().items():
         if ours[role] is not None and ours[role] not in ids:
             log.warning(
-                "the model was trained with %s as its %s id, and %r has %s: do they belong together? "
-                "data.tokenizer: model takes the model's own",
-                *(" or ".join(map(str, sorted(ids))), role, tokenizer.name, ours[role]),
+                "the model was trained with %s as its %s id, and %r has %s: do they belong together? %s",
+                *(" or ".join(map(str, sorted(ids))), role, tokenizer.name, ours[role], remedy),
             )
+    if backbone.source is not None and tokenizer.vocab_size < LEAST_SHARE * backbone.vocab_size:
+        log.warning(
+            "the model has %d ids, and %r only %d: do they belong together? %s",
+            *(backbone.vocab_size, tokenizer.name, tokenizer.vocab_size, remedy),
+        )
 
 
 @rank_zero_only
