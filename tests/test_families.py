@@ -16,14 +16,18 @@ import yaml
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.chat_tokens import prompt_ids
+from lightning_app.models.generation import GenerationOptions
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import series
+from lightning_app.serving.generate import continue_text
 from lightning_app.serving.server.service import Limits
 from lightning_app.serving.turns import take_turns
 from lightning_app.training.checkpoint import load_module
 from tests import families
 from tests.conftest import Run, merged
+from tests.families_table import PAGE, table
+from tests.families_table import STEPS as STEPS_OF_THE_TABLE
 from tests.serving.server.conftest import serving
 
 OVERLAYS = Path(__file__).parent.parent / "configs/overlays"
@@ -113,6 +117,12 @@ def work(shared: Path, family: str, main: Run, monkeypatch: pytest.MonkeyPatch) 
     return Work(shared, family, main)
 
 
+def test_the_page_holds_what_works():
+    """As `python -m tests.families_table` writes it."""
+    works = {(name, test): True for name in families.FAMILIES for test in STEPS_OF_THE_TABLE}
+    assert table(works) in PAGE.read_text(encoding="utf-8")
+
+
 def test_fine_tuning_with_lora(work: Work):
     module, _ = load_module(work.lora())
     found = losses(work.run("lora"))
@@ -154,20 +164,19 @@ def test_generating(work: Work, capsys: pytest.CaptureFixture[str]):
 
 
 def test_serving(work: Work):
-    """A chat, in the model's own template."""
+    """A chat in the model's own template: what is served is what the model says to that prompt."""
     module, tokenizer = load_module(work.lora())
+    asked: Any = [{"role": "user", "content": "3"}]
     with (
         serving(module, tokenizer, limits=Limits()) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client,
     ):
-        asked: Any = [{"role": "user", "content": "3"}]
         answer = client.chat.completions.create(model="tiny", messages=asked, max_tokens=6, temperature=0)
-    prompt = take_turns(module, tokenizer).render(asked)
-    assert (answer.usage.prompt_tokens, answer.choices[0].finish_reason) == (
-        len(prompt_ids(prompt, tokenizer)),
-        "length",
-    )
-    assert answer.choices[0].message.content
+    template = take_turns(module, tokenizer)
+    ids = prompt_ids(template.render(asked), tokenizer)
+    said = continue_text(ids, module, tokenizer, GenerationOptions(6, temperature=0), stop=template.stop)
+    assert answer.choices[0].message.content == "".join(said).lstrip()
+    assert answer.usage.prompt_tokens == len(ids)
 
 
 @pytest.mark.slow
@@ -211,8 +220,8 @@ def test_art(work: Work):
 
 @pytest.mark.parametrize("run", ["lora", *(pytest.param(run, marks=pytest.mark.slow) for run in ("full", "quick"))])
 def test_exporting(work: Work, run: str):
-    """What is written opens in transformers, and gives what the checkpoint gives. Of the pruned one, with zeros for what
-    is gone: layers that differ would need code of our own."""
+    """What is written opens in transformers, and gives what the checkpoint gives. Of the pruned one, with zeros for
+    what is gone: layers that differ would need code of our own."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dense = ["--dense"] if run == "quick" else []

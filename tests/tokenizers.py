@@ -165,6 +165,19 @@ KINDS: dict[str, tuple[Callable[[], Tokenizer], dict[str, str]]] = {
 BEGINS = {"opt", "llama3", "llama", "mistral", "gemma"}  # put a begin token before a document
 LOSSY = {"unigram", "wordpiece"}  # lose much of any text
 
+# In a few words, for those that stand for families.
+ABOUT = {
+    "gpt2": "byte-level BPE",
+    "opt": "byte-level BPE, begin token",
+    "bloom": "byte-level BPE, own pattern",
+    "pythia": "byte-level BPE, NFC",
+    "phi": "byte-level BPE, runs of spaces",
+    "qwen": "byte-level BPE, single digits",
+    "llama": "SentencePiece BPE, byte fallback",
+    "mistral": "SentencePiece BPE, first space",
+    "gemma": "SentencePiece BPE, no first space",
+}
+
 
 @cache
 def files_of(kind: str) -> dict[str, str]:

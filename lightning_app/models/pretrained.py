@@ -463,7 +463,7 @@ def _why_not(name: str, error: Exception) -> str:
     if name.startswith((".", "/", "~")) and not folder.exists():
         return "there is no such directory"
     if isinstance(error, ImportError):
-        return f"quantised weights, for which a package is missing: {_message_of(error)}; {WHOLE}"
+        return f"a package is missing: {_message_of(error)}; where that is for quantised weights, {WHOLE}"
     if "trust_remote_code" in str(error):
         return "it brings code of its own, which is never run here"
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):

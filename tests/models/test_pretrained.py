@@ -231,7 +231,7 @@ def test_weights_of_another_config_are_named(saved):
         ),
         (
             {"quant_method": "gptq", "bits": 4},
-            "quantised weights, for which a package is missing: .*GPTQ.*full precision",
+            "a package is missing: .*GPTQ.*full precision",
         ),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "a package is missing: .*bitsandbytes.*GGUF file"),
         ({"bits": 4}, "could not be loaded .*quant_method"),
