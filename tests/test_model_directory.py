@@ -61,11 +61,7 @@ def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, cap
     assert "val/bpb" in capsys.readouterr().out
 
 
-def test_another_models_tokenizer_is_noticed_without_a_fit(
-    folder: Path, main: Run, fails: Callable[..., str], caplog: pytest.LogCaptureFixture
-):
-    save_model(folder / "small", "llama", vocab_size=700)
-    assert "has 859 ids, but its model 700" in fails("generate", "--ckpt_path", "small", "--prompt", "a")
+def test_another_models_tokenizer_is_noticed_without_a_fit(folder: Path, main: Run, caplog: pytest.LogCaptureFixture):
     save_model(folder / "own", "llama", eos_token_id=7)
     main("generate", "--ckpt_path", "own", "--prompt", "a", "--max_new_tokens", 1)
     assert "do they belong together" in caplog.text
@@ -178,3 +174,46 @@ def test_the_ending_of_a_gguf_file_is_read_in_any_case(folder: Path, main: Run, 
     gguf_files.write(folder / "TINY.GGUF", gguf_files.llama())
     main("generate", "--ckpt_path", "TINY.GGUF", "--prompt", "hello", "--temperature", 0, "--max_new_tokens", 4)
     assert capsys.readouterr().out.startswith("hello")
+
+
+# What does not belong together, before the weights are read
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(directory: Path, fails: Callable[..., str]):
+    (directory / "model.safetensors").unlink()
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 700}))
+    error = fails("generate", "--ckpt_path", directory, "--prompt", "A memory")
+    assert (
+        f"the tokenizer in {directory} has {tokenizers.made('smollm2').vocab_size} ids, and the model's embedding 700"
+        in error
+    )
+    assert "do not belong together" in error
+
+
+def test_a_tokenizer_that_does_not_say_what_ends_a_text(directory: Path, fails: Callable[..., str]):
+    (directory / "model.safetensors").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        text = (directory / name).read_text().replace("<|endoftext|>", "<|stop|>").replace("eos_token", "its_token")
+        (directory / name).write_text(text)
+    error = fails("generate", "--ckpt_path", directory, "--prompt", "A memory")
+    assert "does not say which token ends a text: name one of its tokens as eos_token" in error
+
+
+def test_no_weights_or_half_of_them(directory: Path, fails: Callable[..., str]):
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "model.safetensors is truncated or damaged: it has 5,000 of" in fails("validate", "--ckpt_path", directory)
+    weights.unlink()
+    assert "lacks its weights: there is no model.safetensors" in fails(
+        "export", "--ckpt_path", directory, "--output", "x"
+    )
+
+
+def test_another_models_tokenizer_is_warned_of(directory: Path, main: Run, caplog: pytest.LogCaptureFixture):
+    tokenizers.save("unigram", directory)
+    main("generate", "--ckpt_path", directory, "--prompt", "A memory", "--max_new_tokens", 1)
+    said = [record.message for record in caplog.records if "belong together" in record.message]
+    assert len(said) == 2
+    assert "as its eos id" in said[0]
+    assert "only 300: do they belong together?" in said[1]

@@ -17,6 +17,7 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BLOOM = r" ?[^(\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 CHAT = ["<|im_start|>", "<|im_end|>"]
 
 
@@ -58,6 +59,32 @@ def _smollm2() -> Tokenizer:
 def _llama3() -> Tokenizer:
     made = _byte_level(pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), end="<|end_of_text|>", use_regex=False)
     made.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    return made
+
+
+def _opt() -> Tokenizer:
+    """GPT-2's, and a begin token before a text."""
+    made = _byte_level(end="</s>")
+    made.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 0)])
+    return made
+
+
+def _bloom() -> Tokenizer:
+    return _byte_level(pre_tokenizers.Split(Regex(BLOOM), "isolated"), end="</s>", use_regex=False)
+
+
+def _qwen() -> Tokenizer:
+    """Digits one by one; chats end with another token than texts."""
+    one_digit = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+    made = _byte_level(pre_tokenizers.Split(Regex(one_digit), "isolated"), use_regex=False)
+    made.normalizer = normalizers.NFC()
+    return made
+
+
+def _phi() -> Tokenizer:
+    """GPT-2's, and runs of spaces."""
+    made = _byte_level()
+    made.add_tokens([AddedToken(" " * n, normalized=True, special=False) for n in range(8, 1, -1)])
     return made
 
 
@@ -128,11 +155,28 @@ KINDS: dict[str, tuple[Callable[[], Tokenizer], dict[str, str]]] = {
         partial(_sentencepiece, prepends=False, added=("\n\n", "▁▁", "▁▁▁")),
         {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"},
     ),
+    "opt": (_opt, {"eos_token": "</s>", "bos_token": "</s>"}),
+    "bloom": (_bloom, {"eos_token": "</s>"}),
+    "qwen": (_qwen, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
+    "phi": (_phi, {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}),
     "unigram": (_unigram, {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}),
     "wordpiece": (_wordpiece, {"eos_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}),
 }
-BEGINS = {"llama3", "llama", "mistral", "gemma"}  # put a begin token before a document
+BEGINS = {"opt", "llama3", "llama", "mistral", "gemma"}  # put a begin token before a document
 LOSSY = {"unigram", "wordpiece"}  # lose much of any text
+
+# In a few words, for those that stand for families.
+ABOUT = {
+    "gpt2": "byte-level BPE",
+    "opt": "byte-level BPE, begin token",
+    "bloom": "byte-level BPE, own pattern",
+    "pythia": "byte-level BPE, NFC",
+    "phi": "byte-level BPE, runs of spaces",
+    "qwen": "byte-level BPE, single digits",
+    "llama": "SentencePiece BPE, byte fallback",
+    "mistral": "SentencePiece BPE, first space",
+    "gemma": "SentencePiece BPE, no first space",
+}
 
 
 @cache

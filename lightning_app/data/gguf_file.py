@@ -54,7 +54,7 @@ def is_named_gguf(name: str | Path) -> bool:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """Those in a folder, sorted."""
+    """The GGUF files in a folder, sorted."""
     return sorted(path for path in folder.glob("*") if is_named_gguf(path) and path.is_file())
 
 

@@ -24,6 +24,7 @@ from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabular
 from lightning_app.models.gguf_directory import stop_tokens
 from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.lora import LoRA, add_adapters
+from lightning_app.models.weight_files import check_weights
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a model is made
     from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
@@ -35,6 +36,7 @@ WITHOUT_CODE = {"trust_remote_code": False}  # None would ask on the terminal
 # In the names of its settings that a training may change, or that a tensor's shape shows.
 FREE = ("drop", "token_id", "position", "vocab", "use_cache", "initializer", "output_", "implementation")
 PROBE = 8  # positions of the comparison with the family's own forward
+WHOLE = "give the model in full precision (float32, bfloat16, float16), or as a GGUF file"
 LOUD = 100.0  # standard deviation of its logits, at which every softcap shows
 TOLERANCE = {torch.float32: 1e-3 * LOUD}  # products of other shapes round differently; half precision: see below
 HALF_TOLERANCE = 0.25 * LOUD
@@ -396,6 +398,11 @@ def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torc
             "weights, or download it once where there is a network and set HF_HUB_OFFLINE=1, or make a fresh model "
             "with `architecture` and `options`"
         ) from error
+    for weight, has, wanted in sorted(report["mismatched_keys"]):
+        raise InputError(
+            f"the config.json and the weights of {name!r} do not belong together: {weight} is {tuple(has)} in the file "
+            f"and {tuple(wanted)} by the config; download both again"
+        )
     if lacking := report["missing_keys"]:
         raise InputError(
             f"{name!r} lacks {len(lacking)} weights of a causal language model, such as {min(lacking)}: they would "
@@ -419,10 +426,24 @@ def _read(
         return model, report
     config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **options | WITHOUT_CODE)
     _check_known(unknown, config)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        name, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **WITHOUT_CODE
-    )
+    _check_quantisation(config, name)
+    check_weights(Path(name))
+    read = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, **read, **WITHOUT_CODE)
     return loaded
+
+
+def _check_quantisation(config: PretrainedConfig, name: str) -> None:
+    """The library says only in a warning that it does not know one, and reads the rest."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    given = getattr(config, "quantization_config", None)
+    given = given if given is None or isinstance(given, dict) else given.to_dict()
+    if given and "quant_method" in given and not AutoHfQuantizer.supports_quant_method(given):
+        method = given["quant_method"]
+        raise InputError(
+            f"the weights of {name!r} are quantised by {method!r}, which transformers cannot read; {WHOLE}"
+        )
 
 
 def _keep_ends(model: PreTrainedModel) -> None:
@@ -441,6 +462,8 @@ def _why_not(name: str, error: Exception) -> str:
     folder = Path(name)
     if name.startswith((".", "/", "~")) and not folder.exists():
         return "there is no such directory"
+    if isinstance(error, ImportError):
+        return f"a package is missing: {_message_of(error)}; where that is for quantised weights, {WHOLE}"
     if "trust_remote_code" in str(error):
         return "it brings code of its own, which is never run here"
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):

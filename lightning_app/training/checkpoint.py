@@ -18,6 +18,7 @@ from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
 from lightning_app.models.hugging_face import is_model
 from lightning_app.models.lora import named_as
+from lightning_app.models.pretrained import ids_of_directory
 from lightning_app.models.registry import (
     Description,
     build,
@@ -56,7 +57,7 @@ from lightning_app.training.checkpoint_keys import (
     VERSION,
     WEIGHTS,
 )
-from lightning_app.training.checks import check_ids, say_if_ids_differ
+from lightning_app.training.checks import say_if_ids_differ
 from lightning_app.training.commit import UNKNOWN, commit
 
 if TYPE_CHECKING:
@@ -207,14 +208,23 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def _as_saved(path: str) -> dict[str, Any]:
+    tokenizer = _tokenizer_beside(path)  # first: loading the weights may take minutes
     module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
-    tokenizer = load_tokenizer(path)
-    check_ids(module.backbone, tokenizer)
     say_if_ids_differ(module.backbone, tokenizer)
     data = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}  # as TextDataModule keeps it
     raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data, VERSION: L.__version__}
     write(module, raw)
     return raw
+
+
+def _tokenizer_beside(path: str) -> Tokenizer:
+    tokenizer, ids = load_tokenizer(path), ids_of_directory(path)
+    if ids is not None and tokenizer.vocab_size > ids:
+        raise InputError(
+            f"the tokenizer in {path} has {tokenizer.vocab_size} ids, and the model's embedding {ids}: they do not "
+            "belong together; put the model's own tokenizer.json there"
+        )
+    return tokenizer
 
 
 def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:

@@ -16,6 +16,7 @@ from lightning_app.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 BETTER = 0.5  # nats that pretrained weights are at least better than chance
+LEAST_SHARE = 0.9  # of a model's ids that its own tokenizer has; the others make the number a round one
 PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
 
 
@@ -33,30 +34,22 @@ def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -
         raise InputError(f"data.block_size is {data.block_size}, but the backbone holds at most {longest} positions")
 
 
-def check_ids(backbone: Backbone, tokenizer: Tokenizer) -> None:
-    """Whether each id of a tokenizer has an embedding.
-
-    Raises:
-        InputError: with both numbers.
-    """
-    if tokenizer.vocab_size > backbone.vocab_size:
-        raise InputError(
-            f"the tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids, but its model {backbone.vocab_size}: "
-            "take the model's own tokenizer, or train the ids that the model lacks (fit with resize_vocab: true)"
-        )
-
-
 @rank_zero_only
 def say_if_ids_differ(backbone: Backbone, tokenizer: Tokenizer) -> None:
-    """Special ids that a pretrained model's training had otherwise."""
+    """Special ids that a pretrained model's training had otherwise, and many ids that no text has."""
     ours = {"eos": tokenizer.eot, "bos": tokenizer.bos}
+    remedy = "" if backbone.source == tokenizer.name else "data.tokenizer: model takes the model's own"
     for role, ids in backbone.special_ids().items():
         if ours[role] is not None and ours[role] not in ids:
             log.warning(
-                "the model was trained with %s as its %s id, and %r has %s: do they belong together? "
-                "data.tokenizer: model takes the model's own",
-                *(" or ".join(map(str, sorted(ids))), role, tokenizer.name, ours[role]),
+                "the model was trained with %s as its %s id, and %r has %s: do they belong together? %s",
+                *(" or ".join(map(str, sorted(ids))), role, tokenizer.name, ours[role], remedy),
             )
+    if backbone.source is not None and tokenizer.vocab_size < LEAST_SHARE * backbone.vocab_size:
+        log.warning(
+            "the model has %d ids, and %r only %d: do they belong together? %s",
+            *(backbone.vocab_size, tokenizer.name, tokenizer.vocab_size, remedy),
+        )
 
 
 @rank_zero_only

@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,18 +206,42 @@ def test_a_model_that_cannot_be_loaded(saved, tmp_path: Path):
         assert ("there is no such directory" in str(caught.value)) == (name != "gpt2")
         assert "\n" not in str(caught.value)
     directory = saved(fresh())
-    config = json.loads((directory / "config.json").read_text())
-    quantised = {**config, "quantization_config": {"quant_method": "vptq"}}  # needs a package that is not here
-    (directory / "config.json").write_text(json.dumps(quantised))
-    with pytest.raises(InputError, match=remedy):
-        PretrainedLM(pretrained=str(directory))
-    (directory / "config.json").write_text(json.dumps(config))
-    (directory / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(InputError, match=remedy):
-        PretrainedLM(pretrained=str(directory))
     (directory / "config.json").write_text("{")
     with pytest.raises(InputError, match=remedy):
         PretrainedLM(pretrained=str(directory))
+
+
+def _with_config(directory: Path, **change: Any) -> str:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return str(directory)
+
+
+def test_weights_of_another_config_are_named(saved):
+    with pytest.raises(InputError, match=r"do not belong together: transformer.h.0.mlp.c_fc.bias is \(128,\) in the"):
+        PretrainedLM(pretrained=_with_config(saved(fresh()), n_inner=100))
+
+
+@pytest.mark.parametrize(
+    ("quantised", "said"),
+    [
+        (
+            {"quant_method": "exl2", "bits": 4},
+            "are quantised by 'exl2', which transformers cannot read; give the model",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "a package is missing: .*GPTQ.*full precision",
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "a package is missing: .*bitsandbytes.*GGUF file"),
+        ({"bits": 4}, "could not be loaded .*quant_method"),
+    ],
+    ids=["exl2", "gptq", "bitsandbytes", "no method"],
+)
+def test_a_quantisation_that_cannot_be_read_is_refused(saved, quantised: dict[str, Any], said: str):
+    with pytest.raises(InputError, match=said) as caught:
+        PretrainedLM(pretrained=_with_config(saved(fresh()), quantization_config=quantised))
+    assert "\n" not in str(caught.value)
 
 
 def test_code_of_a_directory_is_never_run_or_asked_for(saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

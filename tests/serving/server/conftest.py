@@ -17,6 +17,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.serving.server.app import create_app
 from lightning_app.serving.server.engine import Engine
 from lightning_app.serving.server.service import Limits, Service
+from lightning_app.serving.turns import take_turns
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.module import LanguageModule
 
@@ -43,7 +44,7 @@ class Running:
 @contextmanager
 def serving(module: LanguageModule, tokenizer: Tokenizer, *, limits: Limits, **app: Any) -> Iterator[Running]:
     engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
-    service = Service(module, tokenizer, engine, "tiny", 0, limits)
+    service = Service(module, tokenizer, engine, "tiny", 0, limits, take_turns(module, tokenizer))
     config = uvicorn.Config(create_app(service, **app), host="127.0.0.1", port=0, log_level="critical", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
