@@ -20,7 +20,7 @@ def take_model_tokenizer(config: Any) -> None:
     Raises:
         InputError: the model has no `pretrained`.
     """
-    if config.data is None or config.data.tokenizer != MODEL:
+    if getattr(config.data, "tokenizer", None) != MODEL:  # `data` may be anything: it is refused when it is built
         return
     pretrained = config.get(f"{BACKBONE}.pretrained")
     if pretrained is None:

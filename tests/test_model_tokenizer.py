@@ -136,6 +136,12 @@ def _predicted(folder: Path) -> dict[str, Any]:
 # What does not belong together
 
 
+@pytest.mark.parametrize("data", [[], 0.5, None])
+def test_data_that_is_no_mapping_is_refused_in_one_line(fails: Callable[..., str], folder: Path, data: object):
+    Path("odd.yaml").write_text(yaml.safe_dump({**yaml.safe_load(Path("tiny.yaml").read_text()), "data": data}))
+    assert fails("fit", "--config", "odd.yaml").startswith("error: ")
+
+
 def test_only_a_pretrained_model_has_one(fails: Callable[..., str], config: Callable[..., str]):
     error = fails("fit", "--config", config({"data": {"tokenizer": "model"}}))
     assert "data.tokenizer is model" in error
