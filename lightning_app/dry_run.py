@@ -26,7 +26,7 @@ from lightning_app.io import temporary, writing_into
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.tables import format_table
 from lightning_app.training.callbacks.short_fit import NEVER, ShortFit
-from lightning_app.training.lightning_internals.callbacks import model_checkpoints
+from lightning_app.training.lightning_internals.callbacks import move_checkpoints
 from lightning_app.training.lightning_internals.stopwatch import Stopwatch
 from lightning_app.training.loggers import tensorboard
 from lightning_app.training.run_versions import is_first_process
@@ -75,8 +75,7 @@ class DryRun(Harness):
             raise InputError("trainer.fast_dev_run is a dry run of another kind: leave it out, or --dry_run")
         trainer.profiler = self._watch
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, ProgressBar)]
-        for callback in model_checkpoints(trainer):
-            callback.dirpath = str(RunFolder(self._log_folder).checkpoints_folder)
+        move_checkpoints(trainer, RunFolder(self._log_folder).checkpoints_folder)
         return trainer
 
     def _own_callbacks(self, folder: Path, loggers: Sequence[Logger]) -> list[L.Callback]:

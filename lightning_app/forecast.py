@@ -17,7 +17,7 @@ from lightning_app.training.callbacks.progress import clock
 from lightning_app.training.callbacks.short_fit import ShortFit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.course import Work
-from lightning_app.training.lightning_internals.callbacks import model_checkpoints, steps_between
+from lightning_app.training.lightning_internals.callbacks import model_checkpoints, of_kind, steps_between
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Forecast:
 
     def _of_ideas(self) -> list[tuple[str, str]]:
         """A memory fills, heads are pruned, texts are not novel for ever: later steps are other ones."""
-        parts = [*self.trainer.callbacks, *self.trainer.lightning_module.extensions]
+        parts = [*of_kind(self.trainer, L.Callback), *self.trainer.lightning_module.extensions]
         folders = tuple(f"lightning_app.{idea.name}." for idea in here())
         found = [type(part).__name__ for part in parts if type(part).__module__.startswith(folders)]
         return [("not foretold", f"how the work of {', '.join(found)} changes in training")] if found else []
@@ -74,7 +74,7 @@ class Forecast:
     def _steps(self) -> str:
         (end, name), start = self.end, self.short.plan.start
         before = f", after {start:,} that are done" if start else ""
-        stops = any(isinstance(callback, EarlyStopping) for callback in self.trainer.callbacks)
+        stops = bool(of_kind(self.trainer, EarlyStopping))
         early = "; EarlyStopping may end it before" if stops else ""
         return f"{end - start:,}{before} ({name}{early})"
 

@@ -69,7 +69,8 @@ def test_steps_epochs_tokens_and_validations_are_those_of_the_fit(folder: Path, 
 
 def test_memory_and_disk_are_there(folder: Path, said):
     rows = said()
-    assert float(rows["peak memory"].split(" MB")[0]) > 100
+    size, unit, *_ = rows["peak memory"].split()
+    assert float(size) * {"MB": 1, "GB": 1_000}[unit] > 100
     assert re.match(r"\d+\.\d MB: 4 checkpoints of", rows["disk"])
 
 

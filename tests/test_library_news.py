@@ -91,6 +91,7 @@ OF_LIBRARIES = {  # all that tests may ignore: warnings of numpy on empty slices
     *("ignore:Polyfit", "ignore:invalid value", "ignore:Mean of empty"),
     "ignore:This process .* is multi-threaded:DeprecationWarning",
     "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore:Checkpoint directory .* exists and is not empty",  # Lightning's, in test_best_checkpoint.py
     "ignore",  # lm_eval's own, in test_export_tools.py
     "ignore::UserWarning",  # shipped configs in small, in golden/test_golden.py
 }

@@ -62,7 +62,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "importorskip":
             found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
     names = {name.split(".")[0] for name in found} - OURS - sys.stdlib_module_names
-    return {name for name in names if not path.with_name(f"{name}.py").exists()}  # a file beside it, for a script
+    script = not path.with_name("__init__.py").exists()  # imports the files beside it
+    return {name for name in names if not (script and path.with_name(f"{name}.py").exists())}
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,12 @@ def test_an_id_that_is_no_token_is_refused(tokenizer: Tokenizer):
             tokenizer.decode([tokenizer.encode("a")[0], bad])
 
 
+def test_half_a_character_is_read_as_the_replacement(tokenizer: Tokenizer):
+    assert (
+        tokenizer.encode("a\ud83d b") == tokenizer.encode_array("a\ud83d b").tolist() == tokenizer.encode("a\ufffd b")
+    )
+
+
 def test_a_long_text_is_cut_without_changing_its_ids(tokenizer: Tokenizer, monkeypatch):
     monkeypatch.setattr(base.pieces, "__kwdefaults__", {"size": 300})
     text = "".join(kinds.lines()[:160]) + "<s>\nx\n  y\ne\u0301\nﬁ\n"

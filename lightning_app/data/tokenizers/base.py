@@ -32,6 +32,15 @@ def cut_at(text: str, starts: list[int]) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
+def without_halves(text: str) -> str:
+    """The text with U+FFFD for half of a surrogate pair, which has no bytes; as tiktoken does for lists."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 @dataclass(frozen=True)
 class Measured:
     """The ids (n,) of a text, uint32, and the bytes of it that they stand for.

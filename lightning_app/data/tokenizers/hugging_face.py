@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_app.data.tokenizers.base import Measured, Tokenizer, pieces
+from lightning_app.data.tokenizers.base import Measured, Tokenizer, pieces, without_halves
 from lightning_app.data.tokenizers.fast import FastEncoding, fast_encoding
 from lightning_app.data.tokenizers.pipeline import Parsed, variant
 from lightning_app.data.tokenizers.special import begin_of, end_of, pad_of
@@ -75,7 +75,7 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
     # Text -> ids
 
     def encode_array(self, text: str, *, continues: bool = False, special: bool | None = None) -> np.ndarray:
-        text, special = _whole(text), self.special_text if special is None else special
+        text, special = without_halves(text), self.special_text if special is None else special
         if not special and (ids := self._encoded_fast(text)) is not None:
             return ids
         encode = self._variant(special=special, continues=continues).encode_batch_fast
@@ -86,9 +86,9 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
         return None if self._fast is None else self._fast.encode(text)
 
     def measured(self, text: str, *, continues: bool = False) -> Measured:
-        if not self.special_text and (fast := self._encoded_fast(_whole(text))) is not None:
+        if not self.special_text and (fast := self._encoded_fast(without_halves(text))) is not None:
             return Measured(fast)
-        ids, text = self.encode_array(text, continues=continues), _whole(text)
+        ids, text = self.encode_array(text, continues=continues), without_halves(text)
         back, data = self.decode_bytes(ids.tolist(), continues=continues), text.encode()
         if back == data:
             n_bytes = self._lengths[ids]
@@ -190,12 +190,3 @@ class HuggingFaceTokenizer(Tokenizer, kind="hugging_face"):
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> HuggingFaceTokenizer:
         return cls(**{name: value for name, value in state.items() if name != "kind"})
-
-
-def _whole(text: str) -> str:
-    """With U+FFFD for half of a surrogate pair, which has no bytes; as tiktoken does."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -13,7 +13,7 @@ import tiktoken
 
 from lightning_app.data.bpe import Ranks, dump_ranks, parse_ranks
 from lightning_app.data.reading import END_OF_TEXT
-from lightning_app.data.tokenizers.base import Measured, Tokenizer, cut_at
+from lightning_app.data.tokenizers.base import Measured, Tokenizer, cut_at, without_halves
 
 MAX_SPACES = 100_000  # tiktoken's regex overflows its stack on runs of some 10^6 white space characters
 _TOO_LONG = re.compile(rf"(?<!\s)\s{{{MAX_SPACES},}}")  # tried at the start of a run only: linear
@@ -56,7 +56,7 @@ class TiktokenTokenizer(Tokenizer, kind="tiktoken"):
         """Without the Python objects of a list, which take a fifth of the time."""
         allowed: Any = "all" if (self.special_text if special is None else special) else set()
         encode = partial(self._encoding.encode_to_numpy, allowed_special=allowed, disallowed_special=())
-        first, *others = map(encode, _without_long_runs(text))
+        first, *others = map(encode, _without_long_runs(without_halves(text)))
         return np.concatenate([first, *others]) if others else first
 
     def measured(self, text: str, *, continues: bool = False) -> Measured:

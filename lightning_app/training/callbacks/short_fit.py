@@ -19,7 +19,13 @@ from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.samples import Samples
 from lightning_app.training.course import Costs, Course, Plan, Texts, Work
 from lightning_app.training.lightning_internals import fit_loop
-from lightning_app.training.lightning_internals.callbacks import model_checkpoints, steps_between, time_limit, timers
+from lightning_app.training.lightning_internals.callbacks import (
+    model_checkpoints,
+    of_kind,
+    steps_between,
+    time_limit,
+    timers,
+)
 from lightning_app.training.lightning_internals.stopwatch import Span, Stopwatch
 
 WARM_UP, TIMED = 2, 5  # steps
@@ -72,7 +78,7 @@ class ShortFit(RunCallback):
         )
         fit_loop.shorten_validation(trainer, VALIDATED)
         trainer.check_val_every_n_epoch = NEVER
-        self._samples = [(c, c.state_dict()["validations"]) for c in trainer.callbacks if isinstance(c, Samples)]
+        self._samples = [(c, c.state_dict()["validations"]) for c in of_kind(trainer, Samples)]
         for samples, _ in self._samples:
             samples.load_state_dict({"validations": samples.every - 1})  # the next one is one with samples
         self._began = time.monotonic()

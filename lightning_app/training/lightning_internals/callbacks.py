@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -14,11 +14,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from torch import Tensor
 
 Watcher = EarlyStopping | ModelCheckpoint
+C = TypeVar("C", bound=L.Callback)
 
 
 def timers(trainer: L.Trainer) -> list[Timer]:
     """The timers of `max_time` and of a config. Seen in Lightning 2.6.6."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return of_kind(trainer, Timer)
 
 
 def time_limit(timer: Timer) -> float | None:
@@ -32,14 +33,21 @@ def is_up(timer: Timer) -> bool:
     return left is not None and left <= 0
 
 
+def of_kind(trainer: L.Trainer, kind: type[C]) -> list[C]:
+    """The callbacks of a class. Seen in Lightning 2.6.6."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+
+
 def model_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
     """Seen in Lightning 2.6.6."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+    return of_kind(trainer, ModelCheckpoint)
 
 
 def steps_between(checkpoint: ModelCheckpoint) -> int:
-    """Optimizer steps from one of its checkpoints to the next; 0: it writes by validations or time. Seen in Lightning
-    2.6.6."""
+    """Optimizer steps from one of its checkpoints to the next; 0: it writes by validations or time.
+
+    Seen in Lightning 2.6.6.
+    """
     return checkpoint._every_n_train_steps
 
 
@@ -66,6 +74,12 @@ def place_checkpoints(callbacks: Sequence[L.Callback], folder: Path) -> None:
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder)
+
+
+def move_checkpoints(trainer: L.Trainer, folder: Path) -> None:
+    """Let each ModelCheckpoint write into a folder, whatever its `dirpath`. Seen in Lightning 2.6.6."""
+    for callback in model_checkpoints(trainer):
+        callback.dirpath = str(folder)
 
 
 def reset_best_checkpoint(trainer: L.Trainer) -> None:

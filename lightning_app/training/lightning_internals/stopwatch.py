@@ -13,7 +13,7 @@ VALIDATION = ("on_validation_start", "on_validation_end")
 
 @dataclass(frozen=True)
 class Span:
-    """From `start` to `end`, in seconds of `time.monotonic`."""
+    """From `start` to `end`, in seconds of `time.monotonic`, of what Lightning 2.6.6 profiles."""
 
     start: float
     end: float

@@ -52,7 +52,7 @@ def test_the_order_of_a_run(main: Main, config: Config, monkeypatch: pytest.Monk
     more = {"callbacks": given, "max_time": "00:01:00:00", "enable_model_summary": True}
     main("fit", "--config", config({"trainer": more}))
     assert names(seen[0]) == [
-        *("RandomState", "ExactResume", "ResumeOptions", "KeptBest", "RunLog", "Monitors"),
+        *("RandomState", "ExactResume", "ResumeOptions", "KeptBest", "RunLog", "Monitors", "SourceShares"),
         *("EarlyStopping", "Throughput", "ProgressLine", "PredictionWriter", "Projector", "ModelSummary"),
         *("SaveConfig", "Timer", "ModelCheckpoint", "ModelCheckpoint"),
         *("LastCheckpoint", "MissedValidation", "Interruption", "Dashboard"),
