@@ -10,6 +10,7 @@ import torch
 from lightning_app.data.gguf_file import GGUFFile, gguf_files, is_named_gguf, package, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.gguf_rope import FACTORS, scaled_rope
+from lightning_app.models.hugging_face import without_bars
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PretrainedConfig, PreTrainedModel
@@ -89,9 +90,10 @@ def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> t
     """
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(file.path.parent), gguf_file=file.path.name, config=config, dtype=dtype, output_loading_info=True
-    )
+    with without_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(file.path.parent), gguf_file=file.path.name, config=config, dtype=dtype, output_loading_info=True
+        )
     model, report = loaded
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # it would refuse training and saving
         quantizer.remove_quantization_config(model)
