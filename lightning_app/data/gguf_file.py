@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: str | Path) -> GGUFFile:
-    """Read all but the weights (3 s at 49,152 ids).
+    """Read all but the weights (3 s at 49,152 ids; the file that was read last is not read again).
 
     Raises:
         InputError: no GGUF file, a truncated one, a part of several, one without a family, or with tensors of a
@@ -75,6 +76,12 @@ def read_gguf(path: str | Path) -> GGUFFile:
         raise InputError(f"{path} is not a file: give a GGUF file")
     if not is_gguf(path):
         raise InputError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
+    stat = path.stat()
+    return _checked(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)  # a command asks for its sizes, its tokenizer and its weights apart
+def _checked(path: Path, _time: int, _size: int) -> GGUFFile:
     read = _read(path)
     if "general.architecture" not in read.metadata:
         raise InputError(f"{path} does not say which family its model is of (general.architecture): give another file")
