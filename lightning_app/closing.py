@@ -50,16 +50,16 @@ class Sampled:
 
     Attributes:
         continuations: prompt and continuation.
-        tokens_per_s: of the sampled tokens.
         verbatim: share of the 8-word runs in sampled tokens that stand verbatim in the training text; None
             where that was streamed.
-        tokens: how many are sampled.
+        tokens: how many are sampled for that.
+        seconds: that all of them take.
     """
 
     continuations: list[str]
-    tokens_per_s: float
     verbatim: float | None
     tokens: int
+    seconds: float
 
 
 def close_run(trainer: L.Trainer, *, patience: float = math.inf) -> Sampled | None:
@@ -117,12 +117,13 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule, pa
         new = continue_text(prompt, module, tokenizer, GenerationOptions(CONTINUED_TOKENS, 0.8, 50, seed=i))
         continuations.append(prompt + "".join(new))
     folder.write_samples(continuations, step=None)
+    if data.streamed("train"):
+        return Sampled(continuations, None, 0, 0.0)
     wanted = sampled_tokens(sum(p.numel() for p in module.backbone.parameters()))
     start = time.monotonic()
     tokens = _sample_tokens(module, tokenizer, wanted, patience)
-    rate, text = len(tokens) / (time.monotonic() - start), tokenizer.decode(tokens)
-    verbatim = None if data.streamed("train") else verbatim_share(text, data.texts("train"))
-    return Sampled(continuations, rate, verbatim, wanted)
+    seconds = (time.monotonic() - start) * wanted / max(1, len(tokens))
+    return Sampled(continuations, verbatim_share(tokenizer.decode(tokens), data.texts("train")), wanted, seconds)
 
 
 def sampled_tokens(parameters: int) -> int:

@@ -103,7 +103,7 @@ class DryRun(Harness):
 
     def _forecast(self) -> list[tuple[str, str]]:
         sampled = closing.close_run(self.trainer, patience=PATIENCE)
-        left = max(0.0, sampled.tokens / sampled.tokens_per_s - PATIENCE) if sampled else 0.0
+        left = max(0.0, sampled.seconds - PATIENCE) if sampled else 0.0
         seconds = time.monotonic() - self._began + left - self._spared()
         return Forecast(self.trainer, self._short, seconds, RunFolder(self._log_folder)).rows()
 
