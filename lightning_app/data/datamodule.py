@@ -431,7 +431,7 @@ class TextDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The tokenizer and a chat template beside it, so that a checkpoint is all that generating text needs."""
-        state = {"tokenizer": self.tokenizer.state(), "fingerprint": self.tokenizer.fingerprint}
+        state = self.tokenizer.saved()
         given = self._given_template
         return state if given is None else {**state, "chat_template": {"text": given.text, "name": given.name}}
 

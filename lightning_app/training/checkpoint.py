@@ -211,8 +211,7 @@ def _as_saved(path: str) -> dict[str, Any]:
     tokenizer = _tokenizer_beside(path)  # first: loading the weights may take minutes
     module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
     say_if_ids_differ(module.backbone, tokenizer)
-    data = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}  # as TextDataModule keeps it
-    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: data, VERSION: L.__version__}
+    raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: tokenizer.saved(), VERSION: L.__version__}
     write(module, raw)
     return raw
 

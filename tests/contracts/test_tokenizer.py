@@ -151,7 +151,7 @@ def test_the_name_is_not_part_of_the_fingerprint(tokenizer: Tokenizer):
 
 def test_an_id_that_is_no_token_is_refused(tokenizer: Tokenizer):
     for bad in (tokenizer.vocab_size, -1, 2**40):
-        with pytest.raises(InputError, match=rf"id {bad} is no token of .* below {tokenizer.vocab_size}"):
+        with pytest.raises(InputError, match=rf"id {bad} is not a token of .* below {tokenizer.vocab_size}"):
             tokenizer.decode([tokenizer.encode("a")[0], bad])
 
 

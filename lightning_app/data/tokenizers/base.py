@@ -59,7 +59,7 @@ class Tokenizer(ABC):
     """Text <-> token ids. Picklable, and rebuilt from `state` without its source.
 
     A text begins a document unless it `continues` one: some tokenizers put a space before a document's first word,
-    which is no part of the text, and decoding takes it away again.
+    which is not part of the text, and decoding takes it away again.
 
     Attributes:
         name: what it was loaded by.
@@ -142,7 +142,7 @@ class Tokenizer(ABC):
             continues: they do not begin a document.
 
         Raises:
-            InputError: an id that is no token.
+            InputError: an id that is not a token.
         """
 
     def decode(self, ids: Sequence[int], *, continues: bool = False) -> str:
@@ -166,7 +166,7 @@ class Tokenizer(ABC):
         known = self.known_ids()
         first = next(int(i) for i in ids if int(i) not in known)
         return InputError(
-            f"id {first} is no token of {self.name!r}, whose ids lie below {self.vocab_size}; "
+            f"id {first} is not a token of {self.name!r}, whose ids lie below {self.vocab_size}; "
             "decode with the tokenizer that encoded, and do not sample padded ids"
         )
 
@@ -180,6 +180,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """Plain types that `from_state` takes; `torch.load` reads them with `weights_only=True`."""
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as the data module's state."""
+        return {"tokenizer": self.state(), "fingerprint": self.fingerprint}
 
     @classmethod
     @abstractmethod

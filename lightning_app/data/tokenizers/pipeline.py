@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SPACES = " \t\r\n\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space as the last
 WITH_WHOLE_WORDS = ("Unigram", "WordPiece", "WordLevel")  # whose vocabulary may match a special token's name in a text
-NO_TEXT = "\uffff"  # a code point that is no character
+NO_TEXT = "\uffff"  # a code point that is not a character
 
 Parsed = dict[str, Any]
 

@@ -59,7 +59,7 @@ def test_broken_utf8_is_replaced_and_unknown_ids_are_refused(tokenizer):
     broken = tokenizer.encode("é")[:1] if tokenizer.name == "bytes" else [tokenizer.encode("\x7fé")[-2]]
     assert tokenizer.decode(broken) == "\ufffd"
     for bad in (tokenizer.vocab_size, -1, 2**40):
-        with pytest.raises(InputError, match=rf"id {bad} is no token .* below {tokenizer.vocab_size}"):
+        with pytest.raises(InputError, match=rf"id {bad} is not a token .* below {tokenizer.vocab_size}"):
             tokenizer.decode([65, bad])
 
 
@@ -164,7 +164,7 @@ def test_a_tiktoken_encoding_by_name(monkeypatch):
     assert (tokenizer.eot, tokenizer.vocab_size) == (257, 261)
     assert tokenizer.encode("abc") == [256, 99]
     assert tokenizer.token_bytes()[[97, 256, 257, 258, 260]].tolist() == [1, 2, 0, 0, 0]
-    with pytest.raises(InputError, match="id 258 is no token"):
+    with pytest.raises(InputError, match="id 258 is not a token"):
         tokenizer.decode([258])
 
 
