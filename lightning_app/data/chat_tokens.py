@@ -9,9 +9,8 @@ import numpy as np
 
 from lightning_app.data.reading import END_OF_TEXT
 from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.data.tokenizers.sources import CONFIG, SPECIAL_TOKENS, TEMPLATE, TOKENIZER
 from lightning_app.errors import InputError
-
-TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 def own_template(tokenizer: Tokenizer) -> str | None:
@@ -35,7 +34,7 @@ def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """Special tokens by the names that templates use, such as "eos_token"."""
     if not _files(tokenizer):
         return {"eos_token": END_OF_TEXT}
-    named = {**json.loads(_files(tokenizer).get("special_tokens_map.json", "{}")), **_config(tokenizer)}
+    named = {**json.loads(_files(tokenizer).get(SPECIAL_TOKENS, "{}")), **_config(tokenizer)}
     texts = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
     return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 

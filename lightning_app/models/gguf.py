@@ -10,7 +10,7 @@ import torch
 from lightning_app.data.gguf_file import GGUFFile, gguf_files, is_named_gguf, package, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.gguf_rope import FACTORS, scaled_rope
-from lightning_app.models.hugging_face import without_bars
+from lightning_app.models.hugging_face import CONFIG, without_bars
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,7 +38,7 @@ def gguf_of(name: str, gguf_file: str | None) -> GGUFFile | None:
         return read_gguf(path / gguf_file)
     if is_named_gguf(path):
         return read_gguf(path)
-    if path.is_dir() and not (path / "config.json").is_file() and (found := gguf_files(path)):
+    if path.is_dir() and not (path / CONFIG).is_file() and (found := gguf_files(path)):
         raise InputError(f"{name} has no config.json, but {found[0].name}: give the file itself, {found[0]}")
     return None
 

@@ -22,7 +22,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabulary_of
 from lightning_app.models.gguf_directory import stop_tokens
-from lightning_app.models.hugging_face import without_bars
+from lightning_app.models.hugging_face import CONFIG, without_bars
 from lightning_app.models.lora import LoRA, add_adapters
 from lightning_app.models.weight_files import check_weights
 
@@ -374,7 +374,7 @@ def ids_of_directory(name: str) -> int | None:
     """As its config says, or the shape of a GGUF file's embedding; None: it does not."""
     if is_named_gguf(name) and Path(name).is_file():
         return vocabulary_of(read_gguf(Path(name)))
-    file = Path(name) / "config.json"
+    file = Path(name) / CONFIG
     try:
         config = json.loads(file.read_bytes())
         found = {**config.get("text_config", {}), **config}.get("vocab_size")
@@ -388,8 +388,7 @@ def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torc
     from safetensors import SafetensorError
 
     try:
-        with without_bars():
-            model, report = _read(name, gguf_file, options, dtype)
+        model, report = _read(name, gguf_file, options, dtype)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
@@ -429,7 +428,8 @@ def _read(
     _check_quantisation(config, name)
     check_weights(Path(name))
     read = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, **read, **WITHOUT_CODE)
+    with without_bars():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, **read, **WITHOUT_CODE)
     return loaded
 
 

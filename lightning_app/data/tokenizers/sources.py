@@ -14,7 +14,7 @@ from lightning_app.errors import InputError
 HUB = "hf:"
 TOKENIZER = "tokenizer.json"
 # What a tokenizer consists of beside it; an export writes them unchanged.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+CONFIG, SPECIAL_TOKENS, TEMPLATE = BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def is_hugging_face(name: str) -> bool:

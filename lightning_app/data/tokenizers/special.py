@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_app.data.tokenizers.sources import CONFIG, SPECIAL_TOKENS
 from lightning_app.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def end_of(name: str, tokenizer: tokenizers.Tokenizer, files: Mapping[str, str],
             return found
     raise InputError(
         f"the tokenizer {name!r} does not say which token ends a text: name one of its tokens as eos_token in its "
-        "tokenizer_config.json"
+        f"{CONFIG}"
     )
 
 
 def begin_of(tokenizer: tokenizers.Tokenizer, files: Mapping[str, str]) -> int | None:
     """The id that the tokenizer puts before a text where it is asked for special tokens; None: none."""
-    asked = _json(files, "tokenizer_config.json").get("add_bos_token")
+    asked = _json(files, CONFIG).get("add_bos_token")
     if asked is not None:
         token = named(files, "bos_token") if asked else None
         return None if token is None else tokenizer.token_to_id(token)
@@ -59,7 +60,7 @@ def named(files: Mapping[str, str], role: str) -> str | None:
 
 
 def _named(files: Mapping[str, str], role: str) -> Iterator[str]:
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in (CONFIG, SPECIAL_TOKENS):
         token = _json(files, file).get(role)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
