@@ -8,6 +8,11 @@ from lightning_app.data.chat_template import ROLES
 from lightning_app.data.reading import unify_newlines
 from lightning_app.errors import InputError
 
+FIELDS = ("messages", "conversations", "conversation")  # where a row has them
+# ShareGPT's form: its names of fields and roles, and ours.
+_FROM, _VALUE = "from", "value"
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -26,8 +31,13 @@ class Chat:
         return [message["content"] for message in self.messages if message.get("content")]
 
 
+def chat_field(row: Mapping[str, Any]) -> str | None:
+    """The field of a row that holds a conversation; None where there is none."""
+    return next((field for field in FIELDS if row.get(field) is not None), None)
+
+
 def chat_of(row: Mapping[str, Any], field: str, name: str) -> Chat:
-    """The conversation in a row.
+    """The conversation in a row; ShareGPT's form, too: `from` and `value`, and a `system` text of the row.
 
     Raises:
         InputError: no messages, an unknown role, content that is not text, or nothing that the assistant says.
@@ -37,10 +47,26 @@ def chat_of(row: Mapping[str, Any], field: str, name: str) -> Chat:
         raise InputError(f"{name}: {field!r} is {messages!r:.60}; give a list of messages with role and content")
     if tools is not None and not isinstance(tools, list):
         raise InputError(f"{name}: 'tools' is {tools!r:.60}; give a list of functions' descriptions, or leave it out")
-    chat = Chat(tuple(_message(one, f"{name}, message {i}") for i, one in enumerate(messages, start=1)), tools)
+    said = [_message(_usual(one), f"{name}, message {i}") for i, one in enumerate(messages, start=1)]
+    if _is_sharegpt(messages[0]) and row.get("system") and said[0]["role"] != "system":
+        said.insert(0, _message({"role": "system", "content": row["system"]}, f"{name}, 'system'"))
+    chat = Chat(tuple(said), tools)
     if all(message["role"] != "assistant" for message in chat.messages):
         raise InputError(f"{name}: the assistant says nothing, so there is nothing to learn; remove the row")
     return chat
+
+
+def _is_sharegpt(message: Any) -> bool:
+    return isinstance(message, Mapping) and _FROM in message and _VALUE in message and message.get("role") is None
+
+
+def _usual(message: Any) -> Any:
+    """ShareGPT's form as the usual one; all else as it is."""
+    if not _is_sharegpt(message):
+        return message
+    others = {key: value for key, value in message.items() if key not in (_FROM, _VALUE)}
+    role = message[_FROM]
+    return {**others, "role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": message[_VALUE]}
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lightning_app.data.chats import Chat, chat_of, is_unicode
-from lightning_app.data.reading import BOM, check_file, decoded, read_bytes, text_files, unify_newlines
+from lightning_app.data.chats import Chat, chat_field, chat_of, is_unicode
+from lightning_app.data.reading import BOM, check_file, decoded, read_bytes, say_once, text_files, unify_newlines
 from lightning_app.data.rows import has_rows, read_rows
 from lightning_app.errors import InputError
 
 DATASET = "hf:"
 _MANY_NEWLINES = re.compile(r"\n\n\n\n+")  # \n{4,} has no literal start to search for: 10 times slower
+_ROW = re.compile(r"(:\d+|, row \d+|\[\d+\])$")  # in the name of a row's document, behind its source
 _DATASET_NAME = re.compile(r"[\w-]+(/[\w-]+)?(:.*)?")
 
 
@@ -141,13 +142,26 @@ def _read_file_of_rows(path: Path, *, text_field: str) -> Iterator[Document]:
 
 def _from_row(row: Mapping[str, Any], name: str, text_field: str) -> Document:
     """Another field that is asked for; else messages, or a pair where there are a prompt and a target; else a text."""
-    asked = text_field in row and (text_field != "text" or "prompt" not in row)
-    if isinstance(row.get(text_field), list) or ("messages" in row and "target" not in row and not asked):
-        chat = chat_of(row, text_field if text_field in row else "messages", name)
+    asked, messages = _asked(row, text_field), chat_field(row)
+    if isinstance(row.get(text_field), list) or (messages is not None and "target" not in row and not asked):
+        chat = chat_of(row, text_field if row.get(text_field) is not None else str(messages), name)
         return Document("\n\n".join(chat.texts), name=name, chat=chat)
+    if messages is not None and text_field == "text":
+        both = ("text", "it is") if asked else ("prompt and target", "these are")
+        say_once(
+            f"{_ROW.sub('', name)}: rows have {both[0]} beside {messages}, and {both[1]} read; text_field: {messages}, "
+            "beside the path, reads the conversations"
+        )
     if "target" in row and not asked:
         return Document(_field(row, "target", name), _field(row, "prompt", name), name)
     return Document(_field(row, text_field, name), name=name)
+
+
+def _asked(row: Mapping[str, Any], text_field: str) -> bool:
+    """Whether a row's text is wanted. The default field gives way to a pair's prompt, and where it is null."""
+    if text_field != "text":
+        return text_field in row
+    return "text" in row and "prompt" not in row and (row["text"] is not None or chat_field(row) is None)
 
 
 def _field(row: Mapping[str, Any], field: str, name: str) -> str:
@@ -185,6 +199,7 @@ def document_of(row: Mapping[str, Any], name: str, text_field: str) -> Document 
     if (
         text_field in row
         and not {"prompt", "target"} <= row.keys()
+        and (_asked(row, text_field) or chat_field(row) is None)
         and (value is None or (isinstance(value, str) and not value.strip()))
     ):
         return None

@@ -9,11 +9,12 @@ from lightning_app.data.corpus import read_documents
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"`(\w+\.\w+)`[^\n]*\n\n```(?:json|text)\n(.*?)```", PAGE, re.DOTALL))
-KINDS = {"texts": "plain texts", "pairs": "pairs", "chats": "conversations"}
+KINDS = {"texts": "plain texts", "pairs": "pairs", "chats": "conversations", "sharegpt": "conversations"}
 
 
 def test_there_is_an_example_of_each_kind():
-    assert list(EXAMPLES) == ["texts.jsonl", "texts.json", "pairs.jsonl", "pairs.csv", "pairs.tsv", "chats.jsonl"]
+    pairs, chats = ["pairs.jsonl", "pairs.csv", "pairs.tsv"], ["chats.jsonl", "sharegpt.jsonl"]
+    assert list(EXAMPLES) == ["texts.jsonl", "texts.json", *pairs, *chats]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

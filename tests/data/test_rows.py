@@ -72,6 +72,44 @@ def test_conversations(tmp_path, kind):
     assert third.chat.tools == [{"name": "f"}]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_conversations_of_sharegpt(tmp_path, kind):
+    said = [{"from": "human", "value": "hi\r\n"}, {"from": "gpt", "value": "ho"}]
+    rows = [{"id": "1", "conversations": said, "system": ""}, {"id": "2", "conversations": said, "system": "Be short."}]
+    WRITERS[kind](tmp_path / f"a.{kind}", rows)
+    first, second = (document.chat.messages for document in documents(tmp_path / f"a.{kind}"))
+    assert first == ({"role": "user", "content": "hi\n"}, {"role": "assistant", "content": "ho"})
+    assert second == ({"role": "system", "content": "Be short."}, *first)
+    asked = documents(tmp_path / f"a.{kind}", text_field="conversations")
+    assert [document.chat.messages for document in asked] == [first, second]
+
+
+def test_conversations_under_other_names_and_a_system_turn(tmp_path):
+    turns = [{"from": "system", "value": "s"}, {"from": "user", "value": "a"}, {"from": "chatgpt", "value": "b"}]
+    rows = [{"conversation": turns, "system": "unused"}, {"conversations": CHAT["messages"]}]
+    WRITERS["jsonl"](tmp_path / "a.jsonl", rows)
+    found = [[message["role"] for message in d.chat.messages] for d in documents(tmp_path / "a.jsonl")]
+    assert found == [["system", "user", "assistant"], ["user", "assistant"]]
+
+
+def test_of_a_text_or_pair_beside_messages_one_is_read_and_that_is_said(tmp_path, caplog):
+    WRITERS["jsonl"](tmp_path / "a.jsonl", [{"text": "one", **CHAT}, {"text": "two", **CHAT}])
+    assert [d.text for d in documents(tmp_path / "a.jsonl")] == ["one", "two"]
+    WRITERS["jsonl"](tmp_path / "b.jsonl", [{**PAIRS[0], **CHAT}])
+    assert [d.text for d in documents(tmp_path / "b.jsonl")] == [PAIRS[0]["target"]]
+    assert [record.message.removeprefix(f"{tmp_path}/") for record in caplog.records] == [
+        "a.jsonl: rows have text beside messages, and it is read; text_field: messages, beside the path, reads the "
+        "conversations",
+        "b.jsonl: rows have prompt and target beside messages, and these are read; text_field: messages, beside the "
+        "path, reads the conversations",
+    ]
+    caplog.clear()
+    WRITERS["jsonl"](tmp_path / "c.jsonl", [{"text": None, **CHAT}])
+    for name, field in (("a", "messages"), ("b", "messages"), ("c", "text")):
+        assert all(d.chat is not None for d in documents(tmp_path / f"{name}.jsonl", text_field=field))
+    assert caplog.records == []
+
+
 def test_texts_of_a_list_and_a_long_field(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(["one", {"text": "two"}]))
     assert [(d.name, d.text) for d in documents(tmp_path / "a.json")] == [
@@ -141,7 +179,10 @@ USER, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content":
             of(USER, {"role": "bot", "content": "x"}),
             "a.jsonl:2, message 2 has the role 'bot'; a role is one of system,",
         ),
-        (of({"from": "human", "value": "x"}), r"a.jsonl:2, message 1 has no role \(fields: from, value\)"),
+        (of({"from": "human", "text": "x"}), r"a.jsonl:2, message 1 has no role \(fields: from, text\)"),
+        ({"conversations": [{"from": "bing", "value": "x"}]}, "a.jsonl:2, message 1 has the role 'bing'; a role is"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "message 1: the content is 3, not a text"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "a.jsonl:2: the assistant says nothing"),
         (of(USER, {"role": ["assistant"], "content": "x"}), "message 2 has the role .'assistant'.;"),
         (of("hi"), "a.jsonl:2, message 1: 'hi' is not an object"),
         (of(USER), "a.jsonl:2: the assistant says nothing"),
