@@ -22,9 +22,10 @@ from lightning_app.class_defaults import take_own_defaults
 from lightning_app.cli_checks import command_line_options, given_options, read_configs, with_own_model, without_effect
 from lightning_app.closing import close_early, close_run
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.first_look import look_at_rows
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
-from lightning_app.model_tokenizer import take_model_tokenizer
+from lightning_app.model_tokenizer import BACKBONE, take_model_tokenizer
 from lightning_app.models.hugging_face import is_model
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.option_checks import check_options
@@ -54,7 +55,7 @@ from lightning_app.training.loggers import placed, tensorboard
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.precision import INSTEAD, SLOW, is_slow_here, runs_on_cpu
 from lightning_app.training.run_place import check_place, saying_when_full
-from lightning_app.training.run_versions import claim_version, next_version, release_empty
+from lightning_app.training.run_versions import claim_version, is_first_process, next_version, release_empty
 from lightning_app.yaml_file import LINKED
 
 THIRD_PARTY_WARNINGS = (
@@ -211,6 +212,8 @@ class Harness(CommandLine):
             )
 
     def instantiate_classes(self) -> None:
+        if self._options.get(f"{BACKBONE}.pretrained") and is_first_process():
+            look_at_rows(self._options.data.as_dict(), str(self.subcommand))
         with as_input_errors(self._options.as_dict()):
             super().instantiate_classes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -126,8 +127,6 @@ def test_bits_per_byte_are_those_of_the_library(kind: str, main: Run, tiny: str,
 
 
 def _predicted(folder: Path) -> dict[str, Any]:
-    import json
-
     found = list(folder.rglob("predictions*.jsonl"))
     assert len(found) == 1
     return dict(json.loads(found[0].read_text().splitlines()[0]))
@@ -160,6 +159,20 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_before_the_weights_ar
     error = fails("fit", "--config", tiny, "--data.tokenizer", "another")
     assert "data.vocab_size is 900, but 'own' has 700 ids" in error
     assert "data.tokenizer: model" in error
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "predict"])
+def test_a_bad_row_is_named_before_the_weights_are_read(
+    fails: Callable[..., str], tiny: str, folder: Path, command: str
+):
+    save_model(folder / "own", "llama")
+    (folder / "own" / "model.safetensors").unlink()
+    said = {"role": "assistant", "content": "yes"}
+    rows = [{"messages": [said]}] * 3 + [{"messages": [{"role": "bot", "content": "no"}, said]}]
+    Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    split = {"predict": "test"}.get(command, "val")  # predict has none of its own here
+    error = fails(command, "--config", tiny, f"--data.{split}.path", "chats.jsonl")
+    assert "chats.jsonl:4, message 1 has the role 'bot'" in error
 
 
 def test_other_special_ids_and_a_loss_of_chance_are_said(
