@@ -21,9 +21,10 @@ from lightning_app.build_errors import Parser, as_input_errors
 from lightning_app.class_defaults import take_own_defaults
 from lightning_app.cli_checks import command_line_options, given_options, read_configs, with_own_model, without_effect
 from lightning_app.closing import close_early, close_run
-from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.datamodule import TextDataModule, adopting_tokenizer
 from lightning_app.data.first_look import look_at_rows
 from lightning_app.errors import InputError
+from lightning_app.gone_source import without_source
 from lightning_app.io import write_atomic
 from lightning_app.model_tokenizer import BACKBONE, take_model_tokenizer
 from lightning_app.models.hugging_face import is_model
@@ -214,8 +215,23 @@ class Harness(CommandLine):
     def instantiate_classes(self) -> None:
         if self._options.get(f"{BACKBONE}.pretrained") and is_first_process():
             look_at_rows(self._options.data.as_dict(), str(self.subcommand))
-        with as_input_errors(self._options.as_dict()):
+        checkpoint = self._saved = self._read_checkpoint()
+        with (
+            as_input_errors(self._options.as_dict()),
+            without_source(self._options, checkpoint),
+            adopting_tokenizer(tokenizer_state(checkpoint or {})),
+        ):
             super().instantiate_classes()
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        """That whose weights the model will get, where it is a file of this project: a sharded one is a folder."""
+        path = self._weights
+        return read(path, mmap=True) if path and Path(path).is_file() and not is_model(path) else None
+
+    @property
+    def _weights(self) -> str | None:
+        """Where the model's weights are to come from; None: from where the config says."""
+        return self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder = self._folder()
@@ -269,25 +285,27 @@ class Harness(CommandLine):
         return placed(made, options, folder)
 
     def after_instantiate_classes(self) -> None:
-        """Take the tokenizer that a checkpoint was trained with, and for `--init_from` its weights."""
-        path = self._options.get("ckpt_path") or (self._options.init_from if self.subcommand == "fit" else None)
+        """Take the tokenizer that a directory has, and for it and for `--init_from` the weights."""
+        path, checkpoint, self._saved = self._weights, self._saved, None
         if not path and self.subcommand == "fit":
             self._warn_of_random_weights()
         if not path and self.subcommand in ("validate", "test", "predict") and not self._is_own_model:
             rank_zero_info(
                 "No --ckpt_path: the model is evaluated as the config builds it, not as a run has trained it"
             )
-        if not path or not (Path(path).is_file() or is_model(path)):  # a sharded checkpoint is a folder
+        is_foreign = path is not None and is_model(path)
+        if path is not None and is_foreign:
+            checkpoint = read(path)
+        if checkpoint is None:
             return
-        checkpoint = read(path, mmap=True)
         tokenizer = tokenizer_state(checkpoint)
-        if tokenizer:
+        if tokenizer and is_foreign:
             self.datamodule.adopt_tokenizer(tokenizer)
-        if path == self._options.init_from or is_model(path):
+        if path == self._options.init_from or is_foreign:
             start_from(self.model, checkpoint)
             if tokenizer:
                 self.datamodule.load_state_dict(tokenizer)
-        if is_model(path):
+        if is_foreign:
             self._options.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # Lightning would read it
 
     def _warn_of_random_weights(self) -> None:

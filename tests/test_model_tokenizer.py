@@ -89,6 +89,36 @@ def test_it_is_trained_validated_continued_and_exported(
     _check_exported(folder / "exported", module, ids)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["model", "own/tokenizer.json"])
+def test_a_run_goes_on_when_the_directory_of_its_model_is_gone(main: Run, tiny: str, folder: Path, tokenizer: str):
+    save_model(folder / "own", "llama")
+    given = ("--config", tiny, "--data.tokenizer", tokenizer, "--data.vocab_size", kinds.made("llama").vocab_size + 5)
+    main("fit", *given)
+    config = folder / "runs/tiny/version_0/config.yaml"
+    before = yaml.safe_load(config.read_text())
+    shutil.rmtree("own")
+    main("fit", *given, "--ckpt_path", LAST, "--trainer.max_steps", 3)
+    after = yaml.safe_load(config.read_text())
+    assert (after["model"], after["data"]) == (before["model"], before["data"])  # the source stays on record
+    main("validate", "--config", config, "--ckpt_path", LAST)
+    main("fit", *given, "--init_from", LAST)
+    steps = [torch.load(last, weights_only=True)["global_step"] for last in sorted(folder.rglob("last.ckpt"))]
+    assert steps == [3, 2]
+
+
+def test_a_run_is_validated_when_the_directory_of_its_model_is_gone(main: Run, tiny: str, folder: Path):
+    save_model(folder / "own", "llama")
+    main("fit", "--config", tiny, "--trainer.max_steps", 1)
+    shutil.rmtree("own")
+    dropout = ("--model.init_args.backbone.init_args.options", '{"attention_dropout": 0.1}')
+    main("validate", "--config", tiny, *dropout, "--ckpt_path", LAST)
+
+
+def test_without_a_checkpoint_a_directory_that_is_gone_is_asked_for(fails: Callable[..., str], tiny: str):
+    assert "'own'" in fails("validate", "--config", tiny)
+
+
 def _greedy(n: int) -> Any:
     from lightning_app.models.generation import GenerationOptions
 

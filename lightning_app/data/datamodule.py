@@ -3,6 +3,8 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,6 +49,20 @@ STREAMED_FOR_TOKENIZER = 10_000  # documents of a stream that a tokenizer is tra
 Order = Literal["windows", "streams"]
 # What each of the Trainer's functions reads. A fit may do without val; whoever asks for its loader may not.
 USED = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+_SAVED: ContextVar[dict[str, Any] | None] = ContextVar("the state of a checkpoint's data", default=None)
+
+
+@contextmanager
+def adopting_tokenizer(state: dict[str, Any] | None) -> Iterator[None]:
+    """A data module that is made within adopts the tokenizer of this state before anyone asks for its own, which
+    may be gone. Whoever parses a config does not call the constructor, so it cannot be given there."""
+    token = _SAVED.set(state)
+    try:
+        yield
+    finally:
+        _SAVED.reset(token)
 
 
 class TextDataModule(L.LightningDataModule):
@@ -125,6 +141,8 @@ class TextDataModule(L.LightningDataModule):
         self._check()
         if self.streamed("train") and shift:
             raise InputError("data.shift is true, but a streamed text is never cut the same way twice; leave it out")
+        if (saved := _SAVED.get()) is not None:
+            self.adopt_tokenizer(saved)
 
     def _check(self) -> None:
         for name, value, least in [

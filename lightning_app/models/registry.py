@@ -124,16 +124,20 @@ def _shape() -> Callable[..., None]:
     return shape
 
 
+def innermost_backbone(described: Any) -> Description:
+    """The description of it within another one; empty where there is none."""
+    *_, innermost = {}, *_backbones(described)
+    return innermost
+
+
 def layouts_in(described: Any) -> dict[str, Any]:
     """The layouts of the innermost backbone of a description."""
-    *_, innermost = {}, *_backbones(described)
-    return dict(innermost.get("layout", {}))
+    return dict(innermost_backbone(described).get("layout", {}))
 
 
 def set_layouts(described: Description, layouts: dict[str, Any]) -> None:
     """Give the innermost backbone of a description another shape."""
-    *_, innermost = _backbones(described)
-    innermost["layout"] = layouts
+    innermost_backbone(described)["layout"] = layouts
 
 
 def differing(ours: Description, theirs: Description) -> Iterator[tuple[str, Any, Any]]:
