@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
@@ -31,7 +31,7 @@ from lightning_app.models.registry import (
     set_layouts,
     take_layouts,
 )
-from lightning_app.training.checkpoint_fit import check_fits
+from lightning_app.training.checkpoint_fit import check_fits, extensions_in
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checkpoint_keys import (
     CALLBACKS,
@@ -59,6 +59,7 @@ from lightning_app.training.checkpoint_keys import (
 )
 from lightning_app.training.checks import say_if_ids_differ
 from lightning_app.training.commit import UNKNOWN, commit
+from lightning_app.training.wrapping import is_wrapped, wrapped_as
 
 if TYPE_CHECKING:
     from lightning_app.training.module import LanguageModule
@@ -168,16 +169,16 @@ def take_shape(module: LanguageModule, model: Description) -> None:
 
 def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
     """Take the weights of another run. An extension that the checkpoint lacks starts anew; what it holds of one
-    that this module lacks stays behind; one that both have goes on.
+    that this module lacks stays behind; one that both have goes on. A memory is one, with all of its readers.
 
     Raises:
-        InputError: anything else in which the two differ.
+        InputError: anything else in which the two differ, such as other readers.
     """
     model = Checkpoint.of(raw).model
     if model is not None:
         take_shape(module, model)  # first: what a new extension copies has it, too
     own = module.state_dict()
-    state = named_as(own, raw[WEIGHTS])
+    state = named_as(own, wrapped_as(module, raw[WEIGHTS]))
     ours, theirs = ({_extension_of(name) for name in names} for names in (own, state))
     kept = {name: tensor for name, tensor in state.items() if _extension_of(name) in ours}
     new = {name: tensor for name, tensor in own.items() if _extension_of(name) not in theirs}
@@ -187,6 +188,16 @@ def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
         if f"{OF_EXTENSIONS}{i}" in ours - theirs:
             extension.attach(module.backbone.without_memory)
             rank_zero_info(f"{OF_EXTENSIONS}{i} starts anew: the checkpoint has none")
+    if model is not None and is_wrapped(own) != is_wrapped(raw[WEIGHTS]):
+        _say_what_wraps(extensions_in(describe(module)), extensions_in(model))
+
+
+def _say_what_wraps(ours: list[str], theirs: list[str]) -> None:
+    new, left = ([name for name in one if name not in other] for one, other in ((ours, theirs), (theirs, ours)))
+    if new:
+        rank_zero_info(f"the weights of the model are the checkpoint's, which has no {', '.join(new)}: new from here")
+    if left:
+        rank_zero_warn(f"the checkpoint's {', '.join(left)} stays behind: this model has none")
 
 
 def _extension_of(tensor: str) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.models.registry import Description, describe, differing, is_description
 from lightning_app.training.checkpoint_keys import OF_EXTENSIONS
+from lightning_app.training.wrapping import is_wrapped
 
 if TYPE_CHECKING:
     from lightning_app.training.module import LanguageModule
@@ -31,7 +32,9 @@ def check_fits(module: LanguageModule, weights: Mapping[str, Tensor], model: Des
     other = own.keys() ^ weights.keys() if module.strict_loading else set()
     other |= {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
     if other and model is not None:
-        _check_extensions(extensions_in(describe(module)), extensions_in(model), other)
+        # see `training.checkpoint.start_from`
+        anew = all(name.startswith(OF_EXTENSIONS) for name in other) or is_wrapped(own) != is_wrapped(weights)
+        _check_extensions(extensions_in(describe(module)), extensions_in(model), anew=anew)
     for misfit in _misfits(module, own, weights, model):
         raise InputError(misfit)
 
@@ -46,8 +49,8 @@ def extensions_in(described: Description) -> list[str]:
     return found
 
 
-def _check_extensions(ours: list[str], theirs: list[str], tensors: set[str]) -> None:
-    """Refuse other extensions; `tensors` are those that do not fit."""
+def _check_extensions(ours: list[str], theirs: list[str], *, anew: bool) -> None:
+    """Refuse other extensions; `anew`: a start from the weights alone would take them."""
     missing, extra = Counter(theirs) - Counter(ours), Counter(ours) - Counter(theirs)
     told, remedies = [], []
     if missing:
@@ -57,7 +60,6 @@ def _check_extensions(ours: list[str], theirs: list[str], tensors: set[str]) -> 
         told.append(f"the checkpoint lacks this model's {_named(extra)}")
         remedies.append(f"leave out {_named(extra)}")
     if told:
-        anew = all(name.startswith(OF_EXTENSIONS) for name in tensors)  # see `training.checkpoint.start_from`
         remedy = " and ".join(remedies) + (", or start a fit from its weights alone (--init_from)" if anew else "")
         raise InputError(f"{', and '.join(told)}: {remedy}")
 

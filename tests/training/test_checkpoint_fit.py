@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
+from lightning_app.art.network import AdvancedART
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import Memory, VardaGPT
 from lightning_app.memory.readers import CacheReader, KNNReader
@@ -66,8 +69,6 @@ def test_the_extensions_in_a_description(of: str, named: list[str]):
 @pytest.mark.parametrize(
     ("saved", "here", "said"),
     [
-        ("plain", "memory", "the checkpoint lacks this model's KNNReader: leave out KNNReader"),
-        ("memory", "plain", f"this model lacks the checkpoint's KNNReader: give KNNReader {AS_IT_WAS}"),
         ("two", "memory", f"this model lacks the checkpoint's KNNReader: give KNNReader {AS_IT_WAS}"),
         (
             "memory",
@@ -83,6 +84,66 @@ def test_a_memory_more_or_less(
     with pytest.raises(InputError) as refused:
         take(MODULES[here](), checkpoint(saved))
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "said", "told"),
+    [
+        (
+            "plain",
+            "memory",
+            "the checkpoint lacks this model's KNNReader: leave out KNNReader",
+            "the weights of the model are the checkpoint's, which has no KNNReader: new from here",
+        ),
+        (
+            "memory",
+            "plain",
+            f"this model lacks the checkpoint's KNNReader: give KNNReader {AS_IT_WAS}",
+            "the checkpoint's KNNReader stays behind: this model has none",
+        ),
+        (
+            "art",
+            "both",
+            "the checkpoint lacks this model's KNNReader: leave out KNNReader",
+            "the weights of the model are the checkpoint's, which has no KNNReader: new from here",
+        ),
+    ],
+)
+def test_a_memory_is_refused_where_a_run_goes_on_and_taken_as_a_start(
+    saved: str, here: str, said: str, told: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+):
+    caplog.set_level(logging.INFO)
+    module, raw = MODULES[here](), checkpoint(saved)
+    with pytest.raises(InputError) as refused:
+        resume(module, raw)
+    assert str(refused.value) == said + INIT_FROM
+    new = {name: tensor.clone() for name, tensor in module.state_dict().items() if ".readers." in name}
+    start_from(module, raw)
+    assert told in [*(record.message for record in caplog.records), *(str(one.message) for one in recwarn)]
+    state = module.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in new.items())
+    assert bool(new) == (here != "plain")
+    theirs, ours = (
+        {name.removeprefix("backbone.backbone.").removeprefix("backbone."): x for name, x in found.items()}
+        for found in (raw["state_dict"], state)
+    )
+    shared = [name for name in ours if name in theirs]
+    assert len(shared) >= 16
+    assert all(torch.equal(ours[name], theirs[name]) for name in shared)
+
+
+def test_a_memory_is_new_beside_an_averaged_copy_that_goes_on():
+    def with_art(*readers: KNNReader) -> LanguageModule:
+        art = ARTRegularizer(advanced=AdvancedART(average_decay=0.9))
+        return VardaGPT(decoder(), [*readers], extensions=[art]) if readers else CausalLM(decoder(), extensions=[art])
+
+    saved, module = with_art(), with_art(knn())
+    raw: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved.on_save_checkpoint(raw)
+    start_from(module, raw)
+    copies = [[(k, v) for k, v in m.state_dict().items() if k.endswith("wte.weight")] for m in (saved, module)]
+    assert [len(found) for found in copies] == [2, 2]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*copies, strict=True))
 
 
 def test_art_more_or_less_is_refused_where_a_run_goes_on_and_taken_as_a_start():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lightning_app.data.tokenizers import Tokenizer
@@ -20,13 +19,13 @@ from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import KNNReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.store import AssociativeMemory
-from lightning_app.models.model_copy import ModelCopy
 from lightning_app.models.registry import Description, as_config, build, describe, name_of
 from lightning_app.reports.run_folder import RunFolder, config_of_run
 from lightning_app.training.checkpoint import module_of, read, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.checkpoint_keys import WEIGHTS
 from lightning_app.training.module import LanguageModule
+from lightning_app.training.wrapping import wrapped_as
 from lightning_app.yaml_file import LINKED
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
@@ -143,7 +142,7 @@ def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
     made = {"part": "KNNReader", "version": 1, "options": {**kept, **given, **fixed}}
     options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
     module: LanguageModule = build(description)
-    own, state = f"backbone.readers.{number}.", _renamed(opened.module)
+    own, state = f"backbone.readers.{number}.", wrapped_as(module, opened.module.state_dict())
     state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
     new = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
     module.load_state_dict(state | new)
@@ -166,21 +165,6 @@ def _memory_options(description: Description) -> dict[str, Any]:
 
 def _is_knn(reader: dict[str, Any]) -> bool:
     return reader["part"] == "KNNReader"
-
-
-def _renamed(module: LanguageModule) -> dict[str, torch.Tensor]:
-    """Its state by the names that a model with a memory has for it."""
-    if isinstance(module.backbone, MemoryLM):
-        return dict(module.state_dict())
-    copies = (name for name, part in module.named_modules() if isinstance(part, ModelCopy))
-    owners = ["backbone.", *(f"{name}.module." for name in copies)]
-    return {_wrapped(name, owners): tensor for name, tensor in module.state_dict().items()}
-
-
-def _wrapped(name: str, owners: Sequence[str]) -> str:
-    """The name of a tensor once the backbone of each owner lies in a MemoryLM."""
-    owner = next((owner for owner in owners if name.startswith(owner)), "")
-    return f"{owner}backbone.{name.removeprefix(owner)}" if owner else name
 
 
 def with_capacity(opened: Opened, n: int) -> Opened:
