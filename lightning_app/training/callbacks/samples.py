@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import lightning as L
 import torch
 
@@ -73,8 +75,9 @@ class Samples(RunCallback):
 
 
 def continued(prompt: str, module: LanguageModule, data: TextDataModule, options: GenerationOptions) -> str:
-    """What the model writes after a prompt, up to the end of a document."""
-    given, eot = data.tokenizer.prompt(prompt), data.tokenizer.eot
+    """What the model writes after a prompt, up to a token that ends a text."""
+    given = data.tokenizer.prompt(prompt)
     ids = torch.tensor([given], device=module.device)
-    new = [int(token) for token in module.generate(ids, options, eot=eot)]
-    return data.tokenizer.decode([i for i in new if i != eot], continues=data.tokenizer.goes_on(given))
+    drawn = [int(token) for token in module.generate(ids, options, eot=module.end_ids)]
+    new = list(takewhile(lambda token: token not in module.end_ids, drawn))
+    return data.tokenizer.decode(new, continues=data.tokenizer.goes_on(given))

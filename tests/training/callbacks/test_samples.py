@@ -4,8 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
-from lightning_app.training.callbacks.samples import Samples
+from lightning_app.models.decoder import Decoder
+from lightning_app.models.generation import GenerationOptions
+from lightning_app.serving.generate import continue_text
+from lightning_app.training.callbacks.samples import Samples, continued
+from lightning_app.training.compositions import ArticleGPT
 
 CLASS = "Samples"
 
@@ -27,6 +32,23 @@ def test_samples_change_nothing_and_compare_over_time(main: Callable, config: Ca
         for name in ("with", "without")
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_sample_ends_where_a_text_of_generate_does():
+    """Also at the other tokens that end a text of the model, such as a turn's end."""
+    torch.manual_seed(0)
+    module, data = ArticleGPT(Decoder(vocab_size=257, block_size=64, embedding_dim=8, heads=2)), TextDataModule()
+    module.use_tokenizer(data.tokenizer)
+    module.eval()
+    options = GenerationOptions(40)
+    whole = continued("the", module, data, options)
+    drawn = [int(token) for token in module.generate(torch.tensor([list(b"the")]), options)]
+    module.end_ids |= {drawn[9]}
+    assert drawn.index(drawn[9]) > 2
+    found = continued("the", module, data, options)
+    assert found == data.tokenizer.decode(drawn[: drawn.index(drawn[9])])
+    assert len(found) < len(whole)
+    assert "".join(continue_text("the", module, data.tokenizer, options)) == found
 
 
 @pytest.mark.parametrize("prompts", [[], [""]])
