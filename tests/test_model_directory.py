@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
 import yaml
+from safetensors.torch import save_file
 
 from lightning_app.data.gguf_file import read_gguf
 from lightning_app.memory.extension import memory_of
@@ -149,6 +152,66 @@ def test_a_gguf_file_is_taken_as_a_directory_is(folder: Path, main: Run, capsys:
     assert again.metadata["tokenizer.ggml.tokens"] == first.metadata["tokenizer.ggml.tokens"]
     assert again.metadata["tokenizer.chat_template"] == first.metadata["tokenizer.chat_template"]
     assert all((again.tensors[name].data == first.tensors[name].data).all() for name in again.tensors)
+
+
+# Adapters of peft
+
+
+@pytest.fixture
+def adapters(directory: Path) -> tuple[Path, torch.Tensor]:
+    """A folder of adapters for the directory, as peft writes it, and the logits of the adapted model."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        made = peft.get_peft_model(model, peft.LoraConfig(r=4, init_lora_weights=False))
+    made.save_pretrained("adapters")
+    return Path("adapters"), made.eval()(torch.arange(5, 25)[None]).logits
+
+
+def test_adapters_are_merged_into_their_model(
+    adapters: tuple[Path, torch.Tensor], directory: Path, main: Run, capsys: pytest.CaptureFixture[str]
+):
+    folder, expected = adapters
+    main("export", "--ckpt_path", folder, "--output", "merged")
+    assert torch.allclose(logits(Path("merged")), expected, atol=1e-4)
+    assert not torch.allclose(logits(directory), expected, atol=1e-1)
+    written = json.loads(Path("merged/tokenizer.json").read_text())
+    assert written["model"]["vocab"] == json.loads((directory / "tokenizer.json").read_text())["model"]["vocab"]
+    capsys.readouterr()
+    said = []
+    for path in (folder, "merged"):
+        main("validate", "--ckpt_path", path, "--data.val.path", "val.txt", "--data.block_size", 32)
+        said.append([line for line in capsys.readouterr().out.splitlines() if "val/ce" in line])
+    assert said[0] == said[1]
+    assert len(said[0]) == 1
+
+
+def test_adapters_without_their_model_or_weights(
+    adapters: tuple[Path, torch.Tensor], directory: Path, fails: Callable[..., str]
+):
+    folder, _ = adapters
+    for name in ("org/somewhere", None):
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "elsewhere").mkdir(exist_ok=True)
+        (folder / "elsewhere/adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": name}))
+        for command in ("generate", "validate"):
+            error = fails(command, "--ckpt_path", folder / "elsewhere")
+            assert f"has adapters of peft for {name!r}, which is not a directory here: write where" in error
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "adapter_model.safetensors is truncated or damaged" in fails("generate", "--ckpt_path", folder)
+    weights.unlink()
+    assert "lacks its adapters: there is no adapter_model" in fails("generate", "--ckpt_path", folder)
+
+
+def test_a_prompt_of_peft_is_refused(directory: Path, fails: Callable[..., str]):
+    options = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=2, base_model_name_or_path=str(directory)
+    )
+    options.save_pretrained("prompt")
+    save_file({"prompt_embeddings": torch.zeros(2, 32)}, "prompt/adapter_model.safetensors")
+    error = fails("generate", "--ckpt_path", "prompt")
+    assert "prompt holds a PROMPT_TUNING, which cannot be merged into a model" in error
 
 
 def test_a_wrong_path_says_what_it_is(folder: Path, directory: Path, fails: Callable[..., str]):

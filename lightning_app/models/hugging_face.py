@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_app.data.adapter_folder import is_adapter
 from lightning_app.data.gguf_file import gguf_files, is_gguf, is_named_gguf
 
 CONFIG = "config.json"
 
 
 def is_model(path: str | Path) -> bool:
-    """A directory as `save_pretrained` writes it, or a GGUF file."""
+    """A directory as `save_pretrained` writes it, one of adapters among them, or a GGUF file."""
     path = Path(path)
-    return is_named_gguf(path) if path.is_file() else (path / CONFIG).is_file()
+    return is_named_gguf(path) if path.is_file() else (path / CONFIG).is_file() or is_adapter(path)
 
 
 def model_near(path: Path) -> str | None:

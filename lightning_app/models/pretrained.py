@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_app.data.adapter_folder import base_of, is_adapter, with_model
 from lightning_app.data.gguf_file import is_named_gguf, read_gguf
 from lightning_app.errors import InputError
+from lightning_app.models.adapters import check_adapters, with_adapters
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabulary_of
 from lightning_app.models.gguf_directory import stop_tokens
@@ -88,8 +90,8 @@ class PretrainedLM(Backbone):
     At construction it is compared with the family's own forward; one that computes its logits otherwise is refused.
 
     Args:
-        pretrained: a local directory (`save_pretrained`), a GGUF file, whose weights are dequantised, or a name on the
-            Hugging Face hub such as "gpt2".
+        pretrained: a local directory (`save_pretrained`), one of peft's adapters, which are merged into their model, a
+            GGUF file, whose weights are dequantised, or a name on the Hugging Face hub such as "gpt2".
         gguf_file: the GGUF file of the directory `pretrained`.
         architecture: the model_type of a fresh model with random weights, such as "gpt2", "opt", "bloom", "llama".
         options: settings of the family's own config, such as {n_layer: 2, n_embd: 64, resid_pdrop: 0.0}.
@@ -374,7 +376,7 @@ def ids_of_directory(name: str) -> int | None:
     """As its config says, or the shape of a GGUF file's embedding; None: it does not."""
     if is_named_gguf(name) and Path(name).is_file():
         return vocabulary_of(read_gguf(Path(name)))
-    file = Path(name) / CONFIG
+    file = with_model(name) / CONFIG
     try:
         config = json.loads(file.read_bytes())
         found = {**config.get("text_config", {}), **config}.get("vocab_size")
@@ -417,6 +419,10 @@ def _read(
     """The model and the library's report of what was loaded."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if is_adapter(name):
+        check_adapters(Path(name))
+        model, report = _read(str(base_of(name)), None, options, dtype)
+        return with_adapters(model, Path(name)), report
     if (file := gguf_of(name, gguf_file)) is not None:
         config, unknown = gguf_config(file, **options)
         _check_known(unknown, config)

@@ -25,7 +25,7 @@ def check_weights(folder: Path) -> None:
     for file in _files(folder):
         if not file.is_file():
             raise InputError(f"{str(folder)!r} lacks its weights: there is no {file.name}; download it again")
-        _check_length(file)
+        check_length(file)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -40,7 +40,8 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (folder / str(name) for name in sorted(names, key=str))
 
 
-def _check_length(file: Path) -> None:
+def check_length(file: Path) -> None:
+    """Whether a file is as long as its header says. Raises as `check_weights` does."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(LENGTH)

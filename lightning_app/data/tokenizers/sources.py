@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lightning_app.data.adapter_folder import base_of, is_adapter, with_model
 from lightning_app.data.gguf_file import is_named_gguf, read_gguf
 from lightning_app.data.gguf_tokenizer import gguf_tokenizer
 from lightning_app.errors import InputError
@@ -31,6 +32,8 @@ def read_files(name: str) -> dict[str, str]:
     path = Path(name)
     if name.startswith(HUB):
         return _converted(name.removeprefix(HUB))
+    if path.is_dir() and not (path / TOKENIZER).is_file() and is_adapter(path):
+        return read_files(str(base_of(path)))
     if path.is_dir():
         return _of_folder(path, TOKENIZER) if (path / TOKENIZER).is_file() else _converted(name)
     if is_named_gguf(path):
@@ -43,7 +46,7 @@ def read_files(name: str) -> dict[str, str]:
 def read_config(name: str) -> dict[str, Any]:
     """The config of the model beside a tokenizer; empty where there is none."""
     path = Path(name) if Path(name).is_dir() else Path(name).parent
-    file = path / "config.json"
+    file = with_model(path) / "config.json"
     return _parsed(file) if file.is_file() and not name.startswith(HUB) else {}
 
 
