@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.data.gguf_file import ENDING, GGUFFile, is_gguf, is_named_gguf, read_gguf
+from lightning_app.data.gguf_tokenizer import BYTE_LEVEL, SENTENCEPIECE
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.gguf_family import check_family, head_size, rope_of
@@ -209,12 +210,17 @@ def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, words: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")  # byte-level BPE
-    writer.add_tokenizer_pre(words.pre)
+    if words.scores is None:
+        writer.add_tokenizer_model(BYTE_LEVEL)
+        writer.add_tokenizer_pre(words.pre)
+        writer.add_key_value("tokenizer.ggml.merges", words.merges, gguf.GGUFValueType.ARRAY)
+    else:
+        writer.add_tokenizer_model(SENTENCEPIECE)
+        writer.add_token_scores(words.scores)
+        writer.add_add_space_prefix(words.puts_space)
     writer.add_token_list(words.tokens)
     writer.add_token_types(words.kinds)
-    writer.add_key_value("tokenizer.ggml.merges", words.merges, gguf.GGUFValueType.ARRAY)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(words.begins)
     for name, number in words.special.items():
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
     if words.chat_template is not None:

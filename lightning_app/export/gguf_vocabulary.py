@@ -1,22 +1,25 @@
-"""A tokenizer as llama.cpp reads it from a GGUF file: byte-level BPE, and the name of how its text is cut."""
+"""A tokenizer as llama.cpp reads it from a GGUF file: byte-level BPE with the name of how its text is cut, or
+SentencePiece's BPE with scores."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_app.data.bpe import GPT2_PATTERN
 from lightning_app.data.gguf_tokenizer import NAMES, pre_tokenizer
-from lightning_app.data.tokenizers import BYTES, Tokenizer
+from lightning_app.data.tokenizers import BYTES as OF_BYTES
+from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.export.gguf_sentencepiece import BYTES, is_sentencepiece, puts_space, scores
 from lightning_app.export.tokenizer import fast_tokenizer, onig_pattern
 
 if TYPE_CHECKING:
     import tokenizers
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in the format
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens in the format
 GPT2 = "gpt-2"
 
 
@@ -25,12 +28,15 @@ class Vocabulary:
     """What the file says of a tokenizer.
 
     Attributes:
-        tokens: in GPT-2's printable stand-ins of bytes, by id.
+        tokens: by id; of a byte-level BPE in GPT-2's printable stand-ins of bytes.
         kinds: of each token.
-        merges: "left right", first ones first.
-        pre: llama.cpp's name of how a text is cut before it is merged.
-        special: ids by the format's names: "bos", "eos", "padding".
+        merges: "left right", first ones first; of a byte-level BPE.
+        pre: llama.cpp's name of how a text is cut before it is merged; of a byte-level BPE.
+        special: ids by the format's names: "bos", "eos", "padding", "unknown".
         chat_template: in Jinja.
+        begins: the begin token goes before a text.
+        scores: of each token of SentencePiece's BPE; None: it is a byte-level one.
+        puts_space: a space goes before a text; of SentencePiece's BPE.
     """
 
     tokens: list[str]
@@ -39,6 +45,9 @@ class Vocabulary:
     pre: str
     special: dict[str, int] = field(default_factory=dict)
     chat_template: str | None = None
+    begins: bool = False
+    scores: list[float] | None = None
+    puts_space: bool = False
 
 
 def vocabulary(tokenizer: Tokenizer, size: int, *, chat_template: str | None = None) -> Vocabulary:
@@ -52,8 +61,9 @@ def vocabulary(tokenizer: Tokenizer, size: int, *, chat_template: str | None = N
     """
     begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
     special = {"bos": begin, "eos": tokenizer.eot, "padding": tokenizer.pad}
-    pre = GPT2 if tokenizer.name == BYTES else None  # nothing is merged, however it is cut
-    return of_backend(fast_tokenizer(tokenizer), size, special=special, pre=pre, chat_template=chat_template)
+    pre = GPT2 if tokenizer.name == OF_BYTES else None  # nothing is merged, however it is cut
+    found = of_backend(fast_tokenizer(tokenizer), size, special=special, pre=pre, chat_template=chat_template)
+    return replace(found, begins=tokenizer.bos is not None)
 
 
 def of_backend(
@@ -70,10 +80,13 @@ def of_backend(
         pre: None: found by how the tokenizer cuts.
     """
     state = json.loads(backend.to_str())
+    if is_sentencepiece(state):
+        return _of_sentencepiece(state, size, special, chat_template)
     if state["model"]["type"] != "BPE" or state["normalizer"] is not None:
         raise InputError(
             f"a {state['model']['type']} tokenizer with {'a' if state['normalizer'] else 'no'} normaliser cannot be "
-            "written as GGUF: only byte-level BPE can; export without --format gguf"
+            "written as GGUF: only byte-level BPE and SentencePiece's with byte fallback can; export without --format "
+            "gguf"
         )
     tokens, kinds = _tokens(state, size)
     merges = [one if isinstance(one, str) else " ".join(one) for one in state["model"]["merges"]]
@@ -88,6 +101,20 @@ def _tokens(state: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     for added in state["added_tokens"]:
         tokens[added["id"]], kinds[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
     return tokens, kinds
+
+
+def _of_sentencepiece(
+    state: dict[str, Any], size: int, special: dict[str, int], chat_template: str | None
+) -> Vocabulary:
+    tokens, kinds = _tokens(state, size)
+    for name in BYTES:
+        if name in state["model"]["vocab"]:
+            kinds[state["model"]["vocab"][name]] = BYTE
+    if (unknown := state["model"]["unk_token"]) is not None:
+        special = {**special, "unknown": state["model"]["vocab"][unknown]}
+        kinds[special["unknown"]] = UNKNOWN
+    found = Vocabulary(tokens, kinds, [], "", special, chat_template)
+    return replace(found, scores=scores(state, tokens), puts_space=puts_space(state))
 
 
 def _pre(state: dict[str, Any] | None) -> str:

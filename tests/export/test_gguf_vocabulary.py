@@ -14,6 +14,7 @@ from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.gguf_vocabulary import Vocabulary, of_backend, vocabulary
+from tests import tokenizers as kinds
 from tests.gguf_files import llama, write
 
 TEXTS = ["the teacher's 42 models", "  a\n\n b\t", "naïve 日本 ½", "x" * 50, ""]
@@ -84,6 +85,8 @@ def test_a_trained_tokenizer_has_gpt2s_way(trained: Any):
     assert found.pre == "gpt-2"
     assert len(found.merges) >= trained.vocab_size - 257
     assert found.special == {"bos": trained.eot, "eos": trained.eot, "padding": trained.eot}
+    assert not found.begins
+    assert vocabulary(kinds.made("llama3"), 900).begins  # a text of LLaMA 3 begins with a token
 
 
 @pytest.mark.slow
