@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +92,7 @@ def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> t
     """
     from transformers import AutoModelForCausalLM
 
-    with without_bars():
+    with without_bars(), _without_own_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(file.path.parent), gguf_file=file.path.name, config=config, dtype=dtype, output_loading_info=True
         )
@@ -103,6 +105,18 @@ def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> t
             "compute something else; give its Hugging Face directory instead"
         )
     return model, report
+
+
+@contextmanager
+def _without_own_bar() -> Iterator[None]:
+    """The library's reader of GGUF files draws one by a tqdm that does not ask whether bars are wanted."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    before, reader.tqdm = reader.tqdm, lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = before
 
 
 def unread(file: GGUFFile, model: PreTrainedModel) -> list[str]:

@@ -43,6 +43,15 @@ def test_every_weight_is_the_packages_own_dequantisation(family: str, kind: str,
         torch.testing.assert_close(loaded.eval()(ids), source(ids).logits, rtol=0, atol=1e-6)
 
 
+def test_no_bar_is_drawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    path = write(tmp_path / "model.gguf", llama())
+    capfd.readouterr()
+    PretrainedLM(pretrained=str(path))
+    printed = capfd.readouterr()
+    assert "GGUF" not in printed.out + printed.err
+    assert "%" not in printed.out + printed.err
+
+
 def test_a_directory_and_the_name_of_its_file(tmp_path: Path):
     path = write(tmp_path / "model.gguf", llama())
     loaded = PretrainedLM(pretrained=str(tmp_path), gguf_file=path.name, options={"attention_dropout": 0.5})
