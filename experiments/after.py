@@ -241,7 +241,7 @@ def _test(
             if "cache" in arm
             else None,
             "tuning_nats": chosen.nats[arm],
-            "test_bpb": bits_per_byte(nats, texts.token_bytes.numpy()[looked.scores.targets]),
+            "test_bpb": bits_per_byte(nats, looked.scores.n_bytes(texts.test, texts.token_bytes)),
             **(recall(cast(KNNReader, readers[0]), texts, model, options) if arm == "knn" else {}),
         }
         results.append((arm, record, nats))
@@ -337,10 +337,10 @@ def _of_size(
     knn = _tune(look(model, tuning[::2], options), options, model).knn
     looked = look(model, test[:: options.curve_every], options)
     mixed = (1 - knn.lam) * looked.model + knn.lam * looked.knn(knn.temperature)
-    n_bytes = texts.token_bytes.numpy()[looked.scores.targets]
+    n_bytes = looked.scores.n_bytes(texts.test, texts.token_bytes)
     return {
         "entries": len(drawn),
         "bpb": bits_per_byte(-mixed.log().numpy(), n_bytes),
-        "plain_bpb": looked.scores.bits_per_byte(texts.token_bytes),
+        "plain_bpb": looked.scores.bits_per_byte(texts.test, texts.token_bytes),
         "lam": knn.lam,
     }

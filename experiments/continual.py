@@ -136,8 +136,10 @@ class Texts:
         windows = TokenWindows(tokens, plan.before.block_size)
         chosen = np.unique(np.linspace(0, len(windows) - 1, min(plan.blocks, len(windows))).astype(int)).tolist()
         self.batches = [windows.__getitems__(chosen[i : i + 16]) for i in range(0, len(chosen), 16)]
-        targets, self.documents = (torch.cat([self._scored(b, vars(b)[x]) for b in self.batches]) for x in _COLUMNS)
-        n_bytes = by_document(token_bytes[targets].double().numpy(), self.documents.numpy())
+        columns = (torch.cat([self._scored(b, vars(b)[x]) for b in self.batches]) for x in _COLUMNS)
+        targets, self.documents, positions = columns
+        more = tokens.other_bytes(tokens.offsets[self.documents.numpy()] + positions.numpy() + 1)  # of lost text
+        n_bytes = by_document(token_bytes[targets].double().numpy() + more, self.documents.numpy())
         self.scale = math.log(2) * n_bytes  # nats of each document that make one bit per byte
 
     @staticmethod
@@ -155,7 +157,7 @@ class Texts:
         return float(np.sum(nats) / self.scale.sum())
 
 
-_COLUMNS = ("targets", "document_ids")
+_COLUMNS = ("targets", "document_ids", "positions")
 
 
 @torch.no_grad()

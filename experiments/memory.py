@@ -200,13 +200,13 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
     record = {
         **facts,
         "parameters": parameters(model),
-        "test_bpb": scores.bits_per_byte(texts.token_bytes),
+        "test_bpb": scores.bits_per_byte(texts.test, texts.token_bytes),
         "memory_bytes": sum(after.memory_bytes(reader) for reader in model.readers),
         "seconds_per_token": seconds_per_token(model, test[:TIMED_BLOCKS]),
     }
     append(job, arm, record, scores.nats)
     if not model.readers and job.seed == job.plan.seeds[0]:
-        n_bytes = texts.token_bytes.numpy()[scores.targets]
+        n_bytes = scores.n_bytes(texts.test, texts.token_bytes)
         np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
 
 
@@ -221,7 +221,7 @@ def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
 
     def bpb(temperature: float, weight: float) -> float:
         reader.tune(temperature=temperature, weight=weight)
-        return read(model, tuning).bits_per_byte(texts.token_bytes)
+        return read(model, tuning).bits_per_byte(texts.val, texts.token_bytes)
 
     best = (bpb(*(start := (reader.temperature, reader.weight))), *start)
     for factor in (2.0, 2.0, 1.3, 1.3):

@@ -62,11 +62,13 @@ class Scores:
         nats: (N,) float64 -log p of each token.
         targets: (N,) int64.
         documents: (N,) number of each token's document.
+        positions: (N,) of the token before it, within the document.
     """
 
     nats: np.ndarray
     targets: np.ndarray
     documents: np.ndarray
+    positions: np.ndarray
 
     @classmethod
     def of(cls, batches: list[Batch], nats: list[Tensor]) -> Scores:
@@ -76,10 +78,20 @@ class Scores:
             torch.cat([n[s] for n, s in zip(nats, scored, strict=True)]).double().numpy(),
             torch.cat([b.targets[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
             torch.cat([b.document_ids[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
+            torch.cat([b.positions[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
         )
 
-    def bits_per_byte(self, token_bytes: Tensor) -> float:
-        return bits_per_byte(self.nats, token_bytes.numpy()[self.targets])
+    def n_bytes(self, text: TokenArray, token_bytes: Tensor) -> np.ndarray:
+        """(N,) bytes of the text that was read which each token covers: its id says others where a tokenizer lost some.
+
+        Args:
+            token_bytes: (V,) that the ids say.
+        """
+        at = text.offsets[self.documents] + self.positions + 1
+        return token_bytes.numpy()[self.targets] + text.other_bytes(at)
+
+    def bits_per_byte(self, text: TokenArray, token_bytes: Tensor) -> float:
+        return bits_per_byte(self.nats, self.n_bytes(text, token_bytes))
 
 
 def context_of(batch: Batch) -> TokenContext:
@@ -180,7 +192,7 @@ def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dic
         schedule.step()
         seconds += time.process_time() - start
         if step % every == 0 or step == options.steps:
-            bpb = read(model, validation).bits_per_byte(texts.token_bytes)
+            bpb = read(model, validation).bits_per_byte(texts.val, texts.token_bytes)
             print(f"step {step}: {bpb:.4f} bits per byte on validation, {seconds:.0f} CPU s", flush=True)
             if bpb < best[0]:
                 best = bpb, step, copy.deepcopy(model.state_dict())

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from experiments import after, memory, report, store
+from experiments import after, continual, memory, report, store
 from experiments.memory import Job, Plan
-from experiments.runs import Training, blocks, training_batches
+from experiments.runs import Scores, Training, blocks, training_batches
 from experiments.statistics import by_document, change, helped_and_hurt
 from experiments.texts import articles, halves, prepare
+from lightning_app.data.batch import IGNORE
 from lightning_app.data.corpus import Document
+from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.errors import InputError
+from lightning_app.training.evaluation import Evaluation
+from tests import tokenizers
 
 TEXT = "the sea was calm and the old boat lay by the shore while gulls cried over grey water all day"
 WORDS = TEXT.split()
@@ -100,6 +105,28 @@ def test_all_arms_score_the_same_tokens(plan: Plan, tmp_path: Path):
     texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
     scored = [batch.targets >= 0 for batch in blocks(texts.test, 16)]
     assert sum(int(s.sum()) for s in scored) == texts.test.n_tokens - 1
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece", "smollm2"])
+def test_bytes_are_those_of_the_text_where_a_tokenizer_loses_some(kind: str, tmp_path: Path):
+    """As the product counts them, token by token."""
+    tokenizer = tokenizers.made(kind)
+    documents = [Document(f"Ein  Wörtchen, {i} ﬁsh\x01 and  MORE of it" * 3, name=str(i)) for i in range(5)]
+    text = prepare_tokens(documents, tokenizer, tmp_path)
+    assert text.has_other_bytes
+    product = Evaluation()
+    product.use_tokenizer(tokenizer, vocab_size=tokenizer.vocab_size, device=torch.device("cpu"))
+    product.use_text(text)
+    assert product.token_bytes is not None
+    batches = list(blocks(text, 16))
+    assert len(batches) > 3
+    counted = [product.bytes_of_targets(batch) for batch in batches]
+    expected = [n for n, b in zip(counted, batches, strict=True) if n is not None for n in n[b.targets != IGNORE]]
+    scores = Scores.of(batches, [torch.ones(batch.targets.shape) for batch in batches])
+    assert scores.n_bytes(text, product.token_bytes).tolist() == [int(n) for n in expected]
+    plan = continual.Plan("", "", "", before=Training(block_size=16, group=1))
+    held_out = continual.Texts(text, product.token_bytes, plan)
+    assert held_out.scale.sum() / math.log(2) == pytest.approx(sum(map(int, expected)))
 
 
 def test_data_order_depends_on_the_seed_alone_and_a_group_follows_the_text(plan: Plan, tmp_path: Path):
