@@ -6,12 +6,12 @@ OpenAI's; other servers of open models have them under these names (clients send
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lightning_app.data.chat_template import Message
 from lightning_app.models.generation import GenerationOptions
 
 MOST_CHOICES, MOST_STOPS = 16, 16
@@ -99,15 +99,62 @@ class CompletionRequest(Sampling):
 
 
 class ChatMessage(BaseModel):
-    """A turn. Clients send further fields (name, refusal, ...), which a text model has no use for."""
+    """A turn. Clients send further fields (refusal, audio, ...), which a text model has no use for."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
-    def plain(self) -> Message:
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError(f"a message of the role {self.role} has no content")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """As a chat template takes it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        of_tools = {name: getattr(self, name) for name in ("tool_call_id", "name") if self.role == "tool"}
+        if self.tool_calls:
+            of_tools["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        known = {name: value for name, value in of_tools.items() if value is not None}
+        return {"role": "system" if self.role == "developer" else self.role, "content": said, **known}
+
+
+class Called(BaseModel):
+    name: str
+    arguments: dict[str, Any]
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        """OpenAI has them as JSON in a text, chat templates as an object."""
+        try:
+            return json.loads(value or "{}") if isinstance(value, str) else value
+        except RecursionError as error:
+            raise ValueError("the arguments are nested too deeply") from error
+
+
+class ToolCall(BaseModel):
+    """What the assistant has asked a function for."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class Described(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+
+class Tool(Strict):
+    """A function that the assistant may call."""
+
+    type: Literal["function"]
+    function: Described
 
 
 class TextPart(Strict):
@@ -127,9 +174,9 @@ class ChatRequest(Sampling):
     top_logprobs: Zero = None
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: Nothing = None
+    tools: list[Tool] | None = None
     functions: Nothing = None
-    tool_choice: Literal["none", "auto"] | None = None  # of none
+    tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
@@ -137,6 +184,12 @@ class ChatRequest(Sampling):
     def most(self) -> int | None:
         """Tokens of an answer; None: as many as the server gives."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The tools as a chat template takes them; None where there are none, or none is to be called."""
+        given = None if self.tool_choice == "none" else self.tools
+        return [tool.model_dump(exclude_none=True) for tool in given] if given else None
 
 
 class TextFormat(Strict):

@@ -121,7 +121,10 @@ class Service:
             raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
 
     def chat(self, request: ChatRequest) -> Answer:
-        prompt = self.template.render([message.plain() for message in request.messages])
+        if request.offered and "tools" not in self.template.text:
+            message = f"{self.template.name} has no place for tools, so the model would not see them; leave them out"
+            raise RefusedError(400, message, param="tools")
+        prompt = self.template.render([message.plain() for message in request.messages], tools=request.offered)
         most = self.limits.max_new_tokens if request.most is None else request.most
         stop = [*request.stops(), *self.template.stop]
         ids = self.ids(prompt_ids(prompt, self.tokenizer), "messages")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from starlette.requests import ClientDisconnect
 
+from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.models.generation import BatchDecoder, GenerationOptions
 from lightning_app.serving.generate import continue_text
 from lightning_app.serving.serve import LOOPBACK
@@ -488,6 +489,49 @@ def test_a_field_at_its_off_value_is_accepted(server):
     ):
         refused = server.post("/v1/chat/completions", messages=messages, **{field: value})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+
+
+WITH_TOOLS = (
+    "{% for t in tools or [] %}[{{ t.function.name }}: {{ t.function.parameters | tojson }}]{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}({{ c.function.name }} {{ c.function.arguments.x }}){% endfor %}{% endfor %}"
+)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_tools_reach_a_template_that_takes_them(tiny_checkpoint, serve):
+    module, tokenizer = load_module(tiny_checkpoint)
+    module.chat_template = ChatTemplate(WITH_TOOLS, name="own.jinja")
+    server = serve(module, tokenizer)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 3}'}}
+    talk = [
+        {"role": "user", "content": "add"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "5"},
+    ]
+    described = '[f: {"type": "object", "properties": {}}]'
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client:
+        for choice, begin in (("auto", described), ("none", "")):
+            answer = client.chat.completions.create(
+                model="tiny", messages=talk, tools=[TOOL], tool_choice=choice, max_tokens=8, seed=1
+            )
+            prompt = f"{begin}<user>add<assistant>(f 3)<tool>5"
+            assert answer.usage.prompt_tokens == len(tokenizer.encode(prompt))
+            assert answer.choices[0].message.content == alone(server, prompt, max_new_tokens=8, seed=1)
+
+
+def test_tools_without_effect_are_refused(server):
+    talk = [{"role": "user", "content": "x"}]
+    refused = server.post("/v1/chat/completions", messages=talk, tools=[TOOL])
+    assert refused.status_code == 400
+    assert "has no place for tools" in refused.json()["error"]["message"]
+    calls = [[{"function": {"name": "f", "arguments": text}}] for text in ("{x", "[" * 100_000)]
+    broken = [{"role": "assistant", "tool_calls": call} for call in calls]
+    for message in (*broken, {"role": "user", "content": None}):
+        refused = server.post("/v1/chat/completions", messages=[*talk, message])
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    refused = server.post("/v1/chat/completions", messages=talk, tools=[{"type": "function"}])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
 
 
 @pytest.mark.parametrize("stream", [False, True])
