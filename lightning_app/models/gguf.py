@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_app.data.gguf_file import GGUFFile, gguf_files, is_named_gguf, package, read_gguf
+from lightning_app.data.gguf_file import GGUFFile, is_named_gguf, package, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.gguf_rope import FACTORS, scaled_rope
-from lightning_app.models.hugging_face import CONFIG, without_bars
+from lightning_app.models.hugging_face import gguf_within, is_model, without_bars
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PretrainedConfig, PreTrainedModel
@@ -40,8 +40,8 @@ def gguf_of(name: str, gguf_file: str | None) -> GGUFFile | None:
         return read_gguf(path / gguf_file)
     if is_named_gguf(path):
         return read_gguf(path)
-    if path.is_dir() and not (path / CONFIG).is_file() and (found := gguf_files(path)):
-        raise InputError(f"{name} has no config.json, but {found[0].name}: give the file itself, {found[0]}")
+    if path.is_dir() and not is_model(path) and (meant := gguf_within(path)) is not None:
+        raise InputError(f"{name} is {meant}")
     return None
 
 

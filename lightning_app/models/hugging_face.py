@@ -25,13 +25,18 @@ def model_near(path: Path) -> str | None:
         path: that is there.
     """
     if path.is_dir():
-        found = gguf_files(path)
-        return f"a folder with {found[0].name}: give the file itself, {found[0]}" if found else None
+        return gguf_within(path)
     if is_gguf(path):
         return "a GGUF file by another name: let it end in .gguf"
     if (path.parent / CONFIG).is_file():
         return f"a file of a Hugging Face directory: give the directory, {path.parent}"
     return None
+
+
+def gguf_within(folder: Path) -> str | None:
+    """Likewise of a folder whose model is a GGUF file that was not named."""
+    found = gguf_files(folder)
+    return f"a folder with {found[0].name}: give the file itself, {found[0]}" if found else None
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_a_directory_and_the_name_of_its_file(tmp_path: Path):
     path = write(tmp_path / "model.gguf", llama())
     loaded = PretrainedLM(pretrained=str(tmp_path), gguf_file=path.name, options={"attention_dropout": 0.5})
     assert loaded.model.config.attention_dropout == 0.5
-    with pytest.raises(InputError, match=r"has no config.json, but model.gguf: give the file itself, .*/model.gguf"):
+    with pytest.raises(InputError, match=r"is a folder with model.gguf: give the file itself, .*/model.gguf"):
         PretrainedLM(pretrained=str(tmp_path))
     with pytest.raises(InputError, match=r"'llama' has no option 'atention_dropout'; did you mean attention_dropout"):
         PretrainedLM(pretrained=str(path), options={"atention_dropout": 0.5})
