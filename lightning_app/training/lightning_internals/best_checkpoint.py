@@ -82,9 +82,16 @@ def _own_state(path: Path, key: str) -> tuple[int, State] | None:
         state = numbers.get(CALLBACKS, {}).get(key, {})
         if path.name not in {Path(named).name for named in _paths({**NO_FILES, **state})}:
             return None
-        return numbers[STEP], read_checkpoint(path)[CALLBACKS][key]
+        return numbers[STEP], _copied(read_checkpoint(path, mmap=True)[CALLBACKS][key])
     except InputError:  # damaged, or nothing that is read
         return None
+
+
+def _copied(part: Any) -> Any:
+    """With tensors that do not lie in the file."""
+    if isinstance(part, dict):
+        return {name: _copied(value) for name, value in part.items()}
+    return part.clone() if isinstance(part, Tensor) else part
 
 
 def _here(path: str, old: str | None, new: str) -> str:

@@ -120,6 +120,31 @@ def test_a_file_that_was_replaced_after_the_checkpoint_has_its_successor(tmp_pat
     assert relocated(state, str(tmp_path), key=KEY, mode="min") == newer
 
 
+PEAK = Path("/proc/self/clear_refs")  # of this process's memory; Linux alone has it
+
+
+@pytest.mark.skipif(not PEAK.exists(), reason="the peak of memory cannot be asked for here")
+def test_a_successor_is_not_read_into_memory(tmp_path: Path):
+    """Nor does what is taken from it lie in the file."""
+    state, newer = state_of(tmp_path, {"step=10.ckpt": 2.0}), state_of(tmp_path, {"step=15.ckpt": 1.0})
+    path = tmp_path / "step=15.ckpt"
+    weights = {"w": torch.zeros(30_000_000)}  # 120 MB
+    torch.save({"global_step": 15, "state_dict": weights, "callbacks": {KEY: {**newer, "current_score": None}}}, path)
+    del weights
+    PEAK.write_text("5")
+    before = _peak()
+    kept = relocated(state, str(tmp_path), key=KEY, mode="min")
+    assert _peak() - before < 60
+    path.write_bytes(b"")
+    assert kept["best_k_models"] == {str(path): torch.tensor(1.0)}
+
+
+def _peak() -> float:
+    """MB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1000
+
+
 @pytest.mark.parametrize("monitor", [None, "val"])
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # Lightning's
 def test_a_step_that_is_saved_again_gets_no_second_file(tmp_path: Path, monitor: str | None):
