@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -27,6 +30,7 @@ from lightning_app.art.network import ART, SPAN
 from lightning_app.art.rules import pool
 from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
+from tests import tokenizers
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTH, PAD = 16, 0
@@ -408,6 +412,51 @@ def test_saved_categories_load_without_a_trainer(tmp_path: Path):
     assert equal(weights(art), weights(trainer.art))
     assert art.config() == trainer.art.config()
     assert "average" not in torch.load(tmp_path / "end" / "art.pt", weights_only=True)
+
+
+# As documented
+
+
+def documented() -> tuple[str, str]:
+    """The script of docs/how-to.md, and its lines for a pretrained model."""
+    section = (ROOT / "docs/how-to.md").read_text().split("## ART in Hugging Face's Trainer\n")[1].split("\n## ")[0]
+    script, pretrained = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return script, pretrained
+
+
+@pytest.mark.parametrize("pretrained", [pytest.param(False, marks=SLOW), True], ids=["fresh", "pretrained"])
+def test_the_documented_script_runs(
+    pretrained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    script, lines = documented()
+    if pretrained:
+        folder = llama(tmp_path / "tiny")
+        script = script[: script.index("ids =")] + lines + script[script.index("trainer =") :]
+        script = script.replace("models/smollm2", str(folder))
+    small = {
+        '"runs/': f'"{tmp_path}/',
+        "max_steps=200": "max_steps=4, use_cpu=True",
+        "logging_steps=50": "logging_steps=2",
+    }
+    for long, short in small.items():
+        assert long in script
+        script = script.replace(long, short)
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    assert names["art"].width == names["model"].config.hidden_size
+    assert len(names["art"]) > 0
+    assert names["found"].match.min() > -1
+    assert "'art_clusters': " in capsys.readouterr().out
+
+
+def llama(folder: Path) -> Path:
+    """The directory of a random LLaMA with a tokenizer of its own."""
+    tokenizer = tokenizers.made("smollm2")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.vocab_size, num_hidden_layers=2, **sizes)).save_pretrained(folder)
+    return tokenizers.save("smollm2", folder)
 
 
 # Mistakes
