@@ -6,6 +6,7 @@ Shapes: B texts, T tokens, D width, N embeddings (B of them, or one per token), 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from lightning_app.art.network import ART, SPAN, check_term
+from lightning_app.art.network import ART, SPAN, AdvancedART, check_term
 from lightning_app.art.rehearsal import forgotten
 from lightning_app.art.rules import Pooling, pool, spans, spread
 from lightning_app.errors import DamagedError, InputError
@@ -102,6 +103,7 @@ class ARTTrainer(Trainer):
             raise InputError(
                 f"{averages} keeps an average of the whole model, but it is sharded: take margin, and no rehearsal"
             )
+        _say_what_has_no_effect(art)
         self.art = art.to(self.args.device)
         self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
         self.rehearsal, self.rehearsed_texts, self.learn_at_most = rehearsal, rehearsed_texts, learn_at_most
@@ -285,6 +287,17 @@ class ARTTrainer(Trainer):
             if saved.get("average", {}).keys() != self.average.state_dict().keys():
                 raise InputError(f"{folder} was written with another rehearsal than {self.rehearsal}: give the same")
             self.average.load_state_dict(saved["average"])
+
+
+def _say_what_has_no_effect(art: ART) -> None:
+    """`ARTRegularizer` reads these from the group `advanced`; here they are arguments of the trainer's own."""
+    given, usual = art.config()["advanced"], AdvancedART()
+    for name in ("average_decay", "rehearsed_texts", "learn_at_most"):
+        if given[name] != getattr(usual, name):
+            warnings.warn(
+                f"advanced.{name} is {given[name]} in art, where it has no effect: give {name} to ARTTrainer",
+                stacklevel=3,
+            )
 
 
 def _stem(model: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from lightning_app.art.hf_trainer import ARTTrainer, load_art
-from lightning_app.art.network import ART, SPAN
+from lightning_app.art.network import ART, SPAN, AdvancedART
 from lightning_app.art.rules import pool
 from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
@@ -477,6 +477,11 @@ def llama(folder: Path) -> Path:
 def test_options_outside_their_range_are_refused(options: dict[str, Any], message: str, tmp_path: Path):
     with pytest.raises(InputError, match=message):
         trainer_of(tmp_path, **options)
+
+
+def test_an_option_that_is_the_trainers_own_is_named(tmp_path: Path):
+    with pytest.warns(UserWarning, match="average_decay is 0.5 in art, where it has no effect"):
+        trainer_of(tmp_path, art=ART(WIDTH, advanced=AdvancedART(average_decay=0.5, choice_alpha=0.1)))
 
 
 def test_another_width_or_layer_is_named(tmp_path: Path):
