@@ -11,11 +11,16 @@ import torch
 from gguf import dequantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.gguf_file import read_gguf
 from lightning_app.export import llama_cpp
 from lightning_app.export.gguf import gguf_tensors, write_gguf
 from lightning_app.export.gguf_vocabulary import of_backend
+from lightning_app.models.generation import GenerationOptions
 from lightning_app.models.smollm2 import FILE
+from lightning_app.serving.chat import Conversation
+from lightning_app.serving.turns import take_turns
+from lightning_app.training.checkpoint import load_module
 
 MODELS = Path(__file__).parents[2] / "models"
 pytestmark = pytest.mark.slow
@@ -41,9 +46,9 @@ def test_every_weight_is_the_packages_own_dequantisation(smollm2: tuple[Any, Any
         assert torch.equal(found[name], torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))), name
 
 
-def asked(smollm2: tuple[Any, Any]) -> torch.Tensor:
+def asked(smollm2: tuple[Any, Any], question: str = "What is the capital of France?") -> torch.Tensor:
     model, tokenizer = smollm2
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     return model.generate(**prompt, do_sample=False, max_new_tokens=20)
 
@@ -51,6 +56,22 @@ def asked(smollm2: tuple[Any, Any]) -> torch.Tensor:
 def test_it_names_paris(smollm2: tuple[Any, Any]):
     text = smollm2[1].decode(asked(smollm2)[0])
     assert text.endswith("<|im_start|>assistant\nThe capital of France is Paris.<|im_end|>")
+
+
+def test_chat_has_the_ids_of_transformers(smollm2: tuple[Any, Any]):
+    module, tokenizer = load_module(MODELS / "smollm2")
+    talk = Conversation(module, tokenizer, take_turns(module, tokenizer), GenerationOptions(20, temperature=0))
+    answers = []
+    for question in ("What is the capital of France?", "What is 17 + 25?", "Name the largest planet."):
+        talk.messages[:] = [{"role": "user", "content": question}]
+        prompt = prompt_ids(talk.prompt(), tokenizer)
+        drawn = module.generate(torch.tensor([prompt]), talk.options, eot=module.end_ids)
+        expected = asked(smollm2, question)[0]
+        assert [*prompt, *(int(token) for token in drawn)] == expected.tolist()
+        answers.append("".join(talk.answer()))
+        assert answers[-1] == smollm2[1].decode(expected[len(prompt) :], skip_special_tokens=True)
+    assert answers[0] == "The capital of France is Paris."
+    assert len(set(answers)) == 3
 
 
 @torch.no_grad()
