@@ -51,7 +51,7 @@ def puts_space(state: Mapping[str, Any]) -> bool:
 
 
 def scores(state: Mapping[str, Any], tokens: list[str]) -> list[float]:
-    """Of each token: the earlier it is merged, the higher. A line says where llama.cpp may give other ids.
+    """The score of each token: the earlier it is merged, the higher. A line says where llama.cpp may give other ids.
 
     Args:
         state: the content of the `tokenizer.json`.
