@@ -20,6 +20,7 @@ from lightning_app.data.chat_encoding import template_of
 from lightning_app.data.chat_template import PLAIN, ChatTemplate
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.export import llama_cpp
 from lightning_app.export.code import AUTO_MAP, code_files
 from lightning_app.export.gguf import TYPES, DType, GGUFExported, check_place, write_gguf
 from lightning_app.export.gguf_vocabulary import vocabulary
@@ -32,6 +33,7 @@ from lightning_app.export.models import (
     own_model,
     plain_model,
     removed_units,
+    uneven_model,
 )
 from lightning_app.export.onnx import check_onnx, write_onnx
 from lightning_app.export.tokenizer import write_tokenizer
@@ -127,8 +129,9 @@ def export_gguf(
     words = vocabulary(tokenizer, backbone.vocab_size, chat_template=template)
     ids = _probe(backbone)
     expected = _logits_of(backbone, ids)
-    model = _model(backbone, dense=dense)
-    if _own(model):
+    prepared = _prepared(backbone, dense=dense)
+    model = plain_model(prepared) or (uneven_model(prepared) if llama_cpp.is_installed() else None)
+    if model is None:
         raise InputError(_why_no_family(backbone))
     return write_gguf(model, words, output, ids=ids, expected=expected, dtype=dtype)
 
@@ -143,8 +146,8 @@ def _why_no_family(backbone: Backbone) -> str:
     if removed := removed_units(backbone):
         lost = " and ".join(f"{count} {kind}" for kind, count in removed.items())
         return (
-            f"{lost} are removed, so that layers differ, and llama.cpp has no family for that: --dense brings them "
-            "back as zeros"
+            f"{lost} are removed, so that layers differ, and llama.cpp has no family for that (but one like LLaMA, "
+            "which is written where cyllama is installed): --dense brings them back as zeros"
         )
     return (
         "llama.cpp has no family for this model (a memory, or other choices than GPT-2's or LLaMA's): leave out "
@@ -153,13 +156,19 @@ def _why_no_family(backbone: Backbone) -> str:
 
 
 def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
+    prepared = _prepared(backbone, dense=dense)
+    return plain_model(prepared) or own_model(prepared)
+
+
+def _prepared(backbone: Backbone, *, dense: bool) -> Backbone:
+    """The backbone with all that is beside its matrices written into them."""
     if dense and not removed_units(backbone):
         raise InputError("--dense brings removed heads and neurons back as zeros, but none is removed: leave it out")
     backbone = merge_adapters(backbone)
     fold_masks(backbone)
     if dense:
         fill_removed(backbone)
-    return plain_model(backbone) or own_model(backbone)
+    return backbone
 
 
 def _own(model: PreTrainedModel) -> bool:
@@ -365,7 +374,9 @@ def _gguf_report(done: GGUFExported, checkpoint: str | Path) -> list[str]:
         f"exported          {checkpoint}",
         f"to                {done.file} ({done.file.stat().st_size / 1e6:.1f} MB)",
         f"as                {done.architecture}, {done.dtype}",
-        f"read back         logits differ by at most {done.difference:.2g} in transformers",
+        "read back         every tensor; transformers has no family whose layers differ"
+        if done.difference is None
+        else f"read back         logits differ by at most {done.difference:.2g} in transformers",
     ]
     if done.llama_difference is None:
         return [*lines, "llama.cpp         not asked: pip install lightning_app[gguf]"]

@@ -17,7 +17,7 @@ from lightning_app.data.gguf_file import ENDING, GGUFFile, is_gguf, is_named_ggu
 from lightning_app.data.gguf_tokenizer import BYTE_LEVEL, SENTENCEPIECE
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
-from lightning_app.export.gguf_family import check_family, head_size, rope_of
+from lightning_app.export.gguf_family import UNEVEN, check_family, head_size, is_uneven, layers_of, rope_of
 from lightning_app.export.gguf_vocabulary import Vocabulary
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.gguf import gguf_config, load_gguf
@@ -52,14 +52,15 @@ class GGUFExported:
 
     Attributes:
         architecture: llama.cpp's name of the family.
-        difference: the largest of a logit, between the file as transformers reads it and the checkpoint.
+        difference: the largest of a logit, between the file as transformers reads it and the checkpoint; None where
+            layers differ, which transformers cannot read.
         llama_difference: likewise of llama.cpp; None where the package cyllama is not installed.
     """
 
     file: Path
     architecture: str
     dtype: str
-    difference: float
+    difference: float | None
     llama_difference: float | None
 
 
@@ -147,9 +148,8 @@ def gguf_tensors(model: PreTrainedModel, architecture: str) -> Iterator[tuple[st
             continue
         if kind == "weight" and isinstance(model.get_submodule(stem), Conv1D):
             weight = weight.t()
-        if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
-            heads = model.config.num_attention_heads if stem.endswith("q_proj") else model.config.num_key_value_heads
-            weight = _pairs(weight, heads)
+        if architecture in ("llama", UNEVEN) and stem.endswith(("q_proj", "k_proj")):
+            weight = _pairs(weight, weight.shape[0] // head_size(model))
         yield f"{names.get_name(stem)}.{kind}", weight.detach().float()
     if rope_of(model)["rope_type"] == "llama3":
         yield FACTORS, llama3_factors(rope_of(model), head_size(model) // 2)
@@ -191,14 +191,17 @@ def _add_settings(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     if config.model_type == "gpt2":
+        writer.add_head_count(config.num_attention_heads)
         writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    heads, groups, neurons = (list(sizes) for sizes in zip(*layers_of(model), strict=True))
+    uneven = is_uneven(model)
+    writer.add_head_count(heads if uneven else heads[0])
+    writer.add_head_count_kv(groups if uneven else groups[0])
+    writer.add_feed_forward_length(neurons if uneven else neurons[0])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(head_size(model))
     writer.add_key_length(head_size(model))
@@ -253,16 +256,21 @@ def _rounding(weight: Tensor, dtype: str) -> Tensor:
 
 
 @torch.no_grad()
-def _differences(file: GGUFFile, ids: Tensor, expected: Tensor, dtype: str) -> tuple[float, float | None]:
-    """The largest of a logit: of the file through transformers, and in llama.cpp."""
-    loaded, _ = load_gguf(file, gguf_config(file)[0], torch.float32)
-    found = loaded.eval()(input_ids=ids).logits[0]
-    difference = _checked(found, expected, TOLERANCES[dtype], "transformers")
+def _differences(file: GGUFFile, ids: Tensor, expected: Tensor, dtype: str) -> tuple[float | None, float | None]:
+    """The largest of a logit: of the file through transformers, which has no family with uneven layers, and in
+    llama.cpp."""
+    difference = None if file.architecture == UNEVEN else _in_transformers(file, ids, expected, dtype)
     if not llama_cpp.is_installed():
         return difference, None
     tolerance = max(TOLERANCES[dtype], GELU_TOLERANCE if file.architecture == "gpt2" else 0.0)
     theirs = torch.tensor(llama_cpp.logits(file.path, ids[0].tolist()))
     return difference, _checked(theirs, expected, tolerance, "llama.cpp")
+
+
+def _in_transformers(file: GGUFFile, ids: Tensor, expected: Tensor, dtype: str) -> float:
+    loaded, _ = load_gguf(file, gguf_config(file)[0], torch.float32)
+    found = loaded.eval()(input_ids=ids).logits[0]
+    return _checked(found, expected, TOLERANCES[dtype], "transformers")
 
 
 def _checked(found: Tensor, expected: Tensor, tolerance: float, where: str) -> float:

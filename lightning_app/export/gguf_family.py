@@ -10,11 +10,12 @@ if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
 
 FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # llama.cpp's
+UNEVEN = "deci"  # llama.cpp's name of a LLaMA whose layers have their own numbers of heads and neurons
 ROPES = ("default", "linear", "llama3")
 
 
 def check_family(model: PreTrainedModel) -> str:
-    """llama.cpp's name of the model's family.
+    """llama.cpp's name of the model's family; `UNEVEN` where layers of a LLaMA differ.
 
     Raises:
         InputError: it has none, or one that computes something else.
@@ -37,7 +38,29 @@ def check_family(model: PreTrainedModel) -> str:
             f"rotary positions scaled as {rope!r} cannot be written as GGUF, only {', '.join(ROPES)}; export without "
             "--format gguf"
         )
-    return FAMILIES[config.model_type]
+    return UNEVEN if is_uneven(model) else FAMILIES[config.model_type]
+
+
+def layers_of(model: PreTrainedModel) -> list[tuple[int, int, int]]:
+    """Heads, key-value groups and neurons of each layer of a model like LLaMA, as its matrices have them."""
+    size = head_size(model)
+    return [
+        (
+            layer.self_attn.q_proj.weight.shape[0] // size,
+            layer.self_attn.k_proj.weight.shape[0] // size,
+            layer.mlp.down_proj.weight.shape[1],
+        )
+        for layer in model.model.layers
+    ]
+
+
+def is_uneven(model: PreTrainedModel) -> bool:
+    """Whether layers have others than the config says: heads or neurons were removed."""
+    config = model.config
+    if FAMILIES[config.model_type] != "llama":
+        return False
+    said = (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
+    return any(layer != said for layer in layers_of(model))
 
 
 def rope_of(model: PreTrainedModel) -> dict[str, Any]:

@@ -77,6 +77,14 @@ def plain_model(backbone: Backbone) -> PreTrainedModel | None:
     return model
 
 
+def uneven_model(backbone: Backbone) -> PreTrainedModel | None:
+    """A LLaMA of the library whose layers have lost heads or neurons: their matrices say how many are left, and the
+    library could not load it. None for another model."""
+    if isinstance(backbone, PretrainedLM) and backbone.model.config.model_type in ("llama", "mistral"):
+        return backbone.model
+    return None
+
+
 def gpt2_config(decoder: Decoder) -> Any:
     """The config of a GPT-2 (Radford et al. 2019) that computes the same; None where there is none."""
     options, blocks = decoder.config(), _blocks(decoder)

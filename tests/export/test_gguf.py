@@ -134,6 +134,31 @@ def test_q8_0_is_as_near_as_its_steps(tmp_path: Path):
     assert 1e-4 < done.difference < 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("name", ["llama", "llama, positions as LLaMA 3.1", "mistral"])
+def test_layers_that_differ_are_written_for_llama_cpp(
+    name: str, dtype: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As its `deci`, with numbers of heads and neurons of their own; llama.cpp alone can say that it is right."""
+    pytest.importorskip("cyllama")
+    backbone = removed(made(name), every_layer=False)
+    neurons = units_of(backbone, "neurons")
+    dead = torch.zeros(neurons.shape, dtype=torch.bool)
+    dead[1, :20] = True
+    neurons.remove(dead)
+    checkpoint = saved(backbone, tmp_path / "some.ckpt")
+    command(["--ckpt_path", str(checkpoint), "--format", "gguf", "--dtype", dtype, "--output", f"{tmp_path}/out.gguf"])
+    assert "transformers has no family whose layers differ" in capsys.readouterr().out
+    file = read_gguf(tmp_path / "out.gguf")
+    assert file.architecture == "deci"
+    assert file.about("attention.head_count") == [2, 4]
+    assert file.about("attention.head_count_kv") == [1, 2]
+    assert file.about("feed_forward_length") == [96, 76]
+    found = torch.tensor(llama_cpp.logits(file.path, IDS[0].tolist()))
+    assert float((found - logits_of(backbone)[0]).abs().max()) < {"f32": 1e-5, "f16": 1e-2}[dtype]
+
+
 # The tokenizer
 
 
