@@ -195,7 +195,9 @@ def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
 def _say_what_wraps(ours: list[str], theirs: list[str]) -> None:
     new, left = ([name for name in one if name not in other] for one, other in ((ours, theirs), (theirs, ours)))
     if new:
-        rank_zero_info(f"the weights of the model are the checkpoint's, which has no {', '.join(new)}: new from here")
+        rank_zero_info(
+            f"the checkpoint has no {', '.join(new)}, which starts anew; the model's weights are the checkpoint's"
+        )
     if left:
         rank_zero_warn(f"the checkpoint's {', '.join(left)} stays behind: this model has none")
 

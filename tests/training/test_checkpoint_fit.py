@@ -93,7 +93,7 @@ def test_a_memory_more_or_less(
             "plain",
             "memory",
             "the checkpoint lacks this model's KNNReader: leave out KNNReader",
-            "the weights of the model are the checkpoint's, which has no KNNReader: new from here",
+            "the checkpoint has no KNNReader, which starts anew; the model's weights are the checkpoint's",
         ),
         (
             "memory",
@@ -105,7 +105,7 @@ def test_a_memory_more_or_less(
             "art",
             "both",
             "the checkpoint lacks this model's KNNReader: leave out KNNReader",
-            "the weights of the model are the checkpoint's, which has no KNNReader: new from here",
+            "the checkpoint has no KNNReader, which starts anew; the model's weights are the checkpoint's",
         ),
     ],
 )
