@@ -51,6 +51,11 @@ class Parser(LightningArgumentParser):
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
         return super()._load_config_parser_mode(_of_today(content), *args, **kwargs)
 
+    def _parse_common(self, cfg: Any, env: Any, defaults: bool, *args: Any, **kwargs: Any) -> Any:
+        """A command's options get the defaults of their classes by the parser of all commands, which adds them to the
+        whole config: that its own parser does so before takes a third of the time of parsing."""
+        return super()._parse_common(cfg, env, defaults and not hasattr(self, "subcommand"), *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # that of a part, whose parser adds its key
             super().error(message, ex)
