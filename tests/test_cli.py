@@ -1,5 +1,6 @@
 """The part of the command line that works before anything heavy is imported."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app import cli_checks
+from lightning_app import cli, cli_checks
 from lightning_app.cli import main
 from lightning_app.yaml_file import read_yaml
 
@@ -35,6 +36,18 @@ def test_cheap_mistakes_are_found_before_lightning_is_imported(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout.split() == ["1", "False", "False"]
     assert "nowhere.yaml" in done.stderr
+
+
+def test_nothing_is_collected_while_a_process_imports(monkeypatch: pytest.MonkeyPatch):
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    with cli.imports():
+        assert gc.isenabled()  # here torch is imported already: what tests leave is collected
+    monkeypatch.delitem(sys.modules, "torch")
+    with cli.imports():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert frozen == [False]
 
 
 def test_a_config_is_read_once_before_the_parser_reads_it(
