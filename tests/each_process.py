@@ -17,3 +17,4 @@ def pytest_collection_finish() -> None:
     fit of six steps)."""
     gc.collect()
     gc.freeze()
+    gc.enable()
