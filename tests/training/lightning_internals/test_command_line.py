@@ -53,6 +53,15 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "a.ckpt"
 
 
+def test_the_config_is_not_written_for_modules_that_save_hyperparameters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CommandLine, "_dump_config", lambda line: pytest.fail("the config is written"))
+    assert Line(["validate", "--model.size=3"]).model.hparams["size"] == 3
+
+
 def test_the_command_line_counts_and_not_the_checkpoint(checkpoint: Path):
     line = Line(["validate", "--model.size=3", "--ckpt_path", str(checkpoint)])
     assert line.model.size == 3
