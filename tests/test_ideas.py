@@ -24,7 +24,8 @@ HEAVY = ("faiss", "peft", "fastapi", "plotly")
 
 def loaded(*steps: list[str]) -> list[set[str]]:
     """Names of what one fresh process has imported after each step, a list of modules to import."""
-    code = """import importlib, json, sys
+    code = """import gc, importlib, json, sys
+gc.disable()
 for step in json.loads(sys.argv[1]):
     for name in step: importlib.import_module(name)
     print(*sys.modules)"""

@@ -51,7 +51,7 @@ texts = st.lists(pieces_of_text, max_size=12).map("".join)
 
 
 @pytest.mark.parametrize("kind", ALL)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=texts)
 def test_a_text_comes_back_or_is_said_to_be_lost(kind: str, text: str):
     tokenizer = made(kind)
@@ -65,7 +65,7 @@ def test_a_text_comes_back_or_is_said_to_be_lost(kind: str, text: str):
 
 
 @pytest.mark.parametrize("kind", ALL)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(first=texts, second=texts)
 def test_what_continues_a_text_joins_it(kind: str, first: str, second: str):
     tokenizer = made(kind)
