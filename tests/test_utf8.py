@@ -25,8 +25,10 @@ print(as_text(sys.argv[1]), file=sys.stderr)
 
 def without_encoding(path: Path) -> list[str]:
     """Calls that open a text in the locale's encoding."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found, text = [], path.read_text(encoding="utf-8")
+    if not any(name in text for name in ("open", "read_text", "write_text")):
+        return []  # parsing each takes seconds
+    for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func).rpartition(".")
