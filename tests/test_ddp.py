@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_app.training.callbacks.run_log import read_log
-from tests.ddp_cases import CASES, MARK, STEPS, train, write_texts
+from tests.ddp_cases import CASES, MARK, STEPS, train, train_both, write_texts
 
 ROOT = Path(__file__).parent.parent
 FAST = ["varda", "plasticity"]
@@ -35,19 +34,19 @@ def run(*words: object, folder: Path | None = None) -> str:
     return done.stderr
 
 
-def trained(names: list[str], folder: Path, *words: str) -> dict[str, Any]:
-    """What one process (`alone`), both ranks (`ranks`) and their stderr (`said`) gave."""
+def trained(names: list[str], folder: Path, *, sharded: bool = False) -> dict[str, Any]:
+    """What one process (`alone`), both ranks (`ranks`) and what these warned of (`said`) gave."""
     write_texts(folder)
-    said = run("-m", "tests.ddp_cases", json.dumps(names), *words, folder=folder)
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     before = Path.cwd()
     os.chdir(folder)
     try:
+        said = train_both(names, sharded=sharded)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             alone = {name: train(name, 1) for name in names}
     finally:
         os.chdir(before)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return {"alone": alone, "ranks": ranks, "said": said, "folder": folder}
 
 

@@ -23,7 +23,7 @@ OVERLAY = ROOT / "configs" / "overlays" / "model_parallel.yaml"
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return trained(SHARDED, tmp_path_factory.mktemp("sharded"), "sharded")
+    return trained(SHARDED, tmp_path_factory.mktemp("sharded"), sharded=True)
 
 
 @pytest.mark.slow
