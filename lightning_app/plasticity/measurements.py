@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,8 +114,10 @@ def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds: on a CPU those that this process had it for, so that other programs count as little as they can."""
-    if device.type == "cpu":
+    """Seconds: on a CPU those that this process had it for, so that other programs count as little as they can.
+
+    Windows counts these in steps of 16 ms, in which a small model is done: there it is the time that went by."""
+    if device.type == "cpu" and sys.platform != "win32":
         return time.process_time()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
