@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_app.plasticity.layout import Slice
+from lightning_app.plasticity.layout import Layer, Slice
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.plasticity.units import Units
 
@@ -26,31 +26,47 @@ class SurgeryError(RuntimeError):
 def check_dead_units(units: Units, compute: Compute) -> int:
     """Whatever the weights of masked units are, the logits stay the same, bit for bit.
 
+    All layers are tried at once, as each try is a forward of the model; the one at fault is then looked for.
+
     Returns: how many masked units were tried; those that were removed have no weights.
     """
-    before, tried = compute(), 0
-    mask = units.mask
-    for i, layer in enumerate(units.layers):
-        dead = [place for place, unit in enumerate(layer.present) if not mask[i, unit]]
-        if not dead:
-            continue
-        tried += len(dead)
-        part = layer.in_out
-        at = part.positions(layer.present)[dead].flatten().to(part.parameter.device)
-        own = part.parameter.detach().index_select(part.dim, at)
-        noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(i)).to(own)
-        part.parameter.index_copy_(part.dim, at, noise)
-        try:
-            after = compute()
-        finally:
-            part.parameter.index_copy_(part.dim, at, own)
-        if not torch.equal(before, after):
-            names = [layer.present[place] for place in dead]
-            raise SurgeryError(
-                f"{units.kind} {names} of layer {i} are dead, and yet the logits change by "
-                f"{float((after - before).abs().max()):.3g} when their weights do: the mask is not read"
-            )
-    return tried
+    alive = units.mask
+    dead = {i: names for i, layer in enumerate(units.layers) if (names := _masked(layer, alive[i]))}
+    before = compute()
+    if dead and (changed := _changed_by_noise(units, dead, compute, before)):
+        single = ({i: names} for i, names in dead.items())
+        at_fault = next((one for one in single if _changed_by_noise(units, one, compute, before)), dead)
+        where = ", ".join(f"{units.kind} {names} of layer {i}" for i, names in at_fault.items())
+        raise SurgeryError(
+            f"{where} are dead, and yet the logits change by {changed:.3g} when their weights do: the mask is not read"
+        )
+    return sum(len(names) for names in dead.values())
+
+
+def _masked(layer: Layer, alive: Tensor) -> list[int]:
+    return [unit for unit in layer.present if not alive[unit]]
+
+
+def _changed_by_noise(units: Units, dead: dict[int, list[int]], compute: Compute, before: Tensor) -> float:
+    """The largest change of a logit by random numbers in what the output projections read of these units, by layer."""
+    with ExitStack() as noisy:
+        for i, names in dead.items():
+            noisy.enter_context(_noise(units.layers[i], names, seed=i))
+        after = compute()
+    return 0.0 if torch.equal(before, after) else float((after - before).abs().max())
+
+
+@contextmanager
+def _noise(layer: Layer, names: list[int], *, seed: int) -> Iterator[None]:
+    part, places = layer.in_out, [layer.present.index(unit) for unit in names]
+    at = part.positions(layer.present)[places].flatten().to(part.parameter.device)
+    own = part.parameter.detach().index_select(part.dim, at)
+    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(own)
+    part.parameter.index_copy_(part.dim, at, noise)
+    try:
+        yield
+    finally:
+        part.parameter.index_copy_(part.dim, at, own)
 
 
 def logits_agree(before: Tensor, after: Tensor, *, what: str) -> float:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
@@ -133,14 +134,26 @@ class GradientNormImportance(Importance):
     def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
         _need_gradients("the gradient of the weights")
         parameters = [part.parameter for layer in units.layers for part in layer.parts]
-        if not all(parameter.requires_grad for parameter in parameters):
-            raise InputError(f"{self.name} needs the gradients of all weights, and some are frozen: choose another")
         total = [torch.zeros_like(parameter) for parameter in parameters]
-        for batch in sample.batches:
-            gradients = torch.autograd.grad(sample.loss(batch).mean(), parameters)
-            for sum_, gradient in zip(total, gradients, strict=True):
-                sum_ += gradient / len(sample.batches)
+        with _trainable(parameters):
+            for batch in sample.batches:
+                gradients = torch.autograd.grad(sample.loss(batch).mean(), parameters)
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    sum_ += gradient / len(sample.batches)
         return _of_present(_norms(units, total), units)
+
+
+@contextmanager
+def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """What is frozen, as beside adapters, takes a gradient for a while."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 class MagnitudeImportance(Importance):

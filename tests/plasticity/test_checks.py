@@ -54,6 +54,26 @@ def test_dead_units_are_tried_and_left_as_they_were(model: Backbone, units: Unit
     assert proof.check_dead_units(units, lambda: model(ids)) == 0
 
 
+def test_one_forward_tries_the_dead_units_of_all_layers(model: Backbone, units: Units, ids: Tensor, dead: Tensor):
+    units.set_mask(~dead)
+    forwards: list[Tensor] = []
+
+    def compute() -> Tensor:
+        forwards.append(model(ids))
+        return forwards[-1]
+
+    assert dead.any(1).sum() == 2
+    assert proof.check_dead_units(units, compute) == 3
+    assert len(forwards) == 2
+
+
+def test_the_layer_whose_mask_is_not_read_is_named(model: Backbone, units: Units, ids: Tensor, dead: Tensor):
+    units.set_mask(~dead)
+    units.layers[1].out._forward_pre_hooks.clear()
+    with pytest.raises(SurgeryError, match=r"^heads \[0, 2\] of layer 1 are dead, and yet .* the mask is not read"):
+        proof.check_dead_units(units, lambda: model(ids))
+
+
 def test_a_mask_that_is_not_read(
     model: Backbone, units: Units, ids: Tensor, dead: Tensor, monkeypatch: pytest.MonkeyPatch
 ):

@@ -224,6 +224,16 @@ def test_magnitude_and_gradient_norm_by_hand(model: Backbone, units: Units):
     torch.testing.assert_close(seeds, -seed_score(entropy, of_gradients), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", [GradientNormImportance(), SeedImportance()], ids=lambda s: s.name)
+def test_frozen_weights_have_the_same_gradients(model: Backbone, units: Units, strategy: Importance):
+    """As beside LoRA's adapters."""
+    sample = sample_of(model, batches=1)
+    expected = measured(strategy, units, sample, keep=4)
+    model.requires_grad_(False)
+    torch.testing.assert_close(measured(strategy, units, sample, keep=4), expected, rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_entropy_prefers_heads_that_look_at_little(model: Backbone, units: Units):
     with torch.no_grad():
         attention = model.transformer["h"][0].attn  # type: ignore[index, union-attr]
