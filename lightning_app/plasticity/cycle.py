@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_app.models.modes import evaluated
-from lightning_app.plasticity.importance import gate_gradients, mean_entropy, save_importance
+from lightning_app.plasticity.importance import GateImportance, gate_gradients, mean_entropy, save_importance
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.learning_rates import FinetuningRates, described
@@ -105,13 +105,17 @@ class Cycle:
         units, options = self._units(kind), self.options
         total = math.prod(units.shape)
         keep = total - options.dead_after_pruning(kind, total, self._cycle)
-        samples, sample = self.stages.samples(options.advanced.datasets), self.stages.sample
+        strategy, datasets, sample = options.strategies[kind], options.advanced.datasets, self.stages.sample
         with torch.enable_grad(), evaluated(self.module):  # all of it: token noise and readers are the module's
-            scores = importance_of(options.strategies[kind], units, samples, keep=keep, how=options.advanced.combine)
-            if kind != "heads":
+            gradients = gate_gradients(units, sample) if kind == "heads" else None
+            if gradients is not None and isinstance(strategy, GateImportance) and not datasets:
+                scores = strategy.by_gradients(gradients, units, sample)
+            else:
+                samples = self.stages.samples(datasets)
+                scores = importance_of(strategy, units, samples, keep=keep, how=options.advanced.combine)
+            if gradients is None:
                 return scores, {}
-            gradient, entropy = gate_gradients(units, sample).abs().mean(0), mean_entropy(units, sample)
-        return scores, {"gradient": gradient, "entropy": entropy}
+            return scores, {"gradient": gradients.abs().mean(0), "entropy": mean_entropy(units, sample)}
 
     def _log_analysis(self, scores: Tensor, maps: dict[str, Tensor]) -> None:
         alive = self._units("heads").mask

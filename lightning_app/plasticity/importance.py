@@ -94,7 +94,23 @@ def _of_present(scores: Tensor, units: Units) -> Tensor:
     return scores.where(units.present, math.nan)
 
 
-class GradientImportance(Importance):
+class GateImportance(Importance):
+    """Of the gradients at the gates alone: whoever has them needs no further pass over the sample."""
+
+    def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
+        return self.by_gradients(gate_gradients(units, sample), units, sample)
+
+    def by_gradients(self, gradients: Tensor, units: Units, sample: Sample) -> Tensor:
+        """(S, L, N) of `gate_gradients` -> (L, N) scores."""
+        length = sample.batches[0].input_ids.shape[1]
+        return _of_present(self._moments(gradients, length), units)
+
+    @abstractmethod
+    def _moments(self, gradients: Tensor, length: int) -> Tensor:
+        """(S, L, N) of sequences of `length` tokens -> (L, N)."""
+
+
+class GradientImportance(GateImportance):
     """E |dL/dgate| over sequences (Michel et al. 2019, arXiv:1905.10650, eq. 2), or another moment of it.
 
     Args:
@@ -108,14 +124,12 @@ class GradientImportance(Importance):
             raise InputError(f"moment is {moment}; it must be 1 or 2")
         self.moment, self.normalise = moment, normalise
 
-    def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
-        found = gate_gradients(units, sample).abs().pow(self.moment).mean(0)
-        if self.normalise:
-            found = found / found.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        return _of_present(found, units)
+    def _moments(self, gradients: Tensor, length: int) -> Tensor:
+        found = gradients.abs().pow(self.moment).mean(0)
+        return found / found.norm(dim=1, keepdim=True).clamp_min(1e-30) if self.normalise else found
 
 
-class TaylorImportance(Importance):
+class TaylorImportance(GateImportance):
     """What the loss becomes without a unit, by its Taylor series in the gate up to the second order: -g + h / 2.
 
     g = E[dL/dgate], and the curvature h = T E[(dL/dgate)^2] over sequences of T tokens: the Fisher information of a
@@ -123,9 +137,8 @@ class TaylorImportance(Importance):
     with a first-order term, since a gate is not at its minimum). Nearly the order of `LeaveOneOut`, for one pass.
     """
 
-    def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
-        gradients, length = gate_gradients(units, sample), sample.batches[0].input_ids.shape[1]
-        return _of_present(length * gradients.square().mean(0) / 2 - gradients.mean(0), units)
+    def _moments(self, gradients: Tensor, length: int) -> Tensor:
+        return length * gradients.square().mean(0) / 2 - gradients.mean(0)
 
 
 class GradientNormImportance(Importance):

@@ -26,6 +26,7 @@ from lightning_app.plasticity.units import Units
 from lightning_app.training.module import LanguageModule
 
 LATENCY_WARMUP, LATENCY_ROUNDS = 3, 10
+LATENCY_SECONDS, LATENCY_LEAST = 5.0, 3  # a slow model is measured in fewer rounds: they are surer, and dear
 
 
 def sample_of(module: LanguageModule, dataset: TokenDataset, *, batches: int, batch_size: int, seed: int) -> Sample:
@@ -98,9 +99,9 @@ def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
     whatever else a machine does makes some of them longer, and none shorter."""
     parameters = list(module.backbone.parameters())
     ids = sample.batches[0].input_ids
-    times = []
+    times: list[float] = []
     with torch.no_grad(), evaluated(module):
-        for _ in range(LATENCY_WARMUP + LATENCY_ROUNDS):
+        while len(times) < LATENCY_WARMUP + _rounds(sum(times)):
             start = _now(ids.device)
             module.backbone.text_logits(ids)
             times.append(1000 * (_now(ids.device) - start))
@@ -111,6 +112,11 @@ def cost_of(module: LanguageModule, sample: Sample) -> dict[str, Any]:
         "latency_ms": min(times[LATENCY_WARMUP:]),
         "latency_spread": [min(times[LATENCY_WARMUP:]), max(times[LATENCY_WARMUP:])],
     }
+
+
+def _rounds(spent: float) -> int:
+    """How many are measured, once all so far took so many milliseconds."""
+    return LATENCY_ROUNDS if spent < 1000 * LATENCY_SECONDS else LATENCY_LEAST
 
 
 def _now(device: torch.device) -> float:
