@@ -83,7 +83,9 @@ class Separate(Layout):
         if _outputs(q) != H * K or _outputs(v) != _outputs(k) or G == 0 or H % G:
             return None
         rows = _rows(G, K)
-        return _layer(module, out, G, [(q, _rows(G, H // G * K)), (k, rows), (v, rows)])
+        layer = _layer(module, out, G, [(q, _rows(G, H // G * K)), (k, rows), (v, rows)])
+        layer.query_heads = H // G
+        return layer
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Layer:
         counts: (module, attribute, how much of it is one unit's) of numbers that follow.
         n: N.
         biased: attention that is handed a bias for each head, see `cut_alibi`.
+        query_heads: of a unit: more than 1 where they share keys and values.
         present: units that are there, by rising index.
     """
 
@@ -67,6 +68,7 @@ class Layer:
     counts: list[tuple[nn.Module, str, int]]
     n: int
     biased: nn.Module | None = None
+    query_heads: int = 1
     present: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

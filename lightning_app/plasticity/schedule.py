@@ -99,6 +99,7 @@ class PlasticitySchedule(RunCallback):
         return events.PlasticityStarted(
             shape=list(heads.shape),
             units={kind: list(units_in(module, kind)[0].shape) for kind in options.kinds},
+            query_heads=heads.layers[0].query_heads,
             targets=[*options.kinds],
             strategy=", ".join(f"{kind}: {options.strategies[kind].name}" for kind in options.kinds),
             surgery=options.surgery,

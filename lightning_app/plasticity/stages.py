@@ -112,7 +112,9 @@ def summary(module: LanguageModule, options: ScheduleOptions, progress: Progress
     for kind in options.kinds:
         units = units_in(module, kind)[0]
         total, dead = math.prod(units.shape), int((~units.mask).sum())
-        lines.append(f"{kind}: {total:,} -> {total - dead:,} ({dead / total:.1%} dead, surgery: {options.surgery})")
+        each = units.layers[0].query_heads
+        name = kind if each == 1 else f"{kind} (groups of {each} that share keys and values)"
+        lines.append(f"{name}: {total:,} -> {total - dead:,} ({dead / total:.1%} dead, surgery: {options.surgery})")
     parameters, cost, baseline = sum(p.numel() for p in module.backbone.parameters()), progress.cost, progress.baseline
     lines.append(f"parameters: {baseline.get('parameters', 0):,} -> {parameters:,}")
     if cost:

@@ -24,12 +24,13 @@ from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.lora import LoRA, adapters_of
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity import gates as gates_module
 from lightning_app.plasticity import surgery as surgery_module
 from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.cycle import Cycle
-from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance
+from lightning_app.plasticity.importance import EntropyImportance, MagnitudeImportance, SavedImportance, SeedImportance
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.layout import Part
 from lightning_app.plasticity.options import AdvancedOptions
@@ -792,3 +793,51 @@ def test_the_end_says_what_was_reached_and_proved(fit: Fit, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "heads: 8 -> 4 (50.0% dead, surgery: remove)" in printed
     assert "proved: dead heads: 4" in printed
+
+
+# A pretrained LLaMA of 4 key-value groups, of 2 query heads each, whose adapters alone are trained
+
+ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
+
+
+@pytest.fixture
+def adapted(folder: Path) -> CausalLM:
+    torch.manual_seed(0)
+    sizes = {**GROUPED, "intermediate_size": 64, "initializer_range": 0.2}
+    whole = PretrainedLM(architecture="llama", options=sizes, vocab_size=257, block_size=16)
+    whole.model.save_pretrained("own")
+    return CausalLM(PretrainedLM(pretrained="own", lora=LoRA(r=2, target_modules=ADAPTED)), scheduler=None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head_lr_factor": 3.0},
+        {"strategy": SeedImportance(), "neuron_strategy": MagnitudeImportance(), "regrow": 1, "regrow_how": "new"},
+        pytest.param({"surgery": "mask"}, marks=pytest.mark.slow),
+    ],
+    ids=["rates", "seed", "mask"],
+)
+def test_key_value_groups_are_cut_with_their_adapters(
+    fit: Fit, adapted: CausalLM, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    frozen = {name: p.clone() for name, p in adapted.named_parameters() if name.endswith("base_layer.weight")}
+    trainer = fit(adapted, plan(targets=["heads", "neurons"], **options))
+    regrown = options.get("regrow", 0)
+    heads, neurons = (units_in(adapted, kind)[0] for kind in ("heads", "neurons"))
+    assert (int((~heads.mask).sum()), int((~neurons.mask).sum())) == (4, 64)
+    assert "heads (groups of 2 that share keys and values): 8 -> 4 (50.0% dead" in capsys.readouterr().out
+    assert events("plasticity_started")[0]["query_heads"] == 2
+    for units in (heads, neurons):
+        for layer in units.layers:
+            for part in layer.parts:
+                assert part.parameter.shape[part.dim] == part.positions(layer.present).numel()
+    if not regrown:  # what is frozen has moved, and not changed
+        for i, layer in enumerate(heads.layers):
+            q = layer.parts[0]
+            name = f"backbone.model.model.layers.{i}.self_attn.q_proj.base_layer.weight"
+            assert torch.equal(q.parameter, frozen[name][q.index[layer.present].flatten()])
+    trainer.save_checkpoint("pruned.ckpt")
+    assert torch.equal(logits(load_module("pruned.ckpt")[0]), logits(adapted))
+    assert all(adapters_of(m) for name, m in adapted.named_modules() if name.endswith(tuple(ADAPTED)))

@@ -122,6 +122,14 @@ def test_after_a_rollback_the_summary_is_of_the_model_that_is_left(log: Log):
     assert "1 rollback." in summary
 
 
+def test_heads_that_are_groups_are_called_so():
+    started = {"event": "plasticity_started", "step": 0, "shape": [2, 4]}
+    note = "Heads are key-value groups here, of 3 query heads each"
+    assert note in page_of([started | {"query_heads": 3}]).sections["summary"]
+    for others in ({"query_heads": 1}, {}):  # the second is an older log's
+        assert "key-value groups" not in page_of([started | others]).sections["summary"]
+
+
 @pytest.mark.parametrize(
     ("last", "state"),
     [

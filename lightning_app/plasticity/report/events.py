@@ -20,6 +20,7 @@ class PlasticityStarted(Event):
     Attributes:
         shape: L and H.
         units: (layers, units of each) by kind, "heads" or "neurons".
+        query_heads: of a head: more than 1 where they share keys and values, so that "heads" are groups of them.
         head_parameters_share: parameters of all heads, of the model's.
         cycles, ..., automatic: see `plasticity.phases.Plan`.
     """
@@ -28,6 +29,7 @@ class PlasticityStarted(Event):
     is_of_the_whole = True
     shape: list[int] | None
     units: dict[str, list[int]] | None
+    query_heads: int | None
     targets: list[str] | None
     strategy: str | None
     surgery: str | None

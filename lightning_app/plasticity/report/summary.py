@@ -49,7 +49,13 @@ def _summary(records: Sequence[Record]) -> list[Part]:
         f'<p class="lead">{_sentence(records)} <strong class="{kind}">{verdict}</strong></p>',
         f'<dl class="tiles">{cells}</dl>',
     ]
-    if not events(records, PlasticityStarted):
+    started = events(records, PlasticityStarted)
+    if grouped := [one.query_heads for one in started if (one.query_heads or 1) > 1]:
+        parts.append(
+            f'<p class="note">Heads are key-value groups here, of {grouped[0]} query heads each: '
+            "nothing smaller can be cut out.</p>"
+        )
+    if not started:
         parts.insert(
             0,
             '<p class="missing">not logged: plasticity_started. No plasticity in this log: the sections '
