@@ -144,6 +144,11 @@ def test_the_state_of_the_run(last: dict[str, Any], state: str):
     assert state in page_of([{"event": "started", "step": 0}, last]).sections["summary"]
 
 
+def test_seconds_of_a_forward_are_no_powers_of_ten():
+    costs = [{"event": "cost", "step": i, "stage": "baseline", "latency_ms": x} for i, x in enumerate((3229.5, 43.21))]
+    assert "3,230 \u2192 43.2" in page_of([costs[0], costs[1] | {"stage": "pruned"}]).sections["summary"]
+
+
 def test_a_proof_that_does_not_hold_is_said_at_the_top(log: Log):
     assert "A proof does not hold" not in page_of(log).sections["summary"]
     broken = [*log, {"event": "proof", "step": 77, "cycle": 3, "checks": {"same output": False}}]

@@ -24,7 +24,7 @@ def _analyses(records: Sequence[Record]) -> list[Part]:
         return []
     parts: list[Part] = [
         '<p class="note">Layers and heads count from 0. \u2715: dead. \u2013: alive, but not measured. '
-        "One scale for all cycles of a measure.</p>"
+        "One scale for all cycles of a measure; what lies far above has its darkest colour.</p>"
     ]
     for name, unit in (("entropy", "nats"), ("gradient", ""), ("importance", "")):
         maps = heads.analysis_maps(records, name)

@@ -30,13 +30,20 @@ LOW_TO_HIGH = [[0, "@low"], [0.5, "@middle"], [1, "@high"]]
 def analysis_maps(records: Sequence[Record], name: str) -> list[Chart]:
     """One heatmap per analysis that has this matrix, all on one scale."""
     found = [(i, one, matrix) for i, one in enumerate(events(records, Analysis)) if (matrix := getattr(one, name))]
-    values = [x for _, _, matrix in found for row in matrix for x in row if x is not None]
-    scale = {"zmin": min(values), "zmax": max(values)} if values else {}
+    scale = _scale([x for _, _, matrix in found for row in matrix for x in row if x is not None])
     charts = []
     for i, one, matrix in found:
         dead = [[not alive for alive in row] for row in one.alive or []]
         charts.append(heatmap(f"{name}-{i}", when(one), matrix, dead, name=name, **scale))
     return charts
+
+
+def _scale(values: Sequence[float]) -> dict[str, float]:
+    """From the least to the most, but for a few values that lie so far above that all others would look alike."""
+    if not values:
+        return {}
+    low, high = min(values), sorted(values)[int(0.95 * (len(values) - 1))]
+    return {"zmin": low, "zmax": min(max(values), low + 2 * (high - low)) if high > low else max(values)}
 
 
 def heatmap(id: str, title: str, z: Matrix, dead: Sequence[Sequence[bool]], *, name: str, **scale: Any) -> Chart:
@@ -100,6 +107,7 @@ def over_time(id: str, title: str, seen: Sequence[Analysis] | Sequence[Controlle
     rows = [list(row) for row in zip(*flat, strict=True)]
     by_head: Trace = {"type": "heatmap", "name": name, "x": [f"{s:,}" for s in steps], "y": names, "z": rows}
     by_head |= {"colorscale": LOW_TO_HIGH, "colorbar": _bar(), "ygap": 1 if len(names) <= 60 else 0}
+    by_head |= _scale([x for _, row in known for x in row])
     by_head["hovertemplate"] = f"head %{{y}}, step %{{x}}: {name} %{{z}}<extra></extra>"
     layout = {
         "xaxis": {"title": {"text": "optimizer steps"}, "type": "category", "nticks": 6, "showgrid": False},

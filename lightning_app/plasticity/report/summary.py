@@ -42,7 +42,7 @@ def _summary(records: Sequence[Record]) -> list[Part]:
         ("Perplexity", *_tile(measure(base, "ppl"), measure(now, "ppl"), "{:.2f}", better=-1)),
         ("Parameters", *_tile(measure(cost, "parameters"), measure(costs_now, "parameters"), si)),
         ("FLOPs per token", *_tile(measure(cost, "flops_per_token"), measure(costs_now, "flops_per_token"), si)),
-        ("Latency, ms", *_tile(measure(cost, "latency_ms"), measure(costs_now, "latency_ms"), "{:.3g}", better=-1)),
+        ("Latency, ms", *_tile(measure(cost, "latency_ms"), measure(costs_now, "latency_ms"), _short, better=-1)),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>" for name, value, more in tiles)
     parts: list[Part] = [
@@ -72,6 +72,10 @@ def _summary(records: Sequence[Record]) -> list[Part]:
             "pruning or those steps changed the loss, only a run of as many steps without pruning can tell.</p>"
         )
     return parts
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def measure(event: Evaluation | Cost | None, name: str) -> float | None:

@@ -28,6 +28,21 @@ def test_a_head_that_was_not_measured_is_not_called_dead():
     assert (trace(chart, "not measured")["x"], trace(chart, "dead")["x"]) == ([1], [2])
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([*range(1, 20), 500.0], (1, 1 + 2 * 18)),  # one head of 20 is worth more than all others
+        ([*range(1, 21)], (1, 20)),
+        ([3.0, 3.0, 3.0], (3, 3)),
+    ],
+)
+def test_one_head_far_above_leaves_colours_to_the_others(values: list[float], ends: tuple[float, float]):
+    analysis = {"event": "analysis", "step": 1, "cycle": 1, "alive": [[1] * len(values)], "importance": [values]}
+    (chart,) = heads.analysis_maps(typed([analysis]), "importance")
+    assert (chart.data[0]["zmin"], chart.data[0]["zmax"]) == ends
+    assert chart.data[0]["z"] == [values]
+
+
 def test_gradients_over_time(log: Log):
     found = of(log, "analysis")
     mean, each = heads.over_time("g", "Gradient", typed(found), "gradient")
