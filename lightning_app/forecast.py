@@ -47,6 +47,7 @@ class Forecast:
         """A memory fills, heads are pruned, texts are not novel for ever: later steps are other ones."""
         parts = [*of_kind(self.trainer, L.Callback), *self.trainer.lightning_module.extensions]
         folders = tuple(f"lightning_app.{idea.name}." for idea in here())
+        parts = [part for part in parts if part not in self.short.rehearsed]
         found = [type(part).__name__ for part in parts if type(part).__module__.startswith(folders)]
         return [("not foretold", f"how the work of {', '.join(found)} changes in training")] if found else []
 
@@ -107,11 +108,13 @@ class Forecast:
     def _time(self) -> str:
         costs, work = self.short.costs(), self.work
         seconds = self.seconds + self.short.seconds_beyond(self.end[0])
-        once = seconds - work.seconds(costs)
+        of_ideas = self.short.seconds_of_ideas(self.end[0])
+        once = seconds - work.seconds(costs) - of_ideas
         parts = [
             f"{work.batches:,} batches of {_duration(costs.batch)}",
             f"{work.validations:,} validations of {_duration(costs.validation)}",
             f"{work.checkpoints:,} checkpoints of {_duration(costs.checkpoint)}",
+            *(f"{type(callback).__name__} {_duration(of_ideas)}" for callback in self.short.rehearsed),
             f"start and end {_duration(once)}",
         ]
         return f"{clock(seconds)} ({seconds:.1f} s): {', '.join(parts)}"

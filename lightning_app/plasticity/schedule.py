@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,11 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.errors import InputError
 from lightning_app.plasticity.cycle import Cycle
+from lightning_app.plasticity.foretold import entered
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.layout import Kind
 from lightning_app.plasticity.learning_rates import FinetuningRates
 from lightning_app.plasticity.options import ScheduleOptions, check_run, check_units
-from lightning_app.plasticity.phases import Move, Position, next_move
+from lightning_app.plasticity.phases import Move, Phase, Position, next_move
 from lightning_app.plasticity.progress import Progress
 from lightning_app.plasticity.pruner import check_strategy
 from lightning_app.plasticity.report import events
@@ -176,6 +179,31 @@ class PlasticitySchedule(RunCallback):
             reason=verdict.reason,
         )
         RunLog.event(trainer, stabilised)
+
+    # A dry run
+
+    def rehearse(self) -> Callable[[int], float] | None:
+        """See `RunCallback`: each part of a cycle that is to come is carried out once."""
+        trainer, at = self._in_run[0], self.progress.at
+        steps, unseen = self.module.optimizer_steps(), trainer.global_step - self._step
+        if not self.options.kinds:
+            return None
+        costs = {phase: self._seconds_of(phase) for phase in entered(self.plan, at, steps=steps, eval_freq=1)[0]}
+        start = time.monotonic()
+        self._cycle.stages.evaluate("rehearsal")
+        evaluation = time.monotonic() - start
+
+        def seconds(further: int) -> float:
+            phases, evaluations = entered(self.plan, at, steps=further + unseen, eval_freq=self.options.eval_freq)
+            return sum(n * costs[phase] for phase, n in phases.items()) + evaluations * evaluation
+
+        return seconds
+
+    def _seconds_of(self, phase: Phase) -> float:
+        start = time.monotonic()
+        self.progress.move(Position(phase, self.progress.at.cycle + (phase == "warmup")))
+        self._cycle.enter()
+        return time.monotonic() - start
 
     # Others that watch the validation loss
 

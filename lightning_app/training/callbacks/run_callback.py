@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
@@ -92,6 +92,15 @@ class RunCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._joined = trainer, pl_module
         super().setup(trainer, pl_module, stage)
+
+    def rehearse(self) -> Callable[[int], float] | None:
+        """Asked behind the last step of `fit --dry_run`, whose model is thrown away: whatever this callback will do now
+        and then may be done once, to time it.
+
+        Returns: from a number of further steps to the seconds that it takes within them, beside what each step takes;
+            None: it cannot tell.
+        """
+        return None
 
     @property
     def run(self) -> RunContext:

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -48,6 +49,7 @@ class ShortFit(RunCallback):
         time_left: seconds that `max_time` leaves, from the first step on; None without.
         batches: that were learned.
         tokens: in them, on all ranks, padding included.
+        rehearsed: callbacks that can tell what they will do now and then, and seconds of it in so many further steps.
     """
 
     priority = Priority.RESUME
@@ -58,6 +60,8 @@ class ShortFit(RunCallback):
         self.limits: dict[str, int] = {}
         self.time_left: float | None = None
         self.batches = self.tokens = 0
+        self.rehearsed: dict[L.Callback, Callable[[int], float]] = {}
+        self._rehearsal = 0.0  # seconds that trying it has taken
         self._start, self._began = 0, 0.0
         self._steps: list[tuple[float, int]] = []  # when a step was done, and the batches by then
         self._validated: list[float] = []  # when each batch of the validation began
@@ -112,8 +116,16 @@ class ShortFit(RunCallback):
             torch.cuda.synchronize(pl_module.device)
         self._steps.append((time.monotonic(), self.batches))
         if self.steps >= WARM_UP + TIMED:
+            self._rehearse(trainer)
             fit_loop.end_here(trainer)
             warnings.simplefilter("ignore")  # what follows is warned of an end that the fit does not have
+
+    def _rehearse(self, trainer: L.Trainer) -> None:
+        start = time.monotonic()
+        for callback in of_kind(trainer, RunCallback):
+            if (seconds := callback.rehearse()) is not None:
+                self.rehearsed[callback] = seconds
+        self._rehearsal = time.monotonic() - start
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
         if self._steps:  # not in the check before
@@ -150,7 +162,13 @@ class ShortFit(RunCallback):
         done = Work(self.batches, int(self.plan.validates), len(self.watch.saving(Span(self._began, math.inf))))
         texts = sum(one.seconds for one in costs.texts)
         own = replace(costs, texts=(), validation=self._validation())
-        return self.plan.until(end).seconds(costs) - done.seconds(own) - texts
+        beyond = self.plan.until(end).seconds(costs) - done.seconds(own) - texts
+        return beyond + self.seconds_of_ideas(end) - self._rehearsal
+
+    def seconds_of_ideas(self, end: int) -> float:
+        """What rehearsed callbacks will do until step `end` besides."""
+        further = max(0, end - self._start - self.steps)
+        return sum(seconds(further) for seconds in self.rehearsed.values())
 
     def step_at(self, limit: float) -> int:
         """The step with which a fit ends that has so many seconds from its first step on."""
