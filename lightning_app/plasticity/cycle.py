@@ -84,9 +84,9 @@ class Cycle:
             compute=lambda: module.backbone.text_logits(ids),
         )
 
-    def _prove(self, checks: Checks) -> None:
+    def _prove(self, checks: Checks, *, of: str = "heads") -> None:
         RunLog.event(self.trainer, events.Proof(cycle=self._cycle, checks=checks))
-        self.progress.proved |= checks
+        self.progress.proved |= {f"of {of}: {name}": value for name, value in checks.items()}
 
     def analyse(self) -> None:
         """Measure the importance of all units on the sample."""
@@ -157,7 +157,7 @@ class Cycle:
             name, level = self.options.strategies[kind].name, self.options.levels[kind]
             reason = f"the least important by {name}; {int(dead.sum())} {kind} to reach level {level}"
             RunLog.event(self.trainer, events.Pruning(cycle=self._cycle, target=kind, reason=reason, **event))
-            self._prove(checks)
+            self._prove(checks, of=kind)
         reset_best_checkpoint(self.trainer)
 
     def regrow(self) -> None:
@@ -209,7 +209,7 @@ class Cycle:
             alive=self._units("heads").mask.int().tolist(),
         )
         RunLog.event(self.trainer, rollback)
-        self._prove(checks)
+        self._prove(checks, of="going back")
         reset_best_checkpoint(self.trainer)
         self.stages.look("before")
         self.stages.log_cost("gone back")

@@ -23,7 +23,7 @@ class Progress:
         ce_at_start: cross-entropy on the sample at the start of this cycle, in nats per token.
         baseline: what the model cost at first.
         cost: what it cost when it was measured last.
-        proved: by the name of the proof, for the end.
+        proved: by what it is of and the name of the proof, for the end.
         factors: (L, H) of the heads' updates, while this cycle's fine-tuning lasts.
         snapshot: of the state before this cycle, if it may be undone.
     """

@@ -122,4 +122,8 @@ def summary(module: LanguageModule, options: ScheduleOptions, progress: Progress
             f"a forward: {baseline['latency_ms']:.1f} -> {cost['latency_ms']:.1f} ms, "
             f"{cost['measured']:.2f} x faster; FLOPs allow {cost['ceiling']:.2f} x"
         )
-    return lines + [f"proved: {name}: {value:g}" for name, value in progress.proved.items()]
+    return lines + [f"proved {name}: {_plain(value)}" for name, value in progress.proved.items()]
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"

@@ -792,7 +792,7 @@ def test_the_end_says_what_was_reached_and_proved(fit: Fit, capsys: pytest.Captu
     fit(article_gpt(), plan())
     printed = capsys.readouterr().out
     assert "heads: 8 -> 4 (50.0% dead, surgery: remove)" in printed
-    assert "proved: dead heads: 4" in printed
+    assert "proved of heads: dead heads: 4" in printed
 
 
 # A pretrained LLaMA of 4 key-value groups, of 2 query heads each, whose adapters alone are trained
@@ -827,7 +827,10 @@ def test_key_value_groups_are_cut_with_their_adapters(
     regrown = options.get("regrow", 0)
     heads, neurons = (units_in(adapted, kind)[0] for kind in ("heads", "neurons"))
     assert (int((~heads.mask).sum()), int((~neurons.mask).sum())) == (4, 64)
-    assert "heads (groups of 2 that share keys and values): 8 -> 4 (50.0% dead" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "heads (groups of 2 that share keys and values): 8 -> 4 (50.0% dead" in printed
+    if "surgery" not in options:
+        assert [f"proved of {kind}: parameters removed: " in printed for kind in ("heads", "neurons")] == [True, True]
     assert events("plasticity_started")[0]["query_heads"] == 2
     for units in (heads, neurons):
         for layer in units.layers:
