@@ -8,6 +8,7 @@ from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_app.data.sources import as_options
 from lightning_app.errors import InputError
 from lightning_app.plasticity.importance import GradientImportance, Importance, TaylorImportance
 from lightning_app.plasticity.layout import Kind
@@ -124,6 +125,7 @@ class ScheduleOptions:
     advanced: AdvancedOptions = AdvancedOptions()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "advanced", as_options(AdvancedOptions, self.advanced))  # a dict, in Python
         if len(set(self.kinds)) < len(self.kinds):
             raise InputError(f"targets are {self.kinds}: give each once")
         for kind, level in self.levels.items():

@@ -7,6 +7,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.importance import EntropyImportance, GradientImportance, TaylorImportance
 from lightning_app.plasticity.kinds import units_of
 from lightning_app.plasticity.options import AdvancedOptions, ScheduleOptions, check_run, check_units
+from lightning_app.plasticity.schedule import PlasticitySchedule
 
 
 def test_defaults_that_depend_on_others():
@@ -18,6 +19,15 @@ def test_defaults_that_depend_on_others():
     assert ScheduleOptions(targets=[]).kinds == []
     plan = ScheduleOptions(advanced=AdvancedOptions(warmup="stable", regrow=1, automatic=True)).plan
     assert (plan.until_stable, plan.regrows, plan.automatic) == (True, True, True)
+
+
+def test_in_python_the_advanced_ones_may_be_a_dict():
+    given = {"neuron_level": 0.1, "regrow": 1}
+    assert PlasticitySchedule(advanced=given).options.advanced == AdvancedOptions(neuron_level=0.1, regrow=1)
+    with pytest.raises(
+        InputError, match=r"cannot make a AdvancedOptions of .*regrows.* its options are neuron_level, "
+    ):
+        PlasticitySchedule(advanced={"regrows": 1})
 
 
 def test_what_is_regrown_is_pruned_first():
