@@ -24,6 +24,7 @@ OVERLAYS = {  # what each changes
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",
+    "plasticity_smollm2": "smollm2",
     "streaming": "article_gpt",
     "weight_averaging": "gpt2_offline",
 }
@@ -31,6 +32,8 @@ OVERLAYS = {  # what each changes
 LEFT_OUT = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node", "wandb"}
 FRESH = {"pretrained": None, "architecture": "gpt2", "options": {"n_layer": 2, "n_embd": 32, "n_head": 2}}
 OF_A_DOWNLOAD = {"model": {"init_args": {"backbone": {"init_args": FRESH}}}}
+GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
+LLAMA = {"pretrained": None, "architecture": "llama", "options": {**GROUPED, "intermediate_size": 160}}
 SMALL = {"embedding_dim": 32, "layers": 2, "heads": 2, "head_size": 16}
 SHORT_SEGMENTS = {"model": {"init_args": {"segment_length": 8}}}
 CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-ins for what is downloaded or large
@@ -38,6 +41,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-in
     "art_varda": [SHORT_SEGMENTS],
     "article_gpt_162m": [{"model": {"init_args": {"backbone": SMALL}}}],
     "gpt2": [OF_A_DOWNLOAD],
+    "plasticity_smollm2": [{"model": {"init_args": {"backbone": {"init_args": LLAMA}}}}],
     "smollm2": [OF_A_DOWNLOAD],
     "streaming": [{"data": {"train": {"path": "hf:text:data/articles/train/*.txt"}}}],
     "varda_gpt": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
@@ -48,6 +52,7 @@ SCHEDULES = {  # within 20 steps
     "plasticity": {"cycles": 2, "training_steps": 4, "warmup_steps": 2, "finetuning_steps": 4},
     "plasticity_dynamic": {"cycles": 2, "training_steps": 4, "warmup_steps": 2, "finetuning_steps": 4},
     "plasticity_quick": {"training_steps": 4, "warmup_steps": 2, "finetuning_steps": 4},
+    "plasticity_smollm2": {"finetuning_steps": 12},
 }
 NAMES = sorted([*CONFIGS, *OVERLAYS])
 
