@@ -95,7 +95,7 @@ def _of_present(scores: Tensor, units: Units) -> Tensor:
 
 
 class GateImportance(Importance):
-    """Of the gradients at the gates alone: whoever has them needs no further pass over the sample."""
+    """Needs the gradients at the gates alone: whoever has them needs no further pass over the sample."""
 
     def scores(self, units: Units, sample: Sample, *, keep: int) -> Tensor:
         return self.by_gradients(gate_gradients(units, sample), units, sample)
