@@ -42,14 +42,14 @@ class Overlap:
 def overlap(documents: Iterable[Document], training: Iterable[Document]) -> Overlap:
     """How much of `documents` is in the first 32 M characters of `training`."""
     listed = list(documents)
-    keys, runs = [_key(document) for document in listed], _runs_of_all(listed)
+    keys, runs = [_key(document) for document in listed], _all_runs(listed)
     known, counts = np.unique(runs, return_counts=True)
     found, same = np.zeros(len(known), dtype=bool), set(keys)
     missing = set(keys)
     for document in _first(training):
         missing.discard(_key(document))
         if len(known):
-            theirs = _runs(document.text)
+            theirs = runs_of(document.text)
             at = np.searchsorted(known, theirs).clip(max=len(known) - 1)
             found[at[known[at] == theirs]] = True
     return Overlap(len(keys), sum(key in same - missing for key in keys), len(runs), int(counts[found].sum()))
@@ -68,11 +68,11 @@ def _key(document: Document) -> bytes:
     return hashlib.sha256(repr((document.prompt, document.text.strip())).encode()).digest()
 
 
-def _runs_of_all(documents: Iterable[Document]) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype=np.uint64), *(_runs(document.text) for document in documents)])
+def _all_runs(documents: Iterable[Document]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.uint64), *(runs_of(document.text) for document in documents)])
 
 
-def _runs(text: str) -> np.ndarray:
+def runs_of(text: str) -> np.ndarray:
     """A number for each 8 words that follow each other (n,), equal where they are."""
     words = text.split()
     n = len(words) - WORDS + 1
