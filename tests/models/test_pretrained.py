@@ -293,7 +293,9 @@ def test_a_frozen_model_lets_what_stands_on_it_learn():
     model = MemoryLM(fresh(freeze=True), [AttentionReader(num_search_results=2)], segment_length=4)
     ids = tokens()
     context = replace(TokenContext.of_session(ids, start=0, new=BLOCK), segments=torch.arange(BLOCK) // 4)
-    model.run(ids, context).logits.square().mean().backward()
+    found = model.run(ids, context)
+    assert not found.before.requires_grad  # so its forward keeps no activations
+    found.logits.square().mean().backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert learning
     assert not any(name.startswith("backbone.") for name in learning)

@@ -31,23 +31,29 @@ class AttentionReader(LearnedReader):
 
     Args:
         scale: at first; it is learned, up to 100.
+        start: factor of what is added, at first: 0 leaves a pretrained model as it is until the reader has learned.
         retrieval_weight: of -log of the attention on entries with the same next token, the mean over the positions that
             can read one. How many these are only the forward knows: accumulated batches count alike.
         kwargs: see `LearnedReader`. The memory's metric is cosine.
     """
 
-    def __init__(self, scale: float = 10.0, retrieval_weight: float = 0.0, **kwargs: Any):
+    def __init__(self, scale: float = 10.0, retrieval_weight: float = 0.0, start: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs, metric="cosine")
         for name, value, right in (
             ("scale", scale, 0 < scale <= LARGEST_SCALE),
             ("retrieval_weight", retrieval_weight, retrieval_weight >= 0),
+            ("start", start, 0 <= start <= 1),
         ):
             if not right:
-                raise InputError(f"{name} is {value}; scale lies in (0, {LARGEST_SCALE}], retrieval_weight from 0 on")
-        self.scale, self.retrieval_weight = scale, retrieval_weight
+                raise InputError(
+                    f"{name} is {value}; scale lies in (0, {LARGEST_SCALE}], retrieval_weight from 0 on, "
+                    "start from 0 to 1"
+                )
+        self.scale, self.retrieval_weight, self.start = scale, retrieval_weight, start
 
     def config(self) -> dict[str, Any]:
-        config = {**super().config(), "scale": self.scale, "retrieval_weight": self.retrieval_weight}
+        own = {"scale": self.scale, "retrieval_weight": self.retrieval_weight, "start": self.start}
+        config = {**super().config(), **own}
         config.pop("metric")
         return config
 
@@ -68,7 +74,7 @@ class AttentionReader(LearnedReader):
         """
         rotation = nn.init.orthogonal_(self.writer.fc_storable_vector.weight)
         self.fc_query.weight.copy_(rotation)
-        self.fc_read.weight.copy_(rotation.t())
+        self.fc_read.weight.copy_(self.start * rotation.t())
         self.writer.fc_deletable_vector.weight.copy_(rotation)
         for layer in (self.fc_query, self.writer.fc_storable_vector, self.writer.fc_deletable_vector):
             nn.init.zeros_(layer.bias)

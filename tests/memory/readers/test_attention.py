@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
@@ -59,6 +60,24 @@ def test_it_is_attention_over_the_memory_earlier_segments_and_nothing(stored: in
     assert torch.allclose(found, by_hand(reader, states), atol=1e-4)
     assert output.update is not None
     assert torch.equal(output.update.entries.vectors, reader.writer(states).vectors[reader.writer(states).stored])
+
+
+def test_with_a_start_of_0_it_changes_nothing_until_it_has_learned():
+    reader = reader_with(start=0.0)
+    assert AttentionReader(**reader.config()).start == 0
+    with pytest.raises(InputError, match=r"start is 1.5; .*start from 0 to 1"):
+        AttentionReader(start=1.5)
+    optimizer = torch.optim.SGD(reader.parameters(), lr=0.1)
+    states, target = torch.randn(1, T, D), torch.randn(1, T, D)
+    learned = set()
+    for step in range(2):
+        found, _ = reader.at_states(states, context())
+        assert torch.equal(found, states) == (step == 0)
+        optimizer.zero_grad()
+        (found - target).square().mean().backward()
+        learned |= {name for name, p in reader.named_parameters() if p.grad is not None and p.grad.any()}
+        optimizer.step()
+    assert {"fc_read.weight", "fc_query.weight", "writer.fc_storable_vector.weight", "null"} <= learned
 
 
 @torch.no_grad()
