@@ -27,10 +27,14 @@ MODULES = {  # every config in configs/, and what it trains
     "gpt2_offline": "CausalLM",
     "smollm2": "CausalLM",
     "smollm2_art": "ARTGPT2",
+    "smollm2_varda": "VardaGPT",
     "varda_gpt": "VardaGPT",
     "varda_gpt_offline": "VardaGPT",
 }
-NEEDS_DOWNLOAD = {"art_gpt2", "article_gpt_162m", "article_gpt_seed", "gpt2", "smollm2", "smollm2_art", "varda_gpt"}
+NEEDS_DOWNLOAD = {
+    *("art_gpt2", "article_gpt_162m", "article_gpt_seed", "gpt2"),
+    *("smollm2", "smollm2_art", "smollm2_varda", "varda_gpt"),
+}
 CHANGED = {  # what each overlay changes
     "art": "article_gpt",
     "art_varda": "varda_gpt_offline",

@@ -11,7 +11,7 @@ import yaml
 HERE = Path(__file__).parent
 CONFIGS = [
     *("art_gpt2", "art_gpt2_offline", "article_gpt", "article_gpt_162m", "article_gpt_seed"),
-    *("gpt2", "gpt2_offline", "smollm2", "smollm2_art", "varda_gpt", "varda_gpt_offline"),
+    *("gpt2", "gpt2_offline", "smollm2", "smollm2_art", "smollm2_varda", "varda_gpt", "varda_gpt_offline"),
 ]
 OVERLAYS = {  # what each changes
     "art": "article_gpt",
@@ -44,6 +44,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-in
     "plasticity_smollm2": [{"model": {"init_args": {"backbone": {"init_args": LLAMA}}}}],
     "smollm2": [OF_A_DOWNLOAD],
     "smollm2_art": [OF_A_DOWNLOAD],
+    "smollm2_varda": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
     "streaming": [{"data": {"train": {"path": "hf:text:data/articles/train/*.txt"}}}],
     "varda_gpt": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
     "varda_gpt_offline": [SHORT_SEGMENTS],
