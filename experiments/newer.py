@@ -177,7 +177,7 @@ class Experiment:
         mixtures = {" + ".join(kinds): partial(self.mixed, *kinds) for kinds in MIXTURES}
         lengths = (self.plan.block, self.plan.long_block)
         names = [f"{length:,} tokens of context" for length in lengths]
-        return {names[0]: self.plain, names[1]: self.long, **mixtures}
+        return {names[0]: self.plain, **mixtures, names[1]: self.long}
 
 
 def run(plan: Plan, folder: Path) -> str:
@@ -198,11 +198,12 @@ def run(plan: Plan, folder: Path) -> str:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.newer", description=__doc__)
     parser.add_argument("--commit", default=COMMIT, help="whose files are read")
+    parser.add_argument("--tokens", type=int, default=newer_texts.Choice.tokens, help="of all files together, at most")
     parser.add_argument("--model", default="models/smollm2", help="a directory of Hugging Face's")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_newer"), help="where results are kept")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
-    plan = Plan(options.model, newer_texts.Choice(options.commit))
+    plan = Plan(options.model, newer_texts.Choice(options.commit, options.tokens))
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     print(run(plan, folder))

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from experiments.newer_states import Read
-from lightning_app.memory.knn import LAMS, mixture_weights, p_of_target
+from lightning_app.memory.knn import mixture_weights, p_of_target
 from lightning_app.memory.readers.distribution import CacheReader, DistributionReader, KNNReader
 
 NEIGHBOURS = 256  # what `memory build` looks for
 SCALES = tuple(2.0 ** (i / 2) for i in range(-12, 5))  # temperatures tried, times the reader's own scale
+LAMS = (0.0, *(2.0 ** (i / 2) for i in range(-13, 0)))  # weights tried: 0.011 to 0.71
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def read_once(
     """From the file if it is there. Windows of `block` tokens do not overlap, as in `validate`."""
     if path.exists():
         return Read(**torch.load(path, weights_only=True))
-    windows = TokenWindows(tokens, block, respect_documents=by_document)
+    windows = TokenWindows(tokens, min(block, tokens.n_tokens - 1), respect_documents=by_document)
     start, parts = time.process_time(), []
     for i in range(len(windows)):
         parts.append(_of_window(backbone(), windows.__getitems__([i]), keep_states=keep_states))
