@@ -172,6 +172,8 @@ def search_text(args: argparse.Namespace) -> None:
     opened = _opened(args)
     if args.k < 1:
         raise InputError(f"k is {args.k}: ask for at least 1 neighbour")
+    if not any(reader.bank.size() for reader in opened.readers):  # of several a cache is empty in every checkpoint
+        raise InputError("the memory is empty: nothing can be found; `memory add` or `memory build` fills it")
     for reader in opened.readers:
         found = search(opened.memory, reader, opened.tokenizer, args.query, k=args.k, block=opened.block_size())
         print(f"{type(reader).__name__}: {len(found)} of {reader.bank.size():,} entries, nearest first")

@@ -131,8 +131,6 @@ def search(of: Memory, reader: Reader, tokenizer: Tokenizer, text: str, *, k: in
     if not text:
         raise InputError("the query is empty: give the text whose continuation is looked for")
     query = queries_of(of, reader, torch.tensor([ids], device=of.device))[-1:]
-    if not reader.bank.size():
-        raise InputError("the memory is empty: nothing can be found; `memory add` or `memory build` fills it")
     found: list[Neighbour] = []
     for memory in reader.bank.memories:
         nearest_ids, distances = memory.search(query[0], k)

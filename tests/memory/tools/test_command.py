@@ -497,6 +497,18 @@ def test_an_end_that_fits_two_documents(folder: Path, fails: Callable[..., str])
     assert "2 documents end in 'same.txt'; those are: a/same.txt, b/same.txt" in error
 
 
+def test_of_several_memories_one_may_be_empty(folder: Path):
+    """As a cache is in every checkpoint: it fills in an evaluation, which forgets it."""
+    run("memory", "build", "--ckpt_path", LEARNED_CKPT, "--output", "both.ckpt", "--lam", 0.5, "--temperature", 1)
+    both = Opened.read("both.ckpt")
+    both.memories[0].remove(both.memories[0].ids())
+    both.write("both.ckpt", with_config=False)
+    found = run("memory", "search", "--ckpt_path", "both.ckpt", "--query", "The", "-k", 2).splitlines()
+    assert found[0] == "AttentionReader: 0 of 0 entries, nearest first"
+    assert found[1] == f"KNNReader: 2 of {ENTRIES} entries, nearest first"
+    assert len(found) == 4
+
+
 def test_an_empty_memory_finds_nothing(folder: Path, fails: Callable[..., str]):
     words = [word for name in TEXTS for word in ("--document", f"{name}.txt")]
     run("memory", "delete", "--ckpt_path", MEMORY, *words)
