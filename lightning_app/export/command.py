@@ -40,16 +40,19 @@ from lightning_app.export.tokenizer import write_tokenizer
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.hugging_face import without_bars
+from lightning_app.models.pretrained import SPECIAL, PretrainedLM
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import module_of, read
 from lightning_app.training.find_checkpoint import find_checkpoint
+from lightning_app.training.module import LanguageModule
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 TOLERANCE = 1e-5  # of a logit in fp32, relative to the largest where that is above 1
 PROBE = 64  # tokens that the written directory is compared on
 OWN = "lightning_app"  # the model_type of our own code
+OF_DRAWS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 SMALL_FILES = 2**24  # bytes of all but the weights, at most
 
 
@@ -95,7 +98,7 @@ def export(
     model = _model(backbone, dense=dense)
     with _new_folder(output, needed=_bytes_of(model)) as folder:
         known = write_tokenizer(tokenizer, folder, max_length=backbone.max_length)
-        _write_model(model, folder, tokenizer, known=known, longest=backbone.max_length)
+        _write_model(model, folder, _generation(module, tokenizer, known=known, own=_own(model)))
         difference = _difference(folder, ids, expected)
         onnx_difference = write_onnx(model, folder) if onnx else None
         done = Exported(output, model.config.model_type, difference, onnx_difference)
@@ -216,26 +219,44 @@ def _difference(folder: Path, ids: Tensor, expected: Tensor) -> float:
 # What is written
 
 
-def _write_model(
-    model: PreTrainedModel, folder: Path, tokenizer: Tokenizer, *, known: set[int], longest: int | None
-) -> None:
-    """Weights, both configs, and our own code where the library has none. Ids that are not `known` are never drawn."""
+def _generation(module: LanguageModule, tokenizer: Tokenizer, *, known: set[int], own: bool) -> GenerationConfig:
+    """Special ids, and how texts are drawn: as the model's source says, else as `generate` does. Ids that are not
+    `known` are never drawn."""
     from transformers import GenerationConfig
 
-    own = _own(model)
-    begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
-    special = {"bos_token_id": begin, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.pad}
-    for name, value in special.items():
-        setattr(model.config, name, value)
-    model.generation_config = GenerationConfig(
-        **special,
-        do_sample=True,
-        temperature=0.8,
-        top_k=50,
-        suppress_tokens=sorted(set(range(model.config.vocab_size)) - known) or None,
-        max_length=None if own else longest,  # our own code goes on with the newer half, families fail beyond it
+    ends = sorted(module.end_ids, key=lambda i: (i != tokenizer.eot, i))  # its own first: some readers take one
+    core = module.backbone.core
+    if isinstance(core, PretrainedLM):
+        said = {"bos_token_id": tokenizer.bos, **_of_source(core, tokenizer)}
+    else:
+        begin = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+        said = {"do_sample": True, "temperature": 0.8, "top_k": 50, "bos_token_id": begin}
+    if not said.get("do_sample"):  # it had no effect, and the library refuses to write it
+        said = {name: value for name, value in said.items() if name not in OF_DRAWS}
+    said.setdefault("pad_token_id", tokenizer.pad)
+    unknown = set(range(module.backbone.vocab_size)) - known
+    said["suppress_tokens"] = sorted(unknown.union(said.get("suppress_tokens") or ())) or None
+    return GenerationConfig(
+        **said,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        max_length=None if own else module.backbone.max_length,  # our own code goes on with the newer half
     )
-    if own:
+
+
+def _of_source(core: PretrainedLM, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What its source said; of its begin and pad ids those that are no text of this tokenizer."""
+    sizes, text = tokenizer.token_bytes(), core.model.config.get_text_config(decoder=True)
+    said = {name: getattr(text, name, None) for name in ("bos_token_id", "pad_token_id")} | core.generation
+    ids = {name: said.pop(name) for name in ("bos_token_id", "pad_token_id")}
+    return said | {name: i for name, i in ids.items() if i is not None and 0 <= i < len(sizes) and sizes[i] == 0}
+
+
+def _write_model(model: PreTrainedModel, folder: Path, generation: GenerationConfig) -> None:
+    """Weights, both configs, and our own code where the library has none."""
+    for name in SPECIAL:
+        setattr(model.config, name, getattr(generation, name))
+    model.generation_config = generation
+    if _own(model):
         model.config.auto_map = AUTO_MAP
         for name, text in code_files(model.config.backbone).items():
             (folder / name).write_text(text, encoding="utf-8")

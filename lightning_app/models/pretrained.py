@@ -34,6 +34,11 @@ if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a m
 LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what families call the most positions
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 OF_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype")  # no properties of the model
+# What a checkpoint keeps of a source's generation config; its `eos_token_id` goes into the config.
+GENERATION = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
+    *("no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "bos_token_id", "pad_token_id"),
+)
 WITHOUT_CODE = {"trust_remote_code": False}  # None would ask on the terminal
 # In the names of its settings that a training may change, or that a tensor's shape shows.
 FREE = ("drop", "token_id", "position", "vocab", "use_cache", "initializer", "output_", "implementation")
@@ -103,6 +108,7 @@ class PretrainedLM(Backbone):
         freeze: train none of its weights; what stands on it, such as a memory's readers, learns alone.
         gradient_checkpointing: recompute the blocks in the backward: less memory, about a third more time.
         dtype: of the weights.
+        generation: beside `config`: what its source's generation config said of sampling.
 
     Attributes:
         width: D of `embed` and `hidden`; a single layer's state has the config's hidden_size (OPT-350m's differ).
@@ -110,6 +116,7 @@ class PretrainedLM(Backbone):
         lora: its adapters, if any.
         is_fresh: its weights began at random.
         source: `pretrained`, where that was given.
+        generation: how its source's texts are drawn, in the names of a generation config.
 
     Raises:
         InputError: no such model, an unknown option, sizes that do not fit, or a family that cannot be split into
@@ -131,6 +138,7 @@ class PretrainedLM(Backbone):
         freeze: bool = False,
         gradient_checkpointing: bool = False,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        generation: dict[str, Any] | None = None,
     ):
         super().__init__()
         _check_one_source(pretrained=pretrained, architecture=architecture, config=config)
@@ -146,6 +154,7 @@ class PretrainedLM(Backbone):
                 _saved_config(config, options) if config else _new_config(architecture, options, vocab_size, block_size)
             )
             self.model = _fresh(made, torch_dtype)
+        self.generation = _generation(self.model) if pretrained is not None else generation or {}
         if resize_vocab and vocab_size is not None and vocab_size != self._head.weight.shape[0]:
             self.model.resize_token_embeddings(vocab_size)
         self.is_fresh, self._dtype, self._gradient_checkpointing = (
@@ -203,6 +212,7 @@ class PretrainedLM(Backbone):
             "freeze": self._freeze,
             "gradient_checkpointing": self._gradient_checkpointing,
             "dtype": self._dtype,
+            "generation": self.generation,
         }
 
     @property
@@ -458,6 +468,11 @@ def _keep_ends(model: PreTrainedModel) -> None:
     own, said = _ids(text.eos_token_id), _ids(generation.eos_token_id if generation is not None else None)
     if not said <= own:
         text.eos_token_id = sorted(own | said)
+
+
+def _generation(model: PreTrainedModel) -> dict[str, Any]:
+    said = {} if model.generation_config is None else model.generation_config.to_diff_dict()
+    return {name: said[name] for name in GENERATION if said.get(name) is not None}
 
 
 def _ids(said: int | Sequence[int] | None) -> set[int]:

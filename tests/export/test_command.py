@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
@@ -36,6 +37,7 @@ from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.compositions import ArticleGPT, CausalLM
 from lightning_app.training.module import LanguageModule
+from tests.test_model_tokenizer import save_model
 
 pytestmark = pytest.mark.usefixtures("modules_cache")
 SIZES: dict[str, Any] = {"vocab_size": 260, "block_size": 24, "embedding_dim": 16, "layers": 2, "heads": 4}
@@ -484,6 +486,44 @@ def test_ids_without_a_token_are_never_drawn(exported):
     text = model.generate(IDS[:, :4], max_new_tokens=15, eos_token_id=None)
     assert int(text.max()) < 257
     assert model(IDS).logits.shape[-1] == 300  # they are there, as in the checkpoint
+
+
+# How texts are drawn, and where they end
+
+
+GREEDY = {"repetition_penalty": 1.1, "pad_token_id": 0}
+DRAWN = {**GREEDY, "do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}
+
+
+def said_by(folder: Path) -> dict[str, Any]:
+    said = GenerationConfig.from_pretrained(folder).to_diff_dict()
+    return {name: value for name, value in said.items() if name not in ("transformers_version", "suppress_tokens")}
+
+
+@pytest.mark.parametrize(
+    ("given", "written"), [(DRAWN, DRAWN), (GREEDY, GREEDY), ({"temperature": 0.6, "top_p": 0.9}, {"pad_token_id": 2})]
+)
+def test_a_model_keeps_its_ends_and_how_it_draws(tmp_path, given, written):
+    """Through a checkpoint, too, whose rebuilt model has no source; drawing that was never on cannot be written."""
+    source = save_model(tmp_path / "source", "smollm2", bos_token_id=1, eos_token_id=2)
+    said = {"bos_token_id": 1, "eos_token_id": [0, 2], **given}
+    (source / "generation_config.json").write_text(json.dumps(said))
+    first = export(source, tmp_path / "first").folder
+    module, tokenizer = load_module(first)
+    again = export(save(module, tmp_path / "some.ckpt", tokenizer), tmp_path / "again").folder
+    for folder in (first, again):
+        found = said_by(folder)
+        assert found.pop("max_length") == 64
+        assert found == {**written, "bos_token_id": 1, "eos_token_id": [2, 0]}
+        assert AutoConfig.from_pretrained(folder).eos_token_id == [2, 0]
+        assert load_module(folder)[0].end_ids == {0, 2}
+
+
+def test_a_model_without_a_begin_token_gets_none(tmp_path):
+    source = save_model(tmp_path / "source", "qwen", bos_token_id=None)
+    found = said_by(export(source, tmp_path / "out").folder)
+    assert "bos_token_id" not in found
+    assert "do_sample" not in found  # greedy, as the source
 
 
 def test_a_saved_copy_of_the_model_is_the_model(own, of_own_code, tmp_path):
