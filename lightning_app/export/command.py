@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_app.data.chat_encoding import template_of
 from lightning_app.data.chat_template import PLAIN, ChatTemplate
 from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.data.tokenizers.sources import TEMPLATE
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.code import AUTO_MAP, code_files
@@ -74,13 +75,20 @@ class Exported:
 
 
 def export(
-    checkpoint: str | Path, output: Path, *, dense: bool = False, onnx: bool = False, overwrite: bool = False
+    checkpoint: str | Path,
+    output: Path,
+    *,
+    dense: bool = False,
+    onnx: bool = False,
+    chat_template: Path | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write the model of a checkpoint to the directory `output`, load it back, and compare the logits.
 
     Args:
         dense: removed heads and neurons come back as zeros.
         onnx: write `model.onnx` too.
+        chat_template: a file in Jinja; without it that of the model's training, or of its tokenizer.
         overwrite: replace an earlier export.
 
     Raises:
@@ -88,6 +96,7 @@ def export(
             one that computes other logits than the checkpoint. Nothing is left behind then.
     """
     check_output(output, overwrite=overwrite)
+    given = None if chat_template is None else ChatTemplate.read(chat_template)
     loaded = read(checkpoint)
     module, tokenizer = module_of(loaded, checkpoint)
     backbone, facts = module.backbone, Facts.of(loaded, Path(checkpoint), module)
@@ -98,6 +107,8 @@ def export(
     model = _model(backbone, dense=dense)
     with _new_folder(output, needed=_bytes_of(model)) as folder:
         known = write_tokenizer(tokenizer, folder, max_length=backbone.max_length)
+        if (template := given or module.chat_template) is not None:  # before the one in tokenizer_config.json
+            (folder / TEMPLATE).write_bytes(template.text.encode())
         _write_model(model, folder, _generation(module, tokenizer, known=known, own=_own(model)))
         difference = _difference(folder, ids, expected)
         onnx_difference = write_onnx(model, folder) if onnx else None
@@ -346,8 +357,8 @@ def command(argv: Sequence[str]) -> None:
     if args.push_to_hub:
         check_name(args.push_to_hub)
     path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
+    template = None if args.chat_template is None else Path(args.chat_template)
     if args.format == "gguf":
-        template = None if args.chat_template is None else Path(args.chat_template)
         written = export_gguf(
             path,
             Path(args.output),
@@ -358,7 +369,14 @@ def command(argv: Sequence[str]) -> None:
         )
         print(*_gguf_report(written, path), sep="\n")
         return
-    done = export(path, Path(args.output), dense=args.dense, onnx=args.onnx, overwrite=args.overwrite)
+    done = export(
+        path,
+        Path(args.output),
+        dense=args.dense,
+        onnx=args.onnx,
+        chat_template=template,
+        overwrite=args.overwrite,
+    )
     for line in report(done, path):
         print(line)
     if args.push_to_hub:
@@ -369,7 +387,7 @@ def _check_options(args: argparse.Namespace) -> None:
     """Refuse what would have no effect."""
     if args.private and not args.push_to_hub:
         raise InputError("--private is given without --push_to_hub: there is nothing to hide")
-    others = ("onnx", "push_to_hub") if args.format == "gguf" else ("dtype", "chat_template")
+    others = ("onnx", "push_to_hub") if args.format == "gguf" else ("dtype",)
     if given := [name for name in others if getattr(args, name)]:
         raise InputError(f"--{given[0]} has no effect on --format {args.format}: leave it out")
 
@@ -411,7 +429,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", required=True, help="the directory to write; with --format gguf the file")
     add("--format", choices=("hf", "gguf"), default="hf", help="a Hugging Face directory, or a file for llama.cpp")
     add("--dtype", choices=tuple(TYPES), help="of the matrices in a GGUF file; f16 unless given")
-    add("--chat_template", help="a file in Jinja, to be written into a GGUF file")
+    add("--chat_template", help="a file in Jinja; without it that of the model's training, or of its tokenizer")
     add("--dense", action="store_true", help="removed heads and neurons come back as zeros: loads without code")
     add("--onnx", action="store_true", help="write model.onnx as well")
     add("--overwrite", action="store_true", help="replace an earlier export in OUTPUT")

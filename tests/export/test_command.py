@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
@@ -37,6 +37,7 @@ from lightning_app.training.checkpoint import load_module
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.compositions import ArticleGPT, CausalLM
 from lightning_app.training.module import LanguageModule
+from tests import tokenizers
 from tests.test_model_tokenizer import save_model
 
 pytestmark = pytest.mark.usefixtures("modules_cache")
@@ -524,6 +525,36 @@ def test_a_model_without_a_begin_token_gets_none(tmp_path):
     found = said_by(export(source, tmp_path / "out").folder)
     assert "bos_token_id" not in found
     assert "do_sample" not in found  # greedy, as the source
+
+
+@pytest.mark.parametrize("kind", [None, "smollm2"])
+def test_conversations_are_written_as_in_training(tmp_path, kind):
+    """Also before the template that the tokenizer had itself."""
+    tokenizer = load_tokenizer("bytes" if kind is None else str(with_template(tmp_path / "tokenizer", kind)))
+    path = save(CausalLM(decoder(vocab_size=tokenizer.vocab_size)), tmp_path / "some.ckpt", tokenizer)
+    talk = [{"role": "user", "content": "Where?"}]
+    assert rendered(export(path, tmp_path / "before").folder, talk) == (None if kind is None else "its own")
+    raw = torch.load(path, weights_only=True)
+    raw[TextDataModule.__qualname__]["chat_template"] = {
+        "text": "<{{ messages[0].content }}>{{ eos_token }}",
+        "name": "a",
+    }
+    torch.save(raw, path)
+    assert rendered(export(path, tmp_path / "out").folder, talk) == f"<Where?>{tokenizer.decode([tokenizer.eot])}"
+    (tmp_path / "given.jinja").write_text("{{ messages[0].role }}é", encoding="utf-8")
+    command(["--ckpt_path", str(path), "--output", f"{tmp_path}/given", "--chat_template", f"{tmp_path}/given.jinja"])
+    assert rendered(tmp_path / "given", talk) == "useré"
+
+
+def with_template(folder: Path, kind: str) -> Path:
+    tokenizers.save(kind, folder)
+    (folder / "chat_template.jinja").write_text("its own")
+    return folder
+
+
+def rendered(folder: Path, talk: list[dict[str, str]]) -> str | None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return None if tokenizer.chat_template is None else tokenizer.apply_chat_template(talk, tokenize=False)
 
 
 def test_a_saved_copy_of_the_model_is_the_model(own, of_own_code, tmp_path):
