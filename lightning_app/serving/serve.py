@@ -81,9 +81,10 @@ def command(argv: Sequence[str]) -> None:
 
 
 def _name(checkpoint: Path) -> str:
-    """runs/article_gpt/version_0/checkpoints/best.ckpt -> article_gpt."""
-    run = RunFolder.of(checkpoint.resolve())
-    return run.name if run else checkpoint.stem
+    """runs/article_gpt/version_0/checkpoints/best.ckpt -> article_gpt; Qwen2.5-0.5B -> Qwen2.5-0.5B."""
+    place = checkpoint.resolve()
+    run = RunFolder.of(place)
+    return run.name if run else place.name if place.is_dir() else place.stem
 
 
 def _serve(app: FastAPI, listener: socket.socket, *, name: str) -> None:

@@ -80,6 +80,15 @@ def test_a_model_is_called_like_its_run(path, name):
     assert _name(Path(path)) == name
 
 
+@pytest.mark.parametrize("given", ["Qwen2.5-0.5B-Instruct", "Qwen2.5-0.5B-Instruct/../Qwen2.5-0.5B-Instruct/."])
+def test_a_directory_is_called_by_its_whole_name(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    Path("Qwen2.5-0.5B-Instruct").mkdir()
+    assert _name(Path(given)) == "Qwen2.5-0.5B-Instruct"
+    monkeypatch.chdir("Qwen2.5-0.5B-Instruct")
+    assert _name(Path(".")) == "Qwen2.5-0.5B-Instruct"
+
+
 @pytest.mark.slow
 def test_on_sigterm_answers_under_way_are_ended_and_no_new_ones_begun(tiny_checkpoint):
     """A process of its own: the signal comes in the middle of a stream, which still gets all of its tokens."""
