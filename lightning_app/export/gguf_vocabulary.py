@@ -4,6 +4,7 @@ SentencePiece's BPE with scores."""
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from lightning_app.export.tokenizer import fast_tokenizer, onig_pattern
 if TYPE_CHECKING:
     import tokenizers
 
+log = logging.getLogger(__name__)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens in the format
 GPT2 = "gpt-2"
 
@@ -82,15 +84,24 @@ def of_backend(
     state = json.loads(backend.to_str())
     if is_sentencepiece(state):
         return _of_sentencepiece(state, size, special, chat_template)
-    if state["model"]["type"] != "BPE" or state["normalizer"] is not None:
+    normalisers = _normalisers(state["normalizer"])
+    if state["model"]["type"] != "BPE" or normalisers not in ([], ["NFC"]):
         raise InputError(
-            f"a {state['model']['type']} tokenizer with {'a' if state['normalizer'] else 'no'} normaliser cannot be "
+            f"a {state['model']['type']} tokenizer with {'a' if normalisers else 'no'} normaliser cannot be "
             "written as GGUF: only byte-level BPE and SentencePiece's with byte fallback can; export without --format "
             "gguf"
+        )
+    if normalisers:
+        log.warning(
+            "the tokenizer composes characters first (NFC), llama.cpp does not: accents apart get other ids there"
         )
     tokens, kinds = _tokens(state, size)
     merges = [one if isinstance(one, str) else " ".join(one) for one in state["model"]["merges"]]
     return Vocabulary(tokens, kinds, merges, pre or _pre(state["pre_tokenizer"]), special, chat_template)
+
+
+def _normalisers(state: dict[str, Any] | None) -> list[str]:
+    return [] if state is None else [step["type"] for step in state.get("normalizers", [state])]
 
 
 def _tokens(state: dict[str, Any], size: int) -> tuple[list[str], list[int]]:

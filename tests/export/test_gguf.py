@@ -24,6 +24,7 @@ from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.kinds import units_of
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.compositions import ArticleGPT, CausalLM
+from tests import tokenizers as kinds
 from tests.backbones import shake
 
 SIZES: dict[str, Any] = {"vocab_size": 260, "block_size": 24, "embedding_dim": 48, "layers": 2, "heads": 4}
@@ -57,24 +58,33 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # llama.cpp's family, and the
     "qwen2": ("qwen2", LIKE_LLAMA),
     "qwen3": ("qwen3", {**LIKE_LLAMA, "head_dim": 32}),
 }
+KINDS = {"gpt2": "gpt2", "llama": "llama3", "mistral": "mistral", "qwen2": "qwen", "qwen3": "qwen"}  # of tokenizers
 IDS = torch.randint(257, (1, 20), generator=torch.Generator().manual_seed(1))
 
 
 def made(name: str) -> Backbone:
+    """With three ids to spare."""
     torch.manual_seed(0)
     _, options = MODELS[name]
     if name.startswith("decoder"):
         model: Backbone = Decoder(**{**SIZES, **options})
     else:
-        model = PretrainedLM(architecture=name.split(",")[0], options=options, vocab_size=260, block_size=24)
+        family = name.split(",")[0]
+        model = PretrainedLM(architecture=family, options=options, vocab_size=ids_of(family), block_size=24)
     shake(model)
     return model
 
 
+def ids_of(family: str) -> int:
+    return 3 + (kinds.made(KINDS[family]).vocab_size if family in KINDS else 257)
+
+
 def saved(backbone: Backbone, path: Path) -> Path:
-    """As a fit does, without one."""
+    """As a fit does, without one; a family's with a tokenizer of its kind."""
     module = (ArticleGPT if isinstance(backbone, Decoder) else CausalLM)(backbone)
     tokenizer = load_tokenizer("bytes")
+    if isinstance(backbone, PretrainedLM) and (kind := KINDS.get(backbone.model.config.model_type)):
+        tokenizer = kinds.made(kind)
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 7}
     checkpoint[TextDataModule.__qualname__] = {"tokenizer": tokenizer.state(), "fingerprint": tokenizer.fingerprint}
     module.on_save_checkpoint(checkpoint)
@@ -224,7 +234,7 @@ def test_rows_that_are_not_whole_blocks_are_refused(tmp_path: Path):
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(name: str, options: Any, message: str, tmp_path: Path):
-    backbone = PretrainedLM(architecture=name, options=options, vocab_size=260, block_size=24)
+    backbone = PretrainedLM(architecture=name, options=options, vocab_size=ids_of(name), block_size=24)
     with pytest.raises(InputError, match=message):
         export_gguf(saved(backbone, tmp_path / "some.ckpt"), tmp_path / "out.gguf")
 

@@ -73,6 +73,33 @@ def test_what_llama_cpp_cannot_do_is_refused():
         of_backend(Tokenizer(models.Unigram([("a", 0.0)], unk_id=0)), 1, special={})
 
 
+def test_composing_characters_is_left_out_and_said(caplog: pytest.LogCaptureFixture):
+    """As Qwen2 and Qwen3 have it."""
+    composing = byte_level(pre_tokenizer(NAMES["qwen2"]))
+    for normaliser, said in ((normalizers.Sequence([]), 0), (normalizers.NFC(), 1)):
+        composing.normalizer = normaliser
+        assert of_backend(composing, 258, special={}).pre == "qwen2"
+        assert len(caplog.messages) == said
+    assert "NFC" in caplog.text
+
+
+@pytest.mark.slow
+def test_llama_cpp_does_not_compose(tmp_path: Path):
+    pytest.importorskip("cyllama")
+    qwen = kinds.made("qwen")
+    found = vocabulary(qwen, qwen.vocab_size)
+    path = write(tmp_path / "model.gguf", llama(size=qwen.vocab_size), **vars_of(found))
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert qwen.encode(apart) == qwen.encode(composed)
+    ids = llama_cpp.token_ids(path, [*TEXTS, composed, apart])
+    assert ids[:-1] == [qwen.encode(text) for text in [*TEXTS, composed]]
+    assert ids[-1] != ids[-2]
+
+
+def vars_of(found: Vocabulary) -> dict[str, Any]:
+    return {"pre": found.pre, "tokens": found.tokens, "merges": found.merges}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("trained") / "some.tiktoken"
@@ -94,6 +121,6 @@ def test_a_trained_tokenizers_ids_are_those_of_llama_cpp(trained: Any, tmp_path:
     pytest.importorskip("cyllama")
     found = vocabulary(trained, trained.vocab_size)
     model = llama(size=trained.vocab_size)
-    path = write(tmp_path / "model.gguf", model, pre=found.pre, tokens=found.tokens, merges=found.merges)
+    path = write(tmp_path / "model.gguf", model, **vars_of(found))
     texts = [*TEXTS, PROSE]
     assert [trained.encode(text) for text in texts] == llama_cpp.token_ids(path, texts)
