@@ -58,6 +58,31 @@ def test_generate_continues_as_transformers_does(directory: Path, main: Run, cap
     assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(wanted, skip_special_tokens=True).rstrip("\n")
 
 
+def test_the_models_own_sampling_counts_where_nothing_else_is_given(
+    directory: Path, main: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    """Greedy text is that of transformers; what it draws otherwise is said, suppressed ids without a text are not."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    given = tokenizer("A memory memory memory", return_tensors="pt").input_ids
+    found = {}
+    for penalty, suppressed in ((1.0, 5), (0.2, 0)):
+        settings = {"repetition_penalty": penalty, "suppress_tokens": [suppressed], "do_sample": True, "top_k": 1}
+        (directory / "generation_config.json").write_text(json.dumps(settings))
+        caplog.clear()
+        main("generate", "--ckpt_path", directory, "--prompt", "A memory memory memory", "--max_new_tokens", 24)
+        assert ("suppress_tokens, which has no effect here" in caplog.text) == (suppressed == 5)
+        wanted = model.generate(given, max_new_tokens=24, do_sample=False, repetition_penalty=penalty)[0]
+        found[penalty] = capsys.readouterr().out.rstrip("\n")
+        assert found[penalty] == tokenizer.decode(wanted, skip_special_tokens=True).rstrip("\n")
+    assert found[1.0] != found[0.2]
+    main("generate", "--ckpt_path", directory, "--prompt", "A memory memory memory", *NO_PENALTY)
+    assert capsys.readouterr().out.rstrip("\n") == found[1.0]
+
+
+NO_PENALTY = ("--max_new_tokens", 24, "--repetition_penalty", 1, "--temperature", 0)
+
+
 def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
     save_model(folder / "own", "llama")
     main("validate", "--ckpt_path", "own", "--data.val.path", "val.txt", "--data.block_size", 32)

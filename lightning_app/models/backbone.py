@@ -215,6 +215,16 @@ class Backbone(nn.Module, ABC):
         return frozenset()
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `GenerationOptions` that its source has of its own; empty where nobody said."""
+        return {}
+
+    @property
+    def not_offered(self) -> dict[str, Any]:
+        """What its source says of sampling that there is no option for here, in transformers' names."""
+        return {}
+
+    @property
     def core(self) -> Backbone:
         """The language model within what wraps it; itself where nothing does."""
         return self

@@ -16,6 +16,7 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Cache
 from lightning_app.models.sampling import penalise_repetition, sample
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what a model's source may say
 WHOLE = ("max_new_tokens", "top_k", "seed")
 
 

@@ -22,6 +22,7 @@ from lightning_app.data.gguf_file import is_named_gguf, read_gguf
 from lightning_app.errors import InputError
 from lightning_app.models.adapters import check_adapters, with_adapters
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
+from lightning_app.models.generation import SAMPLING
 from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabulary_of
 from lightning_app.models.gguf_directory import stop_tokens
 from lightning_app.models.hugging_face import CONFIG, without_bars
@@ -34,11 +35,9 @@ if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until a m
 LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")  # what families call the most positions
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 OF_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype")  # no properties of the model
+NOT_OFFERED = ("typical_p", "no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens")
 # What a checkpoint keeps of a source's generation config; its `eos_token_id` goes into the config.
-GENERATION = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
-    *("no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "bos_token_id", "pad_token_id"),
-)
+GENERATION = (*SAMPLING, *NOT_OFFERED, "do_sample", "bos_token_id", "pad_token_id")
 WITHOUT_CODE = {"trust_remote_code": False}  # None would ask on the terminal
 # In the names of its settings that a training may change, or that a tensor's shape shows.
 FREE = ("drop", "token_id", "position", "vocab", "use_cache", "initializer", "output_", "implementation")
@@ -219,6 +218,14 @@ class PretrainedLM(Backbone):
     def end_ids(self) -> frozenset[int]:
         """The end ids of the family's config, and of the source's generation config where it has one."""
         return frozenset(_ids(self.model.config.get_text_config(decoder=True).eos_token_id))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {name: value for name, value in self.generation.items() if name in SAMPLING}
+
+    @property
+    def not_offered(self) -> dict[str, Any]:
+        return {name: value for name, value in self.generation.items() if name in NOT_OFFERED}
 
     @classmethod
     def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,9 +250,10 @@ def _parser() -> argparse.ArgumentParser:
 def command(argv: Sequence[str]) -> None:
     """Parse the arguments and talk until the input ends."""
     args = _parser().parse_args(argv)
-    options, stop = arguments.sampling(args)
+    arguments.sampling(args)  # a value that makes no sense is said before the model is read
     given = arguments.chat_template(args)
     path, module, tokenizer = arguments.load(args)
+    options, stop = arguments.sampling(args, module.backbone)
     template = take_turns(module, tokenizer, given)
     print(f"{path}: write something, /help lists the commands, /quit ends")
     talk = Conversation(module, tokenizer, template, options, stop, args.system)

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def command(argv: Sequence[str]) -> None:
     """Parse the arguments and print the samples as they are drawn."""
     args = _parser().parse_args(argv)
-    options, stop = arguments.sampling(args)
+    arguments.sampling(args)  # a value that makes no sense is said before the model is read
     if args.num_samples < 1 or args.batch_size < 1:
         raise InputError(f"num_samples is {args.num_samples} and batch_size {args.batch_size}: at least 1 of each")
     if args.prompts is None and args.output is not None:
@@ -79,6 +79,7 @@ def command(argv: Sequence[str]) -> None:
         raise InputError(f"prompt is {args.prompt!r} and prompts {args.prompts}: give one of them")
     rows = read_prompts(Path(args.prompts)) if args.prompts is not None else []
     _, module, tokenizer = arguments.load(args)
+    options, stop = arguments.sampling(args, module.backbone)
     if rows:
         answers = answers_as_completed(
             rows, module, tokenizer, options, stop=stop, num_samples=args.num_samples, batch_size=args.batch_size

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions, use_column_major_weights
+from lightning_app.models.backbone import Backbone
+from lightning_app.models.generation import SAMPLING, GenerationOptions, use_column_major_weights
 from lightning_app.training.checkpoint import load_module
+from lightning_app.training.checks import say_what_draws_otherwise
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.module import LanguageModule
 from lightning_app.utf8 import as_text
@@ -56,46 +59,41 @@ def load(args: argparse.Namespace) -> tuple[Path, LanguageModule, Tokenizer]:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     use_column_major_weights(module.backbone)
+    say_what_draws_otherwise(module.backbone.core, tokenizer)
     return Path(path), module, tokenizer
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How a text is continued; the defaults are those of `GenerationOptions`, but for `TOP_K`."""
-    defaults = GenerationOptions()
-    parser.add_argument("--max_new_tokens", type=int, default=defaults.max_new_tokens)
-    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
-    parser.add_argument("--top_k", type=int, default=TOP_K, help="only among the k most likely tokens; 0: all")
-    parser.add_argument("--top_p", type=float, default=defaults.top_p, help="nucleus sampling")
-    parser.add_argument(
-        "--min_p", type=float, default=defaults.min_p, help="only tokens with this share of the likeliest's probability"
-    )
-    parser.add_argument(
+    """How a text is continued; the defaults are the model's own, else those of `GenerationOptions`, but for `TOP_K`."""
+    defaults, own = GenerationOptions(), "; without it as the model's source says, else"
+    add: Any = parser.add_argument
+    add("--max_new_tokens", type=int, default=defaults.max_new_tokens)
+    add("--temperature", type=float, help=f"0 is greedy{own} {defaults.temperature}")
+    add("--top_k", type=int, help=f"only among the k most likely tokens; 0: all{own} {TOP_K}")
+    add("--top_p", type=float, help=f"nucleus sampling{own} {defaults.top_p}")
+    add("--min_p", type=float, help=f"only tokens with this share of the likeliest's probability{own} {defaults.min_p}")
+    add(
         "--repetition_penalty",
         type=float,
-        default=defaults.repetition_penalty,
-        help="above 1: what was said is less likely",
+        help=f"above 1: what was said is less likely{own} {defaults.repetition_penalty}",
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws")
-    parser.add_argument(
-        "--stop", type=as_text, action="append", default=[], help="end before this text; may be given several times"
-    )
+    add("--seed", type=int, default=defaults.seed, help="of the draws")
+    add("--stop", type=as_text, action="append", default=[], help="end before this text; may be given several times")
 
 
-def sampling(args: argparse.Namespace) -> tuple[GenerationOptions, list[str]]:
+def sampling(args: argparse.Namespace, backbone: Backbone | None = None) -> tuple[GenerationOptions, list[str]]:
     """The options and the stop strings.
+
+    Args:
+        backbone: what its source says of sampling stands in for what is not given.
 
     Raises:
         InputError: a value that makes no sense.
     """
     if "" in args.stop:
         raise InputError(f"stop is {args.stop}: an empty text would end every answer at once")
-    options = GenerationOptions(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k or None,
-        top_p=args.top_p,
-        seed=args.seed,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-    )
-    return options, args.stop
+    own = {} if backbone is None else backbone.core.sampling
+    given = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    said = {"top_k": TOP_K, **own, **given}
+    said["top_k"] = said["top_k"] or None
+    return GenerationOptions(max_new_tokens=args.max_new_tokens, seed=args.seed, **said), args.stop

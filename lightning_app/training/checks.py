@@ -52,6 +52,22 @@ def say_if_ids_differ(backbone: Backbone, tokenizer: Tokenizer) -> None:
         )
 
 
+def say_what_draws_otherwise(backbone: Backbone, tokenizer: Tokenizer) -> None:
+    """Settings of the source's generation config that have no effect here. Suppressed ids without a text are left
+    out: they write nothing."""
+    sizes = tokenizer.token_bytes()
+    said = {
+        name: value
+        for name, value in backbone.not_offered.items()
+        if not isinstance(value, list) or any(i < len(sizes) and sizes[i] for i in value)
+    }
+    if said:
+        log.warning(
+            "the model's generation config has %s, which has no effect here: transformers draws other texts",
+            ", ".join(said),
+        )
+
+
 @rank_zero_only
 def say_if_no_better_than_chance(ce: float, *, ids: int, source: str) -> None:
     """The first loss (nats per token) of pretrained weights that do not know these ids."""

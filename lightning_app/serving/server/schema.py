@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation import SAMPLING, GenerationOptions
 
 MOST_CHOICES, MOST_STOPS = 16, 16
 Some = Field(min_length=1)
@@ -64,21 +65,20 @@ class Sampling(Strict):
         """As a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def options(self, max_new_tokens: int) -> GenerationOptions:
+    def options(self, max_new_tokens: int, own: Mapping[str, Any] | None = None) -> GenerationOptions:
         """Without a seed in the request each is drawn anew.
+
+        Args:
+            own: the model's own sampling, for what the request leaves open.
 
         Raises:
             InputError: a value out of its range.
         """
-        return GenerationOptions(
-            max_new_tokens=max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k or None,
-            top_p=self.top_p,
-            seed=secrets.randbits(31) if self.seed is None else self.seed,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )
+        asked = {name: getattr(self, name) for name in SAMPLING}
+        asked |= {name: value for name, value in (own or {}).items() if name not in self.model_fields_set}
+        asked["top_k"] = asked["top_k"] or None
+        seed = secrets.randbits(31) if self.seed is None else self.seed
+        return GenerationOptions(max_new_tokens=max_new_tokens, seed=seed, **asked)
 
 
 class CompletionRequest(Sampling):

@@ -144,7 +144,8 @@ class Service:
             message = f"max_tokens is {most:,}, and may be at most {self.limits.max_new_tokens:,}"
             raise RefusedError(400, message, param="max_tokens")
         self.check_count(len(prompts) * request.n, "n")
-        answer = Answer(kind, request, prompts, request.options(max(1, most)), stop=stop, before=before)
+        options = request.options(max(1, most), self.module.backbone.core.sampling)
+        answer = Answer(kind, request, prompts, options, stop=stop, before=before)
         if most:
             self.engine.submit(*answer.jobs)
         else:

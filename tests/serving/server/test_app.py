@@ -53,6 +53,16 @@ def test_the_model_is_listed(client):
     assert client.models.retrieve("tiny").owned_by == "lightning_app"
 
 
+def test_the_models_own_sampling_counts_where_a_request_says_nothing(client, server, monkeypatch):
+    monkeypatch.setattr(type(server.module.backbone.core), "sampling", {"temperature": 0.0, "repetition_penalty": 1.5})
+    words = {"model": "tiny", "prompt": "the model", "max_tokens": 20, "seed": 3}
+    greedy = GenerationOptions(20, temperature=0.0, repetition_penalty=1.5)
+    expected = "".join(continue_text("the model", server.module, server.tokenizer, greedy))
+    assert client.completions.create(**words).choices[0].text == expected
+    given = client.completions.create(**words, temperature=1, extra_body={"repetition_penalty": 1})
+    assert given.choices[0].text == alone(server, "the model", max_new_tokens=20, seed=3) != expected
+
+
 def test_a_completion_is_the_text_that_generate_gives(client, server):
     answer = client.completions.create(model="tiny", prompt="the model", max_tokens=20, seed=3)
     assert answer.choices[0].text == alone(server, "the model", max_new_tokens=20, seed=3)
