@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_app.data.chat_template import ChatTemplate
-from lightning_app.data.chat_tokens import measured, own_template, special_ids, template_tokens
+from lightning_app.data.chat_tokens import measured, own_templates, special_ids, template_tokens
 from lightning_app.data.chats import is_unicode
 from lightning_app.data.corpus import Document
 from lightning_app.data.tokenizers import Tokenizer
@@ -20,8 +20,9 @@ def template_of(
 ) -> ChatTemplate:
     """How conversations are written for a tokenizer: the given way, else its own, else the plain one."""
     if given is None:
-        own = own_template(tokenizer)
-        given = ChatTemplate(own, name=f"the chat template of {tokenizer.name}") if own else ChatTemplate()
+        own, with_tools = own_templates(tokenizer)
+        name = f"the chat template of {tokenizer.name}"
+        given = ChatTemplate(own, name=name, with_tools=with_tools) if own else ChatTemplate()
     return given.adapted(template_tokens(tokenizer), special_ids(tokenizer), stop=stop)
 
 

@@ -65,6 +65,7 @@ class ChatTemplate:
         tokens: special tokens by the names that templates use, such as "eos_token".
         specials: names of all special tokens, to find those that end a turn; those of `tokens` are among them.
         stop: strings that end an answer; None: the beginning of the next turn with the plain template, else none.
+        with_tools: the template of conversations with tools, if that is another.
 
     Raises:
         InputError: the text is not a template.
@@ -78,13 +79,15 @@ class ChatTemplate:
         tokens: Mapping[str, str] | None = None,
         specials: Collection[str] = (),
         stop: Sequence[str] | None = None,
+        with_tools: str | None = None,
     ) -> None:
-        self.text, self.name, self.tokens = text, name, dict(tokens or {})
+        self.text, self.name, self.tokens, self.with_tools = text, name, dict(tokens or {}), with_tools
         self.specials = tuple({*specials, *self.tokens.values()})
         default = PLAIN_STOP if text == PLAIN else ()
         self.stop = tuple(default if stop is None else stop)
         try:
             self._transformers([])
+            self._transformers([], tools=[])
         except TemplateError as error:
             raise InputError(f"{name} is not a readable chat template: {error}") from None
 
@@ -102,14 +105,22 @@ class ChatTemplate:
     ) -> ChatTemplate:
         """This template with a tokenizer's special tokens, and with other stop strings if given."""
         stop = self.stop if stop is None else stop
-        return ChatTemplate(self.text, name=self.name, tokens=tokens, specials=specials, stop=stop)
+        options: dict[str, Any] = {"specials": specials, "stop": stop, "with_tools": self.with_tools}
+        return ChatTemplate(self.text, name=self.name, tokens=tokens, **options)
 
-    def _transformers(self, conversations: Sequence[Messages], **options: Any) -> tuple[list[str], list[Any]]:
+    def text_for(self, tools: list[Any] | None) -> str:
+        """What renders a conversation with these tools, or without any."""
+        return self.text if tools is None or self.with_tools is None else self.with_tools
+
+    def _transformers(
+        self, conversations: Sequence[Messages], tools: list[Any] | None = None, **options: Any
+    ) -> tuple[list[str], list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         chats: Any = [[_without_nulls(message) for message in messages] for messages in conversations]
         render: Any = render_jinja_template  # its annotation says str, and it returns two lists
-        texts, turns = render(chats, chat_template=self.text, **{**self.tokens, **options})
+        written = {"chat_template": self.text_for(tools), "tools": tools}
+        texts, turns = render(chats, **written, **{**self.tokens, **options})
         return list(texts), list(turns)
 
     def _render(self, messages: Messages, **options: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -141,9 +152,10 @@ class ChatTemplate:
         Raises:
             InputError: the template refuses these messages, or changes what stood before a turn.
         """
-        if "strftime_now" in self.text:
+        template = self.text_for(tools)
+        if "strftime_now" in template:
             say_once(f"{self.name} may write the day's date into each conversation: another day's data differ")
-        if _BLOCKS.search(self.text):
+        if _BLOCKS.search(template):
             return Rendered(*_plain(self._render(messages, tools=tools, return_assistant_tokens_mask=True)))
         text, _ = self._render(messages, tools=tools)
         return Rendered(text, tuple(self._added(text, messages, tools)))

@@ -9,25 +9,48 @@ import numpy as np
 
 from lightning_app.data.reading import END_OF_TEXT
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.data.tokenizers.sources import CONFIG, SPECIAL_TOKENS, TEMPLATE, TOKENIZER
+from lightning_app.data.tokenizers.sources import CONFIG, SPECIAL_TOKENS, TEMPLATE, TEMPLATES, TOKENIZER
 from lightning_app.errors import InputError
 
 
-def own_template(tokenizer: Tokenizer) -> str | None:
-    """The text of the tokenizer's own template; None where it has none.
+def own_templates(tokenizer: Tokenizer) -> tuple[str | None, str | None]:
+    """The text of the tokenizer's own template, and of the one for conversations with tools where it has another.
+
+    As transformers chooses among several by name: "tool_use" with tools, else "default".
 
     Raises:
-        InputError: something else than a text stands there.
+        InputError: something else than a text stands there, or several, none of which is the default.
     """
-    given = _config(tokenizer).get("chat_template")
-    if isinstance(given, list):  # several by name, in older files
-        given = next((one["template"] for one in given if one.get("name") == "default"), None)
-    found = _files(tokenizer).get(TEMPLATE, given)
-    if found is not None and not isinstance(found, str):
+    named = _templates(tokenizer)
+    if odd := [text for text in named.values() if not isinstance(text, str)]:
         raise InputError(
-            f"the chat_template of {tokenizer.name!r} is a {type(found).__name__}, not a text: mend its {CONFIG}"
+            f"the chat_template of {tokenizer.name!r} is a {type(odd[0]).__name__}, not a text: mend its {CONFIG}"
         )
-    return found
+    if named and "default" not in named:
+        raise InputError(
+            f"{tokenizer.name!r} has chat templates called {', '.join(sorted(named))}, and none is the default: give "
+            "one of them as a file (--chat_template; data.chat_template in a fit)"
+        )
+    return named.get("default"), named.get("tool_use")
+
+
+def _templates(tokenizer: Tokenizer) -> dict[str, Any]:
+    """By their names; files go before what the config has."""
+    files, given = _files(tokenizer), _config(tokenizer).get("chat_template")
+    within = {name: text for name, text in files.items() if name.startswith(f"{TEMPLATES}/")}
+    named = {name.removeprefix(f"{TEMPLATES}/").removesuffix(".jinja"): text for name, text in within.items()}
+    if TEMPLATE in files:
+        named["default"] = files[TEMPLATE]
+    if named or given is None:
+        return named
+    if not isinstance(given, list):
+        return {"default": given}
+    try:  # in older files
+        return {one["name"]: one["template"] for one in given}
+    except (TypeError, KeyError):
+        raise InputError(
+            f"the chat templates of {tokenizer.name!r} have no names and texts: mend its {CONFIG}"
+        ) from None
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:

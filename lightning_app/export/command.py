@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_app.data.chat_encoding import template_of
 from lightning_app.data.chat_template import PLAIN, ChatTemplate
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.data.tokenizers.sources import TEMPLATE
+from lightning_app.data.tokenizers.sources import TEMPLATE, TEMPLATES
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.code import AUTO_MAP, code_files
@@ -109,6 +109,7 @@ def export(
         known = write_tokenizer(tokenizer, folder, max_length=backbone.max_length)
         if (template := given or module.chat_template) is not None:  # before the one in tokenizer_config.json
             (folder / TEMPLATE).write_bytes(template.text.encode())
+            shutil.rmtree(folder / TEMPLATES, ignore_errors=True)
         _write_model(model, folder, _generation(module, tokenizer, known=known, own=_own(model)))
         difference = _difference(folder, ids, expected)
         onnx_difference = write_onnx(model, folder) if onnx else None
@@ -324,7 +325,7 @@ def _new_folder(output: Path, *, needed: int) -> Iterator[Path]:
         folder = beside / output.name
         folder.mkdir(parents=True)
         yield folder
-        for file in folder.iterdir():
+        for file in (path for path in folder.rglob("*") if path.is_file()):
             file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes for its owner alone
             sync(file)
         if output.exists():

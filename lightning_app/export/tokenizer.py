@@ -23,6 +23,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int | Non
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         for name, text in tokenizer.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(text.encode())
         return tokenizer.known_ids()
     made = fast_tokenizer(tokenizer)

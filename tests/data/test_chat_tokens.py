@@ -8,10 +8,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_app.data.chat_encoding import encode_turns, template_of
-from lightning_app.data.chat_tokens import own_template, prompt_ids, special_ids, template_tokens
+from lightning_app.data.chat_tokens import own_templates, prompt_ids, special_ids, template_tokens
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.errors import InputError
+from lightning_app.export.tokenizer import write_tokenizer
 from tests.data.chat_templates import KINDS, TALK
 from tests.data.test_chat_template import SPECIALS
 from tests.tokenizers import save
@@ -106,7 +107,7 @@ def test_the_prefix_of_a_turn_is_what_is_not_learned(folder, kind):
 
 def test_the_tokenizer_says_what_a_template_sees(folder):
     ours, theirs = with_template(folder, KINDS["chatml"].template)
-    assert own_template(ours) == KINDS["chatml"].template
+    assert own_templates(ours) == (KINDS["chatml"].template, None)
     tokens = template_tokens(ours)
     assert {name: tokens[name] for name in ("bos_token", "eos_token")} == {"bos_token": "<s>", "eos_token": "</s>"}
     ids = special_ids(ours)
@@ -139,4 +140,51 @@ def test_a_template_that_is_not_a_text_is_refused(tmp_path):
     save("gpt2", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"a": 1}}))
     with pytest.raises(InputError, match=r"chat_template of .* is a dict, not a text"):
-        own_template(load_tokenizer(str(tmp_path)))
+        own_templates(load_tokenizer(str(tmp_path)))
+
+
+NAMED = {
+    "default": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+    "tool_use": "{{ tools[0].function.name if tools else 'none' }}: {% for m in messages %}{{ m.content }}{% endfor %}",
+    "rag": "never",
+}
+
+
+def with_named(folder, named: dict[str, str], *, files: bool):
+    """As older files have several templates, or as newer ones do."""
+    save("gpt2", folder)
+    if not files:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
+    (folder / "additional_chat_templates").mkdir()
+    for name, text in named.items():
+        place = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+        (folder / f"{place}.jinja").write_text(text)
+    return load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_of_several_templates_it_takes_the_one_that_transformers_takes(tmp_path, files):
+    ours, theirs = with_named(tmp_path, NAMED, files=files)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    function = {"type": "function", "function": {"name": "sum", "parameters": {}}}
+    found = []
+    for tools in (None, [function], []):
+        found.append(template_of(ours).turns(talk, tools=tools).text)
+        assert found[-1] == theirs.apply_chat_template(talk, tools, tokenize=False)
+    assert found == ["a<|endoftext|>b<|endoftext|>", "sum: ab", "none: ab"]
+    again = tmp_path / "again"
+    again.mkdir()
+    write_tokenizer(ours, again, max_length=None)
+    assert AutoTokenizer.from_pretrained(again).chat_template == NAMED
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_several_templates_without_a_default_are_refused(tmp_path, files):
+    ours, theirs = with_named(tmp_path, {"tool_use": NAMED["tool_use"], "rag": "never"}, files=files)
+    with pytest.raises(ValueError, match="no default"):
+        theirs.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    with pytest.raises(InputError, match=r"called rag, tool_use, and none is the default: give one of them as a file"):
+        template_of(ours)

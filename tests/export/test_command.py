@@ -544,11 +544,15 @@ def test_conversations_are_written_as_in_training(tmp_path, kind):
     (tmp_path / "given.jinja").write_text("{{ messages[0].role }}é", encoding="utf-8")
     command(["--ckpt_path", str(path), "--output", f"{tmp_path}/given", "--chat_template", f"{tmp_path}/given.jinja"])
     assert rendered(tmp_path / "given", talk) == "useré"
+    left = [(tmp_path / name / "additional_chat_templates").exists() for name in ("before", "given")]
+    assert left == [kind is not None, False]  # the given one counts with tools, too
 
 
 def with_template(folder: Path, kind: str) -> Path:
     tokenizers.save(kind, folder)
     (folder / "chat_template.jinja").write_text("its own")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("its own with tools")
     return folder
 
 

@@ -16,6 +16,7 @@ HUB = "hf:"
 TOKENIZER = "tokenizer.json"
 # What a tokenizer consists of beside it; an export writes them unchanged.
 CONFIG, SPECIAL_TOKENS, TEMPLATE = BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TEMPLATES = "additional_chat_templates"  # a folder of others by name, such as tool_use.jinja
 
 
 def is_hugging_face(name: str) -> bool:
@@ -54,7 +55,8 @@ def _of_folder(folder: Path, own: str) -> dict[str, str]:
     parsed = _parsed(folder / own)
     if not isinstance(parsed.get("model"), dict) or "vocab" not in parsed["model"]:
         raise InputError(f"{folder / own} is not a tokenizer of Hugging Face's: it has no model with a vocabulary")
-    beside = [name for name in BESIDE if (folder / name).is_file()]
+    others = sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))
+    beside = [name for name in (*BESIDE, *others) if (folder / name).is_file()]
     for name in beside:
         if name.endswith(".json"):
             _parsed(folder / name)

@@ -121,7 +121,7 @@ class Service:
             raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
 
     def chat(self, request: ChatRequest) -> Answer:
-        if request.offered and "tools" not in self.template.text:
+        if request.offered and "tools" not in self.template.text_for(request.offered):
             message = f"{self.template.name} has no place for tools, so the model would not see them; leave them out"
             raise RefusedError(400, message, param="tools")
         prompt = self.template.render([message.plain() for message in request.messages], tools=request.offered)
