@@ -1,5 +1,6 @@
 """Conversations of a data set: their messages as a template takes them, and what it made of them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,38 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if message["role"] == "assistant" and not content.strip() and not calls:
         raise InputError(f"{where}: the assistant's content is empty; fill it in or remove the row")
     known = {key: value for key, value in message.items() if value is not None}
+    if isinstance(calls, list):
+        known["tool_calls"] = [_call(call, where) for call in calls]
     return {**known, "content": content} if "content" in known else known
+
+
+def _call(call: Any, where: str) -> Any:
+    """With its arguments as an object, whichever form it has: beside the name, in `function` or not."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _call(call["function"], where)}
+    if call.get("arguments") is None:
+        return call
+    try:
+        return {**call, "arguments": arguments_of(call["arguments"])}
+    except ValueError as error:
+        raise InputError(f"{where}: the arguments of a call are {call['arguments']!r:.60}: {error}") from None
+
+
+def arguments_of(given: Any) -> dict[str, Any]:
+    """The arguments of a call as chat templates take them: an object, where OpenAI has it as JSON in a text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(given or "{}") if isinstance(given, str) else given
+    except RecursionError as error:
+        raise ValueError("the arguments are nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("give an object of arguments by their names")
+    return found
 
 
 def _content(content: Any, where: str) -> str:

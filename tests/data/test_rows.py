@@ -56,6 +56,25 @@ def test_all_kinds_give_the_same_pairs(tmp_path, kind):
         assert [d.text for d in documents(path, text_field="target")] == [row["target"] for row in PAIRS]
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_the_arguments_of_a_call_are_an_object(tmp_path, within):
+    """As chat templates take them; OpenAI's rows have them as JSON in a text, as `serve` gets them."""
+
+    def row(arguments):
+        call = {"name": "f", "arguments": arguments}
+        call = {"type": "function", "function": call} if within else call
+        return {"messages": [CHAT["messages"][0], {"role": "assistant", "tool_calls": [call]}]}
+
+    path = tmp_path / "a.jsonl"
+    WRITERS["jsonl"](path, [row('{"x": {"y": [1]}}'), row({"x": {"y": [1]}}), row("")])
+    found = [document.chat.messages[1]["tool_calls"][0] for document in documents(path)]
+    assert [(call["function"] if within else call)["arguments"] for call in found] == [{"x": {"y": [1]}}] * 2 + [{}]
+    for wrong in ("{x", "5", [1], "[" * 100_000):
+        WRITERS["jsonl"](path, [row(wrong)])
+        with pytest.raises(InputError, match=r"a.jsonl:1, message 2: the arguments of a call are .*: "):
+            documents(path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_conversations(tmp_path, kind):
     calls = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}

@@ -6,13 +6,13 @@ OpenAI's; other servers of open models have them under these names (clients send
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from lightning_app.data.chats import arguments_of
 from lightning_app.models.generation import SAMPLING, GenerationOptions
 
 MOST_CHOICES, MOST_STOPS = 16, 16
@@ -129,12 +129,8 @@ class Called(BaseModel):
 
     @field_validator("arguments", mode="before")
     @classmethod
-    def _parsed(cls, value: Any) -> Any:
-        """OpenAI has them as JSON in a text, chat templates as an object."""
-        try:
-            return json.loads(value or "{}") if isinstance(value, str) else value
-        except RecursionError as error:
-            raise ValueError("the arguments are nested too deeply") from error
+    def _parsed(cls, value: Any) -> dict[str, Any]:
+        return arguments_of(value)
 
 
 class ToolCall(BaseModel):
