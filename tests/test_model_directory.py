@@ -90,9 +90,24 @@ def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, cap
 
 
 def test_another_models_tokenizer_is_noticed_without_a_fit(folder: Path, main: Run, caplog: pytest.LogCaptureFixture):
-    save_model(folder / "own", "llama", eos_token_id=7)
+    tokenizer = tokenizers.made("llama")
+    save_model(folder / "own", "llama", eos_token_id=7, vocab_size=2 * tokenizer.vocab_size)
     main("generate", "--ckpt_path", "own", "--prompt", "a", "--max_new_tokens", 1)
-    assert "do they belong together" in caplog.text
+    said = [line for line in caplog.messages if "do they belong together" in line]
+    assert len(said) == 2
+    assert "trained with 7 as its eos id, and 'own' has 2" in said[0]
+    assert f"the model has {2 * tokenizer.vocab_size} ids, and 'own' only {tokenizer.vocab_size}" in said[1]
+    caplog.clear()
+    (folder / "own" / "model.safetensors").write_bytes(b"")  # they are said before the weights are read
+    with pytest.raises(SystemExit):
+        main("generate", "--ckpt_path", "own", "--prompt", "a")
+    assert [line for line in caplog.messages if "do they belong together" in line] == said
+    caplog.clear()
+    settings = {"bos_token_id": 1, "eos_token_id": [2, 9]}  # as LLaMA 3 has its second end
+    (folder / "own" / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit):
+        main("generate", "--ckpt_path", "own", "--prompt", "a")
+    assert [line for line in caplog.messages if "do they belong together" in line] == said[1:]
 
 
 def test_validate_and_predict_need_no_config(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_app.data.adapter_folder import is_adapter
 from lightning_app.data.gguf_file import gguf_files, is_gguf, is_named_gguf
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
 
 def is_model(path: str | Path) -> bool:

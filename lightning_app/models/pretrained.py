@@ -25,7 +25,7 @@ from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.generation import SAMPLING
 from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabulary_of
 from lightning_app.models.gguf_directory import stop_tokens
-from lightning_app.models.hugging_face import CONFIG, without_bars
+from lightning_app.models.hugging_face import CONFIG, GENERATION_CONFIG, without_bars
 from lightning_app.models.lora import LoRA, add_adapters
 from lightning_app.models.weight_files import check_weights
 
@@ -393,13 +393,26 @@ def ids_of_directory(name: str) -> int | None:
     """As its config says, or the shape of a GGUF file's embedding; None: it does not."""
     if is_named_gguf(name) and Path(name).is_file():
         return vocabulary_of(read_gguf(Path(name)))
-    file = with_model(name) / CONFIG
+    found = _json(with_model(name) / CONFIG).get("vocab_size")
+    return found if isinstance(found, int) else None
+
+
+def special_ids_of_directory(name: str) -> dict[str, set[int]]:
+    """Those of `Backbone.special_ids` that its config and its generation config name; a GGUF file's tokenizer is its
+    own."""
+    folder = with_model(name)
+    said = [_json(folder / file) for file in (CONFIG, GENERATION_CONFIG)]
+    found = {role: set[int]().union(*(_ids(one.get(f"{role}_token_id")) for one in said)) for role in ("bos", "eos")}
+    return {role: ids for role, ids in found.items() if ids}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The settings of a config, those of its text among them; empty where it cannot be read: `_load` says why."""
     try:
         config = json.loads(file.read_bytes())
-        found = {**config.get("text_config", {}), **config}.get("vocab_size")
-    except (OSError, ValueError, AttributeError, TypeError):  # `_load` says what is wrong
-        return None
-    return found if isinstance(found, int) else None
+        return {**config.get("text_config", {}), **config}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _load(name: str, gguf_file: str | None, options: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:

@@ -18,7 +18,7 @@ from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
 from lightning_app.models.hugging_face import is_model
 from lightning_app.models.lora import named_as
-from lightning_app.models.pretrained import ids_of_directory
+from lightning_app.models.pretrained import ids_of_directory, special_ids_of_directory
 from lightning_app.models.registry import (
     Description,
     build,
@@ -223,7 +223,6 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 def _as_saved(path: str) -> dict[str, Any]:
     tokenizer = _tokenizer_beside(path)  # first: loading the weights may take minutes
     module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
-    say_if_ids_differ(module.backbone, tokenizer)
     raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: tokenizer.saved(), VERSION: L.__version__}
     write(module, raw)
     return raw
@@ -236,6 +235,7 @@ def _tokenizer_beside(path: str) -> Tokenizer:
             f"the tokenizer in {path} has {tokenizer.vocab_size} ids, and the model's embedding {ids}: they do not "
             "belong together; put the model's own tokenizer.json there"
         )
+    say_if_ids_differ(special_ids_of_directory(path), ids, tokenizer, source=path)
     return tokenizer
 
 

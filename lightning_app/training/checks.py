@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import nn
@@ -35,20 +35,27 @@ def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -
 
 
 @rank_zero_only
-def say_if_ids_differ(backbone: Backbone, tokenizer: Tokenizer) -> None:
-    """Special ids that a pretrained model's training had otherwise, and many ids that no text has."""
+def say_if_ids_differ(
+    special: Mapping[str, set[int]], size: int | None, tokenizer: Tokenizer, *, source: str | None
+) -> None:
+    """Special ids that a pretrained model's training had otherwise, and many ids that no text has.
+
+    Args:
+        special: the model's, by "bos" and "eos".
+        size: how many ids the model has; None: nobody knows, or nobody has trained them.
+    """
     ours = {"eos": tokenizer.eot, "bos": tokenizer.bos}
-    remedy = "" if backbone.source == tokenizer.name else "data.tokenizer: model takes the model's own"
-    for role, ids in backbone.special_ids().items():
+    remedy = "" if source == tokenizer.name else "data.tokenizer: model takes the model's own"
+    for role, ids in special.items():
         if ours[role] is not None and ours[role] not in ids:
             log.warning(
                 "the model was trained with %s as its %s id, and %r has %s: do they belong together? %s",
                 *(" or ".join(map(str, sorted(ids))), role, tokenizer.name, ours[role], remedy),
             )
-    if backbone.source is not None and tokenizer.vocab_size < LEAST_SHARE * backbone.vocab_size:
+    if size is not None and tokenizer.vocab_size < LEAST_SHARE * size:
         log.warning(
             "the model has %d ids, and %r only %d: do they belong together? %s",
-            *(backbone.vocab_size, tokenizer.name, tokenizer.vocab_size, remedy),
+            *(size, tokenizer.name, tokenizer.vocab_size, remedy),
         )
 
 

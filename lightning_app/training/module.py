@@ -391,7 +391,9 @@ class LanguageModule(L.LightningModule, ABC):
                 extension.use_data(data, stage=stage, rank=self.trainer.global_rank)
             self._judged = self.backbone.core.source is None
             if stage == "fit":
-                say_if_ids_differ(self.backbone.core, data.tokenizer)
+                core, source = self.backbone.core, self.backbone.core.source
+                size = None if source is None else core.vocab_size
+                say_if_ids_differ(core.special_ids(), size, data.tokenizer, source=source)
                 say_what_is_frozen(self.own_parameters())
                 warn_if_it_can_only_memorise(self, data)
         leave_batches_uncast(self.trainer.precision_plugin)
