@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lightning_app.data.gguf_file import read_gguf
 from lightning_app.memory.extension import memory_of
-from lightning_app.training.checkpoint import load_module
+from lightning_app.training.checkpoint import load_module, open_checkpoint
 from tests import gguf_files, tokenizers
 from tests.advice import LITTLE_TEXT, SHORT, advised
 from tests.conftest import Run
@@ -81,6 +81,20 @@ def test_the_models_own_sampling_counts_where_nothing_else_is_given(
 
 
 NO_PENALTY = ("--max_new_tokens", 24, "--repetition_penalty", 1, "--temperature", 0)
+
+
+def test_its_module_is_built_once(directory: Path):
+    """A second one would be made of random numbers, in as much memory again."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    read, module, tokenizer = open_checkpoint(directory)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not module.training
+    assert module.end_ids == {tokenizer.eot}
+    own = module.state_dict()
+    assert {name: tensor.data_ptr() for name, tensor in read["state_dict"].items()} == {
+        name: tensor.data_ptr() for name, tensor in own.items()
+    }
 
 
 def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):

@@ -43,7 +43,7 @@ from lightning_app.models.backbone import Backbone
 from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.pretrained import SPECIAL, PretrainedLM
 from lightning_app.training import arguments
-from lightning_app.training.checkpoint import module_of, read
+from lightning_app.training.checkpoint import load_module, open_checkpoint
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.module import LanguageModule
 
@@ -97,8 +97,7 @@ def export(
     """
     check_output(output, overwrite=overwrite)
     given = None if chat_template is None else ChatTemplate.read(chat_template)
-    loaded = read(checkpoint)
-    module, tokenizer = module_of(loaded, checkpoint)
+    loaded, module, tokenizer = open_checkpoint(checkpoint)
     backbone, facts = module.backbone, Facts.of(loaded, Path(checkpoint), module)
     if onnx:
         check_onnx(backbone)
@@ -138,7 +137,7 @@ def export_gguf(
     """
     check_place(output, overwrite=overwrite)
     given = None if chat_template is None else ChatTemplate.read(chat_template)
-    module, tokenizer = module_of(read(checkpoint), checkpoint)
+    module, tokenizer = load_module(checkpoint)
     template = _template(given or module.chat_template, tokenizer)
     backbone = module.backbone
     words = vocabulary(tokenizer, backbone.vocab_size, chat_template=template)

@@ -217,15 +217,17 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     Raises:
         InputError: neither.
     """
-    return _as_saved(str(path)) if is_model(path) else read_checkpoint(path, mmap=mmap)
+    return _open_model(str(path))[0] if is_model(path) else read_checkpoint(path, mmap=mmap)
 
 
-def _as_saved(path: str) -> dict[str, Any]:
+def _open_model(path: str) -> tuple[dict[str, Any], LanguageModule, Tokenizer]:
+    """See `open_checkpoint`. The tensors that are read are the module's own: a second copy may not fit."""
     tokenizer = _tokenizer_beside(path)  # first: loading the weights may take minutes
     module = find_class("CausalLM")(find_class("PretrainedLM")(pretrained=path))
     raw = {WEIGHTS: module.state_dict(), STEP: 0, DATA: tokenizer.saved(), VERSION: L.__version__}
     write(module, raw)
-    return raw
+    module.use_tokenizer(tokenizer)
+    return raw, module.eval(), tokenizer
 
 
 def _tokenizer_beside(path: str) -> Tokenizer:
@@ -245,11 +247,22 @@ def load_module(path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     Raises:
         InputError: no such file, damaged, or not a checkpoint of this project's modules and data.
     """
-    return module_of(read(path), path)
+    return open_checkpoint(path)[1:]
 
 
-def module_of(raw: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
-    """`load_module` of what was read from `path`."""
+def open_checkpoint(path: str | Path) -> tuple[dict[str, Any], LanguageModule, Tokenizer]:
+    """What `read` gives, and what `load_module` gives of it: a model in one of Hugging Face's forms is built once.
+
+    Raises:
+        InputError: see `load_module`.
+    """
+    if is_model(path):
+        return _open_model(str(path))
+    raw = read_checkpoint(path)
+    return raw, *_module_of(raw, path)
+
+
+def _module_of(raw: dict[str, Any], path: str | Path) -> tuple[LanguageModule, Tokenizer]:
     from lightning_app.data.chat_template import ChatTemplate
 
     module, state = module_in(raw, path), tokenizer_state(raw)

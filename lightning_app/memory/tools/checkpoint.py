@@ -21,7 +21,7 @@ from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.registry import Description, as_config, build, describe, name_of
 from lightning_app.reports.run_folder import RunFolder, config_of_run
-from lightning_app.training.checkpoint import module_of, read, without_fit
+from lightning_app.training.checkpoint import open_checkpoint, without_fit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.checkpoint_keys import WEIGHTS
 from lightning_app.training.module import LanguageModule
@@ -55,9 +55,8 @@ class Opened:
 
     @classmethod
     def read(cls, path: str | Path) -> Opened:
-        """Read a checkpoint. Raises what `read` and `module_of` raise."""
-        checkpoint = read(path)
-        return cls(Path(path), checkpoint, *module_of(checkpoint, path))
+        """Read a checkpoint. Raises what `open_checkpoint` raises."""
+        return cls(Path(path), *open_checkpoint(path))
 
     @property
     def memory(self) -> Memory:
