@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import peft
 import pytest
 import torch
@@ -95,6 +102,73 @@ def test_its_module_is_built_once(directory: Path):
     assert {name: tensor.data_ptr() for name, tensor in read["state_dict"].items()} == {
         name: tensor.data_ptr() for name, tensor in own.items()
     }
+
+
+@pytest.fixture
+def talking(directory: Path) -> Path:
+    """The directory with a chat template, and a point in its name."""
+    (directory / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    return directory.rename(directory.with_name("tiny-0.5b"))
+
+
+def said_by_transformers(path: Path, question: str, *, new: int) -> str:
+    """The greedy answer in the model's own template."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    ids = model.generate(**prompt, max_new_tokens=new, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def test_chat_answers_as_transformers_does(
+    talking: Path, main: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    lines = iter(["What is a memory?", "/history", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines))
+    main("chat", "--ckpt_path", talking, "--temperature", 0, "--max_new_tokens", 6)
+    wanted = said_by_transformers(talking, "What is a memory?", new=6).strip()
+    assert wanted
+    assert f"user: What is a memory?\nassistant: {wanted}" in capsys.readouterr().out
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_serve_answers_as_transformers_does(talking: Path, main: Run):
+    """The command itself, which a thread asks and then ends as systemd would."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "What?"}], "max_tokens": 6, "temperature": 0}
+    answers: list[Any] = []
+
+    def ask() -> None:
+        while not ended.is_set() and not listens(port):
+            time.sleep(0.02)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            name = client.get("/v1/models").json()["data"][0]["id"]  # the server has begun, and heeds signals
+            try:
+                answers.extend([name, client.post("/v1/chat/completions", json=asked | {"model": name}).json()])
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before, ended, client = signal.getsignal(signal.SIGTERM), threading.Event(), threading.Thread(target=ask)
+    client.start()
+    try:
+        main("serve", "--ckpt_path", talking, "--port", port)
+    finally:
+        ended.set()
+        client.join()
+        signal.signal(signal.SIGTERM, before)
+    assert answers[0] == "tiny-0.5b"
+    said = answers[1]["choices"][0]["message"]["content"]
+    assert said == said_by_transformers(talking, "What?", new=6).lstrip()
 
 
 def test_a_model_with_ids_to_spare_is_evaluated_too(folder: Path, main: Run, capsys: pytest.CaptureFixture[str]):
