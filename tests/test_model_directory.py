@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -389,6 +390,22 @@ def test_a_tokenizer_that_does_not_say_what_ends_a_text(directory: Path, fails: 
         (directory / name).write_text(text)
     error = fails("generate", "--ckpt_path", directory, "--prompt", "A memory")
     assert "does not say which token ends a text: name one of its tokens as eos_token" in error
+
+
+def test_a_package_that_its_tokenizer_needs(
+    directory: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (directory / name).unlink()
+    (directory / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    said = (
+        f"{directory / 'tokenizer.model'} is a file of SentencePiece's, and the package that reads it is missing: pip"
+    )
+    assert f"{said} install sentencepiece" in fails("generate", "--ckpt_path", directory, "--prompt", "A memory")
+    assert f"{said} install sentencepiece" in fails("validate", "--ckpt_path", directory, "--data.val.path", "val.txt")
+    (directory / "tokenizer.model").write_bytes(b"IQ== 0\n")  # tiktoken's
+    assert "pip install" not in fails("generate", "--ckpt_path", directory, "--prompt", "A memory")
 
 
 def test_no_weights_or_half_of_them(directory: Path, fails: Callable[..., str]):

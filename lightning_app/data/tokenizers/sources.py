@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ TOKENIZER = "tokenizer.json"
 # What a tokenizer consists of beside it; an export writes them unchanged.
 CONFIG, SPECIAL_TOKENS, TEMPLATE = BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 TEMPLATES = "additional_chat_templates"  # a folder of others by name, such as tool_use.jinja
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
 def is_hugging_face(name: str) -> bool:
@@ -84,6 +87,7 @@ def _converted(name: str) -> dict[str, str]:
     """What transformers makes of it."""
     from transformers import AutoTokenizer
 
+    _check_sentencepiece(Path(name))
     try:
         return _saved(AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
@@ -91,6 +95,24 @@ def _converted(name: str) -> dict[str, str]:
         raise InputError(
             f"{name!r} has no tokenizer that can be read ({reason}); give a directory with a tokenizer.json"
         ) from error
+
+
+def _check_sentencepiece(folder: Path) -> None:
+    """The library says only that it has another package's way to read the file, and that it fails."""
+    for name in SENTENCEPIECE:
+        if find_spec("sentencepiece") is None and _is_sentencepiece(folder / name):
+            raise InputError(
+                f"{folder / name} is a file of SentencePiece's, and the package that reads it is missing: pip install "
+                "sentencepiece, or put the model's tokenizer.json there"
+            )
+
+
+def _is_sentencepiece(file: Path) -> bool:
+    """By its first byte, that of a message's first field: others by this name are lines of base64 (LLaMA 3)."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(1) == b"\n"
 
 
 def _saved(tokenizer: Any) -> dict[str, str]:
