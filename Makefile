@@ -34,7 +34,7 @@ evaluate: .venv/user ## validate the best checkpoint of the last `make train`
 generate: .venv/user ## continue PROMPT with the best checkpoint of the last `make train`
 	$(BIN)/python main.py generate --ckpt_path best --runs_dir runs/article_gpt --prompt "$(or $(PROMPT),Backpropagation is)"
 
-smollm2: .venv/user ## SmolLM2-135M-Instruct as a Hugging Face directory in models/smollm2 (93 MB to download, 20 s)
+smollm2: .venv/user ## SmolLM2-135M-Instruct as a Hugging Face directory in models/smollm2 (93 MB to download, 40 s)
 	$(BIN)/python -m lightning_app.models.smollm2
 
 # Without bytecode each worker would compile all tests anew, and each process that a test starts the package.
