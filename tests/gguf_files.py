@@ -11,8 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, quants
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from lightning_app.data.bpe import byte_symbols
 
@@ -60,6 +68,30 @@ def gpt2() -> GPT2LMHeadModel:
     return shaken(GPT2LMHeadModel(config))
 
 
+OTHERS: dict[str, dict[str, Any]] = {  # families whose weights have the library's layout: settings unlike its defaults
+    "gemma2": {"head_dim": 32, "sliding_window": 8},
+    "phi3": {"rms_norm_eps": 1e-3, "pad_token_id": 2, "sliding_window": 8},
+    "stablelm": {"use_qkv_bias": True, "layer_norm_eps": 1e-3},
+    "starcoder2": {"norm_epsilon": 1e-3},
+}
+SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def other(family: str) -> PreTrainedModel:
+    """Of OTHERS; its rotary base is none that the library would guess."""
+    sizes = {"hidden_size": E, "intermediate_size": F, "num_hidden_layers": L, "max_position_embeddings": C}
+    heads = {"num_attention_heads": H, "num_key_value_heads": G}
+    rope = {"rope_type": "default", "rope_theta": 777.0}
+    if family in ("phi3", "stablelm"):
+        rope["partial_rotary_factor"] = 0.5
+    config = AutoConfig.for_model(
+        family, vocab_size=V, **sizes, **heads, **SPECIAL_IDS, rope_parameters=rope, **OTHERS[family]
+    )
+    torch.manual_seed(0)
+    made: PreTrainedModel = shaken(AutoModelForCausalLM.from_config(config))
+    return made
+
+
 def shaken(model: Any) -> Any:
     """With biases and norms too."""
     with torch.no_grad():
@@ -75,7 +107,22 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The model's weights by the format's names, in its layout."""
-    return _of_llama(model) if model.config.model_type == "llama" else _of_gpt2(model)
+    by_family = {"llama": _of_llama, "gpt2": _of_gpt2}
+    return by_family.get(model.config.model_type, _by_name)(model)
+
+
+def _by_name(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """By the package's own table; Gemma's norms are stored with the 1 that they add."""
+    families = {name: family for family, name in MODEL_ARCH_NAMES.items()}
+    names = get_tensor_name_map(families[model.config.model_type], L)
+    found = {}
+    for weight, tensor in model.state_dict().items():
+        stem, _, kind = weight.rpartition(".")
+        plus = 1 if model.config.model_type == "gemma2" and stem.endswith("norm") else 0
+        found[f"{names.get_name(stem)}.{kind}"] = tensor + plus
+    if model.config.tie_word_embeddings:
+        found.pop("output.weight", None)
+    return found
 
 
 def _of_llama(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -197,8 +244,27 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
     }
     if model.config.model_type == "gpt2":
         return found | {"feed_forward_length": 4 * E, "attention.layer_norm_epsilon": 1e-5}
+    if model.config.model_type in OTHERS:
+        return found | _settings_of_others(model.config)
     of_llama = {"feed_forward_length": F, "attention.head_count_kv": G, "rope.dimension_count": E // H}
     return found | of_llama | {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0}
+
+
+def _settings_of_others(config: Any) -> dict[str, Any]:
+    epsilon = {
+        "stablelm": ("layer_norm_epsilon", "layer_norm_eps"),
+        "starcoder2": ("layer_norm_epsilon", "norm_epsilon"),
+    }
+    theirs, ours = epsilon.get(config.model_type, ("layer_norm_rms_epsilon", "rms_norm_eps"))
+    size = getattr(config, "head_dim", None) or E // H
+    share = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    found = {"feed_forward_length": F, "attention.head_count_kv": G, "rope.dimension_count": int(share * size)}
+    found |= {"rope.freq_base": config.rope_parameters["rope_theta"], f"attention.{theirs}": getattr(config, ours)}
+    if config.model_type == "gemma2":
+        found["attention.key_length"] = size
+    if (window := getattr(config, "sliding_window", None)) is not None:
+        found["attention.sliding_window"] = window
+    return found
 
 
 def _put(writer: GGUFWriter, name: str, weight: torch.Tensor, kind: GGMLQuantizationType | None) -> None:

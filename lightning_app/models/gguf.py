@@ -24,6 +24,7 @@ PER_LAYER = (
 )  # a number, or one for each layer
 LOST = {  # by family: settings of a config, what the file calls them, and the name that the library gives them
     "gpt2": {"n_positions": ("context_length", "n_ctx"), "n_inner": ("feed_forward_length", "feed_forward_length")},
+    "phi3": {"sliding_window": ("attention.sliding_window", "")},
     "qwen3": {"head_dim": ("attention.key_length", "")},
 }
 BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
@@ -73,15 +74,24 @@ def _mend(config: PretrainedConfig, file: GGUFFile, *, given: dict[str, Any]) ->
     """Set what the library does not read, or reads into a name that the family does not look at."""
     for name, (theirs, stray) in LOST.get(file.architecture, {}).items():
         if name not in given and file.about(theirs) is not None:
-            setattr(config, name, file.about(theirs))
+            setattr(config, name, file.about(theirs) or None)  # a window of 0 is none
         config.__dict__.pop(stray, None)
     for name, tensor in BIASES.items():  # in no metadata: llama.cpp sees them by their tensors
         if hasattr(config, name) and tensor in file.tensors:
             setattr(config, name, True)
     config.__dict__.pop("_model_name_or_path", None)
     rope = getattr(config, "rope_parameters", None)
-    if rope and "rope_parameters" not in given and (scaled := scaled_rope(file, rope["rope_theta"])) is not None:
+    if not rope or "rope_theta" not in rope or "rope_parameters" in given:  # none, or one for each kind of layer
+        return
+    rope["rope_theta"] = file.about("rope.freq_base") or rope["rope_theta"]  # not read of StableLM and Starcoder2
+    if "partial_rotary_factor" in rope and (size := file.about("rope.dimension_count")) is not None:
+        rope["partial_rotary_factor"] = size / head_size(config)
+    if (scaled := scaled_rope(file, rope["rope_theta"])) is not None:
         config.rope_parameters = scaled
+
+
+def head_size(config: PretrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def load_gguf(file: GGUFFile, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -120,8 +130,8 @@ def _without_own_bar() -> Iterator[None]:
 
 
 def unread(file: GGUFFile, model: PreTrainedModel) -> list[str]:
-    """Tensors that no weight of the model stands for: the library drops them without a word. Experts, whose tensors
-    it fuses, are not looked at."""
+    """Tensors that no weight of the model stands for: the library drops them without a word. Of a model of
+    experts, whose tensors it fuses, theirs are not looked at."""
     gguf = package()
     families = {name: family for family, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(families[file.architecture], model.config.num_hidden_layers)
@@ -130,4 +140,6 @@ def unread(file: GGUFFile, model: PreTrainedModel) -> list[str]:
         stem, dot, kind = weight.rpartition(".") if weight.endswith((".weight", ".bias")) else (weight, "", "")
         for within in (stem, stem.removeprefix(f"{model.base_model_prefix}.")):
             read.add(f"{names.get_name(within)}{dot}{kind}")
-    return [name for name in file.tensors if name not in read and name != FACTORS and "_exp" not in name]
+    fused = any("expert" in weight for weight in model.state_dict())
+    left = [name for name in file.tensors if name not in read and name != FACTORS]
+    return [name for name in left if not (fused and "_exp" in name)]
