@@ -57,9 +57,8 @@ PIECES = [
         "^",
     ),
 ]
-ROUGH = {"default", "falcon", "superbpe", "deepseek-coder", "deepseek-v3", "hunyuan-dense", "joyai-llm"} | {
-    *("tekken", "gpt-4o", "llama4", "kanana2", "minimax-m2")
-}
+# Where llama.cpp's own pattern is not the family's: the least share of texts with equal ids (0.571 and 0.989 measured).
+ROUGH = dict.fromkeys(["tekken", "gpt-4o", "llama4", "kanana2", "minimax-m2"], 0.56) | {"superbpe": 0.98}
 
 
 def some_texts(count: int = 300) -> list[str]:
@@ -133,14 +132,14 @@ def merged() -> tuple[list[str], list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*(names.split()[0] for names in STEPS.values()), *sorted(OF_THE_LIBRARY)])
 def test_ids_are_those_of_llama_cpp(kind: str, merged: tuple[list[str], list[str]], tmp_path: Path):
-    """All of them; but for ROUGH, where llama.cpp's own pattern is not the family's, those of most texts."""
+    """All of them, but for ROUGH."""
     pytest.importorskip("cyllama")
     tokens, merges = merged
     path = write(tmp_path / "model.gguf", llama(size=len(tokens)), pre=kind, tokens=tokens, merges=merges)
     texts = some_texts()
     ours = gguf_tokenizer(read_gguf(path))(texts, add_special_tokens=False)["input_ids"]
     equal = [a == b for a, b in zip(ours, llama_cpp.token_ids(path, texts), strict=True)]
-    assert sum(equal) / len(equal) >= (0.4 if kind in ROUGH else 1.0)
+    assert sum(equal) / len(equal) >= ROUGH.get(kind, 1.0)
 
 
 @pytest.mark.slow
