@@ -74,6 +74,15 @@ def test_what_continues_a_text_joins_it(kind: str, first: str, second: str):
         assert tokenizer.decode([*before.ids, *behind.ids]) == first + second
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ALL)
+@settings(max_examples=300, deadline=None)
+@given(first=texts, second=texts)
+def test_ten_times_as_many_texts(kind: str, first: str, second: str):
+    test_a_text_comes_back_or_is_said_to_be_lost.hypothesis.inner_test(kind, first)
+    test_what_continues_a_text_joins_it.hypothesis.inner_test(kind, first, second)
+
+
 def test_plain_text_comes_back(tokenizer: Tokenizer):
     if tokenizer.name not in kinds.LOSSY | {"smollm2"}:
         assert tokenizer.measured(PLAIN).given_back is None

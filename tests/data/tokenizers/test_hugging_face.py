@@ -71,6 +71,14 @@ def test_the_ids_are_the_librarys(kind: str, text: str):
     assert ours(kind).prompt(text) == (whole or [ours(kind).eot])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EVERY)
+@settings(max_examples=500, deadline=None)
+@given(text=st.one_of(texts, unicode))
+def test_the_ids_of_ten_times_as_many_texts(kind: str, text: str):
+    test_the_ids_are_the_librarys.hypothesis.inner_test(kind, text)
+
+
 @pytest.mark.parametrize("kind", sorted(kinds.LOSSY))
 def test_a_special_tokens_name_is_no_special_token_in_any_kind(kind: str):
     """The library takes it for one in a Unigram vocabulary, whatever it is asked."""
