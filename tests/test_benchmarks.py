@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, dry_run
 from benchmarks.__main__ import PARTS, REPORT, Report
 from benchmarks.common import Timings
 from benchmarks.train_step import TINY
@@ -62,6 +62,13 @@ def test_its_training_step_runs_and_learns_on_any_device():
     losses = [run()[1] for _ in range(12)]
     assert losses[0] == pytest.approx(math.log(TINY.vocab_size), rel=0.05)
     assert losses[-1] < losses[0]
+
+
+def test_what_a_dry_run_foretells_of_the_repeated_part():
+    """Half of the steps lie behind the first line of the log."""
+    said = """time to the end  9:09 (549.0 s): 1,000 batches of 300.0 ms, 3 validations of 5.00 s, 7 checkpoints of 100.0 ms, start and end 65.99 s
+peak memory      863.6 MB of this process"""  # noqa: E501
+    assert dry_run.foretold(said, share=0.5).repeated == pytest.approx(549 - 65.99 - 150)
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
