@@ -18,7 +18,7 @@ OURS = {"lightning_app", "experiments", "benchmarks", "tests", "main"}
 # An extra's packages are imported by these files alone.
 FILES_OF_EXTRA = {
     "serve": ("lightning_app/serving/serve.py", "lightning_app/serving/server/"),
-    "lora": ("lightning_app/models/lora.py",),
+    "lora": ("lightning_app/models/adapters.py", "lightning_app/models/lora.py"),
     "gguf": ("lightning_app/export/llama_cpp.py",),
     "onnx": ("lightning_app/export/onnx.py",),
     "experiments": ("experiments/",),

@@ -398,8 +398,7 @@ def ids_of_directory(name: str) -> int | None:
 
 
 def special_ids_of_directory(name: str) -> dict[str, set[int]]:
-    """Those of `Backbone.special_ids` that its config and its generation config name; a GGUF file's tokenizer is its
-    own."""
+    """What its config and its generation config name, see `Backbone.special_ids`; a GGUF file's is its own."""
     folder = with_model(name)
     said = [_json(folder / file) for file in (CONFIG, GENERATION_CONFIG)]
     found = {role: set[int]().union(*(_ids(one.get(f"{role}_token_id")) for one in said)) for role in ("bos", "eos")}

@@ -100,7 +100,7 @@ def small(name: str) -> dict[str, Any]:
         if name in SCHEDULES:
             more[0]["init_args"] |= SCHEDULES[name]
         tree = merged(tree, overlay)
-        tree["trainer"]["callbacks"] += more
+        tree["trainer"]["callbacks"] = [*tree["trainer"].get("callbacks", []), *more]
     for change in [RUN, *(change for change in CHANGES.get(name, []) if name != "streaming")]:
         tree = merged(tree, change)
     backbone = tree["model"]["init_args"]["backbone"]
