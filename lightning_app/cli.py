@@ -25,6 +25,8 @@ COMMANDS = {  # those without a trainer
     "chat": "lightning_app.serving.chat:command",
     "serve": "lightning_app.serving.serve:command",
     "export": "lightning_app.export.command:command",
+    "compress": "lightning_app.compression.command:compress_command",
+    "decompress": "lightning_app.compression.command:decompress_command",
     "compare": "lightning_app.reports.compare.command:command",
     "report": "lightning_app.reports.report:command",
 }

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_app"
 EVERYWHERE = {"errors", "former", "io", "plugins", "utf8", "yaml_file"}
 CORE = ["reports", "data", "models", "training"]  # each imports those before it
 IDEAS = ["memory", "art", "plasticity"]
-ABOVE = ["export", "serving"]
+ABOVE = ["export", "serving", "compression"]
 MAY_IMPORT = (
     {part: {*CORE[: i + 1]} for i, part in enumerate(CORE)}
     | {idea: {*CORE, idea} for idea in IDEAS}

@@ -142,9 +142,13 @@ class BatchDecoder:
         """Continue it no further."""
         self.texts.remove(text)
 
-    @torch.inference_mode()
     def step(self) -> list[int]:
         """Add a token to each of `texts` -> the tokens."""
+        return self._draw(self.next_logits())
+
+    @torch.inference_mode()
+    def next_logits(self) -> Tensor:
+        """(B, V) behind each of the rows; whoever does not `step` puts the next token into the text's ids."""
         new = [text for text in self.texts if text not in self._rows]
         if self._fits() and self._drop_left(at_once=bool(new)):
             logits = self._go_on()
@@ -152,7 +156,7 @@ class BatchDecoder:
         else:
             self._rows = list(self.texts)
             logits, self._cache, self._mask = self._begin(self._rows)
-        return self._draw(logits)
+        return logits
 
     def _fits(self) -> bool:
         """Whether the cache can take another position of each of its rows."""
@@ -206,6 +210,7 @@ class BatchDecoder:
         states = self.backbone.hidden(self.backbone.embed(ids), mask=mask, cache=cache)
         return self.backbone.logits(states.last[:, -1:])[:, -1, : self.vocab_size]
 
+    @torch.inference_mode()
     def _draw(self, logits: Tensor) -> list[int]:
         """One token for each of `texts` from the (B, V) logits of the rows; rows of one kind at once."""
         row_of = {id(row): i for i, row in enumerate(self._rows)}

@@ -1,0 +1,1 @@
+"""A file as a short archive: what a model expects costs few bits."""

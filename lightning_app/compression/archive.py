@@ -1,0 +1,110 @@
+"""An archive: some 20 bytes that say what must be equal to read it, and the coded symbols."""
+
+from __future__ import annotations
+
+import struct
+from binascii import crc_hqx
+from dataclasses import dataclass, replace
+
+from lightning_app.compression.coding import Passed, Reading, Writing, pass_through
+from lightning_app.compression.setting import CPUS, DTYPES, Setting, one_thread
+from lightning_app.compression.symbols import bytes_of, symbols_of
+from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.errors import InputError
+from lightning_app.training.module import LanguageModule
+
+MAGIC = 0xE6  # no text begins with it and the number of a format
+FORMAT = 1
+HEAD = struct.Struct(">BBBB3B2s4sHH")  # magic, format, cpu and dtype, threads, torch, libraries, model, two checks
+AT_CHECK = HEAD.size - 2  # of the archive's own check, which covers all other bytes
+
+
+@dataclass(frozen=True)
+class Archived:
+    """An archive, and what its size comes from.
+
+    Attributes:
+        data: the archive.
+        original: the number of bytes that are in it.
+        passed: its symbols, and their information in bits.
+    """
+
+    data: bytes
+    original: int
+    passed: Passed
+
+    @property
+    def bits(self) -> float:
+        """The cross-entropy of all symbols."""
+        return self.passed.bits + self.passed.escape_bits
+
+
+def compress(data: bytes, module: LanguageModule, tokenizer: Tokenizer) -> Archived:
+    """Any bytes as an archive, which was read again.
+
+    Raises:
+        InputError: the model cannot compress; what was read again is not what was written.
+    """
+    symbols, writing = symbols_of(data, tokenizer), Writing()
+    with one_thread():
+        passed = pass_through(module, writing, tokenizer.prompt(""), len(symbols), symbols)
+        setting = Setting.here(module, tokenizer)
+    archive = _packed(setting, data, len(symbols), writing.encoder.finish())
+    if decompress(archive, module, tokenizer) != data:
+        raise InputError("the archive does not give back what was written: this machine does not compute alike twice")
+    return Archived(archive, len(data), passed)
+
+
+def decompress(archive: bytes, module: LanguageModule, tokenizer: Tokenizer) -> bytes:
+    """What is in an archive.
+
+    Raises:
+        InputError: it is damaged, or was written with another model, CPU or library.
+    """
+    setting, data_check, count, coded = _unpacked(archive)
+    with one_thread():
+        here = Setting.here(module, tokenizer)
+        setting.check(replace(here, model=here.model[:4], libraries=here.libraries[:2]))
+        passed = pass_through(module, Reading(coded), tokenizer.prompt(""), count)
+    data = bytes_of(passed.symbols, tokenizer)
+    if crc_hqx(data, 0) != data_check:
+        raise InputError("the archive does not give back what was written: it was written where numbers differ")
+    return data
+
+
+def _packed(setting: Setting, data: bytes, count: int, coded: bytes) -> bytes:
+    kind = CPUS.index(setting.cpu) * len(DTYPES) + DTYPES.index(setting.dtype)
+    of_setting = kind, setting.threads, *setting.torch, setting.libraries, setting.model
+    rest = _varint(count) + coded
+    check = crc_hqx(HEAD.pack(MAGIC, FORMAT, *of_setting, crc_hqx(data, 0), 0)[:AT_CHECK] + rest, 0)
+    return HEAD.pack(MAGIC, FORMAT, *of_setting, crc_hqx(data, 0), check) + rest
+
+
+def _unpacked(archive: bytes) -> tuple[Setting, int, int, bytes]:
+    """Setting, check of the data, number of symbols, coded symbols."""
+    if len(archive) <= HEAD.size or archive[0] != MAGIC:
+        raise InputError("it is not an archive that `compress` wrote")
+    _, form, kind, threads, *torch, libraries, model, data_check, check = HEAD.unpack_from(archive)
+    if form != FORMAT:
+        raise InputError(f"the archive has format {form}, and this code knows {FORMAT}: update it")
+    if crc_hqx(archive[:AT_CHECK] + archive[HEAD.size :], 0) != check:
+        raise InputError("the archive is damaged: its check sum is wrong")
+    cpu, dtype = divmod(kind, len(DTYPES))
+    major, minor, patch = torch
+    setting = Setting(model, CPUS[cpu], DTYPES[dtype], threads, (major, minor, patch), libraries)
+    return setting, data_check, *_of_varint(archive[HEAD.size :])
+
+
+def _varint(number: int) -> bytes:
+    """7 bits in each byte, the lowest first; the last byte is below 128."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _of_varint(data: bytes) -> tuple[int, bytes]:
+    """The number, and what follows it."""
+    length = next(i for i, byte in enumerate(data, 1) if byte < 128)
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(data[:length])), data[length:]

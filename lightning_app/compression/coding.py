@@ -1,0 +1,168 @@
+"""Symbols through an arithmetic coder, with a model's probabilities: one function for both directions.
+
+What is read was written with the same numbers only if they were computed in the same way: one token at a time, on one
+thread of the same kind of CPU, by the same libraries. `archive.Setting` holds what must be equal.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_app.compression.coder import Decoder, Encoder, frequencies
+from lightning_app.errors import InputError
+from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.module import LanguageModule
+
+BYTES = 256
+GAIN = 16  # what one more occurrence adds to a count
+MOST = 2**20  # a sum of counts beyond this is halved
+
+
+class Channel(ABC):
+    """Where symbols go to, or come from.
+
+    Attributes:
+        bits: of information in what went through, as the counts say.
+    """
+
+    bits: float = 0.0
+
+    @abstractmethod
+    def choose(self, counts: np.ndarray, symbol: int | None) -> int:
+        """Pass one symbol through, which has `counts[symbol]` of their sum -> the symbol."""
+
+
+class Writing(Channel):
+    """Takes symbols that are known."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder()
+
+    def choose(self, counts: np.ndarray, symbol: int | None) -> int:
+        assert symbol is not None
+        start, size, total = int(counts[:symbol].sum()), int(counts[symbol]), int(counts.sum())
+        self.encoder.put(start, size, total)
+        self.bits -= float(np.log2(size / total))
+        return symbol
+
+
+class Reading(Channel):
+    """Finds them."""
+
+    def __init__(self, data: bytes):
+        self.decoder = Decoder(data)
+
+    def choose(self, counts: np.ndarray, symbol: int | None) -> int:
+        ends = counts.cumsum()
+        found = 0
+
+        def find(number: int) -> tuple[int, int]:
+            nonlocal found
+            found = int(np.searchsorted(ends, number, side="right"))
+            return int(ends[found] - counts[found]), int(counts[found])
+
+        self.decoder.get(int(ends[-1]), find)
+        return found
+
+
+@dataclass
+class Escapes:
+    """Whether a byte follows instead of a token, and which: by how often each came so far.
+
+    Attributes:
+        kinds: (2, 2): after a token and after a byte, how often a token came, and how often a byte.
+        bytes: (256,) how often each byte came.
+        last: whether the last symbol was a byte.
+    """
+
+    kinds: np.ndarray = field(default_factory=lambda: np.array([[2**12, 1], [GAIN, GAIN]]))
+    bytes: np.ndarray = field(default_factory=lambda: np.ones(BYTES, dtype=np.int64))
+    last: int = 0
+
+    def is_byte(self, channel: Channel, known: bool | None) -> bool:
+        """Pass through whether a byte follows."""
+        counts = self.kinds[self.last]
+        self.last = channel.choose(counts, None if known is None else int(known))
+        _count(counts, self.last)
+        return bool(self.last)
+
+    def byte(self, channel: Channel, known: int | None) -> int:
+        """Pass through which."""
+        byte = channel.choose(self.bytes, known)
+        _count(self.bytes, byte)
+        return byte
+
+
+def _count(counts: np.ndarray, symbol: int) -> None:
+    counts[symbol] += GAIN
+    if counts.sum() > MOST:
+        counts -= counts // 2
+
+
+@dataclass
+class Passed:
+    """What went through.
+
+    Attributes:
+        symbols: see `symbols`.
+        bits: of the tokens, by the model's own probabilities.
+        escape_bits: of the rest.
+    """
+
+    symbols: list[int] = field(default_factory=list)
+    bits: float = 0.0
+    escape_bits: float = 0.0
+
+
+def pass_through(
+    module: LanguageModule, channel: Channel, beginning: Sequence[int], count: int, known: Sequence[int] | None = None
+) -> Passed:
+    """Pass `count` symbols through a channel, each with the probability that it has after all before it.
+
+    Args:
+        module: on the CPU, in eval mode.
+        channel: to or from an archive.
+        beginning: ids that stand before any text.
+        known: the symbols; None: they are read.
+    """
+    passed, escapes = Passed(), Escapes()
+    decoder = module.batch_decoder()
+    text = decoder.join(list(beginning), GenerationOptions())
+
+    def tokens() -> Iterator[Tensor]:
+        for i in range(count):
+            wanted = None if known is None else known[i]
+            before = channel.bits
+            if escapes.is_byte(channel, None if wanted is None else wanted < 0):
+                symbol = -1 - escapes.byte(channel, None if wanted is None else -1 - wanted)
+                passed.symbols.append(symbol)
+                passed.escape_bits += channel.bits - before
+                continue
+            passed.escape_bits += channel.bits - before
+            probabilities = _probabilities(decoder.next_logits())
+            token = channel.choose(frequencies(probabilities), wanted)
+            passed.bits -= float(np.log2(probabilities[token]))
+            passed.symbols.append(token)
+            text.ids.append(token)
+            yield torch.tensor([token])
+
+    stream: Iterator[Tensor] = tokens()
+    for extension in module.extensions:
+        stream = extension.during_generation(stream, torch.tensor([list(beginning)]))
+    for _ in stream:
+        pass
+    return passed
+
+
+def _probabilities(logits: Tensor) -> np.ndarray:
+    """(1, V) logits -> (V,) in float64."""
+    probabilities: np.ndarray = logits[0].double().softmax(-1).numpy()
+    if np.isnan(probabilities).any():
+        raise InputError("the model's logits are not finite: it cannot compress")
+    return probabilities
