@@ -84,7 +84,7 @@ def one_thread() -> Iterator[None]:
 
 
 def model_hash(module: LanguageModule, tokenizer: Tokenizer) -> bytes:
-    """Of all that decides the probabilities of a text, 32 bytes."""
+    """A hash, 32 bytes, of all that decides the probabilities of a text."""
     found = hashlib.sha256(json.dumps(describe(module.backbone), sort_keys=True, default=str).encode())
     found.update(tokenizer.fingerprint.encode())
     for name, value in module.state_dict().items():
