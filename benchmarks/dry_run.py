@@ -107,7 +107,7 @@ def taken(folder: str, *argv: str, code: str) -> tuple[Taken, float]:
     log = max(Path(folder).glob("runs/*/version_*/log.jsonl"), key=lambda path: path.stat().st_ino)
     lines = [
         record
-        for record in map(json.loads, log.read_text().splitlines())
+        for record in map(json.loads, log.read_text(encoding="utf-8").splitlines())
         if record.get("step") and "event" not in record
     ]
     first, last = lines[0], lines[-1]
