@@ -7,10 +7,11 @@ from binascii import crc_hqx
 from dataclasses import dataclass, replace
 
 from lightning_app.compression.coding import Passed, Reading, Writing, pass_through
-from lightning_app.compression.setting import CPUS, DTYPES, Setting, one_thread
+from lightning_app.compression.setting import CPUS, DTYPES, Setting
 from lightning_app.compression.symbols import bytes_of, symbols_of
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.models.modes import one_thread
 from lightning_app.training.module import LanguageModule
 
 MAGIC = 0xE6  # no text begins with it and the number of a format

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,17 +68,6 @@ class Setting:
         ):
             if theirs != ours:
                 raise InputError(f"the archive was written {name}: it cannot be read here")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For as long as this lasts, torch computes on one thread: the order of sums then depends on nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def model_hash(module: LanguageModule, tokenizer: Tokenizer) -> bytes:

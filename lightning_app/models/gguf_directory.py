@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from lightning_app.data.gguf_tokenizer import gguf_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.gguf import gguf_config, load_gguf
+from lightning_app.models.modes import one_thread
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import GenerationConfig
@@ -44,7 +43,7 @@ def convert_gguf(path: Path, folder: Path) -> GGUFFile:
         raise InputError(f"{folder} is there and not an empty folder: remove it, or give another one")
     file = read_gguf(path)
     parent = folder.absolute().parent
-    with writing_into(parent, needed=_bytes_of(file)), _one_thread():
+    with writing_into(parent, needed=_bytes_of(file)), one_thread():
         parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(parent)
         with temporary(folder.absolute()) as beside:
@@ -75,13 +74,3 @@ def stop_tokens(file: GGUFFile) -> GenerationConfig:
 
 def _bytes_of(file: GGUFFile) -> int:
     return 4 * sum(int(tensor.n_elements) for tensor in file.tensors.values()) + 2**24
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Ways of computing that last for a while: without dropout, in full precision, without what is compiled."""
+"""Ways of computing that last for a while: without dropout, in full precision, uncompiled, on one thread."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread: sums then have one order, and busy cores do not wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
