@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from binascii import crc_hqx
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lightning_app.compression.coding import Passed, Reading, Writing, pass_through
 from lightning_app.compression.setting import CPUS, DTYPES, Setting
@@ -18,6 +18,7 @@ MAGIC = 0xE6  # no text begins with it and the number of a format
 FORMAT = 1
 HEAD = struct.Struct(">BBBB3B2s4sHH")  # magic, format, cpu and dtype, threads, torch, libraries, model, two checks
 AT_CHECK = HEAD.size - 2  # of the archive's own check, which covers all other bytes
+Parts = tuple[Setting, int, int, bytes]  # of an archive: setting, check of the data, number of symbols, coded symbols
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def compress(data: bytes, module: LanguageModule, tokenizer: Tokenizer) -> Archi
     symbols, writing = symbols_of(data, tokenizer), Writing()
     with one_thread():
         passed = pass_through(module, writing, tokenizer.prompt(""), len(symbols), symbols)
-        setting = Setting.here(module, tokenizer)
-    archive = _packed(setting, data, len(symbols), writing.encoder.finish())
-    if decompress(archive, module, tokenizer) != data:
+        here = Setting.here(module, tokenizer)
+        archive = _packed(here, data, len(symbols), writing.encoder.finish())
+        again = _read(_unpacked(archive), here, module, tokenizer)
+    if again != data:
         raise InputError("the archive does not give back what was written: this machine does not compute alike twice")
     return Archived(archive, len(data), passed)
 
@@ -62,11 +64,15 @@ def decompress(archive: bytes, module: LanguageModule, tokenizer: Tokenizer) -> 
     Raises:
         InputError: it is damaged, or was written with another model, CPU or library.
     """
-    setting, data_check, count, coded = _unpacked(archive)
+    parts = _unpacked(archive)  # damage is said before the model is hashed
     with one_thread():
-        here = Setting.here(module, tokenizer)
-        setting.check(replace(here, model=here.model[:4], libraries=here.libraries[:2]))
-        passed = pass_through(module, Reading(coded), tokenizer.prompt(""), count)
+        return _read(parts, Setting.here(module, tokenizer), module, tokenizer)
+
+
+def _read(parts: Parts, here: Setting, module: LanguageModule, tokenizer: Tokenizer) -> bytes:
+    setting, data_check, count, coded = parts
+    setting.check(here)
+    passed = pass_through(module, Reading(coded), tokenizer.prompt(""), count)
     data = bytes_of(passed.symbols, tokenizer)
     if crc_hqx(data, 0) != data_check:
         raise InputError("the archive does not give back what was written: it was written where numbers differ")
@@ -81,8 +87,7 @@ def _packed(setting: Setting, data: bytes, count: int, coded: bytes) -> bytes:
     return HEAD.pack(MAGIC, FORMAT, *of_setting, crc_hqx(data, 0), check) + rest
 
 
-def _unpacked(archive: bytes) -> tuple[Setting, int, int, bytes]:
-    """Setting, check of the data, number of symbols, coded symbols."""
+def _unpacked(archive: bytes) -> Parts:
     if len(archive) <= HEAD.size or archive[0] != MAGIC:
         raise InputError("it is not an archive that `compress` wrote")
     _, form, kind, threads, *torch, libraries, model, data_check, check = HEAD.unpack_from(archive)

@@ -25,12 +25,12 @@ class Setting:
     """What who reads an archive must have in common with who wrote it.
 
     Attributes:
-        model: a hash of the weights, of what else decides their model, and of its tokenizer.
+        model: 4 bytes of a hash of the weights, of what else decides their model, and of its tokenizer.
         cpu: the instructions that torch uses.
         dtype: of the weights.
         threads: of each computation.
         torch: its version.
-        libraries: a hash of the versions of `LIBRARIES`.
+        libraries: 2 bytes of a hash of the versions of `LIBRARIES`.
     """
 
     model: bytes
@@ -50,7 +50,7 @@ class Setting:
         cpu, dtype = torch.backends.cpu.get_cpu_capability(), next(module.backbone.parameters()).dtype
         if cpu not in CPUS or dtype not in DTYPES:
             raise InputError(f"an archive cannot name this CPU ({cpu}), or weights of {dtype}")
-        return cls(model_hash(module, tokenizer), cpu, dtype, torch.get_num_threads(), _torch(), _libraries())
+        return cls(model_hash(module, tokenizer)[:4], cpu, dtype, torch.get_num_threads(), _torch(), _libraries()[:2])
 
     def check(self, other: Setting) -> None:
         """Refuse to read an archive whose setting this is with another one.
