@@ -37,7 +37,7 @@ class Vocabulary:
         special: ids by the format's names: "bos", "eos", "padding", "unknown".
         chat_template: in Jinja.
         begins: the begin token goes before a text.
-        scores: of each token of SentencePiece's BPE; None: it is a byte-level one.
+        scores: one for each token of a SentencePiece BPE; None where the tokenizer is a byte-level BPE.
         puts_space: a space goes before a text; of SentencePiece's BPE.
     """
 

@@ -221,7 +221,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def not_offered(self) -> dict[str, Any]:
-        """What its source says of sampling that there is no option for here, in transformers' names."""
+        """Sampling settings of the source that no option here stands for, by transformers' names."""
         return {}
 
     @property

@@ -37,8 +37,8 @@ NEVER = 10**12  # steps or epochs
 class ShortFit(RunCallback):
     """Ends a fit after seven steps, as its own end does it: with a validation, checkpoints and samples.
 
-    Before that there is no validation. The limits of the fit (max_steps, max_epochs) stay as they are until the last
-    step, so that schedules are checked and made as for the whole.
+    It validates at that end alone. The limits of the fit (max_steps, max_epochs) stay as they are until the last step,
+    so that schedules are checked and made as for the whole.
 
     Args:
         watch: the trainer's profiler.
