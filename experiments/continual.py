@@ -40,7 +40,7 @@ from experiments.arms import (
 )
 from experiments.domains import Domains, prepare_domains
 from experiments.levels import best_trial
-from experiments.runs import MODEL, Training, new_optimizer, training_batches
+from experiments.runs import MODEL, Training, fast_precision, new_optimizer, training_batches
 from experiments.statistics import by_document
 from lightning_app.art.rules import pool
 from lightning_app.data.batch import Batch
@@ -192,13 +192,13 @@ def batches_of(arm: str, domains: Domains, plan: Plan, seed: int) -> Iterator[Ba
 
 
 def fit(module: LanguageModule, batches: Iterator[Batch], options: Training) -> Iterator[int]:
-    """Train in bf16; yields the number of steps done, before the first and after each."""
+    """Train in `fast_precision`; yields the number of steps done, before the first and after each."""
     optimizer = new_optimizer(module, options)
     schedule = WarmupCosine(optimizer, warmup_steps=options.warmup_steps, total_steps=options.steps, min_ratio=0.1)
     yield 0
     for step in range(1, options.steps + 1):
         module.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             outputs = module.outputs(next(batches))
             loss = torch.stack([weight * term for weight, term in module.loss_terms(outputs).values()]).sum()
         loss.backward()

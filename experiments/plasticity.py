@@ -31,7 +31,7 @@ from experiments.cloze import Item, accuracy, items_of
 from experiments.continual import Texts
 from experiments.domains import pieces
 from experiments.plasticity_page import DEFAULT, UNPRUNED
-from experiments.runs import Training, new_optimizer, training_batches
+from experiments.runs import Training, fast_precision, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
 from experiments.texts import articles, halves, prepare
 from lightning_app.data.batch import Batch
@@ -276,14 +276,14 @@ class Run:
         return self.plan.floor + (1 - self.plan.floor) * cosine
 
     def train(self, steps: int) -> None:
-        """In bf16."""
+        """In `fast_precision`."""
         options = self.plan.training
         self.model.train()
         start = time.process_time()
         for batch in islice(self.batches, steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = options.lr * self.factor() * group.get("multiple", 1.0)
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_precision():
                 loss = cross_entropy(self.model(batch.input_ids), batch.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
