@@ -74,8 +74,8 @@ CONFIGURABLE = (  # of the core, see `Idea.configurable`
     "lightning_app.models.pretrained",
     "lightning_app.training.compositions",
     "lightning_app.training.schedulers",
-    *(f"{CALLBACKS}.{name}" for name in ("averaging", "dashboard", "predictions", "progress", "projector")),
-    *(f"{CALLBACKS}.{name}" for name in ("exact_resume", "run_log", "samples", "throughput")),
+    *(f"{CALLBACKS}.{name}" for name in ("averaging", "dashboard", "dynamic_evaluation", "predictions", "progress")),
+    *(f"{CALLBACKS}.{name}" for name in ("projector", "exact_resume", "run_log", "samples", "throughput")),
 )
 READERS = "lightning_app.memory.readers"
 IDEAS = (

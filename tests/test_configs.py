@@ -37,6 +37,7 @@ NEEDS_DOWNLOAD = {
 }
 CHANGED = {  # what each overlay changes
     "art": "article_gpt",
+    "adapting": "article_gpt",
     "art_varda": "varda_gpt_offline",
     "controller": "article_gpt",
     "csv_logger": "article_gpt",

@@ -12,13 +12,33 @@ from lightning_app.compression.symbols import bytes_of, symbols_of
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.modes import one_thread
+from lightning_app.training.adapting import AdaptationOptions, adapting
 from lightning_app.training.module import LanguageModule
 
 MAGIC = 0xE6  # no text begins with it and the number of a format
-FORMAT = 1
+FROZEN, ADAPTING = 1, 2  # formats: an adapting one has the model's options behind the head
+OPTIONS = struct.Struct(">ff")  # lr, decay
 HEAD = struct.Struct(">BBBB3B2s4sHH")  # magic, format, cpu and dtype, threads, torch, libraries, model, two checks
 AT_CHECK = HEAD.size - 2  # of the archive's own check, which covers all other bytes
-Parts = tuple[Setting, int, int, bytes]  # of an archive: setting, check of the data, number of symbols, coded symbols
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is in an archive.
+
+    Attributes:
+        setting: what whoever reads it must have.
+        adapts: how the model learned from what had passed; None: it did not.
+        data_check: of the bytes that are in it.
+        count: the number of symbols.
+        coded: those.
+    """
+
+    setting: Setting
+    adapts: AdaptationOptions | None
+    data_check: int
+    count: int
+    coded: bytes
 
 
 @dataclass(frozen=True)
@@ -41,17 +61,26 @@ class Archived:
         return self.passed.bits + self.passed.escape_bits
 
 
-def compress(data: bytes, module: LanguageModule, tokenizer: Tokenizer) -> Archived:
+def compress(
+    data: bytes, module: LanguageModule, tokenizer: Tokenizer, adapts: AdaptationOptions | None = None
+) -> Archived:
     """Any bytes as an archive, which was read again.
+
+    Args:
+        adapts: how the model learns from what has passed; None: it stays as it is.
 
     Raises:
         InputError: the model cannot compress; what was read again is not what was written.
     """
     symbols, writing = symbols_of(data, tokenizer), Writing()
+    adapts = None if adapts is None else AdaptationOptions(*OPTIONS.unpack(OPTIONS.pack(adapts.lr, adapts.decay)))
     with one_thread():
-        passed = pass_through(module, writing, tokenizer.prompt(""), len(symbols), symbols)
         here = Setting.here(module, tokenizer)
-        archive = _packed(here, data, len(symbols), writing.encoder.finish())
+        with adapting(module, adapts) as adaptation:
+            beginning = tokenizer.prompt("")
+            passed = pass_through(module, writing, beginning, len(symbols), symbols, adaptation=adaptation)
+        parts = Parts(here, adapts, crc_hqx(data, 0), len(symbols), writing.encoder.finish())
+        archive = _packed(parts)
         again = _read(_unpacked(archive), here, module, tokenizer)
     if again != data:
         raise InputError("the archive does not give back what was written: this machine does not compute alike twice")
@@ -70,35 +99,40 @@ def decompress(archive: bytes, module: LanguageModule, tokenizer: Tokenizer) -> 
 
 
 def _read(parts: Parts, here: Setting, module: LanguageModule, tokenizer: Tokenizer) -> bytes:
-    setting, data_check, count, coded = parts
-    setting.check(here)
-    passed = pass_through(module, Reading(coded), tokenizer.prompt(""), count)
+    parts.setting.check(here)
+    with adapting(module, parts.adapts) as adaptation:
+        reading = Reading(parts.coded)
+        passed = pass_through(module, reading, tokenizer.prompt(""), parts.count, adaptation=adaptation)
     data = bytes_of(passed.symbols, tokenizer)
-    if crc_hqx(data, 0) != data_check:
+    if crc_hqx(data, 0) != parts.data_check:
         raise InputError("the archive does not give back what was written: it was written where numbers differ")
     return data
 
 
-def _packed(setting: Setting, data: bytes, count: int, coded: bytes) -> bytes:
+def _packed(parts: Parts) -> bytes:
+    setting, adapts = parts.setting, parts.adapts
     kind = CPUS.index(setting.cpu) * len(DTYPES) + DTYPES.index(setting.dtype)
-    of_setting = kind, setting.threads, *setting.torch, setting.libraries, setting.model
-    rest = _varint(count) + coded
-    check = crc_hqx(HEAD.pack(MAGIC, FORMAT, *of_setting, crc_hqx(data, 0), 0)[:AT_CHECK] + rest, 0)
-    return HEAD.pack(MAGIC, FORMAT, *of_setting, crc_hqx(data, 0), check) + rest
+    of_setting = kind, setting.threads, *setting.torch, setting.libraries, setting.model, parts.data_check
+    form, options = (FROZEN, b"") if adapts is None else (ADAPTING, OPTIONS.pack(adapts.lr, adapts.decay))
+    rest = options + _varint(parts.count) + parts.coded
+    check = crc_hqx(HEAD.pack(MAGIC, form, *of_setting, 0)[:AT_CHECK] + rest, 0)
+    return HEAD.pack(MAGIC, form, *of_setting, check) + rest
 
 
 def _unpacked(archive: bytes) -> Parts:
     if len(archive) <= HEAD.size or archive[0] != MAGIC:
         raise InputError("it is not an archive that `compress` wrote")
     _, form, kind, threads, *torch, libraries, model, data_check, check = HEAD.unpack_from(archive)
-    if form != FORMAT:
-        raise InputError(f"the archive has format {form}, and this code knows {FORMAT}: update it")
+    if form not in (FROZEN, ADAPTING):
+        raise InputError(f"the archive has format {form}, and this code knows {FROZEN} and {ADAPTING}: update it")
     if crc_hqx(archive[:AT_CHECK] + archive[HEAD.size :], 0) != check:
         raise InputError("the archive is damaged: its check sum is wrong")
     cpu, dtype = divmod(kind, len(DTYPES))
     major, minor, patch = torch
     setting = Setting(model, CPUS[cpu], DTYPES[dtype], threads, (major, minor, patch), libraries)
-    return setting, data_check, *_of_varint(archive[HEAD.size :])
+    start = HEAD.size + (OPTIONS.size if form == ADAPTING else 0)
+    adapts = AdaptationOptions(*OPTIONS.unpack_from(archive, HEAD.size)) if form == ADAPTING else None
+    return Parts(setting, adapts, data_check, *_of_varint(archive[start:]))
 
 
 def _varint(number: int) -> bytes:

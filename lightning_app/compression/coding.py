@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from lightning_app.compression.coder import Decoder, Encoder, frequencies
+from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.adapting import Adaptation
 from lightning_app.training.module import LanguageModule
 
 BYTES = 256
 GAIN = 16  # what one more occurrence adds to a count
+LEARNED = 64  # tokens between two steps of a model that adapts
 MOST = 2**20  # a sum of counts beyond this is halved
 
 
@@ -120,8 +123,53 @@ class Passed:
     escape_bits: float = 0.0
 
 
+@dataclass
+class Text:
+    """The tokens so far, and what comes next by a model that may adapt to them.
+
+    Attributes:
+        ids: tokens.
+    """
+
+    module: LanguageModule
+    ids: list[int]
+    adaptation: Adaptation | None
+
+    def __post_init__(self) -> None:
+        self._decoder, self._learned = self.module.batch_decoder(), len(self.ids)
+        self._row = self._decoder.join(self.ids, GenerationOptions())
+
+    def probabilities(self) -> np.ndarray:
+        """(V,) of the next token."""
+        return _probabilities(self._decoder.next_logits())
+
+    def append(self, token: int) -> None:
+        self.ids.append(token)
+        self._row.ids.append(token)
+        if self.adaptation is not None and len(self.ids) - self._learned == LEARNED:
+            self.adaptation.learn(self._last())
+            self._learned = len(self.ids)
+            self._decoder.leave(self._row)  # the cache is of the weights before
+            self._row = self._decoder.join(self.ids, GenerationOptions())
+
+    def _last(self) -> Batch:
+        """What was scored since the last step, behind what stands before it."""
+        length = min(len(self.ids) - 1, self.module.backbone.max_length or 2 * LEARNED)
+        start = len(self.ids) - 1 - length
+        positions = torch.arange(start, start + length)
+        scored = positions >= self._learned - 1
+        batch = Batch.of(torch.tensor([self.ids[start:]]), scored=scored[None], positions=positions[None])
+        return batch.padded(self.module.backbone.segment)
+
+
 def pass_through(
-    module: LanguageModule, channel: Channel, beginning: Sequence[int], count: int, known: Sequence[int] | None = None
+    module: LanguageModule,
+    channel: Channel,
+    beginning: Sequence[int],
+    count: int,
+    known: Sequence[int] | None = None,
+    *,
+    adaptation: Adaptation | None = None,
 ) -> Passed:
     """Pass `count` symbols through a channel, each with the probability that it has after all before it.
 
@@ -130,10 +178,10 @@ def pass_through(
         channel: to or from an archive.
         beginning: ids that stand before any text.
         known: the symbols; None: they are read.
+        adaptation: learns from every `LEARNED` tokens once they have passed; None: the model stays as it is.
     """
     passed, escapes = Passed(), Escapes()
-    decoder = module.batch_decoder()
-    text = decoder.join(list(beginning), GenerationOptions())
+    text = Text(module, list(beginning), adaptation)
 
     def tokens() -> Iterator[Tensor]:
         for i in range(count):
@@ -145,11 +193,11 @@ def pass_through(
                 passed.escape_bits += channel.bits - before
                 continue
             passed.escape_bits += channel.bits - before
-            probabilities = _probabilities(decoder.next_logits())
+            probabilities = text.probabilities()
             token = channel.choose(frequencies(probabilities), wanted)
             passed.bits -= float(np.log2(probabilities[token]))
             passed.symbols.append(token)
-            text.ids.append(token)
+            text.append(token)
             yield torch.tensor([token])
 
     stream: Iterator[Tensor] = tokens()

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 from lightning_app.compression.archive import Archived, compress, decompress
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.training import arguments
+from lightning_app.training.adapting import AdaptationOptions
 
 ENDING = ".lmz"
 
@@ -27,13 +29,20 @@ def _parser(name: str, *, what: str, output: str) -> argparse.ArgumentParser:
 
 def compress_command(argv: Sequence[str]) -> None:
     """Write the archive of a file, and print its size."""
-    args = _parser("compress", what="any file", output=f"FILE{ENDING} without it").parse_args(argv)
+    usual = AdaptationOptions()
+    parser = _parser("compress", what="any file", output=f"FILE{ENDING} without it")
+    add: Any = parser.add_argument
+    add("--adapt", action="store_true", help="learn from what has been written: slower, and shorter for a long file")
+    add("--lr", type=float, default=usual.lr, help=f"of --adapt: how far a weight goes in a step; default {usual.lr:g}")
+    add("--decay", type=float, default=usual.decay, help=f"of --adapt: the way back; default {usual.decay:g}")
+    args = parser.parse_args(argv)
+    adapts = AdaptationOptions(args.lr, args.decay) if args.adapt else None
     output = args.output or args.file.with_name(f"{args.file.name}{ENDING}")
     data = _read(args.file)
     _check(output, overwrite=args.overwrite)
     path, module, tokenizer = arguments.load(args)
     began = process_time()
-    done = compress(data, module, tokenizer)
+    done = compress(data, module, tokenizer, adapts)
     write_atomic(output, done.data)
     print("\n".join(_lines(done, args.file, output, path, seconds=process_time() - began)))
 

@@ -51,7 +51,9 @@ def interpolated(log_p: Tensor, p_memory: Tensor, *, lam: Tensor | float) -> Ten
     """
     lam = torch.as_tensor(lam, dtype=torch.float32, device=log_p.device)
     lam = torch.where(p_memory.sum(-1, keepdim=True) > 0, lam, 0.0)  # (..., 1)
-    return torch.logaddexp(log_p.float() + torch.log1p(-lam), p_memory.log() + lam.log())
+    there = p_memory > 0
+    log_memory = p_memory.where(there, 1.0).log().masked_fill(~there, -torch.inf)  # log 0 has no gradient
+    return torch.logaddexp(log_p.float() + torch.log1p(-lam), log_memory + lam.log())
 
 
 def joined_with_memory(logits: Tensor, scores: Tensor, tokens: Tensor) -> Tensor:

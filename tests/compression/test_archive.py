@@ -13,10 +13,11 @@ import torch
 
 from lightning_app.cli import main as command
 from lightning_app.compression import archive as archives
-from lightning_app.compression.archive import HEAD, compress, decompress
+from lightning_app.compression.archive import HEAD, OPTIONS, compress, decompress
 from lightning_app.compression.setting import Setting
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.training.adapting import AdaptationOptions
 from tests.made_models import READERS
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,18 @@ def test_a_model_with_a_memory_writes_while_it_reads(reading, reader, segment_le
     done = compress(data, module, tokenizer)
     assert decompress(done.data, module, tokenizer) == data
     assert len(done.data) - HEAD.size - 3 <= 1.002 * done.bits / 8
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("reader", [None, pytest.param("cache", marks=pytest.mark.slow)])
+def test_a_model_that_adapts_is_read_the_same_way(plain, reading, reader):
+    module, tokenizer = plain if reader is None else reading(reader, "what the teacher shows", segment_length=8)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    data = TEXT + b"\xff\x00" + TEXT
+    frozen, done = compress(data, module, tokenizer), compress(data, module, tokenizer, AdaptationOptions(lr=3e-2))
+    assert decompress(done.data, module, tokenizer) == data
+    assert done.bits < frozen.bits - 20
+    assert len(done.data) - HEAD.size - OPTIONS.size - 3 <= 1.002 * done.bits / 8
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
 
 
@@ -120,8 +133,9 @@ def test_what_differs_is_said(plain, archived, tiny_checkpoint, fails, monkeypat
         monkeypatch.setattr(Setting, "here", here)
 
 
-def test_damage_is_said_before_anything_is_computed(plain, monkeypatch):
-    data = compress(TEXT, *plain).data
+@pytest.mark.parametrize("adapts", [None, AdaptationOptions()])
+def test_damage_is_said_before_anything_is_computed(plain, monkeypatch, adapts):
+    data = compress(TEXT, *plain, adapts).data
     monkeypatch.setattr(archives, "pass_through", None)
     for place in range(len(data)):
         damaged = bytearray(data)

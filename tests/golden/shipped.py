@@ -28,8 +28,9 @@ OVERLAYS = {  # what each changes
     "streaming": "article_gpt",
     "weight_averaging": "gpt2_offline",
 }
-# Several processes or devices (see tests/test_ddp.py, tests/test_model_parallel.py), or a package of its own (wandb).
-LEFT_OUT = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node", "wandb"}
+# Several processes or devices (see tests/test_ddp.py, tests/test_model_parallel.py), a package of its own (wandb), or
+# nothing that a fit does otherwise (adapting).
+LEFT_OUT = {"adapting", "ddp", "deepspeed", "fsdp", "model_parallel", "multi_node", "wandb"}
 FRESH = {"pretrained": None, "architecture": "gpt2", "options": {"n_layer": 2, "n_embd": 32, "n_head": 2}}
 OF_A_DOWNLOAD = {"model": {"init_args": {"backbone": {"init_args": FRESH}}}}
 GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
