@@ -89,6 +89,7 @@ IDEAS = (
             "ConcatReader": f"{READERS}.concat:ConcatReader",
             "CacheReader": f"{READERS}.distribution:CacheReader",
             "KNNReader": f"{READERS}.distribution:KNNReader",
+            "NGramReader": f"{READERS}.ngram:NGramReader",
             "TrimeReader": f"{READERS}.distribution:TrimeReader",
         },
         commands={"memory": "lightning_app.memory.tools.command:command"},

@@ -91,6 +91,8 @@ class Memory(Extension):
 
     def use_data(self, data: TextDataModule, *, stage: str, rank: int) -> None:
         self.lm.first_row = rank * data.dataloader.batch_size
+        for reader in self.readers:
+            reader.use_data(data, stage=stage, rank=rank)
         if stage != "fit":
             return
         self._warn_if_nothing_learns_to_store(data.block_size)
@@ -176,6 +178,7 @@ class Memory(Extension):
 
     def end_evaluation(self) -> None:
         for reader in self.readers:
+            reader.end_evaluation()
             reader.bank.end_evaluation()
 
     @contextmanager

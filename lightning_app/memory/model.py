@@ -249,6 +249,13 @@ class MemoryLM(Backbone):
             logits, _ = reader.at_logits(logits, hidden, TokenContext.of_next_tokens(hidden))
         return logits
 
+    def next_logits(self, ids: Tensor, *, mask: Tensor | None, cache: Cache | None, recent: Tensor) -> Tensor:
+        last = self.hidden(self.embed(ids), mask=mask, cache=cache).last[:, -1:]
+        logits, context = self.backbone.logits(last), TokenContext.of_next_tokens(last, recent)
+        for reader in self.readers:
+            logits, _ = reader.at_logits(logits, last, context)
+        return logits[:, -1]
+
     def new_cache(self, batch_size: int) -> Cache:
         return self.backbone.new_cache(batch_size)
 

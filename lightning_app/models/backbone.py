@@ -186,6 +186,15 @@ class Backbone(nn.Module, ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V), with the family's own scaling."""
 
+    def next_logits(self, ids: Tensor, *, mask: Tensor | None, cache: Cache | None, recent: Tensor) -> Tensor:
+        """(B, V) behind the last of (B, T) new ids of a generation; see `hidden`.
+
+        Args:
+            recent: (B, K) the last tokens of each text, -1 before its first; what is not in the states needs them.
+        """
+        states = self.hidden(self.embed(ids), mask=mask, cache=cache)
+        return self.logits(states.last[:, -1:])[:, -1]
+
     @abstractmethod
     def new_cache(self, batch_size: int) -> Cache:
         """An empty cache for `batch_size` rows."""

@@ -59,6 +59,9 @@ class GenerationOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}")
 
 
+RECENT = 20  # tokens that `Backbone.next_logits` gets beside the states
+
+
 def use_column_major_weights(backbone: Backbone) -> None:
     """Store the matrices with more rows than columns by columns, in place, on a CPU.
 
@@ -184,14 +187,14 @@ class BatchDecoder:
         padded = bool((lengths < width).any())
         mask = torch.arange(width, device=self.device) >= width - lengths[:, None] if padded else None
         cache = self.backbone.new_cache(len(ids)) if self.use_cache else None
-        return self._logits(ids, mask, cache), cache, mask
+        return self._logits(ids, mask, cache, texts), cache, mask
 
     def _go_on(self) -> Tensor:
         """Logits (B, V) behind one more token of each row in the cache."""
         ids = torch.tensor([row.ids[-1:] for row in self._rows], device=self.device)
         if self._mask is not None:
             self._mask = nn.functional.pad(self._mask, (0, 1), value=True)
-        return self._logits(ids, self._mask, self._cache)
+        return self._logits(ids, self._mask, self._cache, self._rows)
 
     def _go_on_with(self, new: list[Continuation]) -> Tensor:
         """Logits behind the contexts of texts that join; their cache is put beside the others'."""
@@ -206,9 +209,10 @@ class BatchDecoder:
         self._rows = self._rows + new
         return logits
 
-    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        states = self.backbone.hidden(self.backbone.embed(ids), mask=mask, cache=cache)
-        return self.backbone.logits(states.last[:, -1:])[:, -1, : self.vocab_size]
+    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Cache | None, texts: Sequence[Continuation]) -> Tensor:
+        last = [[-1] * (RECENT - len(text.ids)) + text.ids[-RECENT:] for text in texts]
+        recent = torch.tensor(last, device=self.device)
+        return self.backbone.next_logits(ids, mask=mask, cache=cache, recent=recent)[:, : self.vocab_size]
 
     @torch.inference_mode()
     def _draw(self, logits: Tensor) -> list[int]:

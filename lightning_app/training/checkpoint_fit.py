@@ -71,8 +71,9 @@ def _named(extensions: Counter[str]) -> str:
 def _misfits(
     module: LanguageModule, own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: Description | None
 ) -> Iterator[str]:
+    any_length = {f"{part}.{name}" for part, x in module.named_modules() for name in getattr(x, "any_length", ())}
     for name, tensor in given.items():
-        if name in own and own[name].shape != tensor.shape:
+        if name in own and name not in any_length and own[name].shape != tensor.shape:
             yield (
                 f"the checkpoint's {name} has shape {tuple(tensor.shape)}, this model's {tuple(own[name].shape)}: "
                 "give the options (or the tokenizer) that the checkpoint was trained with"

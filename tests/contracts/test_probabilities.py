@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_app.data.batch import Batch
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.readers import CacheReader, KNNReader
+from lightning_app.memory.readers import CacheReader, KNNReader, NGramReader
 from lightning_app.training.adapting import AdaptationOptions, adapting
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
@@ -18,7 +18,7 @@ from tests.made_models import BLOCK, READERS, decoder, fill, ready
 SOURCE = "what the teacher shows and forgets what nobody asks about again"
 TEXT = bytes(range(256)) + b"the model learns what the teacher shows and forgets what nobody asks about again " * 10
 STORE = {"memory_size": 300, "num_search_results": 5}
-WAYS = [*READERS, "plain", "knn and cache", "adapting", "cache, adapting"]
+WAYS = [*READERS, "plain", "knn and cache", "ngram", "ngram that writes", "adapting", "cache, adapting"]
 
 
 def made(way: str) -> LanguageModule:
@@ -27,12 +27,17 @@ def made(way: str) -> LanguageModule:
     readers: dict[str, Callable[[], list]] = {
         "knn and cache": lambda: [KNNReader(temperature=20.0, **STORE), CacheReader(lam=0.3, **STORE)],
         "cache": lambda: [CacheReader(lam=0.3, memory_size=300)],
+        "ngram": lambda: [NGramReader(order=4)],
+        "ngram that writes": lambda: [NGramReader(order=4, writes="evaluation")],
         **{one: lambda one=one: [READERS[one](**STORE)] for one in READERS if one != "cache"},
     }
     if name not in readers:
         return ready(ArticleGPT(decoder()))[0]
     module = VardaGPT(decoder(), readers[name]())
-    fill(module, SOURCE)
+    if "ngram" in name:
+        module.backbone.readers[0].bank.hold(torch.tensor(list(SOURCE.encode())))
+    else:
+        fill(module, SOURCE)
     return ready(module)[0]
 
 
@@ -60,7 +65,7 @@ def test_it_sums_to_1_and_what_comes_later_changes_nothing(way: str):
     whole = logits(module, TEXT, adapts=adapts)
     assert len(whole) >= 1000
     assert (whole.double().softmax(-1).sum(-1) - 1).abs().max() < 1e-6
-    if set(way.split(" and ")) & {"knn", "cache"}:  # mixtures of probabilities are such already
+    if way.startswith(("knn", "cache", "ngram")):  # mixtures of probabilities are such already
         assert whole.double().logsumexp(-1).abs().max() < 1e-6
     other = TEXT[:changed_at] + bytes(255 - byte for byte in TEXT[changed_at:])
     changed = logits(module, other, adapts=adapts)

@@ -4,5 +4,6 @@ from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.readers.concat import ConcatReader
 from lightning_app.memory.readers.distribution import CacheReader, KNNReader, TrimeReader
+from lightning_app.memory.readers.ngram import NGramReader
 
-__all__ = ["AttentionReader", "CacheReader", "ConcatReader", "KNNReader", "Reader", "TrimeReader"]
+__all__ = ["AttentionReader", "CacheReader", "ConcatReader", "KNNReader", "NGramReader", "Reader", "TrimeReader"]

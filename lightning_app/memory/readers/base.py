@@ -39,6 +39,7 @@ class TokenContext:
         new: (B, T) bool, the tokens that are seen for the first time: what may be written.
         rows: (B,) the stream that each row continues.
         segments: (T,) number of each position's segment; all 0 where the block is one segment.
+        earlier_ids: (B, K) the tokens before the first, -1 where they are unknown.
     """
 
     ids: Tensor
@@ -46,6 +47,7 @@ class TokenContext:
     new: Tensor
     rows: Tensor
     segments: Tensor
+    earlier_ids: Tensor | None = None
 
     @classmethod
     def of(cls, *, next_ids: Tensor, documents: Tensor, positions: Tensor, **others: Tensor) -> TokenContext:
@@ -83,11 +85,17 @@ class TokenContext:
         )
 
     @classmethod
-    def of_next_tokens(cls, embeddings: Tensor) -> TokenContext:
+    def of_next_tokens(cls, embeddings: Tensor, recent: Tensor | None = None) -> TokenContext:
         """The context of tokens (B, T) that a generation has just drawn. Their position lies after all entries; none is
-        written."""
-        ids = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
-        return cls.of_session(ids, start=2**62, new=0)
+        written.
+
+        Args:
+            recent: (B, K) the last tokens of the text, these among them; None: they are unknown.
+        """
+        B, T = embeddings.shape[:2]
+        ids = embeddings.new_full((B, T), -1, dtype=torch.int64) if recent is None else recent[:, -T:]
+        earlier = None if recent is None else recent[:, :-T]
+        return replace(cls.of_session(ids, start=2**62, new=0), earlier_ids=earlier)
 
     def earlier(self, *, by_segment: bool, own_document_only: bool = False) -> Tensor:
         """(B, T, T) bool: whether query t may read what position j of its own block writes.
@@ -104,6 +112,13 @@ class TokenContext:
         seen = before[None].expand(len(self.ids), T, T)
         documents = self.entries.documents
         return seen & (documents[:, :, None] == documents[:, None, :]) if own_document_only else seen
+
+    def last_tokens(self, length: int) -> Tensor:
+        """(B, T, length) as `spans`, with the tokens before the block where they are known."""
+        if self.earlier_ids is None:
+            return self.spans(length)
+        whole = replace(self, ids=torch.cat([self.earlier_ids, self.ids], dim=1))
+        return whole.spans(length)[:, self.earlier_ids.shape[1] :]
 
     def spans(self, length: int) -> Tensor:
         """(B, T, length) the last tokens up to each position, padded with -1 on the left."""
