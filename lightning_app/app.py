@@ -29,6 +29,7 @@ from lightning_app.io import write_atomic
 from lightning_app.model_tokenizer import BACKBONE, take_model_tokenizer
 from lightning_app.models.hugging_face import is_model
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.optimizer_list import words_with_parts
 from lightning_app.option_checks import check_options
 from lightning_app.plugins import import_all
 from lightning_app.reports.run_folder import RunFolder
@@ -120,7 +121,7 @@ class Harness(CommandLine):
             parser_kwargs={name: {"allow_abbrev": False, "epilog": EPILOGS.get(name)} for name in self.subcommands()}
             | {"allow_abbrev": False},
             auto_configure_optimizers=False,  # it would build the optimizer before the model is set up
-            args=list(self._argv),
+            args=words_with_parts(self._argv),
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance

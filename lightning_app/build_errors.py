@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_app.errors import InputError, is_full
 from lightning_app.former import with_names_of_today, with_options_of_today
+from lightning_app.optimizer_list import with_parts
 from lightning_app.yaml_file import leaves, why_unreadable
 
 # All that a constructor raises which is given what it cannot take; `--debug` shows where.
@@ -68,7 +69,7 @@ def _of_today(content: str) -> str:
         tree = yaml.load(text, Loader=get_yaml_default_loader())  # which reads 1e-3 as a number
     except yaml.YAMLError as error:  # it is stricter than the loader that has read the configs before
         raise InputError(f"a config is not readable YAML: {why_unreadable(error)}") from None
-    today = with_options_of_today(tree)
+    today = with_parts(with_options_of_today(tree))
     return text if today == tree else yaml.safe_dump(today, sort_keys=False)
 
 

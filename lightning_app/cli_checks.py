@@ -70,9 +70,15 @@ def read_configs(argv: Sequence[str]) -> list[Config]:
 def given_options(argv: Sequence[str], configs: Sequence[Config]) -> dict[str, Any]:
     """Value by dotted key of all that the configs and the command line say, later ones over earlier ones."""
     given: dict[str, Any] = {}
-    for config in configs:
-        given |= dict(leaves(config))
-    return given | dict(command_line_options(argv))
+    for new in [*(dict(leaves(config)) for config in configs), dict(command_line_options(argv))]:
+        replaced = tuple(f"{key}." for key, value in new.items() if _is_whole(value))
+        given = {key: value for key, value in given.items() if not key.startswith(replaced)} | new
+    return given
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it replaces all that stood under its key: a list, or a class with its options in one word."""
+    return isinstance(value, list) or (isinstance(value, Mapping) and "class_path" in value)
 
 
 def named_classes(configs: Sequence[Config]) -> dict[str, str]:

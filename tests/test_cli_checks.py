@@ -29,6 +29,18 @@ def test_later_configs_and_the_command_line_win(yaml):
     assert given == {"data.block_size": 16, "data.vocab_size": 400}
 
 
+def test_a_list_replaces_all_that_stood_there(yaml):
+    one = yaml("1.yaml", "model: {optimizer: {class_path: A, init_args: {lr: 1}}, other: 2}")
+    two, rest = yaml("2.yaml", "model: {optimizer: [{class_path: B}]}"), {"model.other": 2}
+    assert given_by(["fit", "--config", one, "--config", two]) == rest | {"model.optimizer": [{"class_path": "B"}]}
+    word = '{"class_path": "B"}'
+    assert given_by(["fit", "--config", one, "--model.optimizer", word]) == rest | {
+        "model.optimizer": {"class_path": "B"}
+    }
+    later = given_by(["fit", "--config", two, "--model.optimizer.lr", "3"])
+    assert later == {"model.optimizer": [{"class_path": "B"}], "model.optimizer.lr": 3}
+
+
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\x00"])
 def test_unreadable_configs(yaml, text: str):
     with pytest.raises(InputError, match=r"c\.yaml"):

@@ -76,6 +76,10 @@ MEMORY = {  # instead of the model that all others have
     },
 }
 ART = {"class_path": "ARTRegularizer", "init_args": {"novelty": "drift", "rehearsal": 0.1}}
+BY_PARTS = [
+    {"match": "matrices", "class_path": "torch.optim.Muon", "init_args": {"lr": 0.02}},
+    {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "fused": True}},
+]
 KINDS: dict[str, dict[str, Any]] = {
     "article": callbacks(BY_STEPS),
     "epochs": {
@@ -83,6 +87,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "data": {"dataloader": {"batch_size": 16}},
     },
     "accumulation": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [STOPPING]}},
+    "muon": {"model": {"init_args": {"optimizer": BY_PARTS}}, **callbacks()},
     "average": callbacks(callback("AveragedWeights", decay=0.9)),
     "memory": callbacks(),
     "art": {"model": {"init_args": {"extensions": [ART]}}, **callbacks()},

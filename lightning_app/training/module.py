@@ -17,6 +17,7 @@ from lightning_app.data.accumulation import accumulated
 from lightning_app.data.batch import Batch
 from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.datamodule import TextDataModule
+from lightning_app.data.strategies import shards_parameters
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Outputs
@@ -24,6 +25,7 @@ from lightning_app.models.extension import Extension, grouped
 from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy
+from lightning_app.models.matrices import Role, roles_of
 from lightning_app.models.model_copy import cores
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored
@@ -41,6 +43,7 @@ from lightning_app.training.checks import (
 )
 from lightning_app.training.distributed import several_ranks, shard
 from lightning_app.training.evaluation import Evaluation, mean_of_each
+from lightning_app.training.groups import Groups
 from lightning_app.training.half_precision import check_precision
 from lightning_app.training.lightning_internals.logged_numbers import log_in_place
 from lightning_app.training.lightning_internals.plugins import leave_batches_uncast
@@ -64,7 +67,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     Args:
         backbone: the language model.
-        optimizer: from parameter groups to an optimizer.
+        optimizer: from parameter groups to an optimizer. In YAML also a list of them, see `OptimizerByParts`.
         scheduler: from an optimizer to a scheduler that is stepped after each optimizer step; a `WarmupCosine` without
             `total_steps` gets the real number of steps. None: constant learning rate.
         extensions: memories, ART and whatever else joins the model, in their order.
@@ -108,6 +111,8 @@ class LanguageModule(L.LightningModule, ABC):
         self._logged_early = False  # the numbers of the batch that is ending
         self.learned: dict[str, float] = {}  # numbers of the last `learn`, to be logged
         self._matrices: set[str] = set()  # names of the parameters with weight decay
+        self._roles: dict[str, Role] = {}  # of all parameters
+        self._sharded = False  # whether no process has whole parameters
         self.group_by_layer = False  # see `optim.parameter_groups`
         self._real_ids = backbone.vocab_size
         self.end_ids: frozenset[int] = frozenset()  # that end a text, once there is a tokenizer
@@ -379,7 +384,8 @@ class LanguageModule(L.LightningModule, ABC):
             check_precision(self, self.trainer.precision)
             if self.spikes is not None:
                 self.spikes.check(self.trainer)
-        self._matrices = optim.matrices_of(self)
+        self._matrices, self._roles = optim.matrices_of(self), roles_of(self, self.backbone.core.blocks)
+        self._sharded = shards_parameters(self.trainer.strategy)
         data = self.trainer.datamodule
         if isinstance(data, TextDataModule):
             check_sizes(data, vocab_size=self.backbone.vocab_size, longest=self.longest_block)
@@ -433,7 +439,7 @@ class LanguageModule(L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Weight decay for matrices only."""
         trained = optim.trained_parameters(self)
-        groups = optim.parameter_groups(trained, self._matrices, by_layer=self.group_by_layer)
+        groups = Groups(trained, self._matrices, self._roles, by_layer=self.group_by_layer, sharded=self._sharded)
         return self._optimisation.configured(groups, steps=self.optimizer_steps)
 
     def optimizer_steps(self) -> int:

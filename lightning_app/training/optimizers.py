@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +32,12 @@ def made(key: str, make: Callable[[Any], Made] | None, argument: Any) -> Made:
     if isinstance(result, UNFIT):
         raise InputError(f"{key} is {type(result).__name__}, which cannot train here: take AdamW, SGD or another one")
     return result
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of several names, for a message of one line."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

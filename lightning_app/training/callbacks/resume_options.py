@@ -11,11 +11,12 @@ from lightning_app.data.accumulation import accumulation_schedule
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.mixture import Mixture
 from lightning_app.errors import InputError
-from lightning_app.models.registry import Description, class_path, describe
+from lightning_app.models.registry import Description, describe
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.checkpoint import Checkpoint, put
 from lightning_app.training.lightning_internals import callbacks as lightning_callbacks
 from lightning_app.training.module import LanguageModule
+from lightning_app.training.optimizer_parts import optimizer_class
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
 from lightning_app.yaml_file import leaves
 
@@ -125,7 +126,7 @@ def in_force(trainer: L.Trainer) -> dict[str, Any]:
     run: dict[str, Any] = _data_options(trainer.datamodule) if isinstance(trainer.datamodule, TextDataModule) else {}
     if accumulation_schedule(trainer) is None:
         run["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
-    optimizers = [{"class": class_path(x), "groups": group_options(x)} for x in trainer.optimizers]
+    optimizers = [{"class": optimizer_class(x), "groups": group_options(x)} for x in trainer.optimizers]
     schedulers = [scheduler_options(config.scheduler) for config in trainer.lr_scheduler_configs]
     return {"run": run, "optimizers": optimizers, "schedulers": schedulers}
 
