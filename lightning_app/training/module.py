@@ -59,6 +59,7 @@ from lightning_app.training.losses import (
 )
 from lightning_app.training.measures import LanguageMeasures
 from lightning_app.training.schedulers import WarmupCosine, step_on_plateau
+from lightning_app.training.schedules import Schedules
 from lightning_app.training.spikes import SpikeGuard
 
 
@@ -75,6 +76,7 @@ class LanguageModule(L.LightningModule, ABC):
         compile: run the model through `torch.compile` (slow to start; on a CPU it gains little).
         skip_spikes: leave out the update of a step whose loss or gradient norm lies more than so many standard
             deviations (true: 6) above those of the last 128 steps. The schedule goes on; see `SpikeGuard`.
+        schedules: of weight decay and momentum.
     """
 
     @abstractmethod
@@ -87,6 +89,7 @@ class LanguageModule(L.LightningModule, ABC):
         token_noise: float = 0.0,
         compile: bool = False,
         skip_spikes: bool | float = False,
+        schedules: Schedules | None = None,
     ):
         super().__init__()
         if not 0 <= token_noise < 1:
@@ -103,7 +106,9 @@ class LanguageModule(L.LightningModule, ABC):
             raise InputError(f"means_over has {sorted(unknown)[0]!r}; there are {', '.join(COUNTED)}")
         self.token_noise = token_noise
         self.measures = LanguageMeasures(backbone.vocab_size)
-        self._optimisation, self.compiles = optim.Optimisation(optimizer, scheduler), compile
+        self._optimisation = optim.Optimisation(optimizer, scheduler, schedules or Schedules())
+        self._run_steps = 0  # that `schedules` follows
+        self.compiles = compile
         self.spikes = SpikeGuard(skip_spikes) if skip_spikes is not False else None
         self._seen: list[Outputs] = []  # of the batches since the last optimizer step, for `learn`
         self.window: Window | None = None  # the batches of this optimizer step, where there are several
@@ -325,6 +330,7 @@ class LanguageModule(L.LightningModule, ABC):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then learning without gradients: once per step, and before any callback writes a checkpoint."""
+        self.schedules.put(self.trainer.optimizers[0], self.trainer.global_step, self._run_steps)
         super().optimizer_step(*args, **kwargs)
         if self.skipped_step:
             self.learned, self.grad_norm = {}, None  # those of the step before are not logged again
@@ -374,6 +380,7 @@ class LanguageModule(L.LightningModule, ABC):
             self.log("train/skipped_steps", float(self.spikes.skipped))
         if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log_dict(self.schedules.shown(self.trainer.optimizers[0]))
             if self.grad_norm is not None:
                 self.log("grad_norm", self.grad_norm)
 
@@ -438,9 +445,15 @@ class LanguageModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Weight decay for matrices only."""
+        self._run_steps = self.optimizer_steps() if self.schedules.some else 0
         trained = optim.trained_parameters(self)
         groups = Groups(trained, self._matrices, self._roles, by_layer=self.group_by_layer, sharded=self._sharded)
         return self._optimisation.configured(groups, steps=self.optimizer_steps)
+
+    @property
+    def schedules(self) -> Schedules:
+        """What weight decay and momentum do while the learning rate follows its scheduler."""
+        return self._optimisation.schedules
 
     def optimizer_steps(self) -> int:
         """Steps that this run will do."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -20,6 +20,7 @@ from lightning_app.training.checkpoint_keys import OPTIMIZERS
 from lightning_app.training.distributed import whole
 from lightning_app.training.optimizers import made
 from lightning_app.training.schedulers import WarmupCosine, scheduler_config
+from lightning_app.training.schedules import Schedules
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -31,6 +32,7 @@ class Optimisation:
 
     optimizer: OptimizerCallable
     scheduler: LRSchedulerCallable | None
+    schedules: Schedules = field(default_factory=Schedules)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimisation:
         return self
@@ -43,6 +45,7 @@ class Optimisation:
             steps: the optimizer steps of the run, for a `WarmupCosine` that was given none.
         """
         optimizer = made("model.init_args.optimizer", self.optimizer, groups)
+        self.schedules.check(optimizer)
         if self.scheduler is None:
             return optimizer
         scheduler = made("model.init_args.scheduler", self.scheduler, optimizer)

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import torch
 
 from lightning_app.errors import InputError
+from lightning_app.training.schedules import SCHEDULED
 
 Made = TypeVar("Made")
 # They want a closure or sparse gradients, which training here has not.
 UNFIT = (torch.optim.LBFGS, torch.optim.SparseAdam)
+FOLLOWING = ("lr", *SCHEDULED)  # numbers of a group that may follow the steps
 
 
 def made(key: str, make: Callable[[Any], Made] | None, argument: Any) -> Made:
@@ -41,12 +43,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The numbers of each parameter group in plain types; its learning rate is the one that a schedule starts from."""
+    """The numbers of each parameter group in plain types; where one has a schedule, that which it starts from."""
     groups = []
     for group in optimizer.param_groups:
         options = {name: _plain(value) for name, value in group.items() if name != "params"}
-        lr = options.pop("initial_lr", options["lr"])
-        groups.append({name: x for name, x in options.items() if _is_plain(x)} | {"lr": float(lr)})
+        options |= {name: options.pop(f"initial_{name}") for name in FOLLOWING if f"initial_{name}" in options}
+        groups.append({name: x for name, x in options.items() if _is_plain(x)} | {"lr": float(options["lr"])})
     return groups
 
 
@@ -60,7 +62,8 @@ def scheduler_options(scheduler: Any) -> dict[str, Any]:
 def change_group(group: dict[str, Any], name: str, value: Any, *, before: Any) -> None:
     """Set one number of a parameter group; all its learning rates go on in proportion."""
     if name != "lr":
-        group[name] = tuple(value) if isinstance(value, list) else value
+        for key in {name, f"initial_{name}"} & group.keys():
+            group[key] = tuple(value) if isinstance(value, list) else value
         return
     for key in {"lr", "initial_lr"} & group.keys():
         group[key] = group[key] * (value / before)

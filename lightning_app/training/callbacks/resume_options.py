@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,7 @@ from lightning_app.training.lightning_internals import callbacks as lightning_ca
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.optimizer_parts import optimizer_class
 from lightning_app.training.optimizers import change_group, group_options, scheduler_options
+from lightning_app.training.schedules import KEY
 from lightning_app.yaml_file import leaves
 
 # Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).
@@ -126,6 +128,8 @@ def in_force(trainer: L.Trainer) -> dict[str, Any]:
     run: dict[str, Any] = _data_options(trainer.datamodule) if isinstance(trainer.datamodule, TextDataModule) else {}
     if accumulation_schedule(trainer) is None:
         run["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
+    if isinstance(trainer.lightning_module, LanguageModule):
+        run |= {f"{KEY}.{name}": ramp for name, ramp in asdict(trainer.lightning_module.schedules).items()}
     optimizers = [{"class": optimizer_class(x), "groups": group_options(x)} for x in trainer.optimizers]
     schedulers = [scheduler_options(config.scheduler) for config in trainer.lr_scheduler_configs]
     return {"run": run, "optimizers": optimizers, "schedulers": schedulers}
