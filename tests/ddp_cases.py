@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from lightning_app.training.callbacks.run_log import RunLog
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.distributed import rank, whole, world_size
 from lightning_app.training.module import LanguageModule
+from lightning_app.training.muon import Muon
+from lightning_app.training.optimizer_parts import Entry, OptimizerByParts
 
 STEPS, BATCH, BLOCK = 20, 8, 16
 TEXT = " ".join(f"word{i * i % 17} and {i}" for i in range(200))[:789]  # 50 windows, the last one of 5 tokens
@@ -94,6 +97,16 @@ def article() -> ArticleGPT:
     return ArticleGPT(decoder(), scheduler=None)
 
 
+def muon() -> ArticleGPT:
+    parts = [Entry(partial(Muon, lr=0.02), "matrices"), Entry(torch.optim.AdamW)]
+    return ArticleGPT(decoder(), optimizer=partial(OptimizerByParts, parts=parts), scheduler=None)
+
+
+def by_parts() -> ArticleGPT:
+    parts = [Entry(torch.optim.AdamW, "matrices"), Entry(partial(torch.optim.SGD, lr=0.1, momentum=0.9))]
+    return ArticleGPT(decoder(), optimizer=partial(OptimizerByParts, parts=parts), scheduler=None)
+
+
 SPIKE = 10  # the step that `Spiky` is to leave out
 
 
@@ -146,6 +159,8 @@ def schedule(surgery: Surgery = "remove", **options: Any) -> list[L.Callback]:
 CASES = {
     "article": Case(article),
     "spikes": Case(spiky),
+    "muon": Case(muon),
+    "by parts": Case(by_parts),
     "varda": Case(lambda: varda(streams=True), order="streams", callbacks=lambda: [Marks()]),
     "varda, shuffled": Case(lambda: varda(streams=False)),
     "art": Case(lambda: art("mean", "drift"), accumulate=2),

@@ -19,7 +19,7 @@ from tests.ddp_cases import CASES, MARK, STEPS, train, train_both, write_texts
 
 ROOT = Path(__file__).parent.parent
 FAST = ["varda", "plasticity"]
-SLOW = [name for name in CASES if name not in FAST]
+SLOW = [name for name in CASES if name not in (*FAST, "by parts")]
 OWN = ("article", "art", "plasticity, masks", "spikes")  # slow ones with tests of their own
 State = dict[str, Tensor]
 

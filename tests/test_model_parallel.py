@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from lightning_app.errors import InputError
 from lightning_app.training.callbacks.run_log import read_log
@@ -17,7 +18,7 @@ from lightning_app.training.compositions import ArticleGPT
 from tests.ddp_cases import CASES, STEPS
 from tests.test_ddp import ROOT, run, trained
 
-SHARDED = ["article", "art, tokens"]
+SHARDED = ["article", "art, tokens", "by parts"]
 OVERLAY = ROOT / "configs" / "overlays" / "model_parallel.yaml"
 
 
@@ -63,6 +64,12 @@ def test_what_cannot_be_sharded_is_refused(name: str, sizes: tuple[int, int], me
     module._device_mesh = cast(Any, mesh(*sizes))
     with pytest.raises(InputError, match=message):
         module.configure_model()
+
+
+@pytest.mark.slow
+def test_muon_is_refused(tmp_path: Path):
+    with pytest.raises(ProcessRaisedException, match="Muon needs whole matrices, and the strategy gives each process"):
+        trained(["muon"], tmp_path, sharded=True)
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def described(trainer: L.Trainer) -> list[GroupRate]:
     return [
         GroupRate(
             name=names.get(group.get("layer"), f"block {group.get('layer')}")
+            + (f", {group['part']}" if "part" in group else "")
             + ("" if group.get("weight_decay") else ", no decay"),
             lr=float(group["lr"]),
             factor=float(group.get("lr_factor", 1.0)),

@@ -18,10 +18,11 @@ from lightning_app.training.groups import Groups
 from lightning_app.training.optimizers import made, some
 
 KEY = "model.init_args.optimizer"
+REST = "the rest"
 
 
 @dataclass(frozen=True)
-class Part:
+class Entry:
     """An entry of the list.
 
     Attributes:
@@ -37,7 +38,7 @@ class Part:
 class OptimizerByParts(torch.optim.Optimizer):
     """Steps several optimizers as one. Its groups are theirs, and so is its state: one dictionary that all share.
 
-    In YAML a list under `optimizer`: each parameter goes to the first entry whose `match` fits, see `Part`.
+    In YAML a list under `optimizer`: each parameter goes to the first entry whose `match` fits, see `Entry`.
 
     Args:
         params: of a LanguageModule.
@@ -47,7 +48,7 @@ class OptimizerByParts(torch.optim.Optimizer):
         InputError: a parameter that no entry takes, an entry that takes none, two entries without a `match`.
     """
 
-    def __init__(self, params: Any, parts: list[Part]):
+    def __init__(self, params: Any, parts: list[Entry]):
         if not isinstance(params, Groups):
             raise InputError("an optimizer by parts needs the names of parameters: give it to a LanguageModule")
         kinds = {name: params.roles[name].kind for name, _ in params.trained}
@@ -57,6 +58,9 @@ class OptimizerByParts(torch.optim.Optimizer):
             for i, (part, names) in enumerate(zip(parts, taken, strict=True))
         ]
         self._matches = [part.match for part in parts]
+        for part, match in zip(self.parts, self._matches, strict=True):
+            for group in part.param_groups:
+                group["part"] = match or REST  # for pages
         super().__init__(list(chain.from_iterable(part.param_groups for part in self.parts)), {})
         for part in self.parts:  # Adagrad's has something from the start
             self.state.update(part.state)
@@ -91,7 +95,7 @@ class OptimizerByParts(torch.optim.Optimizer):
     def described(self) -> str:
         """Which class has which part."""
         found = zip(self.parts, self._matches, strict=True)
-        return ", ".join(f"{class_path(part)} ({match or 'the rest'})" for part, match in found)
+        return ", ".join(f"{class_path(part)} ({match or REST})" for part, match in found)
 
 
 def optimizer_class(optimizer: torch.optim.Optimizer) -> str:

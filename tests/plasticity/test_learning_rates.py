@@ -140,6 +140,8 @@ def test_an_optimizer_without_layers_is_described_too():
     module = ArticleGPT(decoder())
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.1)
     assert described(trainer_of(optimizer)) == [GroupRate(name="all", lr=0.1, factor=1.0)]
+    optimizer.param_groups[0]["part"] = "matrices"  # of several optimizers
+    assert described(trainer_of(optimizer))[0].name == "all, matrices"
 
 
 # Heads

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,12 +24,17 @@ from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import cross_entropy, token_nll
+from lightning_app.models.matrices import roles_of
 from lightning_app.plasticity.checks import SurgeryError
 from lightning_app.plasticity.importance import Sample
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.pruner import Pruner, check_strategy
 from lightning_app.plasticity.units import Units
 from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.groups import Groups
+from lightning_app.training.muon import Muon
+from lightning_app.training.optim import matrices_of, trained_parameters
+from lightning_app.training.optimizer_parts import Entry, OptimizerByParts
 
 each_way = pytest.mark.parametrize("surgery", ["remove", "mask"])
 IDS = torch.randint(31, (3, 16), generator=torch.Generator().manual_seed(2))
@@ -43,13 +50,29 @@ def test_sharded_strategies_are_refused():
         check_strategy(strategy)
 
 
-def training(surgery: Any, *, keep: bool = True, extensions: Any = None) -> tuple[ArticleGPT, Pruner]:
+def adamw(module: ArticleGPT) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2, fused=True)
+
+
+def muon_and_adamw(module: ArticleGPT) -> torch.optim.Optimizer:
+    roles = roles_of(module, module.backbone.blocks)
+    groups = Groups(trained_parameters(module), matrices_of(module), roles)
+    parts = [Entry(partial(Muon, lr=0.02), "matrices"), Entry(partial(torch.optim.AdamW, lr=1e-2, fused=True))]
+    return OptimizerByParts(groups, parts)
+
+
+def training(
+    surgery: Any,
+    *,
+    keep: bool = True,
+    extensions: Any = None,
+    optimizer: Callable[[ArticleGPT], torch.optim.Optimizer] = adamw,
+) -> tuple[ArticleGPT, Pruner]:
     """A module that has learned a step, with dropout, and its pruner."""
     torch.manual_seed(0)
     backbone = Decoder(vocab_size=31, block_size=16, embedding_dim=16, layers=2, heads=4, dropout=0.1)
     module = ArticleGPT(backbone, extensions=extensions)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2, fused=True)
-    trainer: Any = SimpleNamespace(strategy=SingleDeviceStrategy(), optimizers=[optimizer])
+    trainer: Any = SimpleNamespace(strategy=SingleDeviceStrategy(), optimizers=[optimizer(module)])
     pruner = Pruner(trainer, module, surgery=surgery, keep=keep, compute=lambda: module.backbone.text_logits(IDS))
     learn(module, pruner)
     return module, pruner
@@ -168,6 +191,33 @@ def test_going_back_is_bit_for_bit(surgery: Any, kind: Any):
     torch.testing.assert_close(state(module, pruner), before, rtol=0, atol=0)
     assert pruner._optimizer.param_groups[0]["lr"] == 0.123
     assert pruner._optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    learn(module, pruner)
+
+
+@each_way
+def test_several_optimizers_follow_as_one(surgery: Any):
+    """Surgery proves each time that it took what the optimizer knows along, and that what is regrown is as it was."""
+    module, pruner = training(surgery, optimizer=muon_and_adamw)
+    heads, neurons = (units_in(module, kind)[0] for kind in ("heads", "neurons"))
+    pruner.prune("neurons", dead(neurons, (0, 0), (1, 3)))
+    learn(module, pruner)
+    before, snapshot = state(module, pruner), pruner.snapshot(["heads", "neurons"])
+    pruner.prune("heads", dead(heads, (0, 1), (1, 2)))
+    buffers = [s["momentum_buffer"] for s in pruner._optimizer.state.values() if "momentum_buffer" in s]
+    c_attn = [
+        p
+        for group in pruner._optimizer.param_groups
+        if group.get("layout", {}).get("shares") == [1, 1, 1]
+        for p in group["params"]
+    ]
+    assert len(buffers) == 8
+    assert [p.shape[0] for p in c_attn] == [36 if surgery == "remove" else 48] * 2
+    assert all(pruner._optimizer.state[p]["momentum_buffer"].shape == p.shape for p in c_attn)
+    learn(module, pruner)
+    pruner.regrow("heads", 1, "undo", sample_of(module))
+    learn(module, pruner)
+    pruner.go_back(snapshot)
+    torch.testing.assert_close(state(module, pruner), before, rtol=0, atol=0)
     learn(module, pruner)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from lightning_app.training.callbacks.run_log import RunLog, read_log
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.compositions import ArticleGPT, CausalLM
 from lightning_app.training.module import LanguageModule
+from lightning_app.training.muon import Muon
+from lightning_app.training.optimizer_parts import Entry, OptimizerByParts
 from lightning_app.training.schedulers import WarmupCosine
 from tests.advice import advised, missing
 
@@ -436,9 +439,14 @@ def test_best_checkpoints_and_early_stopping_begin_anew(fit: Fit):
 # Resuming
 
 
+def muon_and_adamw(groups: Any) -> torch.optim.Optimizer:
+    return OptimizerByParts(groups, [Entry(partial(Muon, lr=0.02), "matrices"), Entry(torch.optim.AdamW)])
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "remove": {"targets": ["heads", "neurons"], "regrow": 1, "head_lr_factor": 2.0},
     "mask": {"surgery": "mask", "targets": ["heads", "neurons"], "regrow": 1, "regrow_how": "new"},
+    "muon": {"targets": ["heads", "neurons"], "regrow": 1, "layer_lr_factor": 2.0},
     "automatic": {"automatic": True, "tolerance": 10.0},
     "undone": {"automatic": True, "tolerance": 0.0, "pruning_level": 0.7},
     "stable": {"warmup": "stable", "warmup_steps": 3, "finetuning_steps": 1, "stability_window": 20},
@@ -452,7 +460,8 @@ def test_a_resume_in_any_phase_continues_bit_for_bit(fit: Fit, way: str):
     every = ModelCheckpoint("all", filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
     def made() -> ArticleGPT:
-        return article_gpt(dropout=0.1, **({"optimizer": getting_worse} if way == "undone" else {}))
+        optimizer = {"undone": {"optimizer": getting_worse}, "muon": {"optimizer": muon_and_adamw}}.get(way, {})
+        return article_gpt(dropout=0.1, **optimizer)
 
     whole = made()
     with advised(*said):

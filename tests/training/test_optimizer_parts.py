@@ -15,11 +15,12 @@ from torch import nn
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.matrices import Kind, roles_of
+from lightning_app.training.callbacks.run_log import read_log
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.groups import Groups
 from lightning_app.training.muon import Muon
 from lightning_app.training.optim import matrices_of, trained_parameters
-from lightning_app.training.optimizer_parts import OptimizerByParts, Part, optimizer_class, shared_out
+from lightning_app.training.optimizer_parts import Entry, OptimizerByParts, optimizer_class, shared_out
 from tests.advice import SHORT, advised
 from tests.sameness import checkpoint, differences
 
@@ -96,7 +97,7 @@ ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, fused=True)
 
 
 def by_parts(module: ArticleGPT, **options: Any) -> OptimizerByParts:
-    return OptimizerByParts(groups(module, **options), [Part(MUON, "matrices"), Part(ADAMW)])
+    return OptimizerByParts(groups(module, **options), [Entry(MUON, "matrices"), Entry(ADAMW)])
 
 
 def learn(module: ArticleGPT, optimizer: torch.optim.Optimizer, seeds: range) -> list[torch.Tensor]:
@@ -163,7 +164,7 @@ def test_groups_by_layer_are_those_of_each_part():
 
 def test_a_part_that_has_state_from_the_start_keeps_it():
     module = model()
-    optimizer = OptimizerByParts(groups(module), [Part(torch.optim.Adagrad, "embeddings"), Part(ADAMW)])
+    optimizer = OptimizerByParts(groups(module), [Entry(torch.optim.Adagrad, "embeddings"), Entry(ADAMW)])
     assert sorted(len(state) for state in optimizer.state.values()) == [2, 2]
     learn(module, optimizer, range(1))
 
@@ -176,7 +177,7 @@ def test_a_checkpoint_knows_its_parts():
 
 def test_without_names_it_is_refused():
     with pytest.raises(InputError, match="needs the names of parameters: give it to a LanguageModule"):
-        OptimizerByParts([nn.Parameter(torch.ones(1))], [Part(ADAMW)])
+        OptimizerByParts([nn.Parameter(torch.ones(1))], [Entry(ADAMW)])
 
 
 # In YAML
@@ -211,6 +212,25 @@ def test_a_list_trains_and_a_resume_within_an_epoch_is_the_run_that_went_on(fold
     resumed, whole = (checkpoint(Path(runs) / "tiny/version_0/checkpoints/last.ckpt") for runs in ("runs", "whole"))
     assert len(whole) > 100
     assert not differences(resumed, whole)
+
+
+@pytest.mark.slow
+def test_what_stands_beside_it_takes_it_for_one_optimizer(folder: Path, config: Config, main: Main):
+    beside = {
+        "model": {"init_args": {"optimizer": LIST, "skip_spikes": True}},
+        "trainer": {
+            "precision": "bf16-mixed",
+            "accumulate_grad_batches": 2,
+            "gradient_clip_val": 0.5,
+            "callbacks": [{"class_path": "LearningRateMonitor"}, {"class_path": "AveragedWeights"}],
+        },
+    }
+    main("fit", "--config", config(beside), "--trainer.precision", "bf16-mixed")
+    records = read_log(Path("runs/tiny/version_0"))
+    losses = [record["train/loss"] for record in records if "train/loss" in record and "event" not in record]
+    assert losses[0] > losses[-1]
+    monitored = {name: x for record in records for name, x in record.items() if name.startswith("lr-")}
+    assert sorted(monitored) == [f"lr-OptimizerByParts/pg{i}" for i in range(1, 6)]
 
 
 @pytest.mark.slow
