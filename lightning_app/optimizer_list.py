@@ -11,9 +11,9 @@ import yaml
 from lightning_app.errors import InputError
 
 BY_PARTS = "lightning_app.training.optimizer_parts.OptimizerByParts"
-# torch's takes fused queries, keys and values for one matrix, and computes in bf16, also where that is slow.
 WORDS = ("--model.init_args.optimizer", "--model.optimizer")
 ENTRY = ("match", "class_path", "init_args", "dict_kwargs")
+# torch's takes fused queries, keys and values for one matrix, and computes in bf16, also where that is slow.
 OURS = dict.fromkeys(("torch.optim.Muon", "Muon"), "lightning_app.training.muon.Muon")
 
 

@@ -49,6 +49,7 @@ CHANGED = {  # what each overlay changes
     "multi_node": "article_gpt_162m",
     "gradient_checkpointing": "article_gpt",
     "lora": "gpt2_offline",
+    "muon": "article_gpt",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",
@@ -60,7 +61,17 @@ CHANGED = {  # what each overlay changes
 ON_A_DOWNLOAD = {overlay for overlay, config in CHANGED.items() if config in NEEDS_DOWNLOAD}
 EVALUATIONS = ("validate", "test", "predict", "prepare")
 # What their own tests and tests/golden fit in small: a fit of each here, too, where all tests are run.
-FITTED = {"art", "art_varda", "controller", "csv_logger", "gradient_checkpointing", "lora", "wandb", "weight_averaging"}
+FITTED = {
+    "art",
+    "art_varda",
+    "controller",
+    "csv_logger",
+    "gradient_checkpointing",
+    "lora",
+    "muon",
+    "wandb",
+    "weight_averaging",
+}
 FITTED |= {"art_gpt2_offline", "varda_gpt_offline", "debug", "streaming", "article_gpt"}  # of a backbone: gpt2_offline
 SCHEDULED = ["plasticity", "plasticity_dynamic", "plasticity_quick"]  # their phases need more than two steps
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.

@@ -20,6 +20,7 @@ OVERLAYS = {  # what each changes
     "csv_logger": "article_gpt",
     "debug": "article_gpt",
     "gradient_checkpointing": "article_gpt",
+    "muon": "article_gpt",
     "lora": "gpt2_offline",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",

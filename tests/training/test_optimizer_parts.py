@@ -154,6 +154,16 @@ def test_its_state_makes_another_go_on_bit_for_bit(way: str, tmp_path: Path):
     assert equal(learn(third, other, range(3, 5)), whole)
 
 
+def test_a_scaler_of_gradients_leaves_the_step_as_it_is():
+    plain, scaled = model(), model()
+    wanted = learn(plain, by_parts(plain), range(1))
+    optimizer, scaler = by_parts(scaled), torch.amp.GradScaler("cpu", init_scale=8.0)
+    ids = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(0))
+    scaler.scale(scaled(ids).logsumexp(-1).mean()).backward()
+    scaler.step(optimizer)
+    assert equal([p.detach() for p in scaled.parameters()], wanted)
+
+
 def test_groups_by_layer_are_those_of_each_part():
     optimizer = by_parts(model(), by_layer=True)
     assert [(group["layer"], "layout" in group) for group in optimizer.param_groups] == [
