@@ -44,11 +44,12 @@ from lightning_app.training.callbacks.monitors import Monitors
 from lightning_app.training.callbacks.predictions import PredictionWriter
 from lightning_app.training.callbacks.progress import ProgressLine
 from lightning_app.training.callbacks.projector import Projector
-from lightning_app.training.callbacks.resume_options import ResumeOptions
+from lightning_app.training.callbacks.resume_options import STEPS, ResumeOptions
 from lightning_app.training.callbacks.run_callback import in_order
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
 from lightning_app.training.callbacks.shares import SourceShares
 from lightning_app.training.callbacks.throughput import Throughput
+from lightning_app.training.checkpoint import Checkpoint as Saved
 from lightning_app.training.checkpoint import read, start_from, tokenizer_state
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.lightning_internals.callbacks import is_up, place_checkpoints, time_limit, timers
@@ -153,6 +154,13 @@ class Harness(CommandLine):
             help="Keep freed memory (Linux with glibc): faster steps on a CPU for 30 to 50 %% more memory.",
         )
         parser.add_argument(
+            "--fit_in",
+            type=str | None,
+            default=None,
+            help="Time that training is to take, such as `8 minutes`: sizes trainer.max_steps once, by 30 steps of a "
+            "copy of the run.",
+        )
+        parser.add_argument(
             "--save_every_n_steps",
             type=int,
             default=500,
@@ -217,6 +225,7 @@ class Harness(CommandLine):
         if self._options.get(f"{BACKBONE}.pretrained") and is_first_process():
             look_at_rows(self._options.data.as_dict(), str(self.subcommand))
         checkpoint = self._saved = self._read_checkpoint()
+        self._take_steps(checkpoint)
         with (
             as_input_errors(self._options.as_dict()),
             without_source(self._options, checkpoint),
@@ -228,6 +237,22 @@ class Harness(CommandLine):
         """That whose weights the model will get, where it is a file of this project: a sharded one is a folder."""
         path = self._weights
         return read(path, mmap=True) if path and Path(path).is_file() and not is_model(path) else None
+
+    def _take_steps(self, checkpoint: dict[str, Any] | None) -> None:
+        """In place of `fit_in` those of the run that goes on; `lightning_app.fit_in` measures those of a new one."""
+        options = self._options
+        if self.subcommand != "fit" or options.fit_in is None:
+            return
+        if options.trainer.max_steps in (None, -1):
+            found = Saved.of(checkpoint).options if checkpoint and options.ckpt_path else None
+            if not found or found.get(STEPS, -1) < 1:
+                raise InputError(
+                    f"fit_in is {options.fit_in}, and {options.ckpt_path or 'this run'} does not say how many steps "
+                    "that was: give trainer.max_steps"
+                )
+            options.trainer.max_steps = found[STEPS]
+            rank_zero_info(f"trainer.max_steps is {found[STEPS]}, as in the checkpoint's run: fit_in sizes a run once")
+        options.fit_in = None
 
     @property
     def _weights(self) -> str | None:

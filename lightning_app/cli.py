@@ -10,10 +10,12 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from lightning_app.cli_checks import Config, check_arguments, given_options, named_classes, read_configs
+from lightning_app.cli_checks import Config, check_arguments, given_options, named_classes, option, read_configs
+from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, load
@@ -74,17 +76,37 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
         command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
-    check_arguments(given_options(argv, configs))
+    given = given_options(argv, configs)
+    check_arguments(given)
+    fit_in = _fit_in(argv, given)
     began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
     with lasting():
         with imports():
             from lightning_app.app import run
+        if fit_in is not None:
+            from lightning_app.fit_in import sized
+
+            argv = sized(argv, given, fit_in)
         if DRY_RUN in argv:
             from lightning_app.dry_run import dry_run
 
             dry_run([word for word in argv if word != DRY_RUN], began=began)
         else:
             run(argv)
+
+
+def _fit_in(argv: Sequence[str], given: Mapping[str, Any]) -> str | None:
+    """How long a fit is to take, as it was given; None where it was not.
+
+    Raises:
+        InputError: it is not a time.
+    """
+    word = option(argv, "fit_in")
+    fit_in = given.get("fit_in") if word is None else word
+    if argv[0] != "fit" or fit_in in (None, "null"):
+        return None
+    seconds_of(fit_in, option="fit_in")
+    return str(fit_in)
 
 
 @contextmanager

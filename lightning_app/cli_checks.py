@@ -121,6 +121,11 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield word, argv[i + 1]
 
 
+def option(argv: Sequence[str], name: str) -> str | None:
+    """What the command line says of an option without a dot, the last time that it does."""
+    return next((value for key, value in reversed([*_pairs(argv)]) if key == f"--{name}"), None)
+
+
 def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Dotted options of the command line, with values read as YAML does."""
     for key, value in _pairs(argv):
@@ -138,7 +143,7 @@ def with_own_model(argv: Sequence[str]) -> list[str]:
         InputError: an evaluation of something else without a config.
     """
     pairs = list(_pairs(argv))
-    path = next((value for key, value in reversed(pairs) if key == "--ckpt_path"), None)
+    path = option(argv, "ckpt_path")
     named = any(key in ("--config", "-c") or key.startswith("--model") for key, _ in pairs)
     if argv[:1] not in (["validate"], ["test"], ["predict"]) or path is None or named or {"-h", "--help"} & {*argv}:
         return list(argv)

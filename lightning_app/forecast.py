@@ -16,7 +16,7 @@ from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.progress import clock
 from lightning_app.training.callbacks.short_fit import ShortFit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
-from lightning_app.training.course import Work
+from lightning_app.training.course import Costs, Work
 from lightning_app.training.lightning_internals.callbacks import model_checkpoints, of_kind, steps_between
 
 
@@ -111,9 +111,7 @@ class Forecast:
         of_ideas = self.short.seconds_of_ideas(self.end[0])
         once = seconds - work.seconds(costs) - of_ideas
         parts = [
-            f"{work.batches:,} batches of {_duration(costs.batch)}",
-            f"{work.validations:,} validations of {_duration(costs.validation)}",
-            f"{work.checkpoints:,} checkpoints of {_duration(costs.checkpoint)}",
+            repeated(work, costs),
             *(f"{type(callback).__name__} {_duration(of_ideas)}" for callback in self.short.rehearsed),
             f"start and end {_duration(once)}",
         ]
@@ -165,6 +163,15 @@ class Forecast:
         names = [name for name in ("train", "val") if data.splits.origin(name) and not data.streamed(name)]
         folders = {data.tokens(name).folder for name in names}
         return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+
+
+def repeated(work: Work, costs: Costs) -> str:
+    """What is done again and again, and how long each takes."""
+    return (
+        f"{work.batches:,} batches of {_duration(costs.batch)}, "
+        f"{work.validations:,} validations of {_duration(costs.validation)}, "
+        f"{work.checkpoints:,} checkpoints of {_duration(costs.checkpoint)}"
+    )
 
 
 def peak_memory(device: torch.device) -> int:

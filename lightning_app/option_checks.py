@@ -126,7 +126,7 @@ def check_options(options: Mapping[str, Any], *, fit: bool) -> None:
             raise InputError(f"{key} is null; leave it out to take its defaults")
     _check_max_time(options["trainer"].get("max_time"))
     if fit:
-        _check_fit(options["trainer"])
+        _check_fit(options["trainer"], fit_in=options.get("fit_in"))
 
 
 def _check(key: str, value: Any) -> None:
@@ -158,13 +158,13 @@ def _check_max_time(limit: Any) -> None:
         raise InputError(f"trainer.max_time is {limit!r}; it must be days:hours:minutes:seconds above 0: 00:01:30:00")
 
 
-def _check_fit(trainer: Mapping[str, Any]) -> None:
+def _check_fit(trainer: Mapping[str, Any], *, fit_in: Any) -> None:
     for key, why in OF_FIT.items():
         value = trainer.get(key.removeprefix("trainer."))
         if value is not None and value == 0:
             raise InputError(f"{key} is {value}; a fit needs one above 0: {why}")
     ends = [trainer.get(name) not in (None, -1) for name in ("max_steps", "max_epochs", "max_time")]
-    if not any(ends) and not trainer.get("fast_dev_run"):
+    if not any(ends) and fit_in is None and not trainer.get("fast_dev_run"):
         raise InputError(
             "the fit would have no end: give trainer.max_steps, trainer.max_epochs or trainer.max_time (none is given, "
             "or all are -1)"

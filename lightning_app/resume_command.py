@@ -26,7 +26,7 @@ def resume_command(
     if init_from:
         words += ["--init_from", "null"]
     if max_time is not None:
-        words += ["--trainer.max_time", _clock(max_time)]
+        words += ["--trainer.max_time", clock_of(max_time)]
     return shlex.join(words)
 
 
@@ -48,7 +48,7 @@ def _without(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def _clock(time: timedelta) -> str:
+def clock_of(time: timedelta) -> str:
     """As trainer.max_time takes it: DD:HH:MM:SS."""
     minutes, seconds = divmod(int(time.total_seconds()), 60)
     hours, minutes = divmod(minutes, 60)

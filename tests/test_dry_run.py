@@ -43,7 +43,7 @@ def test_nothing_below_runs_dir_is_touched(trained: Path, said):
     said("--trainer.max_steps", 100)
     assert tree(Path("runs")) == before
     assert sorted(path.name for path in Path().iterdir()) == [".cache", "runs", "tiny.yaml", "train.txt", "val.txt"]
-    assert [path for path in Path(".cache").rglob("*") if "dry_run" in path.name] == []
+    assert [path for path in Path(".cache").rglob("*") if "short_run" in path.name] == []
     assert len(list(Path(".cache/tokens").iterdir())) > 0
 
 
@@ -180,4 +180,4 @@ def test_two_ranks_learn_twice_as_many_tokens(folder: Path):
     assert re.search(r"^tokens +128 a step, 768 in all$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^epochs +0.32 of 19 batches$", done.stdout, re.MULTILINE)
     assert sorted(path.name for path in Path().iterdir()) == [".cache", "tiny.yaml", "train.txt", "val.txt"]
-    assert [path for path in Path(".cache").rglob("*") if "dry_run" in path.name] == []
+    assert [path for path in Path(".cache").rglob("*") if "short_run" in path.name] == []

@@ -148,10 +148,15 @@ class Plan:
 
     def step_at(self, limit: float, costs: Costs) -> int:
         """The step whose end is the first one at `limit` seconds or later: with it a fit of that time ends."""
-        low, high = self.start, self.start + 1
-        while self.before(high).seconds(costs) < limit:
-            low, high = high, self.start + 2 * (high - self.start)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.before(middle).seconds(costs) < limit else (low, middle)
-        return high
+        return first_step(lambda step: self.before(step).seconds(costs) >= limit, after=self.start)
+
+
+def first_step(holds: Callable[[int], bool], *, after: int) -> int:
+    """The first step behind `after` of which something holds, which holds of all later ones, too."""
+    low, high = after, after + 1
+    while not holds(high):
+        low, high = high, after + 2 * (high - after)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

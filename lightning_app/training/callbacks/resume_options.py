@@ -24,6 +24,7 @@ from lightning_app.yaml_file import leaves
 
 # Options of an optimizer that its state is laid out for: the checkpoint's hold (and so does a momentum of 0).
 KEPT = ("amsgrad", "centered", "fused", "foreach", "capturable", "differentiable")
+STEPS = "max_steps"
 OF_TRAINING = ("drop", "noise")  # in the names of a module's options that a checkpoint's weights do not show
 
 
@@ -132,7 +133,7 @@ def in_force(trainer: L.Trainer) -> dict[str, Any]:
         run |= {f"{KEY}.{name}": ramp for name, ramp in asdict(trainer.lightning_module.schedules).items()}
     optimizers = [{"class": optimizer_class(x), "groups": group_options(x)} for x in trainer.optimizers]
     schedulers = [scheduler_options(config.scheduler) for config in trainer.lr_scheduler_configs]
-    return {"run": run, "optimizers": optimizers, "schedulers": schedulers}
+    return {"run": run, "optimizers": optimizers, "schedulers": schedulers, STEPS: trainer.max_steps}
 
 
 def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:

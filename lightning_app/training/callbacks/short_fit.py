@@ -1,4 +1,4 @@
-"""The first steps of a fit, timed, and its end behind them: `fit --dry_run` measures what a whole one repeats."""
+"""The first steps of a fit, timed, and its end behind them: what a whole one repeats, and what so many steps take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_app.data.accumulation import accumulated
 from lightning_app.data.batch import Batch
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.samples import Samples
-from lightning_app.training.course import Costs, Course, Plan, Texts, Work
+from lightning_app.training.course import Costs, Course, Plan, Texts, Work, first_step
 from lightning_app.training.lightning_internals import fit_loop
 from lightning_app.training.lightning_internals.callbacks import (
     model_checkpoints,
@@ -29,13 +29,12 @@ from lightning_app.training.lightning_internals.callbacks import (
 )
 from lightning_app.training.lightning_internals.stopwatch import Span, Stopwatch
 
-WARM_UP, TIMED = 2, 5  # steps
 VALIDATED = 10  # batches, which stand for all of a validation
 NEVER = 10**12  # steps or epochs
 
 
 class ShortFit(RunCallback):
-    """Ends a fit after seven steps, as its own end does it: with a validation, checkpoints and samples.
+    """Ends a fit after a few steps, as its own end does it: with a validation, checkpoints and samples.
 
     It validates at that end alone. The limits of the fit (max_steps, max_epochs) stay as they are until the last step,
     so that schedules are checked and made as for the whole.
@@ -43,23 +42,28 @@ class ShortFit(RunCallback):
     Args:
         watch: the trainer's profiler.
         saves_every: steps between two last.ckpt of the whole fit; None: it writes no checkpoints.
+        warm_up: steps that are not timed.
+        timed: steps behind them.
 
     Attributes:
         limits: steps after which the whole fit ends, by the option that says so; max_time is not among them.
         time_left: seconds that `max_time` leaves, from the first step on; None without.
         batches: that were learned.
         tokens: in them, on all ranks, padding included.
+        seconds: from the first step on to the end of the short fit, all callbacks' work at its end included.
         rehearsed: callbacks that can tell what they will do now and then, and seconds of it in so many further steps.
     """
 
     priority = Priority.RESUME
 
-    def __init__(self, watch: Stopwatch, saves_every: int | None):
+    def __init__(self, watch: Stopwatch, saves_every: int | None, *, warm_up: int, timed: int):
         self.watch, self._saves_every = watch, saves_every
+        self.warm_up, self.wanted = warm_up, warm_up + timed
         self._plan: Plan | None = None
         self.limits: dict[str, int] = {}
         self.time_left: float | None = None
         self.batches = self.tokens = 0
+        self.seconds = 0.0
         self.rehearsed: dict[L.Callback, Callable[[int], float]] = {}
         self._rehearsal = 0.0  # seconds that trying it has taken
         self._start, self._began = 0, 0.0
@@ -115,7 +119,7 @@ class ShortFit(RunCallback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._steps.append((time.monotonic(), self.batches))
-        if self.steps >= WARM_UP + TIMED:
+        if self.steps >= self.wanted:
             self._rehearse(trainer)
             fit_loop.end_here(trainer)
             warnings.simplefilter("ignore")  # what follows is warned of an end that the fit does not have
@@ -130,6 +134,9 @@ class ShortFit(RunCallback):
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
         if self._steps:  # not in the check before
             self._validated.append(time.monotonic())
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = time.monotonic() - self._began
 
     # What it has found
 
@@ -170,15 +177,19 @@ class ShortFit(RunCallback):
         further = max(0, end - self._start - self.steps)
         return sum(seconds(further) for seconds in self.rehearsed.values())
 
+    def last_step_within(self, seconds: float) -> int:
+        """The last step with which a whole fit takes no longer, from its first step on to its end; 0: there is none."""
+        return first_step(lambda end: self.seconds + self.seconds_beyond(end) > seconds, after=self._start) - 1
+
     def step_at(self, limit: float) -> int:
         """The step with which a fit ends that has so many seconds from its first step on."""
         costs = self.costs()
-        warm, batches = self._steps[min(WARM_UP, self.steps)]
+        warm, batches = self._steps[min(self.warm_up, self.steps)]
         return self.plan.step_at(limit - max(0.0, warm - self._began - batches * costs.batch), costs)
 
     def _of_batch(self) -> float:
         """The median over the steps that are no warm-up."""
-        timed = self._steps[max(0, min(WARM_UP, self.steps - 1)) :]
+        timed = self._steps[max(0, min(self.warm_up, self.steps - 1)) :]
         spans = [(Span(begin[0], end[0]), end[1] - begin[1]) for begin, end in pairwise(timed)]
         return statistics.median((span.seconds - self._saved(span)) / batches for span, batches in spans)
 

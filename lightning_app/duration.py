@@ -1,0 +1,34 @@
+"""How long a fit may take, as it is written in a config: "8 minutes"."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from lightning_app.errors import InputError
+
+UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_WORDS = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(UNITS)})s?")
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+):(\d+)")  # as trainer.max_time
+
+
+def seconds_of(text: object, *, option: str) -> float:
+    """Seconds of "90 seconds", "1.5 hours" or "DD:HH:MM:SS".
+
+    Args:
+        text: as a config or a command line gives it.
+        option: that has it, for the message.
+
+    Raises:
+        InputError: it is something else, or not above 0.
+    """
+    words, clock = (form.fullmatch(str(text).strip()) for form in (_WORDS, _CLOCK))
+    seconds = float(words[1]) * UNITS[words[2]] if words else 0.0
+    if clock:
+        seconds = float(sum(int(n) * size for n, size in zip(clock.groups(), (86400, 3600, 60, 1), strict=True)))
+    if not 0 < seconds < math.inf:
+        raise InputError(
+            f"{option} is {text!r}; it must be a time above 0 such as `8 minutes`, `90 seconds`, `1.5 hours` or "
+            "`00:00:08:00` (days:hours:minutes:seconds)"
+        )
+    return seconds

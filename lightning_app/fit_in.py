@@ -1,0 +1,89 @@
+"""`fit_in: 8 minutes` becomes `trainer.max_steps`: a copy of the run is timed for 30 steps and thrown away."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_app.duration import seconds_of
+from lightning_app.errors import InputError
+from lightning_app.forecast import repeated
+from lightning_app.resume_command import clock_of
+from lightning_app.short_run import ShortRun, quiet
+
+UNBOUNDED = 10**9  # steps of the copy: schedules and streams need a number, and no run comes to this one
+WITHOUT_FIT = ("-h", "--help", "--print_config")
+
+
+def sized(argv: Sequence[str], given: Mapping[str, Any], fit_in: str) -> list[str]:
+    """The words of a fit with `trainer.max_steps` in place of `fit_in`.
+
+    A given number of steps counts instead, and so does that of a checkpoint: `app.Harness` takes it from there.
+
+    Args:
+        argv: the words.
+        given: value by key of all that they and the configs say.
+        fit_in: what one of them says of it.
+
+    Raises:
+        InputError: it is not a time, or too short for the steps that are timed.
+    """
+    seconds, steps = seconds_of(fit_in, option="fit_in"), given.get("trainer.max_steps")
+    if any(word.partition("=")[0] in WITHOUT_FIT for word in argv):
+        return [*argv]
+    if steps not in (None, -1) or given.get("trainer.fast_dev_run"):
+        rank_zero_info(f"trainer.max_steps is {steps}, so fit_in ({fit_in}) does not count: -1 leaves it to fit_in")
+    elif given.get("ckpt_path"):
+        return [*argv]
+    else:
+        steps = _steps_within(argv, seconds, fit_in)
+        argv = [*argv, f"--trainer.max_steps={steps}"]
+    return [*argv, "--fit_in=null"]
+
+
+def _steps_within(argv: Sequence[str], seconds: float, fit_in: str) -> int:
+    rank_zero_info(f"fit_in is {fit_in}: a copy of the run is timed, and thrown away")
+    limit = clock_of(timedelta(seconds=math.ceil(seconds)))
+    limits = [f"--trainer.max_steps={UNBOUNDED}", f"--trainer.max_time={limit}"]
+    with ExitStack() as scratch, quiet(hide_warnings=True):
+        timed = Timed([*argv, *limits, "--fit_in=null"], scratch=scratch, seconds=seconds)
+        steps, parts = timed.steps, timed.parts
+    del timed
+    gc.collect()  # of the copy: its parts refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if steps < Timed.warm_up + Timed.timed:
+        raise InputError(
+            f"fit_in is {fit_in}, in which {steps} steps fit ({parts}): a run is sized by its first "
+            f"{Timed.warm_up + Timed.timed}; give more time, or trainer.max_steps"
+        )
+    rank_zero_info(f"fit_in is {fit_in}: trainer.max_steps is {steps} ({parts})")
+    return steps
+
+
+class Timed(ShortRun):
+    """The first 30 steps of a run.
+
+    Attributes:
+        steps: that fit into the seconds; the same number on all ranks.
+        parts: of that time, in words.
+    """
+
+    warm_up, timed = 10, 20
+
+    def __init__(self, args: Sequence[str], *, scratch: ExitStack, seconds: float):
+        self._seconds = seconds
+        super().__init__(args, scratch=scratch)
+
+    def after_fit(self) -> None:
+        if not self._short.steps:
+            raise InputError("fit_in: no step could be timed; give trainer.max_steps")
+        work = self._short.plan.until(end := self._short.last_step_within(self._seconds))
+        self.steps, self.parts = self.trainer.strategy.broadcast((end, repeated(work, self._short.costs())))
