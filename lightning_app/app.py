@@ -51,6 +51,7 @@ from lightning_app.training.callbacks.shares import SourceShares
 from lightning_app.training.callbacks.throughput import Throughput
 from lightning_app.training.checkpoint import Checkpoint as Saved
 from lightning_app.training.checkpoint import read, start_from, tokenizer_state
+from lightning_app.training.course import validated_every
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.lightning_internals.callbacks import is_up, place_checkpoints, time_limit, timers
 from lightning_app.training.lightning_internals.command_line import CommandLine
@@ -226,6 +227,7 @@ class Harness(CommandLine):
             look_at_rows(self._options.data.as_dict(), str(self.subcommand))
         checkpoint = self._saved = self._read_checkpoint()
         self._take_steps(checkpoint)
+        self._share = self._take_share()
         with (
             as_input_errors(self._options.as_dict()),
             without_source(self._options, checkpoint),
@@ -253,6 +255,25 @@ class Harness(CommandLine):
             options.trainer.max_steps = found[STEPS]
             rank_zero_info(f"trainer.max_steps is {found[STEPS]}, as in the checkpoint's run: fit_in sizes a run once")
         options.fit_in = None
+
+    def _take_share(self) -> float | None:
+        """Batches in place of a `val_check_interval` below 1, which is a share: Lightning's of an epoch; of the run
+        where epochs do not count.
+
+        Returns: the share of the run; None where it is none.
+        """
+        trainer = self._options.trainer
+        share, steps = trainer.val_check_interval, trainer.max_steps or -1
+        if not isinstance(share, float) or share >= 1 or trainer.check_val_every_n_epoch is not None:
+            return None
+        if steps < 1 and self.subcommand == "fit" and not trainer.fast_dev_run:
+            raise InputError(
+                f"trainer.val_check_interval is {share}, a share of the run, as check_val_every_n_epoch is null: that "
+                "needs trainer.max_steps or fit_in"
+            )
+        batches = validated_every(share, steps=max(1, steps), accumulated=trainer.accumulate_grad_batches)
+        trainer.val_check_interval = batches
+        return share
 
     @property
     def _weights(self) -> str | None:

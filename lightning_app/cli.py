@@ -80,6 +80,7 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
     check_arguments(given)
     fit_in = _fit_in(argv, given)
     began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
+    dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
     with lasting():
         with imports():
             from lightning_app.app import run
@@ -87,10 +88,10 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
             from lightning_app.fit_in import sized
 
             argv = sized(argv, given, fit_in)
-        if DRY_RUN in argv:
+        if dry:
             from lightning_app.dry_run import dry_run
 
-            dry_run([word for word in argv if word != DRY_RUN], began=began)
+            dry_run(argv, began=began)
         else:
             run(argv)
 
@@ -101,9 +102,8 @@ def _fit_in(argv: Sequence[str], given: Mapping[str, Any]) -> str | None:
     Raises:
         InputError: it is not a time.
     """
-    word = option(argv, "fit_in")
-    fit_in = given.get("fit_in") if word is None else word
-    if argv[0] != "fit" or fit_in in (None, "null"):
+    fit_in = option(argv, "fit_in", given.get("fit_in"))
+    if argv[0] != "fit" or fit_in is None:
         return None
     seconds_of(fit_in, option="fit_in")
     return str(fit_in)

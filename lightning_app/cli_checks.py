@@ -121,9 +121,10 @@ def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield word, argv[i + 1]
 
 
-def option(argv: Sequence[str], name: str) -> str | None:
-    """What the command line says of an option without a dot, the last time that it does."""
-    return next((value for key, value in reversed([*_pairs(argv)]) if key == f"--{name}"), None)
+def option(argv: Sequence[str], name: str, config: Any = None) -> Any:
+    """What the command line says of an option without a dot, the last time that it does, else what a config says."""
+    said = next((value for key, value in reversed([*_pairs(argv)]) if key == f"--{name}"), config)
+    return None if said == "null" else said
 
 
 def command_line_options(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -10,13 +10,15 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_app.cli_checks import option
 from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.forecast import repeated
 from lightning_app.resume_command import clock_of
 from lightning_app.short_run import ShortRun, quiet
+from lightning_app.training.callbacks.exact_resume import random_states, set_random_states
 
 UNBOUNDED = 10**9  # steps of the copy: schedules and streams need a number, and no run comes to this one
 WITHOUT_FIT = ("-h", "--help", "--print_config")
@@ -40,29 +42,40 @@ def sized(argv: Sequence[str], given: Mapping[str, Any], fit_in: str) -> list[st
         return [*argv]
     if steps not in (None, -1) or given.get("trainer.fast_dev_run"):
         rank_zero_info(f"trainer.max_steps is {steps}, so fit_in ({fit_in}) does not count: -1 leaves it to fit_in")
-    elif given.get("ckpt_path"):
+    elif option(argv, "ckpt_path", given.get("ckpt_path")):
         return [*argv]
     else:
+        _warn_of_limit(given.get("trainer.max_time"), seconds, fit_in)
         steps = _steps_within(argv, seconds, fit_in)
         argv = [*argv, f"--trainer.max_steps={steps}"]
     return [*argv, "--fit_in=null"]
+
+
+def _warn_of_limit(max_time: object, seconds: float, fit_in: str) -> None:
+    if isinstance(max_time, str) and seconds_of(max_time, option="trainer.max_time") < seconds:
+        rank_zero_warn(
+            f"fit_in is {fit_in}, and trainer.max_time {max_time} ends the run before: its learning rate will not have "
+            "come to its end"
+        )
 
 
 def _steps_within(argv: Sequence[str], seconds: float, fit_in: str) -> int:
     rank_zero_info(f"fit_in is {fit_in}: a copy of the run is timed, and thrown away")
     limit = clock_of(timedelta(seconds=math.ceil(seconds)))
     limits = [f"--trainer.max_steps={UNBOUNDED}", f"--trainer.max_time={limit}"]
+    random = random_states()
     with ExitStack() as scratch, quiet(hide_warnings=True):
         timed = Timed([*argv, *limits, "--fit_in=null"], scratch=scratch, seconds=seconds)
         steps, parts = timed.steps, timed.parts
+    set_random_states(random)  # where the config has no seed
     del timed
     gc.collect()  # of the copy: its parts refer to each other
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if steps < Timed.warm_up + Timed.timed:
         raise InputError(
-            f"fit_in is {fit_in}, in which {steps} steps fit ({parts}): a run is sized by its first "
-            f"{Timed.warm_up + Timed.timed}; give more time, or trainer.max_steps"
+            f"fit_in is {fit_in}, and of the {Timed.warm_up + Timed.timed} steps that a run is sized by {steps} fit in "
+            f"it ({parts}): give more time, or trainer.max_steps"
         )
     rank_zero_info(f"fit_in is {fit_in}: trainer.max_steps is {steps} ({parts})")
     return steps
@@ -85,5 +98,7 @@ class Timed(ShortRun):
     def after_fit(self) -> None:
         if not self._short.steps:
             raise InputError("fit_in: no step could be timed; give trainer.max_steps")
-        work = self._short.plan.until(end := self._short.last_step_within(self._seconds))
-        self.steps, self.parts = self.trainer.strategy.broadcast((end, repeated(work, self._short.costs())))
+        self._short.share = self._share
+        end = self._short.last_step_within(self._seconds)
+        parts = repeated(self._short.until(end), self._short.costs())
+        self.steps, self.parts = self.trainer.strategy.broadcast((end, parts))

@@ -47,6 +47,7 @@ class Started(Event):
 
     Attributes:
         flops_per_token: of a training step.
+        max_steps: with which the run ends, if nothing ends it before; None: there is no such number.
     """
 
     NAME = "started"
@@ -56,10 +57,11 @@ class Started(Event):
     world_size: int | None
     precision: str | None
     flops_per_token: float | None = None
+    max_steps: int | None = None
 
     def resumed(self, lines: int | None) -> Resumed:
         """The same of a run that goes on."""
-        own = {name: getattr(self, name) for name in ("model", "parameters", "world_size", "precision")}
+        own = {name: getattr(self, name) for name in ("model", "parameters", "world_size", "precision", "max_steps")}
         return Resumed(**own, flops_per_token=self.flops_per_token, lines=lines)
 
 

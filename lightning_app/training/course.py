@@ -63,6 +63,17 @@ class Course:
         return range(self.validates_every, self.batches + 1 if due else 0, self.validates_every)
 
 
+def validated_every(share: float, *, steps: int, accumulated: int) -> int:
+    """Batches between two validations that lie a share of the whole fit apart; the last one is that of its last step.
+
+    Args:
+        share: above 0, below 1.
+        steps: of the fit.
+        accumulated: batches that make a step.
+    """
+    return max(1, math.ceil(round(share * steps, 6))) * accumulated
+
+
 @dataclass(frozen=True)
 class Texts:
     """Seconds of what is written behind every so many validations, `before` of which were before the fit's start."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_app.training.course import Costs, Course, Plan, Texts, Work
+from lightning_app.training.course import Costs, Course, Plan, Texts, Work, first_step, validated_every
 
 
 def test_a_step_does_not_cross_the_end_of_an_epoch():
@@ -79,3 +79,18 @@ def test_seconds_are_those_of_the_parts():
 def test_a_limit_of_time_ends_with_the_step_in_work(limit, step):
     course = Course(batches=100, accumulated=lambda epoch: 1, validates_every=4)
     assert Plan(course).step_at(limit, Costs(batch=1.0, validation=10.0)) == step
+
+
+def test_the_first_step_of_which_something_holds():
+    for wanted in (4, 5, 37, 1000):
+        assert first_step(lambda step: step >= wanted, after=3) == wanted  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "accumulated", "every"),
+    [(0.05, 2500, 1, 125), (0.05, 2341, 1, 118), (0.05, 709, 2, 72), (0.05, 9, 4, 4)],
+)
+def test_validations_at_shares_of_a_run(share: float, steps: int, accumulated: int, every: int):
+    assert validated_every(share, steps=steps, accumulated=accumulated) == every
+    plan = Plan(Course(batches=64 * accumulated, accumulated=lambda _: accumulated, validates_every=every))
+    assert plan.until(steps).validations == min(20, steps)

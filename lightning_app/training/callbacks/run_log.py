@@ -166,6 +166,7 @@ class RunLog(RunCallback):
             world_size=trainer.world_size,
             precision=str(trainer.precision),
             flops_per_token=self.module.backbone.flops_per_token(self.data.block_size) if self.has_data else None,
+            max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
         )
         self.event(trainer, started.resumed(lines=self._lines) if trainer.ckpt_path else started)
 

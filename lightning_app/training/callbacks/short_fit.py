@@ -18,7 +18,7 @@ from lightning_app.data.accumulation import accumulated
 from lightning_app.data.batch import Batch
 from lightning_app.training.callbacks.run_callback import Priority, RunCallback
 from lightning_app.training.callbacks.samples import Samples
-from lightning_app.training.course import Costs, Course, Plan, Texts, Work, first_step
+from lightning_app.training.course import Costs, Course, Plan, Texts, Work, first_step, validated_every
 from lightning_app.training.lightning_internals import fit_loop
 from lightning_app.training.lightning_internals.callbacks import (
     model_checkpoints,
@@ -46,6 +46,7 @@ class ShortFit(RunCallback):
         timed: steps behind them.
 
     Attributes:
+        share: of the whole fit, whose length is not known yet, between two validations; None: batches lie between.
         limits: steps after which the whole fit ends, by the option that says so; max_time is not among them.
         time_left: seconds that `max_time` leaves, from the first step on; None without.
         batches: that were learned.
@@ -64,6 +65,7 @@ class ShortFit(RunCallback):
         self.time_left: float | None = None
         self.batches = self.tokens = 0
         self.seconds = 0.0
+        self.share: float | None = None
         self.rehearsed: dict[L.Callback, Callable[[int], float]] = {}
         self._rehearsal = 0.0  # seconds that trying it has taken
         self._start, self._began = 0, 0.0
@@ -149,6 +151,14 @@ class ShortFit(RunCallback):
         every = max(1, round(self._interval / self._of_batch()))
         return replace(self._plan, course=replace(self._plan.course, validates_every=every, of_epochs=None))
 
+    def until(self, end: int) -> Work:
+        """All that a fit to step `end` does."""
+        course = self.plan.course
+        if self.share is not None:
+            every = validated_every(self.share, steps=end, accumulated=course.accumulated(0))
+            course = replace(course, validates_every=every)
+        return replace(self.plan, course=course).until(end)
+
     @property
     def steps(self) -> int:
         """How many were done."""
@@ -169,7 +179,7 @@ class ShortFit(RunCallback):
         done = Work(self.batches, int(self.plan.validates), len(self.watch.saving(Span(self._began, math.inf))))
         texts = sum(one.seconds for one in costs.texts)
         own = replace(costs, texts=(), validation=self._validation())
-        beyond = self.plan.until(end).seconds(costs) - done.seconds(own) - texts
+        beyond = self.until(end).seconds(costs) - done.seconds(own) - texts
         return beyond + self.seconds_of_ideas(end) - self._rehearsal
 
     def seconds_of_ideas(self, end: int) -> float:

@@ -1,0 +1,33 @@
+"""Times as a config gives them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_app.duration import seconds_of
+from lightning_app.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("8 minutes", 480),
+        ("1 minute", 60),
+        ("90 seconds", 90),
+        ("1.5 hours", 5400),
+        ("2days", 172800),
+        (" 0.5 seconds ", 0.5),
+        ("00:00:08:00", 480),
+        ("01:02:03:04", 93784),
+    ],
+)
+def test_seconds(text: str, seconds: float):
+    assert seconds_of(text, option="fit_in") == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", 480, "8 min", "minutes", "-8 minutes", "0 hours", "00:00:00:00", "8:00", "1e3 seconds", True]
+)
+def test_what_is_no_time_is_named(text: object):
+    with pytest.raises(InputError, match=r"^fit_in is .*; it must be a time above 0 such as `8 minutes`"):
+        seconds_of(text, option="fit_in")
