@@ -10,6 +10,13 @@ from lightning_app.errors import InputError
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _WORDS = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(UNITS)})s?")
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+):(\d+)")  # as trainer.max_time
+_SIZES = (86400, 3600, 60, 1)
+
+
+def of_clock(text: object) -> float | None:
+    """Seconds of "DD:HH:MM:SS"; None of anything else."""
+    found = _CLOCK.fullmatch(str(text).strip())
+    return float(sum(int(n) * size for n, size in zip(found.groups(), _SIZES, strict=True))) if found else None
 
 
 def seconds_of(text: object, *, option: str) -> float:
@@ -22,10 +29,8 @@ def seconds_of(text: object, *, option: str) -> float:
     Raises:
         InputError: it is something else, or not above 0.
     """
-    words, clock = (form.fullmatch(str(text).strip()) for form in (_WORDS, _CLOCK))
-    seconds = float(words[1]) * UNITS[words[2]] if words else 0.0
-    if clock:
-        seconds = float(sum(int(n) * size for n, size in zip(clock.groups(), (86400, 3600, 60, 1), strict=True)))
+    words = _WORDS.fullmatch(str(text).strip())
+    seconds = float(words[1]) * UNITS[words[2]] if words else of_clock(text) or 0.0
     if not 0 < seconds < math.inf:
         raise InputError(
             f"{option} is {text!r}; it must be a time above 0 such as `8 minutes`, `90 seconds`, `1.5 hours` or "

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_app.cli_checks import option
-from lightning_app.duration import seconds_of
+from lightning_app.duration import of_clock, seconds_of
 from lightning_app.errors import InputError
 from lightning_app.forecast import repeated
 from lightning_app.resume_command import clock_of
@@ -52,7 +52,8 @@ def sized(argv: Sequence[str], given: Mapping[str, Any], fit_in: str) -> list[st
 
 
 def _warn_of_limit(max_time: object, seconds: float, fit_in: str) -> None:
-    if isinstance(max_time, str) and seconds_of(max_time, option="trainer.max_time") < seconds:
+    limit = of_clock(max_time)
+    if limit is not None and limit < seconds:
         rank_zero_warn(
             f"fit_in is {fit_in}, and trainer.max_time {max_time} ends the run before: its learning rate will not have "
             "come to its end"

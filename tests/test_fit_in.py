@@ -17,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+from lightning_app import app
+from lightning_app.errors import InputError
 from lightning_app.reports.log import read_log
 from lightning_app.training.callbacks.short_fit import ShortFit
 from lightning_app.training.checkpoint_io import read_checkpoint
@@ -49,11 +51,10 @@ def options(run: Path) -> dict[str, Any]:
 
 
 def check_same(*runs: Path) -> None:
-    """Their weights are equal, bit for bit."""
-    first, *others = (saved(run)[WEIGHTS] for run in runs)
-    for other in others:
-        assert first.keys() == other.keys()
-        assert all(torch.equal(first[name], other[name]) for name in first)
+    """The weights of both are equal, bit for bit."""
+    one, other = (saved(run)[WEIGHTS] for run in runs)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_sized_run_is_the_run_of_the_number_by_hand(sized, main, caplog):
@@ -70,9 +71,17 @@ def test_a_sized_run_is_the_run_of_the_number_by_hand(sized, main, caplog):
     assert schedule["_last_lr"] == pytest.approx([0.1 * 1e-3] * 2)  # it has come to its end
     caplog.clear()
     main("fit", "--config", "tiny.yaml", "--trainer.max_steps", steps)
-    main("fit", "--config", run / "config.yaml")
     assert "a copy of the run" not in caplog.text
-    check_same(run, TINY / "version_1", TINY / "version_2")
+    check_same(run, TINY / "version_1")
+
+
+@pytest.mark.slow
+def test_its_config_yaml_gives_the_same_again(sized, main, caplog):
+    main("fit", "--config", "tiny.yaml", *FIT_IN)
+    caplog.clear()
+    main("fit", "--config", TINY / "version_0/config.yaml")
+    assert "a copy of the run" not in caplog.text
+    check_same(TINY / "version_0", TINY / "version_1")
 
 
 @pytest.mark.slow
@@ -164,6 +173,12 @@ def test_a_dry_run_is_of_the_sized_run(sized, main, capsys, caplog):
     steps = re.search(r"trainer\.max_steps is (\d+)", caplog.text)
     assert steps is not None
     assert re.search(rf"^steps +{steps[1]} \(max_steps\)$", capsys.readouterr().out, re.MULTILINE)
+    assert not Path("runs").exists()
+
+
+def test_who_calls_the_harness_gives_a_number(sized):
+    with pytest.raises(InputError, match=r"fit_in is 30 seconds, and this run does not say .* give trainer\.max_steps"):
+        app.run(["fit", "--config", "tiny.yaml", *FIT_IN])
     assert not Path("runs").exists()
 
 
