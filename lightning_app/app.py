@@ -243,7 +243,7 @@ class Harness(CommandLine):
     def _take_steps(self, checkpoint: dict[str, Any] | None) -> None:
         """In place of `fit_in` those of the run that goes on; `lightning_app.fit_in` measures those of a new one."""
         options = self._options
-        if self.subcommand != "fit" or options.fit_in is None:
+        if self.subcommand != "fit" or options.fit_in is None or options.trainer.fast_dev_run:
             return
         if options.trainer.max_steps in (None, -1):
             found = Saved.of(checkpoint).options if checkpoint and options.ckpt_path else None

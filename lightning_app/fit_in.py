@@ -38,17 +38,15 @@ def sized(argv: Sequence[str], given: Mapping[str, Any], fit_in: str) -> list[st
         InputError: it is not a time, or too short for the steps that are timed.
     """
     seconds, steps = seconds_of(fit_in, option="fit_in"), given.get("trainer.max_steps")
-    if any(word.partition("=")[0] in WITHOUT_FIT for word in argv):
+    if any(word.partition("=")[0] in WITHOUT_FIT for word in argv) or given.get("trainer.fast_dev_run"):
         return [*argv]
-    if steps not in (None, -1) or given.get("trainer.fast_dev_run"):
+    if steps not in (None, -1):
         rank_zero_info(f"trainer.max_steps is {steps}, so fit_in ({fit_in}) does not count: -1 leaves it to fit_in")
-    elif option(argv, "ckpt_path", given.get("ckpt_path")):
+        return [*argv, "--fit_in=null"]
+    if option(argv, "ckpt_path", given.get("ckpt_path")):
         return [*argv]
-    else:
-        _warn_of_limit(given.get("trainer.max_time"), seconds, fit_in)
-        steps = _steps_within(argv, seconds, fit_in)
-        argv = [*argv, f"--trainer.max_steps={steps}"]
-    return [*argv, "--fit_in=null"]
+    _warn_of_limit(given.get("trainer.max_time"), seconds, fit_in)
+    return [*argv, f"--trainer.max_steps={_steps_within(argv, seconds, fit_in)}", "--fit_in=null"]
 
 
 def _warn_of_limit(max_time: object, seconds: float, fit_in: str) -> None:
@@ -67,13 +65,13 @@ def _steps_within(argv: Sequence[str], seconds: float, fit_in: str) -> int:
     random = random_states()
     with ExitStack() as scratch, quiet(hide_warnings=True):
         timed = Timed([*argv, *limits, "--fit_in=null"], scratch=scratch, seconds=seconds)
-        steps, parts = timed.steps, timed.parts
+        steps, is_enough, parts = timed.steps, timed.is_enough, timed.parts
     set_random_states(random)  # where the config has no seed
     del timed
     gc.collect()  # of the copy: its parts refer to each other
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    if steps < Timed.warm_up + Timed.timed:
+    if not is_enough:
         raise InputError(
             f"fit_in is {fit_in}, and of the {Timed.warm_up + Timed.timed} steps that a run is sized by {steps} fit in "
             f"it ({parts}): give more time, or trainer.max_steps"
@@ -86,7 +84,8 @@ class Timed(ShortRun):
     """The first 30 steps of a run.
 
     Attributes:
-        steps: that fit into the seconds; the same number on all ranks.
+        steps: that fit into the seconds, or all that `max_epochs` has; the same number on all ranks.
+        is_enough: whether those that were timed are among them.
         parts: of that time, in words.
     """
 
@@ -100,6 +99,7 @@ class Timed(ShortRun):
         if not self._short.steps:
             raise InputError("fit_in: no step could be timed; give trainer.max_steps")
         self._short.share = self._share
-        end = self._short.last_step_within(self._seconds)
+        in_time, in_epochs = self._short.last_step_within(self._seconds), min(self._short.limits.values())
+        end, is_enough = min(in_time, in_epochs), in_time >= min(in_epochs, self._short.wanted)
         parts = repeated(self._short.until(end), self._short.costs())
-        self.steps, self.parts = self.trainer.strategy.broadcast((end, parts))
+        self.steps, self.is_enough, self.parts = self.trainer.strategy.broadcast((end, is_enough, parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Course:
         for epoch, first in self._epochs():
             if first >= step or self.validates_every is None:
                 break
-            found += [first + math.ceil(batch / self.accumulated(epoch)) for batch in self._validated_in(epoch)]
-        return [validated for validated in found if validated <= step]
+            of_epoch = (first + math.ceil(batch / self.accumulated(epoch)) for batch in self._validated_in(epoch))
+            found += takewhile(lambda validated: validated <= step, of_epoch)  # a stream is one endless epoch
+        return found
 
     def _steps(self, epoch: int) -> int:
         return math.ceil(self.batches / self.accumulated(epoch))

@@ -94,3 +94,8 @@ def test_validations_at_shares_of_a_run(share: float, steps: int, accumulated: i
     assert validated_every(share, steps=steps, accumulated=accumulated) == every
     plan = Plan(Course(batches=64 * accumulated, accumulated=lambda _: accumulated, validates_every=every))
     assert plan.until(steps).validations == min(20, steps)
+
+
+def test_an_epoch_without_an_end_is_not_counted_through():
+    course = Course(batches=10**12, accumulated=lambda _: 1, validates_every=2)
+    assert course.validations(7) == [2, 4, 6]
