@@ -35,7 +35,7 @@ def dry_run(argv: Sequence[str], *, began: float) -> None:
 class DryRun(ShortRun):
     """A fit of seven steps that then says what it has measured."""
 
-    warm_up, timed = 2, 5
+    warm_up, timed, mean = 2, 5, False
 
     def __init__(self, args: Sequence[str], *, scratch: ExitStack, began: float):
         self._began = began

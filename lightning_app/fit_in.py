@@ -90,6 +90,7 @@ class Timed(ShortRun):
     """
 
     warm_up, timed = 10, 20
+    mean = True  # beside other programs a step is fast or slow, and a median one of the two
 
     def __init__(self, args: Sequence[str], *, scratch: ExitStack, seconds: float):
         self._seconds = seconds

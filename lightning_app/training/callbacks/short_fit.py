@@ -44,6 +44,7 @@ class ShortFit(RunCallback):
         saves_every: steps between two last.ckpt of the whole fit; None: it writes no checkpoints.
         warm_up: steps that are not timed.
         timed: steps behind them.
+        mean: of their seconds; False: the median, where few are timed.
 
     Attributes:
         share: of the whole fit, whose length is not known yet, between two validations; None: batches lie between.
@@ -57,9 +58,9 @@ class ShortFit(RunCallback):
 
     priority = Priority.RESUME
 
-    def __init__(self, watch: Stopwatch, saves_every: int | None, *, warm_up: int, timed: int):
+    def __init__(self, watch: Stopwatch, saves_every: int | None, *, warm_up: int, timed: int, mean: bool):
         self.watch, self._saves_every = watch, saves_every
-        self.warm_up, self.wanted = warm_up, warm_up + timed
+        self.warm_up, self.wanted, self._mean = warm_up, warm_up + timed, mean
         self._plan: Plan | None = None
         self.limits: dict[str, int] = {}
         self.time_left: float | None = None
@@ -198,10 +199,11 @@ class ShortFit(RunCallback):
         return self.plan.step_at(limit - max(0.0, warm - self._began - batches * costs.batch), costs)
 
     def _of_batch(self) -> float:
-        """The median over the steps that are no warm-up."""
+        """The average over the steps that are no warm-up."""
         timed = self._steps[max(0, min(self.warm_up, self.steps - 1)) :]
         spans = [(Span(begin[0], end[0]), end[1] - begin[1]) for begin, end in pairwise(timed)]
-        return statistics.median((span.seconds - self._saved(span)) / batches for span, batches in spans)
+        average = statistics.fmean if self._mean else statistics.median
+        return average((span.seconds - self._saved(span)) / batches for span, batches in spans)
 
     def _validation(self) -> float:
         """The one that was done, without checkpoints and samples."""
