@@ -103,7 +103,7 @@ def _fit_in(argv: Sequence[str], given: Mapping[str, Any]) -> str | None:
         InputError: it is not a time.
     """
     fit_in = option(argv, "fit_in", given.get("fit_in"))
-    if argv[0] != "fit" or fit_in is None:
+    if fit_in is None or argv[0] != "fit":
         return None
     seconds_of(fit_in, option="fit_in")
     return str(fit_in)

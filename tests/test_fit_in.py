@@ -175,6 +175,13 @@ def test_a_dry_run_is_of_the_sized_run(sized, main, capsys, caplog):
     assert not Path("runs").exists()
 
 
+def test_a_share_of_a_run_without_a_number_is_refused(folder: Path, config, fails):
+    config({**UNSIZED, "trainer": {**UNSIZED["trainer"], "max_epochs": 2}})
+    said = fails("fit", "--config", "tiny.yaml")
+    assert "trainer.val_check_interval is 0.34, a share of the run" in said
+    assert "needs trainer.max_steps or fit_in" in said
+
+
 def test_who_calls_the_harness_gives_a_number(sized):
     with pytest.raises(InputError, match=r"fit_in is 30 seconds, and this run does not say .* give trainer\.max_steps"):
         app.run(["fit", "--config", "tiny.yaml", *FIT_IN])
