@@ -71,6 +71,7 @@ THIRD_PARTY_WARNINGS = (
 
 
 EPILOGS = {"fit": "--dry_run: run a few steps, keep nothing, and say what time, memory and disk the fit will take."}
+SHARED = "meta.pt"  # what Lightning 2.6.6 writes beside the shards of a checkpoint that is a folder
 FLOAT16 = (16, "16", "16-mixed")  # Lightning's names for one precision
 
 
@@ -246,6 +247,8 @@ class Harness(CommandLine):
         if self.subcommand != "fit" or options.fit_in is None or options.trainer.fast_dev_run:
             return
         if options.trainer.max_steps in (None, -1):
+            shards = Path(options.ckpt_path or "") / SHARED
+            checkpoint = read(shards) if options.ckpt_path and shards.is_file() else checkpoint
             found = Saved.of(checkpoint).options if checkpoint and options.ckpt_path else None
             if not found or found.get(STEPS, -1) < 1:
                 raise InputError(

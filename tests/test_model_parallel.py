@@ -86,6 +86,8 @@ def test_a_folder_of_shards_is_resumed_and_made_one_file(
     run(*words, folder, "true", *schedule, "--trainer.max_steps", 3)
     assert {path.name for path in last.iterdir()} >= {"__0_0.distcp", "__1_0.distcp", "meta.pt"}
     run(*words, folder, "true", *schedule, "--ckpt_path", last)
+    sized = ["--trainer.max_steps", -1, "--fit_in", "30 seconds"]
+    assert "trainer.max_steps is 6, as in the checkpoint's run" in run(*words, *sized, "--ckpt_path", last)
     consolidate = "lightning.fabric.utilities.consolidate_checkpoint"
     run("-m", consolidate, last, "--output_file", "whole.ckpt")
     whole, _ = load_module("whole.ckpt")
