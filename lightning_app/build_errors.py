@@ -49,6 +49,8 @@ TRAINER_OPTIONS = set(inspect.signature(L.Trainer).parameters)
 class Parser(LightningArgumentParser):
     """Lightning's, which says what is wrong in one line rather than below its whole usage. Reads configs of before."""
 
+    _checked: str | None = None  # how keys begin whose values are checked already
+
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
         return super()._load_config_parser_mode(_of_today(content), *args, **kwargs)
 
@@ -56,6 +58,20 @@ class Parser(LightningArgumentParser):
         """A command's options get the defaults of their classes by the parser of all commands, which adds them to the
         whole config: that its own parser does so before takes a third of the time of parsing."""
         return super()._parse_common(cfg, env, defaults and not hasattr(self, "subcommand"), *args, **kwargs)
+
+    def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
+        """A command's parser checks its options; the parser of all commands would check each of them again after that,
+        which takes a quarter of the time of parsing."""
+        self._checked = f"{namespace.get('subcommand')}." if self._subcommands_action else None
+        try:
+            super().validate(namespace, *args, **kwargs)
+        finally:
+            self._checked = None
+
+    def _check_value_key(self, action: Any, value: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+        if self._checked and key.startswith(self._checked):
+            return value
+        return super()._check_value_key(action, value, key, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # that of a part, whose parser adds its key
