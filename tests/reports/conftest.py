@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,25 +28,21 @@ def simulate() -> Callable[..., Log]:
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+def visit(tab: Any, open_in: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """`visit(file, width=400)` opens it without a network; afterwards nothing may have gone wrong in it."""
     complaints: list[str] = []
     asked: list[str] = []
-    contexts = []
-
-    def run(file: Path, *, width: int = 1200, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(file.as_uri())
-        return page
-
-    yield run
-    for context in contexts:
-        context.close()
+    heard: dict[str, Callable[[Any], None]] = {
+        "console": lambda message: complaints.append(message.text),
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda request: asked.append(request.url),
+    }
+    tab.context.set_offline(True)
+    for name, hear in heard.items():
+        tab.on(name, hear)
+    yield lambda file, **more: open_in(file.as_uri(), **more)
+    for name, hear in heard.items():
+        tab.remove_listener(name, hear)
     assert complaints == []
     assert asked
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -48,17 +48,12 @@ def test_on_a_phone_every_chart_is_drawn_in_dark_colours_and_nothing_overflows(f
     assert page.evaluate(f"{boxes}.filter((one) => one.getBoundingClientRect().right > 400).length") == 0
 
 
-def test_charts_are_drawn_when_they_come_near(plain: Path, visit: Callable[..., Any]):
+def test_charts_are_drawn_when_they_come_near_and_follow_the_theme(plain: Path, visit: Callable[..., Any]):
     page = visit(plain)
     page.wait_for_function("charts.get('timeline').drawn")
     assert not page.evaluate("charts.get('rates').drawn")
     page.locator("#rates").scroll_into_view_if_needed()
     page.wait_for_function("charts.get('rates').drawn")
-
-
-def test_the_theme_follows_the_system_and_the_toggle(plain: Path, visit: Callable[..., Any]):
-    page = visit(plain)
-    page.wait_for_function("charts.get('timeline').drawn")
     ground = "getComputedStyle(document.body).backgroundColor"
     ink = "document.getElementById('timeline').layout.font.color"
     light, black = page.evaluate(ground), page.evaluate(ink)

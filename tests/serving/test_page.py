@@ -26,27 +26,27 @@ ATTACK = "<script>document.title='x'</script><img src=x onerror=\"document.title
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+def visit(tab: Any, open_in: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """`visit(url, width=400)` opens it; afterwards it has asked nobody else, and no script of others has run."""
     asked: list[str] = []
     errors: list[str] = []
-    contexts, urls = [], []
+    urls: list[str] = []
+    heard: dict[str, Callable[[Any], None]] = {
+        "pageerror": lambda error: errors.append(str(error)),
+        "console": lambda said: errors.append(said.text) if "Content Security" in said.text else None,
+        "request": lambda request: asked.append(request.url),
+    }
+    tab.set_default_timeout(20_000)
+    for name, hear in heard.items():
+        tab.on(name, hear)
 
-    def run(url: str, *, width: int = 1200, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
+    def run(url: str, **more: Any) -> Any:
         urls.append(url)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda said: errors.append(said.text) if "Content Security" in said.text else None)
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(url)
-        return page
+        return open_in(url, **more)
 
     yield run
-    for context in contexts:
-        context.close()
+    for name, hear in heard.items():
+        tab.remove_listener(name, hear)
     assert errors == []
     assert [url for url in asked if not url.startswith((*urls, "data:"))] == []
 
@@ -358,6 +358,7 @@ def served() -> Iterator[Callable[[Made], str]]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # a page may ask before the server does so
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         running.append((server, thread, listening))

@@ -251,8 +251,11 @@ def page(tmp_path: Path, visit: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **more: visit(file, **more)
 
 
-def test_the_switch_moves_all_curves_to_another_axis(page: Callable[..., Any]):
-    opened = page(width=400, scheme="dark")
+# One test, since plotly takes a second to load.
+def test_samples_stand_side_by_side_and_the_switch_moves_all_curves_to_another_axis(page: Callable[..., Any]):
+    opened = page(scheme="dark")
+    check_samples(opened)
+    opened.set_viewport_size({"width": 400, "height": 800})
     opened.evaluate("drawAll(); document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     drawn = "document.getElementById('curve-0')"
     points = f"{drawn}._fullData.map((t) => [...t.x])"
@@ -269,8 +272,8 @@ def test_the_switch_moves_all_curves_to_another_axis(page: Callable[..., Any]):
     assert opened.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-def test_samples_stand_side_by_side_under_their_prompts(page: Callable[..., Any]):
-    opened = page()
+def check_samples(opened: Any) -> None:
+    """Side by side under their prompts."""
     prompts = opened.locator("#samples details summary").all_inner_texts()
     assert prompts == ["Prompt: A head", "Prompt: A", "Prompt: (no prompt)"]  # c's config names no prompts
     cards = opened.locator("#samples details").first.locator("article")
