@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from functools import cache
+import ssl
+from functools import cache, lru_cache
 from typing import Any
 
+import gguf
 import lightning  # noqa: F401  (its log writes to the stderr that it finds when it is imported)
 import torch
 from jsonargparse import _core, _namespace, _subcommands
@@ -17,7 +19,24 @@ from tests.made_models import plain, pruned, reading, sorting  # noqa: F401  fix
 
 torch.set_num_threads(1)
 registry.entry_points = cache(registry.entry_points)  # each Trainer looks through all packages for more callbacks
+ssl.create_default_context = cache(ssl.create_default_context)  # each HTTP client reads all certificates: 45 ms
 os.fsync = lambda descriptor: None  # no test pulls the plug; a small fit waits for the disk 14 times
+
+read_gguf, gguf.get_tensor_name_map = gguf.GGUFReader, cache(gguf.get_tensor_name_map)
+
+
+@lru_cache(maxsize=2)
+def read_once(path: str, _time: int, _size: int) -> Any:
+    """A GGUF file's tokens take 0.1 s to read, and transformers reads a file twice for each model."""
+    return read_gguf(path)
+
+
+def reader_of(path: str | os.PathLike[str], *options: Any) -> Any:
+    stat = os.stat(path)
+    return read_once(os.fspath(path), stat.st_mtime_ns, stat.st_size) if not options else read_gguf(path, *options)
+
+
+gguf.GGUFReader = reader_of
 
 find_action = _subcommands.find_action_and_subcommand
 

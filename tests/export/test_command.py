@@ -322,7 +322,7 @@ def test_a_module_imported_as_a_name_has_no_flat_file():
 # What transformers asks of a model
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", some(["removed", "attention", "concat", "knn", "trime", "cache", "hnsw"]))
 @torch.no_grad()
 def test_half_precision(of_own_code, name, dtype):

@@ -60,6 +60,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # llama.cpp's family, and the
 }
 KINDS = {"gpt2": "gpt2", "llama": "llama3", "mistral": "mistral", "qwen2": "qwen", "qwen3": "qwen"}  # of tokenizers
 IDS = torch.randint(257, (1, 20), generator=torch.Generator().manual_seed(1))
+# In half the bits: one that is fast for each way to name tensors.
+HALVES = [pytest.param(x, "f16", marks=() if x in ("decoder", "llama") else pytest.mark.slow) for x in MODELS]
 
 
 def made(name: str) -> Backbone:
@@ -106,8 +108,7 @@ def logits_of(backbone: Backbone) -> Tensor:
 
 
 @pytest.mark.usefixtures("without_llama_cpp")
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "dtype"), [(name, "f32") for name in MODELS] + HALVES)
 def test_a_file_is_the_checkpoints_model(name: str, dtype: Any, tmp_path: Path):
     backbone = made(name)
     done = export_gguf(saved(backbone, tmp_path / "some.ckpt"), tmp_path / "out.gguf", dtype=dtype)
