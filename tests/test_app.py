@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.utilities.model_summary import ModelSummary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_app import closing
 from lightning_app.app import Harness
 from lightning_app.cli import main as command
 from lightning_app.closing import sampled_tokens
@@ -42,7 +43,10 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_fit_leaves_one_folder_with_everything_in_it(config: Config, capsys: pytest.CaptureFixture[str]):
+def test_a_fit_leaves_one_folder_with_everything_in_it(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(closing, "SAMPLED_TOKENS", 100)
     command(["fit", "--config", config({"trainer": {"callbacks": [SAMPLES]}})])
     files = {str(path.relative_to(RUN)) for path in RUN.rglob("*") if path.is_file()}
     wanted = {

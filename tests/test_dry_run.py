@@ -47,9 +47,12 @@ def test_nothing_below_runs_dir_is_touched(trained: Path, said):
     assert len(list(Path(".cache/tokens").iterdir())) > 0
 
 
-def test_no_folder_is_made_where_there_was_none(folder: Path, said):
-    said()
+def test_no_folder_is_made_and_memory_and_disk_are_there(folder: Path, said):
+    rows = said()
     assert not Path("runs").exists()
+    size, unit, *_ = rows["peak memory"].split()
+    assert float(size) * {"MB": 1, "GB": 1_000}[unit] > 100
+    assert re.match(r"\d+\.\d MB: 4 checkpoints of", rows["disk"])
 
 
 def test_steps_epochs_tokens_and_validations_are_those_of_the_fit(folder: Path, config, said, main):
@@ -65,13 +68,6 @@ def test_steps_epochs_tokens_and_validations_are_those_of_the_fit(folder: Path, 
     assert rows["epochs"] == "2.11 of 37 batches"  # 19 steps an epoch; 2 steps are 4 batches of the third
     assert validations == 3
     assert ", 3 validations of" in rows["time to the end"]
-
-
-def test_memory_and_disk_are_there(folder: Path, said):
-    rows = said()
-    size, unit, *_ = rows["peak memory"].split()
-    assert float(size) * {"MB": 1, "GB": 1_000}[unit] > 100
-    assert re.match(r"\d+\.\d MB: 4 checkpoints of", rows["disk"])
 
 
 def test_epochs_end_a_fit(folder: Path, said):

@@ -65,11 +65,13 @@ def test_the_only_category_has_no_nearest_one():
     assert only.texts == []
 
 
-def test_the_table_and_the_page_hold_what_the_checkpoint_holds(
+def test_the_table_and_the_pages_hold_what_the_checkpoint_holds(
     fit: Callable[..., None], main: Main, capsys: pytest.CaptureFixture[str]
 ):
     fit({"vigilance": 0.99}, {"vigilance": 0.999, "name": "fine"})
-    capsys.readouterr()
+    assert re.search(rf"^categories +{RUN}/categories.html$", capsys.readouterr().out, re.M)
+    of_the_fit = (RUN / "categories.html").read_text()
+    assert "tiny/version_0, step 6" in of_the_fit
     main("categories", "--ckpt_path", "last", "--output", "page.html", "--limit", 2)
     printed, page = capsys.readouterr().out, Path("page.html").read_text()
     networks = networks_of(*load_module(RUN / "checkpoints" / "last.ckpt"))
@@ -80,19 +82,11 @@ def test_the_table_and_the_page_hold_what_the_checkpoint_holds(
         assert f"{network.name}: {network.summary()}" in printed
         assert f"--limit {len(ids)} shows all" in printed
         assert network.summary() in page
+        assert network.summary() in of_the_fit
         largest = network.categories[0]
         assert re.search(rf"^ *{largest.id} +{largest.inputs:,} +{largest.share:.1%} ", printed, re.M)
     assert page.count("<tr id=") == sum(len(network.categories) for network in networks)
     assert printed.endswith("page: page.html\n")
-
-
-def test_a_fit_leaves_the_page_and_names_it(fit: Callable[..., None], capsys: pytest.CaptureFixture[str]):
-    fit({"vigilance": 0.99})
-    page = (RUN / "categories.html").read_text()
-    (network,) = networks_of(*load_module(RUN / "checkpoints" / "last.ckpt"))
-    assert "tiny/version_0, step 6" in page
-    assert network.summary() in page
-    assert re.search(rf"^categories +{RUN}/categories.html$", capsys.readouterr().out, re.M)
 
 
 def test_a_fit_without_art_leaves_no_page(tiny_run: Path):

@@ -133,7 +133,7 @@ def test_continues_after_any_batch_without_fetching_the_skipped(order, after, ep
     assert loader.dataset.fetched[: len(rest)] == rest
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_workers_that_fetch_ahead_do_not_count(after):
     interrupted, expected = reference("shuffled", workers=2)
     iterator = iter(interrupted)

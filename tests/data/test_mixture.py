@@ -116,6 +116,8 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(make, workers):
     data = make([{**A, "weight": 1}, {**B, "weight": 2}], shift=True)
     whole = [b for epoch in epochs(data, 3) for b in epoch]
     for at in (0, 7, 15, 16, 40):
+        if workers and at != 7:
+            continue  # starting processes takes its time
         half = ResumableLoader(data.dataset("train"), batch_size=4, order="shuffled")
         for batches in range(at):
             if batches % len(half) == 0:
@@ -123,8 +125,6 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(make, workers):
             next(batch)
         resumed = ResumableLoader(data.dataset("train"), batch_size=4, order="shuffled", num_workers=workers)
         resumed.load_state_dict(half.state_dict())
-        if workers and at != 7:
-            continue  # starting processes takes its time
         rest = [b for _ in range(3) for b in resumed][: len(whole) - at]
         assert all(torch.equal(ours.input_ids, b.input_ids) for ours, b in zip(rest, whole[at:], strict=True))
 

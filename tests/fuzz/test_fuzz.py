@@ -20,11 +20,11 @@ from tests.fuzz.yamls import fitted, in_this_process
 
 
 def test_no_damage_passes_unnoticed(capsys: pytest.CaptureFixture[str]):
-    results = fuzz(80, seed=1, kinds=[name for name in KINDS if name != "yaml"])
+    results = fuzz(48, seed=1, kinds=[name for name in KINDS if name != "yaml"])
     assert len(results) >= 8
     failures = [failure for result in results.values() for failure in result.failures]
     assert not failures, "\n".join(failures)
-    assert results["checkpoint"].counts[REFUSED] >= 7
+    assert results["checkpoint"].counts[REFUSED] >= 4
     assert results["request"].counts[REFUSED] >= 2
     assert "checkpoint" in table(results)
 

@@ -106,13 +106,15 @@ def assert_same(one: tuple[L.Trainer, LanguageModule], two: tuple[L.Trainer, Lan
 @pytest.mark.parametrize(
     "options", [{}, pytest.param({"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}, marks=pytest.mark.slow)]
 )
-def test_a_poisoned_batch_changes_nothing(fit: Fit, options: dict[str, Any]):
+def test_a_poisoned_batch_and_a_loss_that_is_not_finite_change_nothing(fit: Fit, options: dict[str, Any]):
     with pytest.warns(
         UserWarning, match=f"step {POISONED} is left out: its loss is .* and its gradient norm is .*; the limit"
     ):
         skipped = fit(True, **options)
     without = fit(False, leave_out=True, **options)
     assert_same(skipped, without)
+    with pytest.warns(UserWarning, match=f"step {POISONED} is left out: its loss is nan"):
+        assert_same(fit(True, poison=float("nan"), **options), without)
     guard = skipped[1].spikes
     assert guard is not None
     assert guard.skipped == 1
@@ -122,10 +124,7 @@ def test_a_poisoned_batch_changes_nothing(fit: Fit, options: dict[str, Any]):
     assert skipped[0].global_step == STEPS
 
 
-def test_a_loss_that_is_not_finite_is_left_out_too(fit: Fit):
-    with pytest.warns(UserWarning, match=f"step {POISONED} is left out: its loss is nan"):
-        skipped = fit(True, poison=float("nan"))
-    assert_same(skipped, fit(False, leave_out=True))
+def test_a_loss_that_is_not_finite_ends_a_fit_that_skips_none(fit: Fit):
     with pytest.raises(InputError, match="the loss is nan at step"):
         fit(False, poison=float("nan"))
 
