@@ -121,6 +121,7 @@ def test_lengths_lines_and_calls(tree: Tree):
     assert (len(text.splitlines()), code_counts.code_lines(text)) == (18, 8)
 
 
+@pytest.mark.slow  # it parses all files; what is counted: above
 def test_each_idea_has_its_files_in_this_tree():
     ours = Tree.read(code_size.HERE.parent / "lightning_app")
     assert all(len(code_counts.of_idea(ours, idea)) > 3 for idea in IDEAS)

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ PACKAGE = Path(lightning_app.__file__).parent
 PLACE = PACKAGE / "training" / "lightning_internals"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if PLACE not in path.parents)
 NAMES = re.compile(r"\b(?:self|cls)\.(_[a-z]\w*)|\bdef (_[a-z]\w*)")
+WATCHERS = vars(EarlyStopping("x")).keys() | vars(ModelCheckpoint()).keys()
 # with subclasses of Lightning's
 SUBCLASSES = ("training", "data", "memory", "art", "plasticity", "app", "trainer_parts", "build_errors")
 
@@ -41,9 +42,18 @@ def lightnings_names() -> set[str]:
     return found - set(dir(torch.nn.Module()))
 
 
-def touched(source: str) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def nodes() -> dict[str, list[ast.AST]]:
+    """All nodes of each file of the package: to parse and walk them takes a second."""
+    return {
+        str(path.relative_to(PACKAGE)): list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        for path in [*FILES, *PLACE.glob("*.py")]
+    }
+
+
+def touched(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """What a file reads or writes of Lightning's inside, in objects that are not its own."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr in lightnings_names():
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
                 yield ast.unparse(node)
@@ -59,40 +69,42 @@ def test_what_leans_is_found():
         "self._own",
         "other._own_name",
     )
-    assert list(touched("\n".join(lines))) == ["_FitLoop", "trainer._logger_connector", "super()._run_subcommand"]
-    assert len(list(touched((PLACE / "fit_loop.py").read_text()))) > 8
+    assert list(touched(ast.walk(ast.parse("\n".join(lines))))) == [
+        "_FitLoop",
+        "trainer._logger_connector",
+        "super()._run_subcommand",
+    ]
 
 
-def test_no_other_file_leans_on_lightnings_inside():
+def test_no_other_file_leans_on_lightnings_inside(nodes: dict[str, list[ast.AST]]):
     assert len(FILES) > 150
-    found = {str(path.relative_to(PACKAGE)): list(touched(path.read_text(encoding="utf-8"))) for path in FILES}
+    found = {str(path.relative_to(PACKAGE)): list(touched(nodes[str(path.relative_to(PACKAGE))])) for path in FILES}
+    assert len(list(touched(nodes["training/lightning_internals/fit_loop.py"]))) > 8
     assert {name: names for name, names in found.items() if names} == {}
 
 
-def looks_for_callbacks(tree: ast.AST) -> list[str]:
+def looks_for_callbacks(nodes: Iterable[ast.AST]) -> list[str]:
     """Where a trainer's callbacks are read."""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "callbacks"]
+    found = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "callbacks"]
     return [ast.unparse(node) for node in found if ast.unparse(node.value).rpartition(".")[2] == "trainer"]
 
 
-def sets_of_watchers(tree: ast.AST) -> list[str]:
+def sets_of_watchers(nodes: Iterable[ast.AST]) -> list[str]:
     """Attributes of other objects that are set, of a name that an EarlyStopping or a ModelCheckpoint has."""
-    names = vars(EarlyStopping("x")).keys() | vars(ModelCheckpoint()).keys()
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
-    return [ast.unparse(x) for x in found if x.attr in names and ast.unparse(x.value) != "self"]
+    found = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)]
+    return [ast.unparse(x) for x in found if x.attr in WATCHERS and ast.unparse(x.value) != "self"]
 
 
-def test_one_file_looks_for_callbacks_and_changes_lightnings():
+def test_one_file_looks_for_callbacks_and_changes_lightnings(nodes: dict[str, list[ast.AST]]):
     """A callback is given another one, or both meet in the `RunContext`; the harness puts them in order."""
-    trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text("utf-8")) for p in [*FILES, *PLACE.glob("*.py")]}
     own = "training/lightning_internals/callbacks.py"
-    assert {name for name, tree in trees.items() if looks_for_callbacks(tree)} == {
+    assert {name for name, of_file in nodes.items() if looks_for_callbacks(of_file)} == {
         own,
         "app.py",
         "dry_run.py",  # a harness, too
         "data/accumulation.py",
     }
-    found = {name: sets for name, tree in trees.items() if (sets := sets_of_watchers(tree))}
+    found = {name: sets for name, of_file in nodes.items() if (sets := sets_of_watchers(of_file))}
     assert len(found.pop(own)) > 5
     assert found == {"app.py": ["trainer.profiler.dirpath"]}
 
