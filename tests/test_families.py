@@ -32,7 +32,7 @@ from tests.serving.server.conftest import serving
 
 OVERLAYS = Path(__file__).parent.parent / "configs/overlays"
 STEPS = 20
-QUICK = ("GPT-2", "LLaMA")  # in each run of the tests; of the others all is slow
+QUICK = ("LLaMA",)  # in each run of the tests; of the others all is slow
 CONFIG: dict[str, Any] = {
     "seed_everything": 3,
     "data": {

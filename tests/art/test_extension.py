@@ -109,7 +109,15 @@ def fit(data: TextDataModule) -> Fit:
 # Loss
 
 
-@pytest.mark.parametrize(("novelty", "rehearsal"), [*((novelty, 0) for novelty in NOVELTIES), ("margin", 1)])
+@pytest.mark.parametrize(
+    ("novelty", "rehearsal"),
+    [
+        ("drift", 0),
+        ("margin", 1),
+        pytest.param("margin", 0, marks=pytest.mark.slow),
+        pytest.param("constant", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_lambda_zero_is_bit_equal_to_the_plain_module(fit: Fit, novelty: Any, rehearsal: float):
     plain, options = ArticleGPT(decoder(dropout=0.1)), {"novelty": novelty, "rehearsal": rehearsal}
     other, shaped = (art_gpt2(dropout=0.1, lambda_art=weight, **options) for weight in (0.0, 5.0))
@@ -495,7 +503,9 @@ def test_a_copy_has_categories_and_an_averaged_model_of_its_own(fit: Fit):
     assert art_of(twin).art.seen == 2 * art_of(module).art.seen
 
 
-@pytest.mark.parametrize("novelty", NOVELTIES)
+@pytest.mark.parametrize(
+    "novelty", ["drift", *(pytest.param(novelty, marks=pytest.mark.slow) for novelty in NOVELTIES[1:])]
+)
 def test_a_run_starts_from_a_plain_checkpoint_with_new_categories_and_a_plain_one_from_one_with_art(
     fit: Fit, novelty: Any
 ):

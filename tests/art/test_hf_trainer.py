@@ -109,7 +109,7 @@ SMOOTHED = {"label_smoothing_factor": 0.1, **ACCUMULATED}
 @pytest.mark.parametrize(
     ("options", "rehearsal"),
     [
-        pytest.param({}, 0, id="plain"),
+        pytest.param({}, 0, id="plain", marks=SLOW),
         pytest.param(SMOOTHED, 1, id="smoothed, accumulated, rehearsed"),
         pytest.param({}, 1, id="rehearsed", marks=SLOW),
         pytest.param(ACCUMULATED, 0, id="accumulated", marks=SLOW),
@@ -207,7 +207,7 @@ def test_the_averaged_model_runs_in_the_precision_of_the_live_one(tmp_path: Path
 @pytest.mark.parametrize(
     ("pooling", "left"),
     [
-        pytest.param("last", False, id="last-right"),
+        pytest.param("last", False, id="last-right", marks=SLOW),
         pytest.param("token", True, id="token-left"),
         pytest.param("mean", False, id="mean-right", marks=SLOW),
         pytest.param("mean", True, id="mean-left", marks=SLOW),

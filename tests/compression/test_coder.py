@@ -39,7 +39,7 @@ def test_symbols_come_back_in_as_many_bits_as_they_have(vocab_size, concentratio
     assert decoded(counts, data, 500) == symbols.tolist()
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(st.integers(1, 2**20), min_size=2, max_size=12), st.data())
 def test_any_counts_and_symbols(counts, data):
     symbols = np.array(data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=60)), dtype=int)

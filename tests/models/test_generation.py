@@ -198,8 +198,17 @@ def alone(model, ids, options):
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("every", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("every", "use_cache"),
+    [
+        (0, True),
+        (1, True),
+        (4, True),
+        (1, False),
+        pytest.param(0, False, marks=pytest.mark.slow),
+        pytest.param(4, False, marks=pytest.mark.slow),
+    ],
+)
 def test_texts_that_join_and_leave_get_the_tokens_that_they_get_alone(positions, use_cache, every):
     """A text joins every `every` steps (0: all at once) and leaves when it has its tokens."""
     model = decoder(positions=positions)

@@ -823,7 +823,10 @@ def adapted(folder: Path) -> CausalLM:
     "options",
     [
         {"head_lr_factor": 3.0},
-        {"strategy": SeedImportance(), "neuron_strategy": MagnitudeImportance(), "regrow": 1, "regrow_how": "new"},
+        pytest.param(
+            {"strategy": SeedImportance(), "neuron_strategy": MagnitudeImportance(), "regrow": 1, "regrow_how": "new"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"surgery": "mask"}, marks=pytest.mark.slow),
     ],
     ids=["rates", "seed", "mask"],

@@ -42,7 +42,7 @@ def train(
 
 @pytest.mark.parametrize("family", ["decoder, swiglu", "opt"])
 @both_kinds
-def test_a_masked_unit_stays_dead_over_30_steps(build: Build, ids: Tensor, family: str, kind: Kind):
+def test_a_masked_unit_stays_dead_over_many_steps(build: Build, ids: Tensor, family: str, kind: Kind):
     model = build(family)
     units = units_of(model, kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -52,8 +52,8 @@ def test_a_masked_unit_stays_dead_over_30_steps(build: Build, ids: Tensor, famil
     said: list[Tensor] = []
     for layer in units.layers:  # behind the gates
         layer.out.register_forward_pre_hook(lambda _module, arguments: said.append(arguments[0]))
-    train(model, optimizer, 30, ids)
-    assert len(said) == 60
+    train(model, optimizer, 12, ids)
+    assert len(said) == 24
     for call, x in enumerate(said):
         of_units = x.unflatten(-1, (units.shape[1], -1))
         alive = ~dead[call % 2]
@@ -108,7 +108,7 @@ def test_the_next_steps_are_those_of_the_masked_model(
     units.remove(dead, of_cut)
     for model, optimizer in ((masked, of_masked), (cut, of_cut)):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        train(model, optimizer, 30, ids, schedule, clip)
+        train(model, optimizer, 15, ids, schedule, clip)
     others.remove(dead, of_masked)  # what is left of the masked one, for comparison
     torch.testing.assert_close(weights(cut), weights(masked), atol=2e-6, rtol=0)
     theirs = [p for group in of_cut.param_groups for p in group["params"]]

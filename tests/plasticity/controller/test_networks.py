@@ -203,7 +203,7 @@ def test_damage_is_that_of_leaving_one_out_whichever_way_the_head_is_now(small: 
 
 def test_importance_measures_a_share_and_scores_all(small: tuple[Decoder, Sample]):
     model, sample = small
-    units, strategy = units_of(model, "heads"), ControllerImportance(share=0.5)
+    units, strategy = units_of(model, "heads"), ControllerImportance(share=0.5, steps=40)
     before = model(sample.batches[0].input_ids)
     found = measured(strategy, units, sample, keep=4)
     assert len(strategy.measured) == 4

@@ -51,8 +51,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(closing, "SAMPLED_TOKENS", 20)
-        patch.setattr(closing, "CONTINUED_TOKENS", 5)
+        patch.setattr(closing, "SAMPLED_TOKENS", 8)
+        patch.setattr(closing, "CONTINUED_TOKENS", 2)
         texts()
         command(["fit", "--config", write_config(OPTIONS)])
     return folder / RUN
@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(fit: Callable, monkey
 
 
 def test_a_time_limit_ends_with_0_a_validation_and_more_time_in_the_command(fit: Callable, capsys: Any):
-    fit("--trainer.max_time", "00:00:00:01", "--trainer.max_steps", 100_000)
+    fit("--trainer.max_time", '{"milliseconds": 200}', "--trainer.max_steps", 100_000)
     printed = capsys.readouterr().out
     assert best_validation(RunFolder(RUN).records()) is not None
     assert (RUN / "checkpoints/best.ckpt").is_file()
