@@ -33,7 +33,9 @@ from lightning_app.training.checkpoint import Checkpoint, load_module
 from lightning_app.training.compositions import ArticleGPT, CausalLM
 from lightning_app.training.module import LanguageModule
 from tests.advice import SHORT, advised
+from tests.conftest import write_texts
 
+Fitted = tuple[CausalLM, dict[str, Tensor]]
 IDS = torch.arange(60, 76)[None]
 CHECKPOINT = Path("runs/tiny/version_0/checkpoints/last.ckpt")
 
@@ -79,7 +81,11 @@ KINDS: dict[str, Callable[[], Extension]] = {
     "CacheReader": lambda: memory(CacheReader, streams=4),
     "TrimeReader": lambda: memory(TrimeReader),
 }
-each = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def decoder() -> Decoder:
@@ -91,11 +97,15 @@ def module_with(*extensions: Extension, **options: Any) -> CausalLM:
     return CausalLM(decoder(), extensions=list(extensions), **options)
 
 
-@pytest.fixture
-def data(folder: Path) -> TextDataModule:
+def texts() -> TextDataModule:
     return TextDataModule(
         train=Source("train.txt"), val=Source("val.txt"), block_size=16, dataloader={"batch_size": 4, "shuffle": True}
     )
+
+
+@pytest.fixture
+def data(folder: Path) -> TextDataModule:
+    return texts()
 
 
 def fit(module: LanguageModule, data: TextDataModule) -> dict[str, Tensor]:
@@ -115,6 +125,16 @@ def fit(module: LanguageModule, data: TextDataModule) -> dict[str, Tensor]:
     return dict(trainer.callback_metrics)
 
 
+@pytest.fixture(scope="module")
+def fitted(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A module that has trained, and its metrics; read only."""
+    module = module_with(KINDS[kind]())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("fitted"))
+        write_texts()
+        return module, fit(module, texts())
+
+
 def some_batch(data: TextDataModule) -> Batch:
     data.prepare_data()
     data.setup("fit")
@@ -129,7 +149,6 @@ def assert_same(module: LanguageModule, before: dict[str, Tensor]) -> None:
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
-@each
 def test_terms_are_scalars_with_a_weight_and_a_known_mean(kind: str, data: TextDataModule):
     module = module_with(KINDS[kind]())
     (extension,) = module.extensions
@@ -139,11 +158,9 @@ def test_terms_are_scalars_with_a_weight_and_a_known_mean(kind: str, data: TextD
     assert set(module.loss_terms(module.outputs(some_batch(data)))) == {"ce", *terms}
 
 
-@each
-def test_only_a_step_changes_it(kind: str, data: TextDataModule):
+def test_only_a_step_changes_it(fitted: Fitted, data: TextDataModule):
     """Not a forward, an evaluation, a session, nor a generation."""
-    module = module_with(KINDS[kind]())
-    fit(module, data)
+    module, _ = fitted
     before, batch = state(module), some_batch(data)
     for passes in (module.train(), module.eval()):
         passes.loss_terms(passes.outputs(batch))
@@ -157,10 +174,8 @@ def test_only_a_step_changes_it(kind: str, data: TextDataModule):
     assert_same(module, before)
 
 
-@each
-def test_a_description_rebuilds_it(kind: str, data: TextDataModule):
-    module = module_with(KINDS[kind]())
-    fit(module, data)
+def test_a_description_rebuilds_it(fitted: Fitted, data: TextDataModule):
+    module, _ = fitted
     again = build(describe(module))
     again.load_state_dict(module.state_dict())
     again.load_own_state(module.own_state(), resumes=False)
@@ -170,7 +185,6 @@ def test_a_description_rebuilds_it(kind: str, data: TextDataModule):
     assert torch.equal(again.eval().outputs(batch).logits, module.eval().outputs(batch).logits)
 
 
-@each
 def test_a_copy_of_the_module_is_a_whole_of_its_own(kind: str, data: TextDataModule):
     module = module_with(KINDS[kind]())
     fit(module, data)
@@ -185,10 +199,8 @@ def test_a_copy_of_the_module_is_a_whole_of_its_own(kind: str, data: TextDataMod
     assert torch.equal(twin.outputs(batch).logits, before)
 
 
-@each
-def test_what_it_says_after_a_step_is_numbers(kind: str, data: TextDataModule):
-    module = module_with(KINDS[kind]())
-    metrics = fit(module, data)
+def test_what_it_says_after_a_step_is_numbers(fitted: Fitted):
+    module, metrics = fitted
     assert {type(number) for number in module.learned.values()} <= {float}
     assert {f"train/{name}" for name in module.learned} <= metrics.keys()
     (extension,) = module.extensions
@@ -278,7 +290,9 @@ def test_the_memory_of_any_module_is_grown_and_its_config_written_beside_it(fold
 # Compiled
 
 
-@pytest.mark.parametrize("kind", ["a loss term", "AttentionReader", "ConcatReader"])
+@pytest.mark.parametrize(
+    "kind", ["a loss term", "AttentionReader", pytest.param("ConcatReader", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_compiled_module_computes_the_same_and_its_copy_runs_its_own_weights(
     kind: str, data: TextDataModule, monkeypatch: pytest.MonkeyPatch
 ):

@@ -22,12 +22,24 @@ Make = Callable[..., torch.optim.Optimizer]
 KINDS: tuple[Kind, Kind] = ("heads", "neurons")
 EACH = [*FAMILIES, "gpt2, adapters", "llama, adapters"]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
-each_way = pytest.mark.parametrize(("kind", "surgery"), [("heads", "mask"), ("heads", "remove"), ("neurons", "remove")])
-
-
 # The layout of each is that of another: decoder, llama (mistral has its shapes), and adapters of gpt2.
 REPEATS = ("decoder without biases", "mistral", "llama, adapters")
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name in REPEATS else ()) for name in EACH]
+MASKED = ("decoder, rotary", "llama", "gpt2, adapters")  # a mask is the same for all layouts
+WAYS = [("heads", "mask"), ("heads", "remove"), ("neurons", "remove")]
+each_way = pytest.mark.parametrize(
+    ("family", "kind", "surgery"),
+    [
+        pytest.param(
+            name,
+            *way,
+            marks=pytest.mark.slow if name in REPEATS or ("mask" in way and name not in MASKED) else (),
+        )
+        for name in EACH
+        for way in WAYS
+    ],
+    indirect=["family"],
+)
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)  # so that a worker has all tests of one family after each other
