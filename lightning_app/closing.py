@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning_app.data.compression import lzma_bits_per_byte, verbatim_share
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.errors import DamagedError
+from lightning_app.errors import DamagedError, InputError
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.plugins import here, load
 from lightning_app.reports.events import Closed
@@ -107,7 +107,7 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule, pa
     path = next(iter(folder.checkpoints().values()), None)
     if path is None:
         return None
-    module, tokenizer = load_module(whole_or_previous(path))
+    module, tokenizer = _opened(path)
     module.to(trainer.strategy.root_device)
     given = RunContext.of(trainer).prompts
     prompts = given.texts if given else [""]
@@ -124,6 +124,14 @@ def _sample_best(trainer: L.Trainer, folder: RunFolder, data: TextDataModule, pa
     tokens = _sample_tokens(module, tokenizer, wanted, patience)
     seconds = (time.monotonic() - start) * wanted / max(1, len(tokens))
     return Sampled(continuations, verbatim_share(tokenizer.decode(tokens), data.texts("train")), wanted, seconds)
+
+
+def _opened(path: Path) -> tuple[LanguageModule, Tokenizer]:
+    """The best checkpoint, or the one before it where that is damaged or gone; a whole one is read once."""
+    try:
+        return load_module(path)
+    except InputError:
+        return load_module(whole_or_previous(path))
 
 
 def sampled_tokens(parameters: int) -> int:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightning_app.closing import _opened
 from lightning_app.training.checkpoint_io import read_checkpoint
 
 CHECKPOINTS = Path("runs/tiny/version_0/checkpoints")
@@ -46,3 +48,15 @@ def test_it_is_said_and_both_are_whole_afterwards(main: Callable[..., None], cap
 def test_a_path_is_refused(fails: Callable[..., str]):
     error = fails("generate", "--ckpt_path", CHECKPOINTS / "last.ckpt", "--prompt", "the")
     assert re.search(r"last\.ckpt is damaged: Bad CRC-32.*others in .*last-previous\.ckpt", error)
+
+
+@pytest.mark.usefixtures("damaged")
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_end_of_a_fit_takes_the_previous_best(gone: bool, caplog: pytest.LogCaptureFixture):
+    best = CHECKPOINTS / "best.ckpt"
+    if gone:
+        best.unlink()
+    module, _ = _opened(best)
+    assert "best-previous.ckpt of step" in caplog.text
+    before = read_checkpoint(CHECKPOINTS / "best-previous.ckpt")["state_dict"]
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
