@@ -27,7 +27,24 @@ COUNTED = [*OF_OURS, "gpt2", "opt_350m", "bloom", "gpt_neox", "llama", SEGMENTED
 LENGTHS = (9, 14, 2)
 
 
-@pytest.fixture(scope="module", params=KINDS)  # so that a worker has all tests of one kind after each other
+# Fast: of Hugging Face's families those that differ in what our code sees: positions, limits, logits and windows.
+FAST = {
+    *OF_OURS,
+    *OF_ADAPTERS,
+    *WITH_MEMORY,
+    SEGMENTED,
+    "gpt2",
+    "opt_350m",
+    "bloom",
+    "gpt_neox",
+    "llama",
+    "gemma2",
+    "cohere",
+}
+PARAMETERS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)  # so that a worker has all tests of one kind after each other
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -189,14 +206,6 @@ def test_too_many_positions_are_refused(model: Backbone):
 # Generation
 
 
-# Of Hugging Face's families one each with all positions learned, rotated, without a limit, and with a window.
-ALL_KINDS = [*OF_OURS, *OF_ADAPTERS, *WITH_MEMORY, SEGMENTED, "gpt2", "llama", "bloom", "gemma2"]
-generating = pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=() if k in ALL_KINDS else pytest.mark.slow) for k in KINDS], indirect=True
-)
-
-
-@generating
 def test_a_text_that_outgrows_the_context_is_the_same_without_a_cache(model: Backbone, ids: Tensor):
     found = [greedy(model, ids[:1, :5], ids.shape[1] - 2, use_cache=use_cache) for use_cache in (True, False)]
     assert found[0] == found[1]
@@ -216,7 +225,6 @@ def test_each_step_computes_the_new_token_alone_and_calls_each_block_once(model:
     assert seen[::LAYERS] == seen[1::LAYERS] == [(2, 3), *[(2, 1)] * 3]
 
 
-@generating
 def test_a_text_in_a_batch_is_that_alone(model: Backbone, ids: Tensor):
     """Texts of several lengths join one by one and outgrow the context: padding on the left changes none of them."""
     T = ids.shape[1]

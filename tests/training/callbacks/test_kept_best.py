@@ -46,7 +46,7 @@ def spelt() -> tuple[Path, list[str]]:
     return RUN, ["--runs_dir", str(Path("runs").resolve())]
 
 
-@pytest.mark.parametrize("how", [moved, named, copied, spelt])
+@pytest.mark.parametrize("how", [moved, spelt, *(pytest.param(how, marks=pytest.mark.slow) for how in (named, copied))])
 def test_a_worse_model_does_not_replace_the_best(
     tiny: Path, main: Callable[..., None], capsys: pytest.CaptureFixture[str], how: Callable[[], tuple[Path, list[str]]]
 ):
