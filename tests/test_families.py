@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import torch
 import yaml
@@ -181,6 +180,8 @@ def likeliest(checkpoint: Path, prompt: str, new: int) -> str:
 
 def test_serving(work: Work):
     """A chat in the model's own template: what is served is what the model says to that prompt."""
+    import openai
+
     module, tokenizer = load_module(work.lora())
     asked: Any = [{"role": "user", "content": "3"}]
     with (

@@ -405,7 +405,7 @@ def _scored(loop: Any, scores: Any) -> Any:
 
 
 def test_saved_categories_load_without_a_trainer(tmp_path: Path):
-    trainer = trainer_of(tmp_path, art=art_of(kind="fuzzy", normalize="center", vigilance=0.7))
+    trainer = trainer_of(tmp_path, art=art_of(kind="fuzzy", normalize="center", vigilance=0.7), max_steps=4)
     trainer.train()
     trainer.save_model(str(tmp_path / "end"))
     art = load_art(tmp_path / "end")
@@ -497,14 +497,14 @@ def test_model_init_is_refused(tmp_path: Path):
 
 
 def test_a_checkpoint_of_other_categories_or_of_none_is_refused(tmp_path: Path):
-    trainer_of(tmp_path, save_strategy="steps", save_steps=3).train()
+    trainer_of(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
     with pytest.raises(InputError, match=r"'kind': 'cosine'.*'kind': 'fuzzy'"):
-        trainer_of(tmp_path, art=art_of(kind="fuzzy")).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        trainer_of(tmp_path, art=art_of(kind="fuzzy")).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     with pytest.raises(InputError, match=r"was written with another rehearsal than 1\.0"):
-        trainer_of(tmp_path, rehearsal=1.0).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    (tmp_path / "checkpoint-3" / "art.pt").unlink()
+        trainer_of(tmp_path, rehearsal=1.0).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    (tmp_path / "checkpoint-1" / "art.pt").unlink()
     with pytest.raises(InputError, match=r"has no art\.pt"):
-        trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 # Two processes

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import artlib
 import numpy as np
 import pytest
 import torch
@@ -54,6 +53,8 @@ def after(prototypes_CW: Tensor, learned: Learned) -> Tensor:
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 @pytest.mark.parametrize("vigilance", [0.5, 0.75, 0.9])
 def test_fuzzy_art_has_the_categories_and_weights_of_artlib(dim: int, rate: float, vigilance: float):
+    import artlib  # a second of each process that collects tests
+
     rows, alpha, sizes = 120, 0.001, []
     for seed in range(3):
         rule = FuzzyRule(alpha)

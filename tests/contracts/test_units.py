@@ -23,9 +23,9 @@ KINDS: tuple[Kind, Kind] = ("heads", "neurons")
 EACH = [*FAMILIES, "gpt2, adapters", "llama, adapters"]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 # The layout of each is that of another: decoder, llama (mistral has its shapes), and adapters of gpt2.
-REPEATS = ("decoder without biases", "mistral", "llama, adapters")
+REPEATS = ("decoder without biases", "decoder, rotary", "mistral", "qwen2", "llama, adapters")
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name in REPEATS else ()) for name in EACH]
-MASKED = ("decoder, rotary", "llama", "gpt2, adapters")  # a mask is the same for all layouts
+MASKED = ("decoder", "llama", "gpt2, adapters")  # a mask is the same for all layouts
 WAYS = [("heads", "mask"), ("heads", "remove"), ("neurons", "remove")]
 each_way = pytest.mark.parametrize(
     ("family", "kind", "surgery"),

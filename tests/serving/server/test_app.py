@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib
 import json
 import re
 import socket
@@ -10,7 +11,6 @@ import time
 
 import httpx
 import numpy as np
-import openai
 import pytest
 import torch
 from starlette.requests import ClientDisconnect
@@ -26,8 +26,14 @@ from lightning_app.serving.server.service import Limits
 from lightning_app.training.checkpoint import load_module
 
 
-@pytest.fixture
-def client(server):
+@pytest.fixture(scope="module")
+def openai():
+    """The library of the official client, whose import takes two seconds of each process that collects tests."""
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def client(openai, server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as made:
         yield made
 
@@ -271,14 +277,14 @@ def test_other_mistakes_of_http(server):
     assert "send the header Content-Type" in untold.json()["error"]["message"]
 
 
-def test_the_clients_errors_are_those_of_openai(client):
+def test_the_clients_errors_are_those_of_openai(openai, client):
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.completions.create(model="other", prompt="x")
     with pytest.raises(openai.BadRequestError, match="and may be at most 64"):
         client.completions.create(model="tiny", prompt="x", max_tokens=1000)
 
 
-def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(tiny_checkpoint, serve):
+def test_a_key_is_asked_for_everywhere_but_at_the_page_and_health(openai, tiny_checkpoint, serve):
     server = serve(*load_module(tiny_checkpoint), api_key="right")
     for path in ("/v1/models", "/openapi.json", "/v1/nothing"):
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}):
@@ -531,7 +537,7 @@ WITH_TOOLS = (
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
-def test_tools_reach_a_template_that_takes_them(tiny_checkpoint, serve):
+def test_tools_reach_a_template_that_takes_them(openai, tiny_checkpoint, serve):
     module, tokenizer = load_module(tiny_checkpoint)
     module.chat_template = ChatTemplate(WITH_TOOLS, name="own.jinja")
     server = serve(module, tokenizer)
@@ -585,7 +591,7 @@ def test_no_tokens_with_echo_are_the_prompt_and_its_score(client, server, stream
         assert choice.logprobs.token_logprobs[1:] == pytest.approx(longer.logprobs.token_logprobs[1:n], abs=1e-5)
 
 
-def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(tiny_checkpoint, serve, caplog):
+def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_server_goes_on(openai, tiny_checkpoint, serve, caplog):
     module, tokenizer = load_module(tiny_checkpoint)
     server = serve(module, tokenizer)
     hidden, calls = module.backbone.hidden, [0]
