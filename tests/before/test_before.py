@@ -27,7 +27,7 @@ from tests.before.measured import (
     records,
     steps,
 )
-from tests.conftest import Run
+from tests.conftest import Run, keep_parsers
 
 NAMES = sorted(path.name for path in RUNS.iterdir())
 WEIGHTS = "backbone.transformer.wte.weight"
@@ -64,6 +64,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Run:
         whole(self, subcommand)
 
     monkeypatch.setattr(LightningCLI, "_run_subcommand", only)
+    keep_parsers(monkeypatch)
     return lambda *words: command([str(word) for word in words])
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.conftest import keep_parsers
 from tests.golden.compare import differences
 from tests.golden.mutations import CONTROLS, MUTATIONS
 from tests.golden.runner import HERE, NAMES, run, run_shipped, shipped
@@ -48,7 +49,8 @@ def test_a_run_is_resumed_at_step_20():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_gives_what_it_gave(name: str):
+def test_a_run_gives_what_it_gave(name: str, monkeypatch: pytest.MonkeyPatch):
+    keep_parsers(monkeypatch)
     found = differences(expected(name), run(name))
     assert not found, "\n".join(map(str, found[:10]))
 

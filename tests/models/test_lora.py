@@ -274,7 +274,8 @@ def test_from_a_whole_checkpoint_to_one_of_adapters_and_on_exactly(
     assert isinstance(loaded.backbone, PretrainedLM)
     close(merged(loaded.backbone)(ids), loaded.backbone(ids))
     capsys.readouterr()
-    main("generate", "--ckpt_path", "runs/whole/version_0/checkpoints/last.ckpt", "--prompt", "the")
+    last = "runs/whole/version_0/checkpoints/last.ckpt"
+    main("generate", "--ckpt_path", last, "--prompt", "the", "--max_new_tokens", 4)
     assert capsys.readouterr().out.startswith("the")
     assert read_log("runs/whole/version_0")[-1]["event"] == "closed"
 

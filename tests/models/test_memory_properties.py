@@ -26,6 +26,7 @@ INDEXES = {
     "hnsw": {"m": 4, "ef_construction": 8, "ef_search": 4},
 }
 METRICS = ["l2", "inner_product", "cosine"]
+OFTEN = {("ivf", "inner_product"), ("ivfpq", "l2"), ("hnsw", "cosine")}  # and all of "flat"
 
 
 class Model:
@@ -231,8 +232,14 @@ OPERATIONS = ["add", "add", "add", "remove", "update", "touch", "tick", "age", "
 OPERATIONS += ["save_and_load", "deepcopy"]
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("index", INDEXES)
+@pytest.mark.parametrize(
+    ("index", "metric"),
+    [
+        pytest.param(index, metric, marks=() if index == "flat" or (index, metric) in OFTEN else pytest.mark.slow)
+        for index in INDEXES
+        for metric in METRICS
+    ],
+)
 def test_equals_a_dictionary(index, metric):
     @QUICK
     @given(st.data())

@@ -113,7 +113,7 @@ each_strategy = pytest.mark.parametrize(
 
 
 @each_strategy
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_model_is_left_as_it_was(model: Backbone, units: Units, strategy: Importance, training: bool):
     dead = torch.zeros(units.shape, dtype=torch.bool)
     dead[0, 2] = dead[1, 1] = True
@@ -280,8 +280,8 @@ def test_a_subset_has_exactly_so_many(units: Units, keep: int):
 
 def test_hard_concrete_closes_what_costs_more_than_it_gives(model: Backbone, units: Units, useless: Tensor):
     sample = sample_of(model)
-    few = measured(HardConcreteImportance(steps=100, weight=0.0), units, sample, keep=4)
-    many = measured(HardConcreteImportance(steps=100, weight=50.0), units, sample, keep=4)
+    few = measured(HardConcreteImportance(steps=60, weight=0.0), units, sample, keep=4)
+    many = measured(HardConcreteImportance(steps=60, weight=50.0), units, sample, keep=4)
     assert (many < few).all()
     assert (many[useless] < 0).all()
     gates = HardConcreteImportance().gates(

@@ -280,7 +280,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_sent(scripted: Callable[..., Sc
     assert page.evaluate("localStorage.length") == 0
 
 
-@pytest.mark.parametrize("how", ["button", "Escape"])
+@pytest.mark.parametrize("how", [pytest.param("button", marks=pytest.mark.slow), "Escape"])
 def test_stop_ends_the_request_and_keeps_the_text(how: str, scripted: Callable[..., Scripted], visit: Any):
     server = scripted(completions=(200, [text_event("on and ")] * 5000))
     page = visit(server.url)
@@ -384,7 +384,7 @@ def looked_at(page: Any, prompt: str, *, max_tokens: int = 8) -> str:
     return str(page.text_content("#output"))
 
 
-@pytest.mark.parametrize("name", ["attention", "knn"])
+@pytest.mark.parametrize("name", ["attention", pytest.param("knn", marks=pytest.mark.slow)])
 def test_entries_that_were_read_are_shown_with_their_source(
     name: str, reading: Callable[..., Made], served: Callable[[Made], str], visit: Any
 ):
@@ -445,7 +445,7 @@ def test_of_a_plain_model_there_is_no_more(plain: Made, served: Callable[[Made],
     assert "max_tokens is 9,999" in page.inner_text("#error")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_on_a_phone_nothing_overflows_and_all_of_it_can_be_read(
     scheme: str, reading: Callable[..., Made], served: Callable[[Made], str], visit: Any
 ):

@@ -216,7 +216,8 @@ def test_it_goes_into_another_fit(folder: Path):
 
 def test_generate_uses_the_memory(folder: Path):
     run("memory", "build", "--ckpt_path", PLAIN, "--output", "strong.ckpt", "--lam", 0.99, "--temperature", 0.01)
-    printed = run("generate", "--ckpt_path", "strong.ckpt", "--prompt", TEXTS["fox"][:6], "--temperature", 0)
+    words = ("--prompt", TEXTS["fox"][:6], "--temperature", 0, "--max_new_tokens", 12)
+    printed = run("generate", "--ckpt_path", "strong.ckpt", *words)
     assert TEXTS["fox"][:16] in printed
     module, tokenizer = load_module(PLAIN)
     greedy = GenerationOptions(max_new_tokens=10, temperature=0)
