@@ -50,6 +50,7 @@ CHANGED = {  # what each overlay changes
     "gradient_checkpointing": "article_gpt",
     "lora": "gpt2_offline",
     "muon": "article_gpt",
+    "ngrams": "article_gpt",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",

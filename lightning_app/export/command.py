@@ -7,6 +7,7 @@ import copy
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,7 +176,10 @@ def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
 
 
 def _prepared(backbone: Backbone, *, dense: bool) -> Backbone:
-    """The backbone with all that is beside its matrices written into them."""
+    """The backbone with all that is beside its matrices written into them, and without what reads tokens."""
+    if backbone.of_states is not backbone:
+        warnings.warn("a model of this form is not told which tokens came last: NGramReader stays behind", stacklevel=2)
+        backbone = backbone.of_states
     if dense and not removed_units(backbone):
         raise InputError("--dense brings removed heads and neurons back as zeros, but none is removed: leave it out")
     backbone = merge_adapters(backbone)

@@ -108,6 +108,17 @@ class MemoryLM(Backbone):
         return MemoryLM(self.backbone, [], self.segment_length, self.isolate_segments)
 
     @property
+    def of_states(self) -> Backbone:
+        kept = [reader for reader in self.readers if not reader.reads_tokens]
+        if len(kept) == len(self.readers):
+            return self
+        if not kept and self.context_length is None:
+            return self.backbone
+        model = MemoryLM(self.backbone, [], self.segment_length, self.isolate_segments)
+        model.readers = cast(Sequence[Reader], nn.ModuleList(kept))
+        return model
+
+    @property
     def longest_text(self) -> int | None:
         return self.max_length if self.context_length is None else None
 

@@ -244,6 +244,11 @@ class Backbone(nn.Module, ABC):
         return self
 
     @property
+    def of_states(self) -> Backbone:
+        """The model without what `next_logits` reads beside the states: `logits` of a state is all of it."""
+        return self
+
+    @property
     def longest_text(self) -> int | None:
         """The most tokens that `states` takes; None where there is no limit."""
         return self.max_length

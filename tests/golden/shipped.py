@@ -22,6 +22,7 @@ OVERLAYS = {  # what each changes
     "gradient_checkpointing": "article_gpt",
     "muon": "article_gpt",
     "lora": "gpt2_offline",
+    "ngrams": "article_gpt",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",

@@ -169,6 +169,7 @@ class Reader(Extension, ABC):
     """
 
     reads_input = False  # overrides `around`
+    reads_tokens = False  # which the states do not tell
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
     advanced_type: type[AdvancedMemory] = AdvancedMemory
     group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`

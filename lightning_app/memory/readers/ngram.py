@@ -125,6 +125,7 @@ class NGramReader(Reader):
         InputError: an option out of range.
     """
 
+    reads_tokens = True
     lam: Tensor
     bank: TextBank  # type: ignore[assignment]  # what `Memory` asks of a bank, and no vectors
 

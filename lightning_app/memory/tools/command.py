@@ -15,7 +15,7 @@ from lightning_app.data.chat_encoding import WrittenChats, template_of
 from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
 from lightning_app.memory.options import IndexType, Storage
-from lightning_app.memory.readers import KNNReader
+from lightning_app.memory.readers import KNNReader, NGramReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.tools.build import (
     Filled,
@@ -172,9 +172,11 @@ def search_text(args: argparse.Namespace) -> None:
     opened = _opened(args)
     if args.k < 1:
         raise InputError(f"k is {args.k}: ask for at least 1 neighbour")
-    if not any(reader.bank.size() for reader in opened.readers):  # of several a cache is empty in every checkpoint
+    if not any(memory.size() for memory in opened.memories):  # of several a cache is empty in every checkpoint
         raise InputError("the memory is empty: nothing can be found; `memory add` or `memory build` fills it")
     for reader in opened.readers:
+        if not reader.bank.memories:
+            continue
         found = search(opened.memory, reader, opened.tokenizer, args.query, k=args.k, block=opened.block_size())
         print(f"{type(reader).__name__}: {len(found)} of {reader.bank.size():,} entries, nearest first")
         for neighbour in found:
@@ -232,6 +234,9 @@ def _filled_rows(filled: Filled) -> list[tuple[str, str]]:
 
 
 def _memory_rows(reader: Reader) -> list[tuple[str, str]]:
+    if isinstance(reader, NGramReader):
+        counted = ("tokens counted", f"{reader.bank.size():,} of at most {reader.memory_size:,}")
+        return [counted, ("n-grams", f"up to {reader.order} tokens"), ("lam", f"{float(reader.lam):.3f}")]
     memory, n = reader.bank.shared, reader.bank.size()
     several = f" in {len(reader.bank.memories)} memories" if len(reader.bank.memories) > 1 else ""
     options = memory.config()
