@@ -63,7 +63,7 @@ class Level:
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         discounts = discounts_of(counts)
         owner = torch.arange(len(keys), device=keys.device).repeat_interleave(lengths)
-        zeros = torch.zeros(len(keys), device=keys.device)
+        zeros = torch.zeros(len(keys), dtype=torch.float32, device=keys.device)
         totals = zeros.index_add(0, owner, counts.float())
         taken = zeros.index_add(0, owner, discounts[counts.clamp_max(3)])
         return cls(keys, starts, totals, tokens, counts, taken / totals, discounts)
@@ -81,11 +81,11 @@ def discounts_of(counts: Tensor) -> Tensor:
     there are too few to tell."""
     n = [float((counts == i).sum()) for i in range(1, 5)]
     if min(n) < 1:
-        return torch.tensor([0.0, 0.5, 0.5, 0.5], device=counts.device)
+        return torch.tensor([0.0, 0.5, 0.5, 0.5], dtype=torch.float32, device=counts.device)
     y = n[0] / (n[0] + 2 * n[1])
     found = [i + 1 - (i + 2) * y * n[i + 1] / n[i] for i in range(3)]
     bounded = [min(max(d, 0.05), i + 0.95) for i, d in enumerate(found)]
-    return torch.tensor([0.0, *bounded], device=counts.device)
+    return torch.tensor([0.0, *bounded], dtype=torch.float32, device=counts.device)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ class NGramCounts:
 
     def distribution(self, contexts: Tensor) -> Tensor:
         """(P, n - 1) contexts, the newest token last and UNKNOWN where nothing is known -> (P, V), float32."""
-        p = torch.full((len(contexts), self.vocab_size), 1 / self.vocab_size, device=contexts.device)
+        p = torch.full(
+            (len(contexts), self.vocab_size), 1 / self.vocab_size, dtype=torch.float32, device=contexts.device
+        )
         for level, hashes, known in self._known(contexts):
             at, found = level.find(hashes)
             rows = (found & known).nonzero()[:, 0]

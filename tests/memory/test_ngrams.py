@@ -65,6 +65,17 @@ def test_short_texts_have_counts(text: list[int]):
     assert float(counts.distribution(torch.tensor([[3, 3]])).sum()) == pytest.approx(1)
 
 
+def test_it_is_float32_whatever_the_default():
+    """In 64-true the default is float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = NGramCounts.of(torch.tensor([0, 1, 2] * 9), order=3, vocab_size=4).distribution(torch.tensor([[0, 1]]))
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+
+
 def test_discounts_by_hand():
     counts = torch.tensor([1] * 8 + [2] * 4 + [3] * 2 + [4])
     y = 8 / (8 + 2 * 4)

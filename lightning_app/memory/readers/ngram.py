@@ -144,7 +144,7 @@ class NGramReader(Reader):
         if writes not in ("evaluation", "never"):
             raise InputError(f"writes is {writes!r}: NGramReader counts the training text; give evaluation or never")
         self.order, self.memory_size, self.first_lam = order, memory_size, lam
-        self.register_buffer("lam", torch.tensor(lam))
+        self.register_buffer("lam", torch.tensor(lam, dtype=torch.float32))
         self._chooses = False
         self._scored: list[Tensor] = []  # (P, 2) each: p of the counts, p of the model
 
