@@ -27,9 +27,10 @@ setup: .venv/dev ## build .venv with everything for users and developers
 
 train: .venv/user ## the main job: Article GPT on the articles in data/ (about 8 minutes on 2 cores)
 	$(BIN)/python main.py fit --config configs/article_gpt.yaml
+	$(MAKE) evaluate
 
-evaluate: .venv/user ## validate the best checkpoint of the last `make train`
-	$(BIN)/python main.py validate --config configs/article_gpt.yaml --ckpt_path best
+evaluate: .venv/user ## test the best checkpoint of the last `make train` on the articles in data/articles/val
+	$(BIN)/python main.py test --config configs/article_gpt.yaml --ckpt_path best
 
 generate: .venv/user ## continue PROMPT with the best checkpoint of the last `make train`
 	$(BIN)/python main.py generate --ckpt_path best --runs_dir runs/article_gpt --prompt "$(or $(PROMPT),Backpropagation is)"

@@ -49,8 +49,6 @@ CHANGED = {  # what each overlay changes
     "multi_node": "article_gpt_162m",
     "gradient_checkpointing": "article_gpt",
     "lora": "gpt2_offline",
-    "muon": "article_gpt",
-    "ngrams": "article_gpt",
     "plasticity": "article_gpt",
     "plasticity_dynamic": "article_gpt",
     "plasticity_quick": "article_gpt",
@@ -69,7 +67,6 @@ FITTED = {
     "csv_logger",
     "gradient_checkpointing",
     "lora",
-    "muon",
     "wandb",
     "weight_averaging",
 }

@@ -1,7 +1,7 @@
 """The options of the data, and which documents each split reads."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -55,6 +55,17 @@ class Split:
     train: float = 0.9
     val: float = 0.1
     test: float = 0.0
+
+
+def _without_own(split: Split, own: Collection[str]) -> Split | None:
+    """The fractions without those of splits that have a source of their own; None: train has all."""
+    given = asdict(split)
+    left = {name: 0.0 if name in own else share for name, share in given.items()}
+    if left == given:
+        return split
+    if not left["val"] and not left["test"]:
+        return None
+    return Split(**{name: share / sum(left.values()) for name, share in left.items()})
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,7 @@ class Splits:
         clean: see `clean`.
 
     Raises:
-        InputError: an option out of range, or a split with two origins.
+        InputError: an option out of range.
     """
 
     def __init__(self, sources: Mapping[str, Source | list[Source]], split: Split | None, *, clean: bool) -> None:
@@ -200,7 +211,7 @@ class Splits:
         for name, given in several.items():
             check_several(name, given)
             self.sources |= dict(zip(self._parts_of[name], given, strict=True))
-        self.split = split
+        self.split = None if split is None else _without_own(split, {"val", "test"} & sources.keys())
         self.clean = clean
         self._parts: dict[str, list[Document]] | None = None
         for name, source in self.sources.items():
@@ -213,22 +224,16 @@ class Splits:
                 )
             if source.streaming:
                 self._check_streaming(name, source)
-        if split is not None:
-            self._check(split)
+        if self.split is not None:
+            self._check()
 
-    def _check(self, split: Split) -> None:
+    def _check(self) -> None:
         if "train" in self._parts_of:
             raise InputError(
                 "data.split deals out the documents of one source, and data.train has several; give data.val"
             )
         if "train" not in self.sources:
             raise InputError("data.split deals out the documents of data.train, which is null; set data.train.path")
-        for name, fraction in (("val", split.val), ("test", split.test)):
-            if fraction > 0 and name in self.sources:
-                raise InputError(
-                    f"data.split.{name} is {fraction} and data.{name}.path is {self.sources[name].path!r}; "
-                    "set the fraction to 0, or leave out the path"
-                )
 
     def _check_streaming(self, name: str, source: Source) -> None:
         if name != "train":

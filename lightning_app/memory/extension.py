@@ -200,6 +200,9 @@ class Memory(Extension):
 
     def during_generation(self, tokens: Iterator[Tensor], ids: Tensor) -> Iterator[Tensor]:
         """Write the tokens (B, T), and those that are drawn, to the session's copy; hand on each new token (B,)."""
+        if all(reader.writes == "never" for reader in self.readers):
+            yield from tokens
+            return
         written, chunk, lm = 0, self._chunk(), self.lm
         with self._session():
             while True:

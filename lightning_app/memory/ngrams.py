@@ -141,7 +141,7 @@ class NGramCounts:
         return p
 
     def _known(self, contexts: Tensor) -> list[tuple[Level, Tensor, Tensor]]:
-        """Of each level, shortest first: itself, the hashes of the places' contexts, and whether all of it is known."""
+        """Each level, shortest first, with the hashes of the places' contexts, and whether all of those is known."""
         contexts = contexts[:, contexts.shape[1] - (self.order - 1) :]
         known = (contexts.flip(1) != UNKNOWN).cumprod(1).bool()
         all_known = torch.cat([known.new_ones(len(contexts), 1), known], dim=1)

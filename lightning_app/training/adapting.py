@@ -63,7 +63,8 @@ class Adaptation:
             return
         with torch.inference_mode(False), torch.enable_grad(), evaluated(self._module):
             batch = batch.each(torch.clone)  # an evaluation's tensors take no part in a backward
-            cross_entropy(self._module.outputs(batch).logits, batch.targets).backward()
+            model = self._module.backbone.of_states  # counts of tokens may have these by now
+            cross_entropy(model.run_batch(batch.input_ids, batch).logits, batch.targets).backward()
         if not torch.nn.utils.clip_grad_norm_(self._weights, CLIP).isfinite():
             raise InputError("the gradient of what was read is not finite: this model cannot adapt")
         self._optimizer.step()

@@ -61,9 +61,15 @@ def test_own_sources_and_stand_ins(folder):
     assert mixed.origin("predict") == "test"
 
 
+def test_a_source_of_its_own_comes_before_a_share(folder):
+    whole = Splits({"train": folder, "val": folder}, Split(0.9, 0.1), clean=False)
+    assert len(texts(whole.documents("train", seed=0))) == len(texts(whole.documents("val", seed=0))) == 10
+    rest = Splits({"train": folder, "val": folder}, Split(0.5, 0.3, 0.2), clean=False)
+    assert len(texts(rest.documents("train", seed=0))) == 7
+    assert len(texts(rest.documents("test", seed=0))) == 3
+
+
 def test_contradictions_and_gaps_are_named(folder):
-    with pytest.raises(InputError, match=r"data\.split\.val is 0\.1 and data\.val\.path is 'v'"):
-        Splits({"train": folder, "val": Source("v")}, Split(), clean=False)
     with pytest.raises(InputError, match=r"data\.train, which is null"):
         Splits({}, Split(), clean=False)
     for name, said in [
