@@ -103,7 +103,7 @@ class NGramCounts:
     @classmethod
     def of(cls, text: Tensor, *, order: int, vocab_size: int) -> NGramCounts:
         """Counts of a text (N,) of one token or more, taken as one stream: a document follows the one before."""
-        padded = torch.nn.functional.pad(text.long(), (order - 1, 0), value=vocab_size)
+        padded = torch.cat([text.new_full((order - 1,), vocab_size), text]).long()
         windows = padded.unfold(0, order, 1)  # (N, n)
         hashes, tokens = context_hashes(windows[:, :-1]), windows[:, -1]
         first = torch.arange(len(text), device=text.device)  # a place for each different n-gram of the level above

@@ -101,7 +101,7 @@ def test_one_file_looks_for_callbacks_and_changes_lightnings(nodes: dict[str, li
     assert {name for name, of_file in nodes.items() if looks_for_callbacks(of_file)} == {
         own,
         "app.py",
-        "dry_run.py",  # a harness, too
+        "short_run.py",  # a harness, too
         "data/accumulation.py",
     }
     found = {name: sets for name, of_file in nodes.items() if (sets := sets_of_watchers(of_file))}
