@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from lightning_app.reports.log import read_log
 from lightning_app.training.callbacks.short_fit import ShortFit
 from lightning_app.training.checkpoint_io import read_checkpoint
 from lightning_app.training.checkpoint_keys import OURS, SCHEDULERS, STEP, WEIGHTS
-from tests.advice import SHORT, advised
 
 ROOT = Path(__file__).parent.parent
 UNSIZED = {"trainer": {"max_steps": -1, "val_check_interval": 0.34, "log_every_n_steps": 10}}
@@ -207,14 +205,13 @@ UNUSUAL: dict[str, list[object]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_runs(name: str, sized, main):
-    with advised(SHORT) if name == "ends with its epochs" else nullcontext():
-        torch.manual_seed(5)
-        main("fit", "--config", "tiny.yaml", *FIT_IN, *UNUSUAL[name])
-        steps = options(TINY / "version_0")["trainer"]["max_steps"]
-        assert saved(TINY / "version_0")[STEP] == steps
-        assert (steps == 14) == (name == "ends with its epochs")
-        torch.manual_seed(5)
-        main("fit", "--config", "tiny.yaml", "--trainer.max_steps", steps, *UNUSUAL[name])
+    torch.manual_seed(5)
+    main("fit", "--config", "tiny.yaml", *FIT_IN, *UNUSUAL[name])
+    steps = options(TINY / "version_0")["trainer"]["max_steps"]
+    assert saved(TINY / "version_0")[STEP] == steps
+    assert (steps == 14) == (name == "ends with its epochs")
+    torch.manual_seed(5)
+    main("fit", "--config", "tiny.yaml", "--trainer.max_steps", steps, *UNUSUAL[name])
     check_same(TINY / "version_0", TINY / "version_1")
 
 
