@@ -7,7 +7,6 @@ import copy
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_app.data.chat_encoding import template_of
@@ -99,7 +99,7 @@ def export(
     check_output(output, overwrite=overwrite)
     given = None if chat_template is None else ChatTemplate.read(chat_template)
     loaded, module, tokenizer = open_checkpoint(checkpoint)
-    backbone, facts = module.backbone, Facts.of(loaded, Path(checkpoint), module)
+    backbone, facts = _of_states(module), Facts.of(loaded, Path(checkpoint), module)
     if onnx:
         check_onnx(backbone)
     ids = _probe(backbone)
@@ -140,7 +140,7 @@ def export_gguf(
     given = None if chat_template is None else ChatTemplate.read(chat_template)
     module, tokenizer = load_module(checkpoint)
     template = _template(given or module.chat_template, tokenizer)
-    backbone = module.backbone
+    backbone = _of_states(module)
     words = vocabulary(tokenizer, backbone.vocab_size, chat_template=template)
     ids = _probe(backbone)
     expected = _logits_of(backbone, ids)
@@ -170,16 +170,21 @@ def _why_no_family(backbone: Backbone) -> str:
     )
 
 
+def _of_states(module: LanguageModule) -> Backbone:
+    """Its backbone, without what reads tokens: whoever opens the export gives it states alone."""
+    found = module.backbone.of_states
+    if found is not module.backbone:
+        rank_zero_warn("the export is the model without NGramReader, which must be told the tokens that came last")
+    return found
+
+
 def _model(backbone: Backbone, *, dense: bool) -> PreTrainedModel:
     prepared = _prepared(backbone, dense=dense)
     return plain_model(prepared) or own_model(prepared)
 
 
 def _prepared(backbone: Backbone, *, dense: bool) -> Backbone:
-    """The backbone with all that is beside its matrices written into them, and without what reads tokens."""
-    if backbone.of_states is not backbone:
-        warnings.warn("a model of this form is not told which tokens came last: NGramReader stays behind", stacklevel=2)
-        backbone = backbone.of_states
+    """The backbone with all that is beside its matrices written into them."""
     if dense and not removed_units(backbone):
         raise InputError("--dense brings removed heads and neurons back as zeros, but none is removed: leave it out")
     backbone = merge_adapters(backbone)

@@ -28,6 +28,7 @@ from lightning_app.export.command import Exported, command, export
 from lightning_app.export.modeling_lightning_app import CACHE
 from lightning_app.io import temporary_name
 from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import NGramReader
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
@@ -262,6 +263,16 @@ def test_other_models_bring_their_code(of_own_code, reading, name):
     with_memory = (done.folder / "memory_store.py").exists()
     assert with_memory == (name in ("attention", "concat", "knn", "trime", "cache", "hnsw"))
     assert (done.folder / "plasticity_units.py").exists() == (name in ("removed", *FAMILIES))
+
+
+def test_what_reads_tokens_stays_behind(exported):
+    reader = NGramReader(order=3)
+    module = VardaGPT(decoder(), [reader]).eval()
+    reader.bank.hold(IDS[0])
+    with pytest.warns(UserWarning, match="without NGramReader"):
+        done = exported(module)
+    expected = module.backbone.backbone(IDS)
+    torch.testing.assert_close(loaded(done.folder)(IDS).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:
