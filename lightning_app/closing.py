@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from lightning_app.data.compression import lzma_bits_per_byte, verbatim_share
+from lightning_app.data.compression import verbatim_share
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.peers import Peers, peers_of
 from lightning_app.plugins import here, load
 from lightning_app.reports.events import Closed
 from lightning_app.reports.loss_curve import draw_loss
@@ -41,7 +42,6 @@ SAMPLES = 3
 CONTINUED_TOKENS = 60  # of each
 SAMPLED_TOKENS = 2_000  # for the share of verbatim runs
 SAMPLED_WORK = 5 * 10**10  # of a large model fewer: this many tokens times parameters, some 20 s of one core
-COMPRESSOR_LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def close_run(trainer: L.Trainer, *, patience: float = math.inf) -> Sampled | No
     draw_loss(records, folder.loss_picture, title=folder.title)
     _draw_pages(trainer, folder, data)
     sampled = _sample_best(trainer, folder, data, patience) if best else None
-    compressor = _compressor(data)
-    rows = _rows(folder, records, best, sampled, compressor)
+    peers = peers_of(data)
+    rows = _rows(folder, records, best, sampled, peers)
     print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
-    _record(trainer, folder, best, sampled, compressor)
+    _record(trainer, folder, best, sampled, peers)
     return sampled
 
 
@@ -146,30 +146,12 @@ def _sample_tokens(module: LanguageModule, tokenizer: Tokenizer, n: int, patienc
     return [int(t) for t in takewhile(lambda _: time.monotonic() < end, drawn)]
 
 
-def _compressor(data: TextDataModule) -> float | None:
-    """Bits per byte of LZMA for the validation text after the training text.
-
-    None where that would not compare (no validation, pairs, a part of the text, a tokenizer that loses
-    some of it), or there is too much of it.
-    """
-    if data.streamed("train"):
-        return None
-    names = [name for name in ("train", "val") if data.splits.origin(name)]
-    sources = [data.splits.source(part) for name in names for part in data.splits.parts(name)]
-    texts = [data.tokens("train"), data.tokens("val")] if len(names) == 2 else []
-    whole = bool(texts) and all(source.max_samples is None for source in sources)
-    if not whole or any(t.prompt_lengths is not None or t.manifest.lost or t.n_bytes > COMPRESSOR_LIMIT for t in texts):
-        return None
-    train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
-    return lzma_bits_per_byte(train, val) if val else None
-
-
 def _rows(
     folder: RunFolder,
     records: Sequence[Record],
     best: Numbers | None,
     sampled: Sampled | None,
-    compressor: float | None,
+    peers: Peers | None,
 ) -> list[tuple[str, str]]:
     """Name and value of each line of the table."""
     rows: list[tuple[str, str]] = []
@@ -180,8 +162,7 @@ def _rows(
             ("perplexity", f"{best.values['val/ppl']:.2f}"),
             ("bits per byte", f"{best.values['val/bpb']:.3f}" if "val/bpb" in best.values else "unknown"),
         ]
-    lzma = f"{compressor:.3f}  (LZMA2 after the training text)" if compressor else "not computed"
-    rows.append(("  the compressor", lzma))
+    rows += _rows_of_peers(peers)
     if best is not None:
         rows += [("accuracy", f"{best.values['val/acc']:.3f}"), ("macro F1", f"{best.values['val/f1']:.3f}")]
     rates = series(records, "tokens_per_s")[1]
@@ -205,6 +186,17 @@ def _rows(
     return [*rows, *((name, str(file)) for name, file in folder.of_loggers().items())]
 
 
+def _rows_of_peers(peers: Peers | None) -> list[tuple[str, str]]:
+    """What a model's bits per byte are to be compared with."""
+    if peers is None:
+        return [("  the compressor", "not computed")]
+    return [
+        ("  counts of 5-grams", f"{peers.fivegrams:.3f}  (Kneser-Ney's, of the training text)"),
+        ("  of trigrams", f"{peers.trigrams:.3f}"),
+        ("  the compressor", f"{peers.lzma:.3f}  (LZMA2 after the training text)"),
+    ]
+
+
 def _noted(name: str, path: Path, best: Numbers | None) -> str:
     """The step of a best checkpoint that is not of the log's best validation: a run that went back keeps the better."""
     if name != "best" or best is None or not path.is_file():
@@ -221,12 +213,13 @@ def _record(
     folder: RunFolder,
     best: Numbers | None,
     sampled: Sampled | None,
-    compressor: float | None,
+    peers: Peers | None,
 ) -> None:
     """Into the log as an event, and into the loggers' tables of hyperparameters."""
     measures = {name: x for name, x in (best.values if best else {}).items() if name.startswith("val/")}
     verbatim = sampled.verbatim if sampled else None
-    RunLog.event(trainer, Closed(more=measures, lzma_bpb=compressor, verbatim=verbatim))
+    found = {f"{name}_bpb": x for name, x in asdict(peers).items()} if peers else {"lzma_bpb": None}
+    RunLog.event(trainer, Closed(more=measures, verbatim=verbatim, **found))
     if config := folder.config():
         given = [(key, value) for key, value in leaves(config) if value is not None]
         flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}

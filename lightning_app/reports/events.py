@@ -133,12 +133,16 @@ class Closed(Event):
 
     Attributes:
         lzma_bpb: bits per byte of LZMA on the same text.
+        trigrams_bpb: of counts of the training text.
+        fivegrams_bpb: the same of 5 tokens.
         verbatim: share of what was sampled that stands in the training text.
     """
 
     NAME = "closed"
     is_of_the_whole = True
     lzma_bpb: float | None
+    trigrams_bpb: float | None = None
+    fivegrams_bpb: float | None = None
     verbatim: float | None
 
 

@@ -18,10 +18,10 @@ from lightning_app.data.batch import GENERATED
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.memory.knn import interpolated
-from lightning_app.memory.ngrams import NGramCounts
 from lightning_app.memory.readers.bank import MemoryUpdate
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.store import AssociativeMemory
+from lightning_app.models.ngrams import NGramCounts
 from lightning_app.training.distributed import gathered
 
 ENOUGH = 200  # tokens, for a weight to be chosen

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lightning_app.memory.ngrams import UNKNOWN, NGramCounts, discounts_of
+from lightning_app.models.ngrams import UNKNOWN, NGramCounts, discounts_of
 
 
 def counted(text: list[int], k: int, *, order: int, vocab_size: int) -> Counter[tuple[int, ...]]:
