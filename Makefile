@@ -25,7 +25,7 @@ LOCKED := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 
 setup: .venv/dev ## build .venv with everything for users and developers
 
-train: .venv/user ## the main job: Article GPT on the articles in data/ (about 8 minutes on 2 cores)
+train: .venv/user ## the main job: Article GPT on the articles in data/ (about 9 minutes on 2 cores)
 	$(BIN)/python main.py fit --config configs/article_gpt.yaml
 	$(MAKE) evaluate
 
@@ -40,7 +40,7 @@ smollm2: .venv/user ## SmolLM2-135M-Instruct as a Hugging Face directory in mode
 
 # Without bytecode each worker would compile all tests anew, and each process that a test starts the package.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: .venv/user ## the tests (6 to 7 minutes on 2 cores)
+test: .venv/user ## the tests (about 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/user ## the slow tests too
