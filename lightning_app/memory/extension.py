@@ -165,6 +165,7 @@ class Memory(Extension):
     def begin_evaluation(self) -> None:
         self._session_position = 0
         for reader in self.readers:
+            reader.begin_evaluation()
             if reader.writes != "never":  # a datastore may be large, and stays as it is
                 reader.bank.begin_evaluation()
 
@@ -175,6 +176,10 @@ class Memory(Extension):
         for reader, output in zip(self.readers, found.reader_outputs, strict=True):
             if output.update is not None:
                 reader.bank.write(output.update, training=False)
+
+    def after_validation(self) -> None:
+        for reader in self.readers:
+            reader.after_validation()
 
     def end_evaluation(self) -> None:
         for reader in self.readers:

@@ -103,6 +103,9 @@ class Extension(nn.Module):
     def after_evaluation_batch(self, outputs: Outputs) -> None:
         """Called at the end of each of its batches."""
 
+    def after_validation(self) -> None:
+        """Called behind the last batch of each validation of a fit, on all ranks: some may have had no batch."""
+
     def end_evaluation(self) -> None:
         """Forget the copy. Called also where none has begun."""
 

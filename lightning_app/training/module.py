@@ -313,6 +313,9 @@ class LanguageModule(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         measures = self._log_measures("val")
+        if self.trainer.state.fn == "fit":
+            for extension in self.extensions:
+                extension.after_validation()
         self._end_evaluation()
         if self.trainer.state.fn != "fit":
             self._judge(measures["ce"])

@@ -196,13 +196,15 @@ class NGramReader(Reader):
             each = [p[real].gather(-1, wanted)[:, 0] for p in (p_ngram, log_p.exp())]
             self._scored.append(torch.stack(each, dim=1))
 
+    def begin_evaluation(self) -> None:
+        """What was scored between two validations, as plasticity does it, is not of the next one."""
+        self._scored = []
+
     @torch.no_grad()
-    def end_evaluation(self) -> None:
-        """Choose the weight anew, if this was a fit's validation; on every rank the same."""
-        scored, self._scored = self._scored, []
-        if not scored:
-            return
-        own, theirs = gathered(torch.cat(scored)).double().unbind(1)
+    def after_validation(self) -> None:
+        """Choose the weight anew; on every rank the same, also where one had no batch."""
+        scored, self._scored = torch.cat([self.lam.new_zeros(0, 2), *self._scored]), []
+        own, theirs = gathered(scored).double().unbind(1)
         if len(own) >= ENOUGH:
             self.lam.fill_(likeliest_weight(own, theirs))
 

@@ -17,8 +17,10 @@ from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import NGramReader
 from lightning_app.memory.readers.ngram import likeliest_weight
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.modes import evaluated
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import ArticleGPT
+from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 from tests.made_models import BLOCK, decoder, ready
 
@@ -126,6 +128,29 @@ def test_a_fit_trains_as_without_it_and_a_checkpoint_has_all(data: TextDataModul
     before = float(reader.lam)
     trainer(tmp_path).validate(module, data, verbose=False)
     assert float(reader.lam) == before  # chosen by a fit alone
+
+
+class Measures(L.Callback):
+    """Looks at the model in eval mode between validations, as plasticity does."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, LanguageModule)
+        with evaluated(pl_module), torch.no_grad():
+            pl_module.outputs(batch)
+
+
+def test_the_weight_is_that_of_the_validation_alone(data: TextDataModule, tmp_path: Path):
+    found = []
+    for callbacks in ([], [Measures()]):
+        L.seed_everything(1)
+        module: Any = VardaGPT(decoder(), [NGramReader(order=4)], scheduler=None)
+        trainer(tmp_path, max_steps=4, val_check_interval=2, callbacks=callbacks).fit(module, data)
+        with module.session():  # on one rank alone, where a text is sampled
+            module.eval().outputs(next(iter(data.train_dataloader())))
+        found.append(float(module.backbone.readers[0].lam))
+    assert found[0] == found[1] < 1
 
 
 def test_what_an_evaluation_has_seen_is_counted_until_its_end():
