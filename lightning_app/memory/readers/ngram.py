@@ -100,6 +100,14 @@ class TextBank(nn.Module):
         self._counts = None
         return {"writes": len(tokens)}
 
+    def _apply(self, fn: Any, recurse: bool = True) -> TextBank:
+        """What was counted, and what an evaluation has seen, lies where the text does."""
+        before = self.text.device
+        super()._apply(fn, recurse)
+        if self.text.device != before:
+            self._counts, self._own = None, None if self._own is None else self._own.to(self.text.device)
+        return self
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         found = state_dict.get(f"{prefix}text")
         if found is not None:
@@ -192,9 +200,9 @@ class NGramReader(Reader):
         targets = context.entries.tokens
         real = context.new & (targets >= 0) & (context.entries.documents != GENERATED)
         if self._chooses and real.any():
-            wanted = targets[real][:, None]
-            each = [p[real].gather(-1, wanted)[:, 0] for p in (p_ngram, log_p.exp())]
-            self._scored.append(torch.stack(each, dim=1))
+            wanted = targets.clamp_min(0)[..., None]
+            own, theirs = (p.gather(-1, wanted)[..., 0][real] for p in (p_ngram, log_p))
+            self._scored.append(torch.stack([own, theirs.exp()], dim=1))
 
     def begin_evaluation(self) -> None:
         """What was scored between two validations, as plasticity does it, is not of the next one."""

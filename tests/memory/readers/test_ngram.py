@@ -162,6 +162,18 @@ def test_what_an_evaluation_has_seen_is_counted_until_its_end():
     assert module.backbone.readers[0].bank.size() == 0
 
 
+def test_counts_do_not_stay_on_a_device_that_the_model_has_left():
+    """`meta` stands for a GPU, which a fit leaves at its end."""
+    bank = made().backbone.readers[0].bank
+    bank.begin_evaluation()
+    before = bank.counts
+    assert bank.to("cpu").counts is before
+    bank.to("meta")
+    with pytest.raises(NotImplementedError, match="Meta"):
+        _ = bank.counts
+    assert bank._own.device.type == "meta"
+
+
 def test_wrong_options_are_refused():
     for wrong in ({"order": 1}, {"order": 21}, {"lam": 1.5}, {"writes": "always"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
