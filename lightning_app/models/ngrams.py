@@ -75,6 +75,20 @@ class Level:
         at = torch.searchsorted(self.keys, hashes).clamp_max(len(self.keys) - 1)
         return at, self.keys[at] == hashes
 
+    def mix_into(self, p: Tensor, hashes: Tensor, known: Tensor) -> None:
+        """Make of what the shorter contexts say, (P, V), what these say, (P,), where all of one is known."""
+        at, found = self.find(hashes)
+        rows = (found & known).nonzero()[:, 0]
+        at = at[rows]
+        p[rows] *= self.kept[at, None]
+        lengths = self.starts[at + 1] - self.starts[at]
+        entry = torch.arange(int(lengths.sum()), device=rows.device) + (
+            self.starts[at] - (lengths.cumsum(0) - lengths)
+        ).repeat_interleave(lengths)
+        left = self.counts[entry] - self.discounts[self.counts[entry].clamp_max(3)]
+        own = left / self.totals[at].repeat_interleave(lengths)
+        p.index_put_((rows.repeat_interleave(lengths), self.tokens[entry]), own, accumulate=True)
+
 
 def discounts_of(counts: Tensor) -> Tensor:
     """(4,) for counts of 0, 1, 2, and of 3 and more (Chen and Goodman 1999, eq. 26); half of a count at most where
@@ -123,21 +137,12 @@ class NGramCounts:
 
     def distribution(self, contexts: Tensor) -> Tensor:
         """(P, n - 1) contexts, the newest token last and UNKNOWN where nothing is known -> (P, V), float32."""
-        p = torch.full(
-            (len(contexts), self.vocab_size), 1 / self.vocab_size, dtype=torch.float32, device=contexts.device
-        )
-        for level, hashes, known in self._known(contexts):
-            at, found = level.find(hashes)
-            rows = (found & known).nonzero()[:, 0]
-            at = at[rows]
-            p[rows] *= level.kept[at, None]
-            lengths = level.starts[at + 1] - level.starts[at]
-            entry = torch.arange(int(lengths.sum()), device=rows.device) + (
-                level.starts[at] - (lengths.cumsum(0) - lengths)
-            ).repeat_interleave(lengths)
-            left = level.counts[entry] - level.discounts[level.counts[entry].clamp_max(3)]
-            own = left / level.totals[at].repeat_interleave(lengths)
-            p.index_put_((rows.repeat_interleave(lengths), level.tokens[entry]), own, accumulate=True)
+        (shortest, hashes, known), *longer = self._known(contexts)
+        p = torch.full((1, self.vocab_size), 1 / self.vocab_size, dtype=torch.float32, device=contexts.device)
+        shortest.mix_into(p, hashes[:1], known[:1])  # its context is empty: it says the same of all places
+        p = p.repeat(len(contexts), 1)
+        for level, hashes, known in longer:
+            level.mix_into(p, hashes, known)
         return p
 
     def _known(self, contexts: Tensor) -> list[tuple[Level, Tensor, Tensor]]:

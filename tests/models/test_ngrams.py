@@ -2,9 +2,11 @@
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_app.models.ngrams import UNKNOWN, NGramCounts, discounts_of
 
@@ -57,6 +59,29 @@ def test_what_is_not_known_is_left_out():
     assert (nothing - counts.distribution(torch.tensor([[4, 4, 4]]))[0]).abs().max() < 1e-6
     shorter = counts.distribution(torch.tensor([[4, 4, 3]]))[0]
     assert torch.equal(gap, shorter)
+
+
+class Sizes(TorchDispatchMode):
+    """The most elements that any tensor of whole numbers has."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple) else (found,):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
+                self.most = max(self.most, tensor.numel())
+        return found
+
+
+def test_what_is_known_of_each_token_alone_is_asked_once():
+    """Not for each place: of a large vocabulary the numbers of all entries would be far more than what comes out."""
+    counts = NGramCounts.of(torch.arange(500), order=3, vocab_size=500)
+    contexts = torch.arange(100)[:, None].repeat(1, 2)
+    with Sizes() as sizes:
+        found = counts.distribution(contexts)
+    assert sizes.most < 10 * 500
+    assert torch.equal(found, torch.cat([counts.distribution(context[None]) for context in contexts]))
 
 
 @pytest.mark.parametrize("text", [[3], [3, 3]])
