@@ -29,6 +29,12 @@ def check_precision(module: L.LightningModule, precision: str) -> None:
 
 
 def averaging_states(module: L.LightningModule) -> set[str]:
-    """Names of the buffers of a checkpoint that hold fractions, masks of units aside."""
-    buffers = {name for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    """Names of the buffers of a checkpoint that hold fractions, masks of units and what keeps its types aside."""
+    parts = [(name, part) for name, part in module.named_modules() if not getattr(part, "keeps_types", False)]
+    buffers = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in parts
+        for name, buffer in part.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
     return {name for name in buffers & module.state_dict().keys() if name.rpartition(".")[2] not in (MASK, GATE)}

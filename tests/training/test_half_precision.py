@@ -10,6 +10,7 @@ import torch
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.errors import InputError
+from lightning_app.memory.readers import NGramReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.measures import LanguageMeasures
@@ -51,6 +52,13 @@ def test_bf16_true_trains_and_validates(fit: Fit):
     assert module.measures.nll.dtype == module.measures.by_passage.dtype == torch.float64
     found, wanted = (float(t.callback_metrics["val/ce"]) for t in (trainer, whole))
     assert found == pytest.approx(wanted, rel=0.02)
+
+
+def test_the_weight_of_counts_keeps_its_type(fit: Fit):
+    reader = NGramReader(order=3)
+    fit("bf16-true", extensions=[reader])
+    assert reader.lam.dtype == torch.float32
+    assert float(reader.lam) != pytest.approx(0.3)  # it was chosen
 
 
 def test_what_half_precision_would_spoil_is_refused(fit: Fit):

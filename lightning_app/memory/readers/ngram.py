@@ -18,6 +18,7 @@ from lightning_app.data.batch import GENERATED
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.memory.knn import interpolated
+from lightning_app.memory.persistence import keeping_types
 from lightning_app.memory.readers.bank import MemoryUpdate
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.store import AssociativeMemory
@@ -134,6 +135,7 @@ class NGramReader(Reader):
     """
 
     reads_tokens = True
+    keeps_types = True  # of `lam`, under bf16-true
     lam: Tensor
     bank: TextBank  # type: ignore[assignment]  # what `Memory` asks of a bank, and no vectors
 
@@ -162,6 +164,10 @@ class NGramReader(Reader):
 
     def config(self) -> dict[str, Any]:
         return {"order": self.order, "memory_size": self.memory_size, "lam": self.first_lam, "writes": self.writes}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NGramReader:
+        super()._apply(keeping_types(fn), recurse)
+        return self
 
     def use_data(self, data: TextDataModule, *, stage: str, rank: int) -> None:
         """Count the training text of a fit."""
