@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from experiments.space import Space, check_known, read_space
 from lightning_app.app import Harness, Trainer, run
-from lightning_app.cli_checks import check_arguments
+from lightning_app.cli_checks import check_arguments, given_options, read_configs
 from lightning_app.errors import InputError
 from lightning_app.reports.tables import format_columns
 from lightning_app.yaml_file import leaves
@@ -116,7 +116,7 @@ def search(sweep: Sweep, *, trials: int) -> Study:
             settings, or one that another process works on.
     """
     optuna = _optuna()
-    check_arguments(sweep.fit())
+    check_arguments(given_options(sweep.fit(), read_configs(sweep.fit())))
     check_known(sweep.space, (key for key, _ in leaves(resolved(sweep))))
     sweep.folder.mkdir(parents=True, exist_ok=True)
     try:

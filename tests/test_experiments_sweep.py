@@ -97,6 +97,12 @@ def sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return lambda *words: main(["--config", "tiny.yaml", "--space", "space.yaml", *map(str, words)])
 
 
+def test_what_a_fit_refuses_is_refused_before_a_sweep(sweep: Callable[..., None], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        sweep("--trials", 1, "--dataloader.batch_size", 2)
+    assert "a top-level `dataloader`" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_trials_are_ordinary_runs_and_a_second_call_goes_on(
     sweep: Callable[..., None], capsys: pytest.CaptureFixture[str], fails: Callable[..., str], main: Callable[..., None]
