@@ -31,9 +31,10 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: a top-level `dataloader`, a size given for the model that `data` lacks, a class whose package is
-            not installed.
+            not installed, an option of an optimizer where there are several.
     """
     _check_packages(given)
+    _check_list_of_optimizers(given)
     for key, value in given.items():
         name = key.rsplit(".", 1)[-1]
         if "\0" in key or (isinstance(value, str) and "\0" in value):
@@ -47,6 +48,19 @@ def check_arguments(given: Mapping[str, Any]) -> None:
                 f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "
                 f"give data.{name} alone, the model takes it from there"
             )
+
+
+def _check_list_of_optimizers(given: Mapping[str, Any]) -> None:
+    """Refuse an option of the optimizer where there is a list of them."""
+    plain = {key.replace(".init_args", ""): key for key in given}
+    lists = isinstance(given.get(plain.get("model.optimizer", "")), list)
+    if lists and "model.optimizer.class_path" not in plain:
+        for short, key in plain.items():
+            if short.startswith("model.optimizer."):
+                raise InputError(
+                    f"{key} is given, and the config has a list of optimizers: give one for all of them before it "
+                    "(--model.init_args.optimizer AdamW), or the list in an overlay"
+                )
 
 
 def _check_packages(given: Mapping[str, Any]) -> None:

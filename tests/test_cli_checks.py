@@ -41,6 +41,18 @@ def test_a_list_replaces_all_that_stood_there(yaml):
     assert later == {"model.optimizer": [{"class_path": "B"}], "model.optimizer.lr": 3}
 
 
+def test_an_option_of_the_optimizer_where_there_is_a_list_is_refused(yaml):
+    several = yaml("1.yaml", "model: {init_args: {optimizer: [{class_path: B}], other: 2}}")
+    one = yaml("2.yaml", "model: {init_args: {optimizer: {class_path: A}}}")
+    lr = ["--model.init_args.optimizer.init_args.lr", "3"]
+    with pytest.raises(InputError, match=r"optimizer\.init_args\.lr is given, and the config has a list"):
+        check_arguments(given_by(["fit", "--config", several, *lr]))
+    check_arguments(given_by(["fit", "--config", several, "--config", one, *lr]))
+    for whole in ("--model.init_args.optimizer=AdamW", "--model.optimizer=AdamW"):
+        check_arguments(given_by(["fit", "--config", several, whole, *lr]))
+    check_arguments(given_by(["fit", "--config", one, *lr]))
+
+
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\x00"])
 def test_unreadable_configs(yaml, text: str):
     with pytest.raises(InputError, match=r"c\.yaml"):
