@@ -33,10 +33,13 @@ def compress_command(argv: Sequence[str]) -> None:
     parser = _parser("compress", what="any file", output=f"FILE{ENDING} without it")
     add: Any = parser.add_argument
     add("--adapt", action="store_true", help="learn from what has been written: slower, and shorter for a long file")
-    add("--lr", type=float, default=usual.lr, help=f"of --adapt: how far a weight goes in a step; default {usual.lr:g}")
-    add("--decay", type=float, default=usual.decay, help=f"of --adapt: the way back; default {usual.decay:g}")
+    add("--lr", type=float, help=f"of --adapt: how far a weight goes in a step; default {usual.lr:g}")
+    add("--decay", type=float, help=f"of --adapt: the way back; default {usual.decay:g}")
     args = parser.parse_args(argv)
-    adapts = AdaptationOptions(args.lr, args.decay) if args.adapt else None
+    given = {name: value for name in ("lr", "decay") if (value := getattr(args, name)) is not None}
+    if given and not args.adapt:
+        raise InputError(f"--{next(iter(given))} says how a model adapts: give --adapt, too, or leave it out")
+    adapts = AdaptationOptions(**given) if args.adapt else None
     output = args.output or args.file.with_name(f"{args.file.name}{ENDING}")
     data = _read(args.file)
     _check(output, overwrite=args.overwrite)

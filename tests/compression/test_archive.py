@@ -14,6 +14,7 @@ import torch
 from lightning_app.cli import main as command
 from lightning_app.compression import archive as archives
 from lightning_app.compression.archive import HEAD, OPTIONS, compress, decompress
+from lightning_app.compression.command import compress_command
 from lightning_app.compression.setting import Setting
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
@@ -155,3 +156,9 @@ def test_damage_is_said_before_anything_is_computed(plain, monkeypatch, adapts):
     for length in range(len(data)):
         with pytest.raises(InputError, match=r"damaged|not an archive|format"):
             decompress(data[:length], *plain)
+
+
+def test_a_rate_without_adapt_is_refused(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match="--lr says how a model adapts: give --adapt"):
+        compress_command([str(tmp_path / "a.txt"), "--ckpt_path", "none.ckpt", "--lr", "0.1"])
