@@ -18,7 +18,7 @@ OURS = dict.fromkeys(("torch.optim.Muon", "Muon"), "lightning_app.training.muon.
 
 
 def with_parts(tree: Any) -> Any:
-    """A config in which `model.init_args.optimizer` is no list; not changed itself.
+    """A copy of a config, in which a list of optimizers is one class with a list of parts.
 
     Raises:
         InputError: an entry that is not a mapping.

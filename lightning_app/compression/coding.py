@@ -123,43 +123,43 @@ class Passed:
     escape_bits: float = 0.0
 
 
-@dataclass
 class Text:
     """The tokens so far, and what comes next by a model that may adapt to them.
 
-    Attributes:
-        ids: tokens.
+    Args:
+        module: on the CPU, in eval mode.
+        beginning: ids that stand before any text.
+        adaptation: learns from every `LEARNED` tokens; None: the model stays as it is.
     """
 
-    module: LanguageModule
-    ids: list[int]
-    adaptation: Adaptation | None
-
-    def __post_init__(self) -> None:
-        self._decoder, self._learned = self.module.batch_decoder(), len(self.ids)
-        self._row = self._decoder.join(self.ids, GenerationOptions())
+    def __init__(self, module: LanguageModule, beginning: Sequence[int], adaptation: Adaptation | None):
+        self._module, self._adaptation, self._decoder = module, adaptation, module.batch_decoder()
+        self._row = self._decoder.join(beginning, GenerationOptions())
+        self._learned = len(beginning)
 
     def probabilities(self) -> np.ndarray:
         """(V,) of the next token."""
         return _probabilities(self._decoder.next_logits())
 
     def append(self, token: int) -> None:
-        self.ids.append(token)
-        self._row.ids.append(token)
-        if self.adaptation is not None and len(self.ids) - self._learned == LEARNED:
-            self.adaptation.learn(self._last())
-            self._learned = len(self.ids)
+        """Add the token that came next, and learn where it is time."""
+        ids = self._row.ids
+        ids.append(token)
+        if self._adaptation is not None and len(ids) - self._learned == LEARNED:
+            self._adaptation.learn(self._last(ids))
+            self._learned = len(ids)
             self._decoder.leave(self._row)  # the cache is of the weights before
-            self._row = self._decoder.join(self.ids, GenerationOptions())
+            self._row = self._decoder.join(ids, GenerationOptions())
 
-    def _last(self) -> Batch:
+    def _last(self, ids: Sequence[int]) -> Batch:
         """What was scored since the last step, behind what stands before it."""
-        length = min(len(self.ids) - 1, self.module.backbone.max_length or 2 * LEARNED)
-        start = len(self.ids) - 1 - length
+        backbone = self._module.backbone
+        length = min(len(ids) - 1, backbone.max_length or 2 * LEARNED)
+        start = len(ids) - 1 - length
         positions = torch.arange(start, start + length)
         scored = positions >= self._learned - 1
-        batch = Batch.of(torch.tensor([self.ids[start:]]), scored=scored[None], positions=positions[None])
-        return batch.padded(self.module.backbone.segment)
+        batch = Batch.of(torch.tensor([ids[start:]]), scored=scored[None], positions=positions[None])
+        return batch.padded(backbone.segment)
 
 
 def pass_through(
@@ -181,7 +181,7 @@ def pass_through(
         adaptation: learns from every `LEARNED` tokens once they have passed; None: the model stays as it is.
     """
     passed, escapes = Passed(), Escapes()
-    text = Text(module, list(beginning), adaptation)
+    text = Text(module, beginning, adaptation)
 
     def tokens() -> Iterator[Tensor]:
         for i in range(count):

@@ -183,7 +183,6 @@ class Memory(Extension):
 
     def end_evaluation(self) -> None:
         for reader in self.readers:
-            reader.end_evaluation()
             reader.bank.end_evaluation()
 
     @contextmanager

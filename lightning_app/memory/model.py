@@ -255,17 +255,17 @@ class MemoryLM(Backbone):
         return HiddenStates(last, states.layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self.backbone.logits(hidden)
+        return self._logits(hidden, None)
+
+    def _logits(self, hidden: Tensor, recent: Tensor | None) -> Tensor:
+        """(B, T, D) -> (B, T, V) behind tokens that were drawn; see `TokenContext.of_next_tokens`."""
+        logits, context = self.backbone.logits(hidden), TokenContext.of_next_tokens(hidden, recent)
         for reader in self.readers:
-            logits, _ = reader.at_logits(logits, hidden, TokenContext.of_next_tokens(hidden))
+            logits, _ = reader.at_logits(logits, hidden, context)
         return logits
 
     def next_logits(self, ids: Tensor, *, mask: Tensor | None, cache: Cache | None, recent: Tensor) -> Tensor:
-        last = self.hidden(self.embed(ids), mask=mask, cache=cache).last[:, -1:]
-        logits, context = self.backbone.logits(last), TokenContext.of_next_tokens(last, recent)
-        for reader in self.readers:
-            logits, _ = reader.at_logits(logits, last, context)
-        return logits[:, -1]
+        return self._logits(self.hidden(self.embed(ids), mask=mask, cache=cache).last[:, -1:], recent)[:, -1]
 
     def new_cache(self, batch_size: int) -> Cache:
         return self.backbone.new_cache(batch_size)

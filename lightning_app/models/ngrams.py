@@ -70,8 +70,6 @@ class Level:
 
     def find(self, hashes: Tensor) -> tuple[Tensor, Tensor]:
         """(P,) numbers of the contexts, and whether they are there."""
-        if not len(self.keys):
-            return torch.zeros_like(hashes), torch.zeros_like(hashes, dtype=torch.bool)
         at = torch.searchsorted(self.keys, hashes).clamp_max(len(self.keys) - 1)
         return at, self.keys[at] == hashes
 

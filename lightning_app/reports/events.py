@@ -47,7 +47,7 @@ class Started(Event):
 
     Attributes:
         flops_per_token: of a training step.
-        max_steps: with which the run ends, if nothing ends it before; None: there is no such number.
+        max_steps: the step with which the run ends, unless something ends it earlier; None: it has no such limit.
     """
 
     NAME = "started"

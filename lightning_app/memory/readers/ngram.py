@@ -22,6 +22,7 @@ from lightning_app.memory.persistence import keeping_types
 from lightning_app.memory.readers.bank import MemoryUpdate
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.store import AssociativeMemory
+from lightning_app.models.generation import RECENT
 from lightning_app.models.ngrams import NGramCounts
 from lightning_app.training.distributed import gathered
 
@@ -84,9 +85,7 @@ class TextBank(nn.Module):
     def outside_evaluation(self) -> Iterator[None]:
         """Within this context the text alone is counted."""
         before = self._own, self._counts
-        if self.size() > len(self.text):
-            self._counts = None
-        self._own = None
+        self.end_evaluation()
         try:
             yield
         finally:
@@ -147,8 +146,8 @@ class NGramReader(Reader):
         writes: Literal["evaluation", "never"] = "never",
     ):
         super().__init__(memory_size=memory_size, writes=writes)
-        if not 2 <= order <= 20:
-            raise InputError(f"order is {order}; it must lie between 2 and 20")
+        if not 2 <= order <= RECENT:
+            raise InputError(f"order is {order}; it must lie between 2 and {RECENT}")
         if not 0 <= lam <= 1:
             raise InputError(f"lam is {lam}; it must lie between 0 and 1")
         if writes not in ("evaluation", "never"):
