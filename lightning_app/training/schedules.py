@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_app.errors import InputError
+from lightning_app.training.schedulers import warmup_cosine
 
 SCHEDULED = ("weight_decay", "momentum", "betas")
 KEY = "model.init_args.schedules"
@@ -42,9 +43,8 @@ class Ramp:
         """In optimizer step `step`, counted from 0, of a run of `total_steps`."""
         if step < self.warmup_steps:
             return self.start_ratio + (1 - self.start_ratio) * step / self.warmup_steps
-        rest = (self.total_steps or total_steps) - self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / rest) if rest > 0 else 1.0
-        return self.end_ratio + (1 - self.end_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        end = self.total_steps or total_steps
+        return warmup_cosine(step, warmup_steps=self.warmup_steps, total_steps=end, min_ratio=self.end_ratio)
 
 
 @dataclass(frozen=True)
