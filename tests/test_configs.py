@@ -61,6 +61,7 @@ ON_A_DOWNLOAD = {overlay for overlay, config in CHANGED.items() if config in NEE
 EVALUATIONS = ("validate", "test", "predict", "prepare")
 # What their own tests and tests/golden fit in small: a fit of each here, too, where all tests are run.
 FITTED = {
+    "adapting",
     "art",
     "art_varda",
     "controller",

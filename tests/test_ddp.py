@@ -18,9 +18,9 @@ from lightning_app.training.callbacks.run_log import read_log
 from tests.ddp_cases import CASES, MARK, STEPS, train, train_both, write_texts
 
 ROOT = Path(__file__).parent.parent
-FAST = ["varda", "plasticity"]
+FAST = ["varda"]
 SLOW = [name for name in CASES if name not in (*FAST, "by parts")]
-OWN = ("article", "art", "plasticity, masks", "spikes")  # slow ones with tests of their own
+OWN = ("article", "art", "plasticity", "plasticity, masks", "spikes")  # slow ones with tests of their own
 State = dict[str, Tensor]
 
 
@@ -128,8 +128,9 @@ def check_surgery(name: str, found: dict[str, Any]) -> None:
     assert all(checks["ranks with the same weights"] == 2 for checks in proofs)
 
 
-def test_what_is_pruned_learns_as_one_process(fast: dict[str, Any]):
-    check_surgery("plasticity", fast)
+@pytest.mark.slow
+def test_what_is_pruned_learns_as_one_process(slow: dict[str, Any]):
+    check_surgery("plasticity", slow)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_app.yaml_file import leaves
 from tests.conftest import Run
+from tests.sources import nodes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "data").rglob("*.md")])
@@ -62,7 +63,7 @@ def test_docstrings_name_what_they_speak_of():
     """ "Those of ..." and "Of ..." make a reader ask: what?"""
     seen, found = 0, set()
     for path in (ROOT / "lightning_app").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path.read_text()):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
                 seen += 1
                 if text.split()[0] in ("Those", "Of"):

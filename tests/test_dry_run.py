@@ -128,6 +128,7 @@ def test_a_checkpoint_of_the_end_leaves_nothing_to_do(trained: Path, said):
     }
 
 
+@pytest.mark.slow
 def test_the_end_of_a_schedule_is_not_warned_of(folder: Path, said, recwarn):
     schedule = {"class_path": "PlasticitySchedule", "init_args": {"cycles": 1, "pruning_level": 0.5}}
     rows = said("--trainer.max_steps", 2000, "--trainer.callbacks+", json.dumps(schedule))
@@ -137,6 +138,7 @@ def test_the_end_of_a_schedule_is_not_warned_of(folder: Path, said, recwarn):
     assert [str(warning.message) for warning in recwarn if "the run ended in" in str(warning.message)] == []
 
 
+@pytest.mark.slow
 def test_padding_of_pairs_counts_as_tokens(folder: Path, said):
     rows = [{"prompt": "ask " * (i % 3 + 1), "target": "say"} for i in range(100)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -156,6 +158,7 @@ def test_each_idea_and_callback_goes_through(run: Path, folder: Path, said):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_adapters_go_through(folder: Path, said):
     options = {"n_embd": 16, "n_layer": 1, "n_head": 2}
     adapters = {"r": 2, "target_modules": ["c_attn"]}

@@ -51,6 +51,7 @@ def test_no_two_answers_or_questions_are_alike():
     assert distinct([first, *alike, other, Pair("d", " too short"), Pair("e", " long" * 50)]) == [first, other]
 
 
+@pytest.mark.slow
 def test_the_pairs_are_the_projects_and_the_split_follows_from_the_seed():
     pairs = distinct(described(ROOT / "lightning_app"))
     assert len(pairs) > 400

@@ -167,6 +167,7 @@ def test_a_limit_below_the_time_is_named(sized, main):
         main("fit", "--config", "tiny.yaml", *FIT_IN, "--trainer.max_time", "00:00:00:20")
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_of_the_sized_run(sized, main, capsys, caplog):
     main("fit", "--config", "tiny.yaml", *FIT_IN, "--dry_run")
     steps = re.search(r"trainer\.max_steps is (\d+)", caplog.text)

@@ -2,10 +2,11 @@
 
 import ast
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.sources import nodes
 
 PACKAGE = Path(__file__).parent.parent / "lightning_app"
 EVERYWHERE = {"errors", "former", "io", "plugins", "utf8", "yaml_file"}
@@ -21,19 +22,13 @@ WITHOUT_LIGHTNING = ("reports", "models")
 FILES = sorted(path for part in MAY_IMPORT for path in (PACKAGE / part).rglob("*.py"))
 
 
-@cache
-def tree_of(source: str) -> ast.Module:
-    """All files are looked at three times."""
-    return ast.parse(source)
-
-
 def imported(path: Path) -> set[str]:
-    return imported_from(tree_of(path.read_text()))
+    return imported_from(path.read_text())
 
 
-def imported_from(tree: ast.AST) -> set[str]:
+def imported_from(source: str) -> set[str]:
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -92,11 +87,10 @@ OF_PURE = {"abc", "collections.abc", "dataclasses", "functools", "math", "typing
 
 def impurities(source: str, marked: set[str]) -> list[str]:
     """What a file of pure mathematics may not have: other imports, modules (nn.Module) and optimizers, ranks."""
-    tree = tree_of(source)
     allowed = OF_PURE | {f"lightning_app.{name}" for name in marked}
-    found = [name for name in imported_from(tree) if name not in allowed]
-    found += [f"torch.{alias.name}" for node in ast.walk(tree) for alias in _of_torch(node) if alias.name in STATEFUL]
-    return found + [ast.unparse(node) for node in ast.walk(tree) if _names_stateful(node)]
+    found = [name for name in imported_from(source) if name not in allowed]
+    found += [f"torch.{alias.name}" for node in nodes(source) for alias in _of_torch(node) if alias.name in STATEFUL]
+    return found + [ast.unparse(node) for node in nodes(source) if _names_stateful(node)]
 
 
 STATEFUL = {"nn", "optim", "distributed", "utils"}
@@ -146,7 +140,7 @@ def run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 def files_imported(source: str, files: set[str]) -> set[str]:
     found: set[str] = set()
-    for node in run_nodes(tree_of(source)):
+    for node in run_nodes(nodes(source)[0]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -52,6 +52,7 @@ def run(tmp_path: Path) -> Callable[..., Done]:
     return go
 
 
+@pytest.mark.slow  # `make test-newest` does what it does
 def test_a_new_line_fails_a_check_and_is_written(run: Callable[..., Done], tmp_path: Path):
     calls = ("somelib.old(1000)", "[somelib.old(n) for n in (2000, 3000)]")
     checked = run(*calls, mode="check")

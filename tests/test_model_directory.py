@@ -199,6 +199,7 @@ def test_another_models_tokenizer_is_noticed_without_a_fit(folder: Path, main: R
     assert [line for line in caplog.messages if "do they belong together" in line] == said[1:]
 
 
+@pytest.mark.slow
 def test_validate_and_predict_need_no_config(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
     main("validate", "--ckpt_path", directory, "--data.val.path", "val.txt", "--data.block_size", 32)
     printed = capsys.readouterr()
@@ -207,6 +208,7 @@ def test_validate_and_predict_need_no_config(directory: Path, main: Run, capsys:
     main("predict", "--ckpt_path", directory, "--data.predict.path", "val.txt", "--data.block_size", 32)
 
 
+@pytest.mark.slow
 def test_a_config_with_a_like_model_takes_its_weights(directory: Path, main: Run, capsys: pytest.CaptureFixture[str]):
     fresh = {"architecture": "llama", "options": {**TINY, "num_hidden_layers": 2}}
     model = {"class_path": "CausalLM", "init_args": {"backbone": {"class_path": "PretrainedLM", "init_args": fresh}}}

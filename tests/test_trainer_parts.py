@@ -74,6 +74,7 @@ def test_a_configs_callback_replaces_ours_of_its_kind(main: Main, config: Config
     assert not any("peak_share" in record for record in numbers)
 
 
+@pytest.mark.slow
 def test_a_timer_stands_beside_max_time(main: Main, config: Config, capsys: pytest.CaptureFixture[str]):
     """Its `interval` is an enum by default, which jsonargparse would refuse to write."""
     timer = {"class_path": "Timer", "init_args": {"duration": "00:00:00:01"}}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightning_app.utf8 import as_text, decode
+from tests.sources import nodes
 
 ROOT = Path(__file__).parent.parent
 ASCII = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
@@ -28,7 +29,7 @@ def without_encoding(path: Path) -> list[str]:
     found, text = [], path.read_text(encoding="utf-8")
     if not any(name in text for name in ("open", "read_text", "write_text")):
         return []  # parsing each takes seconds
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func).rpartition(".")

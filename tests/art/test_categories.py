@@ -89,6 +89,7 @@ def test_the_table_and_the_pages_hold_what_the_checkpoint_holds(
     assert printed.endswith("page: page.html\n")
 
 
+@pytest.mark.slow
 def test_a_fit_without_art_leaves_no_page(tiny_run: Path):
     assert not list(tiny_run.rglob("*.html"))
 

@@ -49,6 +49,7 @@ def after(prototypes_CW: Tensor, learned: Learned) -> Tensor:
 # Fuzzy ART of others
 
 
+@pytest.mark.slow  # its import takes 3 s; a loop over rows is compared above
 @pytest.mark.parametrize("dim", [2, 5, 20])
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 @pytest.mark.parametrize("vigilance", [0.5, 0.75, 0.9])

@@ -87,7 +87,7 @@ def test_a_checkpoint_gives_what_it_gave(name: str, run: Path):
 
 
 # article_gpt has what averaging has, varda_gpt and art_gpt2 what all_three has
-@often("all_three", "averaging", "controller", "lora", "pruned", "regularizers", "varda_side_files")
+@often("all_three", "lora", "pruned", "varda_side_files")
 def test_it_is_resumed(name: str, run: Path, main: Run):
     """The steps behind the checkpoint, and the validation at their end, are those that the run itself has done."""
     log = records(run / "log.jsonl")

@@ -25,7 +25,13 @@ ROOT = Path(__file__).parents[2]
 TEXT = b"the model learns what the teacher shows and forgets what nobody asks about again "
 
 
-@pytest.mark.parametrize(("reader", "segment_length"), [*((reader, None) for reader in READERS), ("attention", 8)])
+@pytest.mark.parametrize(
+    ("reader", "segment_length"),
+    [
+        *(pytest.param(reader, None, marks=() if reader == "knn" else pytest.mark.slow) for reader in READERS),
+        ("attention", 8),
+    ],
+)
 def test_a_model_with_a_memory_writes_while_it_reads(reading, reader, segment_length):
     module, tokenizer = reading(reader, "what the teacher shows and forgets", segment_length=segment_length)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}

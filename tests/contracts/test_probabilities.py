@@ -18,7 +18,8 @@ from tests.made_models import BLOCK, READERS, decoder, fill, ready
 SOURCE = "what the teacher shows and forgets what nobody asks about again"
 TEXT = bytes(range(256)) + b"the model learns what the teacher shows and forgets what nobody asks about again " * 10
 STORE = {"memory_size": 300, "num_search_results": 5}
-WAYS = [*READERS, "plain", "knn and cache", "ngram", "ngram that writes", "adapting", "cache, adapting"]
+BOTH = ["knn and cache", "cache, adapting"]  # each alone is fast
+WAYS = [*READERS, "plain", "ngram", "ngram that writes", "adapting", *BOTH]
 
 
 def made(way: str) -> LanguageModule:
@@ -59,7 +60,7 @@ def logits(module: LanguageModule, text: bytes, *, adapts: bool) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w in BOTH else w for w in WAYS])
 def test_it_sums_to_1_and_what_comes_later_changes_nothing(way: str):
     module, adapts, changed_at = made(way), "adapting" in way, 20 * BLOCK + 7
     whole = logits(module, TEXT, adapts=adapts)

@@ -139,8 +139,15 @@ def take(loader: StreamLoader, n: int) -> list[Batch]:
     return [next(batches) for _ in range(n)]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (0, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("rank", "world_size", "options"),
+    [
+        pytest.param(*rank, options, marks=() if rank == often else pytest.mark.slow)
+        for options, often in zip(OPTIONS, [(2, 3), (0, 2), (0, 2), (0, 1)], strict=True)
+        for rank in [(0, 1), (0, 2), (2, 3)]
+    ],
+    ids=str,
+)
 def test_it_goes_on_after_any_batch(make, tmp_path, options, rank, world_size):
     """The first pass over the text has some 25 batches (of all ranks), so this reaches into the next ones."""
     options = {**options, "rank": rank, "world_size": world_size}

@@ -239,8 +239,7 @@ def own_modules(reading: Callable[..., Any]) -> dict[str, Callable[[], LanguageM
 
 
 OWN = ("removed", "rotary", "head_size", *FAMILIES, "attention", "concat", "knn", "trime", "cache", "hnsw")
-# Of the readers, one that is learned and one that is not are fast.
-OFTEN = ("removed", "llama", "attention", "knn")
+OFTEN = ("removed", "knn")  # of the families, and of the readers
 
 
 def some(names: Iterable[str]) -> list[Any]:

@@ -61,7 +61,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # llama.cpp's family, and the
 KINDS = {"gpt2": "gpt2", "llama": "llama3", "mistral": "mistral", "qwen2": "qwen", "qwen3": "qwen"}  # of tokenizers
 IDS = torch.randint(257, (1, 20), generator=torch.Generator().manual_seed(1))
 # In half the bits: one that is fast for each way to name tensors.
-HALVES = [pytest.param(x, "f16", marks=() if x in ("decoder", "llama") else pytest.mark.slow) for x in MODELS]
+OFTEN = ("decoder", "decoder like llama, untied, without biases", "llama", "llama, positions as LLaMA 3.1", "qwen3")
+FULL = [pytest.param(x, "f32", marks=() if x in OFTEN else pytest.mark.slow) for x in MODELS]
+HALVES = [pytest.param(x, "f16", marks=() if x == "llama" else pytest.mark.slow) for x in MODELS]
 
 
 def made(name: str) -> Backbone:
@@ -108,7 +110,7 @@ def logits_of(backbone: Backbone) -> Tensor:
 
 
 @pytest.mark.usefixtures("without_llama_cpp")
-@pytest.mark.parametrize(("name", "dtype"), [(name, "f32") for name in MODELS] + HALVES)
+@pytest.mark.parametrize(("name", "dtype"), FULL + HALVES)
 def test_a_file_is_the_checkpoints_model(name: str, dtype: Any, tmp_path: Path):
     backbone = made(name)
     done = export_gguf(saved(backbone, tmp_path / "some.ckpt"), tmp_path / "out.gguf", dtype=dtype)

@@ -27,6 +27,9 @@ HAPPENED = {  # what each run is there for
 }
 
 
+RARE = ("accumulation", "averaging", "controller")  # `make golden-compare` and `make test-slow` have them
+
+
 def expected(name: str) -> dict:
     return json.loads((HERE / "expected" / f"{name}.json").read_text())
 
@@ -48,7 +51,7 @@ def test_a_run_is_resumed_at_step_20():
     assert resumed["events"] == {"optimizer steps": 20, "resumed": 1}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in NAMES])
 def test_a_run_gives_what_it_gave(name: str, monkeypatch: pytest.MonkeyPatch):
     keep_parsers(monkeypatch)
     found = differences(expected(name), run(name))

@@ -26,7 +26,7 @@ INDEXES = {
     "hnsw": {"m": 4, "ef_construction": 8, "ef_search": 4},
 }
 METRICS = ["l2", "inner_product", "cosine"]
-OFTEN = {("ivf", "inner_product"), ("ivfpq", "l2"), ("hnsw", "cosine")}  # and all of "flat"
+OFTEN = {("flat", "l2"), ("ivf", "inner_product"), ("ivfpq", "l2"), ("hnsw", "cosine")}
 
 
 class Model:
@@ -235,7 +235,7 @@ OPERATIONS += ["save_and_load", "deepcopy"]
 @pytest.mark.parametrize(
     ("index", "metric"),
     [
-        pytest.param(index, metric, marks=() if index == "flat" or (index, metric) in OFTEN else pytest.mark.slow)
+        pytest.param(index, metric, marks=() if (index, metric) in OFTEN else pytest.mark.slow)
         for index in INDEXES
         for metric in METRICS
     ],

@@ -261,6 +261,7 @@ def test_importance_of_other_texts(fit: Fit):
         fit(article_gpt(), plan(datasets={"none.txt": 1.0}), name="none")
 
 
+@pytest.mark.slow
 def test_a_warmup_until_the_loss_is_stable(fit: Fit):
     """A learning rate of 0 is stable as soon as there are losses enough."""
     module = article_gpt(optimizer=lambda p: torch.optim.SGD(p, lr=0.0), scheduler=None)
@@ -287,6 +288,7 @@ def test_steps_are_counted_and_not_batches(fit: Fit):
 # Masked is removed, over a whole run
 
 
+@pytest.mark.slow  # in small: tests/plasticity/test_units.py
 def test_masks_and_removal_end_in_the_same_weights_of_the_living(fit: Fit):
     """The gradient of the dead counts in no norm, so that clipping is the same too."""
     found = []

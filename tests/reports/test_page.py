@@ -66,6 +66,7 @@ def test_charts_are_drawn_when_they_come_near_and_follow_the_theme(plain: Path, 
     assert page.locator("#theme").get_attribute("aria-pressed") == "false"
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_content_theme_and_sections(plain: Path, visit: Callable[..., Any]):
     page = visit(plain)
     focus = "document.activeElement"
@@ -96,6 +97,7 @@ def test_a_page_without_its_script_says_so(simulate: Callable[..., Log], tmp_pat
     page.close()
 
 
+@pytest.mark.slow
 def test_a_single_file_draws_alone(simulate: Callable[..., Log], tmp_path: Path, visit: Callable[..., Any]):
     page = visit(write_dashboard(typed(simulate()[:40]), tmp_path / "one.html", title="t", single_file=True))
     page.wait_for_function("charts.get('timeline').drawn")

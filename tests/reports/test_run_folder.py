@@ -19,6 +19,7 @@ from lightning_app.reports.run_folder import (
     versions_of,
     with_previous,
 )
+from tests.sources import nodes
 
 PACKAGE = Path(run_folder.__file__).parent.parent
 
@@ -141,7 +142,7 @@ def _names_in_paths(path: Path) -> list[str]:
     words, text = [], path.read_text(encoding="utf-8")
     if not any(word in text for word in SPELT):
         return []  # parsing each takes a second
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         operands: list[ast.expr] = []
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             operands = [node.right]

@@ -199,6 +199,7 @@ def test_the_settings_are_asked_for_and_the_text_is_streamed(scripted: Callable[
     assert "Authorization" not in completion["headers"]
 
 
+@pytest.mark.slow
 def test_all_tokens_and_any_seed_are_not_asked_for(scripted: Callable[..., Scripted], visit: Any):
     server = scripted(completions=streamed("x"))
     page = visit(server.url)
@@ -245,6 +246,7 @@ def test_what_fails_is_said_in_plain_words_and_the_text_stays(scripted: Callable
     assert page.get_attribute("#error", "role") == "alert"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone(scripted: Callable[..., Scripted], visit: Any):
     server = scripted()
     page = visit(server.url)
@@ -408,6 +410,7 @@ def test_entries_that_were_read_are_shown_with_their_source(
     assert page.locator(".chips label").nth(5).locator("input").is_checked()
 
 
+@pytest.mark.slow  # its answer: tests/serving/server
 def test_a_category_and_whether_it_is_novel(sorting: Callable[..., Made], served: Callable[[Made], str], visit: Any):
     made = sorting("the teacher learns", vigilance=0.99)
     page = visit(served(made))
@@ -423,6 +426,7 @@ def test_a_category_and_whether_it_is_novel(sorting: Callable[..., Made], served
     assert f"similarity {category['similarity']:.3f}, vigilance 0.990" in page.inner_text("#panels")
 
 
+@pytest.mark.slow  # its answer: tests/serving/server
 def test_heads_that_are_alive_masked_and_removed(pruned: Made, served: Callable[[Made], str], visit: Any):
     page = visit(served(pruned))
     looked_at(page, "the teacher")
@@ -435,6 +439,7 @@ def test_heads_that_are_alive_masked_and_removed(pruned: Made, served: Callable[
     assert "48 of 64" in said
 
 
+@pytest.mark.slow
 def test_of_a_plain_model_there_is_no_more(plain: Made, served: Callable[[Made], str], visit: Any):
     page = visit(served(plain))
     looked_at(page, "the teacher")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_app.training import checkpoint_keys
+from tests.sources import nodes
 
 PACKAGE = Path(__file__).parents[2] / "lightning_app"
 KEYS = {value for name, value in vars(checkpoint_keys).items() if name.isupper()}
@@ -18,9 +19,8 @@ def spelt(source: str) -> list[str]:
     """The distinctive keys that are spelt in a source, and all strings by which one looks into a checkpoint."""
     if not any(word in source for word in (*(KEYS - GENERIC), *HOLDERS)):  # to parse it takes longer
         return []
-    nodes = list(ast.walk(ast.parse(source)))
-    strings = {text for node in nodes if (text := _string(node)) is not None}
-    return sorted(strings & (KEYS - GENERIC) | {text for node in nodes for text in _looked_up(node)})
+    strings = {text for node in nodes(source) if (text := _string(node)) is not None}
+    return sorted(strings & (KEYS - GENERIC) | {text for node in nodes(source) for text in _looked_up(node)})
 
 
 def _looked_up(node: ast.AST) -> Iterator[str]:

@@ -176,6 +176,7 @@ def test_weights_and_biases_without_a_key_is_one_line_before_training(
     assert not (RUN / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_two_overlays_of_loggers_go_together(main: Main, config: Callable[..., str]):
     mine = {"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere", "name": "mine"}}
     events = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs"}}

@@ -189,7 +189,8 @@ def test_what_cannot_be_meant_is_refused():
     assert SpikeGuard(3).deviations == 3
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_controller_of_heads_does_not_hear_of_it(fit: Fit, accumulate: int):
     heard = []
     for poison, said in ((None, ()), (50.0, (f"step {POISONED} is left out",))):

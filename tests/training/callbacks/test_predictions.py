@@ -2,6 +2,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 
 def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, config: Callable, trained: Path):
     written = []
@@ -19,6 +21,7 @@ def test_one_line_per_sequence_in_order_whatever_the_batch_size(main: Callable, 
             assert all(abs(one[name] - two[name]) < 1e-4 for name in one)
 
 
+@pytest.mark.slow
 def test_the_validation_text_is_not_asked_for(main: Callable, config: Callable, trained: Path):
     data = {"val": {"path": "gone.txt"}, "predict": {"path": "train.txt"}}
     main("predict", "--config", config({"data": data}), "--ckpt_path", "last")

@@ -101,6 +101,7 @@ def test_without_regularisers_the_bar_is_drawn_every_five_steps(
     assert not {"ce", "art_clusters"} & set(at_a_terminal[0])
 
 
+@pytest.mark.slow
 def test_the_line_that_stays_names_the_terms_too_where_there_is_no_terminal(
     main: Callable[..., None], with_art: str, capsys: pytest.CaptureFixture[str]
 ):

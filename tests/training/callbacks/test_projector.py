@@ -64,6 +64,7 @@ def test_only_a_part_of_a_large_memory(folder: Path, main: Main, varda: str):
     assert len(labels.read_text().splitlines()) == 21
 
 
+@pytest.mark.slow  # with stored vectors: fast
 def test_prototypes_with_the_text_that_matches_each_best(folder: Path, main: Main, config: Callable[..., str]):
     regularizers = [
         {

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAv
 import lightning_app
 from lightning_app.training import lightning_internals
 from lightning_app.training.lightning_internals.averaging import Averaging
+from tests import sources
 
 PACKAGE = Path(lightning_app.__file__).parent
 PLACE = PACKAGE / "training" / "lightning_internals"
@@ -43,12 +44,9 @@ def lightnings_names() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def nodes() -> dict[str, list[ast.AST]]:
-    """All nodes of each file of the package: to parse and walk them takes a second."""
-    return {
-        str(path.relative_to(PACKAGE)): list(ast.walk(ast.parse(path.read_text("utf-8"))))
-        for path in [*FILES, *PLACE.glob("*.py")]
-    }
+def nodes() -> dict[str, Sequence[ast.AST]]:
+    files = [*FILES, *PLACE.glob("*.py")]
+    return {str(path.relative_to(PACKAGE)): sources.nodes(path.read_text("utf-8")) for path in files}
 
 
 def touched(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -76,7 +74,7 @@ def test_what_leans_is_found():
     ]
 
 
-def test_no_other_file_leans_on_lightnings_inside(nodes: dict[str, list[ast.AST]]):
+def test_no_other_file_leans_on_lightnings_inside(nodes: dict[str, Sequence[ast.AST]]):
     assert len(FILES) > 150
     found = {str(path.relative_to(PACKAGE)): list(touched(nodes[str(path.relative_to(PACKAGE))])) for path in FILES}
     assert len(list(touched(nodes["training/lightning_internals/fit_loop.py"]))) > 8
@@ -95,7 +93,7 @@ def sets_of_watchers(nodes: Iterable[ast.AST]) -> list[str]:
     return [ast.unparse(x) for x in found if x.attr in WATCHERS and ast.unparse(x.value) != "self"]
 
 
-def test_one_file_looks_for_callbacks_and_changes_lightnings(nodes: dict[str, list[ast.AST]]):
+def test_one_file_looks_for_callbacks_and_changes_lightnings(nodes: dict[str, Sequence[ast.AST]]):
     """A callback is given another one, or both meet in the `RunContext`; the harness puts them in order."""
     own = "training/lightning_internals/callbacks.py"
     assert {name for name, of_file in nodes.items() if looks_for_callbacks(of_file)} == {
