@@ -85,6 +85,7 @@ def test_a_resume_has_the_rest(trained: Path, said):
     assert tree(Path("runs")) == before
 
 
+@pytest.mark.slow
 def test_time_alone_may_end_a_fit(folder: Path, said):
     rows = said("--trainer.max_steps", -1, "--trainer.max_time", "00:01:00:00", "--model.init_args.scheduler", "null")
     steps, limit = rows["before max_time"].split(" steps in ")

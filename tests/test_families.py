@@ -122,6 +122,7 @@ def test_the_page_holds_what_works():
     assert table(works) in PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow  # a fit with adapters: tests/models/test_lora.py
 def test_fine_tuning_with_lora(work: Work):
     module, _ = load_module(work.lora())
     found = losses(work.run("lora"))

@@ -29,7 +29,9 @@ def dequantised(path: Path) -> dict[str, torch.Tensor]:
     return {t.name: torch.from_numpy(np.copy(dequantize(t.data, t.tensor_type))) for t in GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("f32", marks=pytest.mark.slow), pytest.param("f16", marks=pytest.mark.slow), "q8_0"]
+)
 @pytest.mark.parametrize("family", MODELS)
 def test_every_weight_is_the_packages_own_dequantisation(family: str, kind: str, tmp_path: Path):
     source = MODELS[family]()

@@ -65,7 +65,11 @@ def test_a_cancelled_job_leaves_its_place(batcher):
 
 @pytest.mark.parametrize(
     ("name", "scope", "segment_length"),
-    [*((name, "shared", None) for name in READERS), ("attention", "shared", 8), ("knn", "stream", None)],
+    [
+        *(pytest.param(name, "shared", None, marks=pytest.mark.slow) for name in READERS),
+        ("attention", "shared", 8),
+        ("knn", "stream", None),
+    ],
 )
 def test_a_text_of_a_batch_reads_what_it_reads_alone(reading, name, scope, segment_length):
     source, options = "the model learns what it reads", {"writes": "never", "scope": scope, "streams": 4}
