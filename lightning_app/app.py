@@ -26,6 +26,7 @@ from lightning_app.data.first_look import look_at_rows
 from lightning_app.errors import InputError
 from lightning_app.gone_source import without_source
 from lightning_app.io import write_atomic
+from lightning_app.measured import close_evaluation
 from lightning_app.model_tokenizer import BACKBONE, take_model_tokenizer
 from lightning_app.models.hugging_face import is_model
 from lightning_app.models.pretrained import PretrainedLM
@@ -377,6 +378,12 @@ class Harness(CommandLine):
     def after_fit(self) -> None:
         close_run(self.trainer)
         self._say_how_to_go_on()
+
+    @rank_zero_only
+    def after_test(self) -> None:
+        close_evaluation(self.trainer)
+
+    after_validate = after_test
 
     @rank_zero_only
     def after_early_end(self) -> None:

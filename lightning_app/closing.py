@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from lightning_app.data.compression import verbatim_share
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
+from lightning_app.data.verbatim import verbatim_share
 from lightning_app.errors import DamagedError, InputError
+from lightning_app.measured import figures, measures_all
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.peers import Peers, peers_of
+from lightning_app.peers import peers_of
 from lightning_app.plugins import here, load
+from lightning_app.reports import beside
 from lightning_app.reports.events import Closed
 from lightning_app.reports.loss_curve import draw_loss
 from lightning_app.reports.record import Numbers, Record
@@ -76,10 +78,12 @@ def close_run(trainer: L.Trainer, *, patience: float = math.inf) -> Sampled | No
     draw_loss(records, folder.loss_picture, title=folder.title)
     _draw_pages(trainer, folder, data)
     sampled = _sample_best(trainer, folder, data, patience) if best else None
-    peers = peers_of(data)
-    rows = _rows(folder, records, best, sampled, peers)
+    peers = peers_of(data) if measures_all(trainer, "val") else None
+    verbatim = sampled.verbatim if sampled else None
+    closed = Closed(more=_measures(best), verbatim=verbatim, **figures(trainer, peers))
+    rows = _rows(folder, records, best, sampled, closed)
     print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
-    _record(trainer, folder, best, sampled, peers)
+    _record(trainer, folder, closed)
     return sampled
 
 
@@ -151,7 +155,7 @@ def _rows(
     records: Sequence[Record],
     best: Numbers | None,
     sampled: Sampled | None,
-    peers: Peers | None,
+    closed: Closed | None,
 ) -> list[tuple[str, str]]:
     """Name and value of each line of the table."""
     rows: list[tuple[str, str]] = []
@@ -162,7 +166,8 @@ def _rows(
             ("perplexity", f"{best.values['val/ppl']:.2f}"),
             ("bits per byte", f"{best.values['val/bpb']:.3f}" if "val/bpb" in best.values else "unknown"),
         ]
-    rows += _rows_of_peers(peers)
+    if closed is not None:
+        rows += beside.rows(beside.of([closed])) or [("  compressors", "not computed")]
     if best is not None:
         rows += [("accuracy", f"{best.values['val/acc']:.3f}"), ("macro F1", f"{best.values['val/f1']:.3f}")]
     rates = series(records, "tokens_per_s")[1]
@@ -186,17 +191,6 @@ def _rows(
     return [*rows, *((name, str(file)) for name, file in folder.of_loggers().items())]
 
 
-def _rows_of_peers(peers: Peers | None) -> list[tuple[str, str]]:
-    """What a model's bits per byte are to be compared with."""
-    if peers is None:
-        return [("  the compressor", "not computed")]
-    return [
-        ("  counts of 5-grams", f"{peers.fivegrams:.3f}  (Kneser-Ney's, of the training text)"),
-        ("  of trigrams", f"{peers.trigrams:.3f}"),
-        ("  the compressor", f"{peers.lzma:.3f}  (LZMA2 after the training text)"),
-    ]
-
-
 def _noted(name: str, path: Path, best: Numbers | None) -> str:
     """The step of a best checkpoint that is not of the log's best validation: a run that went back keeps the better."""
     if name != "best" or best is None or not path.is_file():
@@ -208,24 +202,19 @@ def _noted(name: str, path: Path, best: Numbers | None) -> str:
     return "" if step == best.step else f"  (of step {step})"
 
 
-def _record(
-    trainer: L.Trainer,
-    folder: RunFolder,
-    best: Numbers | None,
-    sampled: Sampled | None,
-    peers: Peers | None,
-) -> None:
+def _measures(best: Numbers | None) -> dict[str, float | None]:
+    return {name: x for name, x in (best.values if best else {}).items() if name.startswith("val/")}
+
+
+def _record(trainer: L.Trainer, folder: RunFolder, closed: Closed) -> None:
     """Into the log as an event, and into the loggers' tables of hyperparameters."""
-    measures = {name: x for name, x in (best.values if best else {}).items() if name.startswith("val/")}
-    verbatim = sampled.verbatim if sampled else None
-    found = {f"{name}_bpb": x for name, x in asdict(peers).items()} if peers else {"lzma_bpb": None}
-    RunLog.event(trainer, Closed(more=measures, verbatim=verbatim, **found))
+    RunLog.event(trainer, closed)
     if config := folder.config():
         given = [(key, value) for key, value in leaves(config) if value is not None]
         flat = {key: value if isinstance(value, int | float | str) else str(value) for key, value in given}
         for logger in trainer.loggers:
             if not isinstance(logger, JSONLinesLogger):
-                best_values = {f"best/{name}": x for name, x in measures.items() if x is not None}
+                best_values = {f"best/{name}": x for name, x in closed.more.items() if x is not None}
                 _tell(logger, flat, best_values, step=trainer.global_step)
 
 

@@ -1,59 +1,81 @@
-"""What needs no model, on the validation text after the training text: what a model's bits per byte stand beside."""
+"""What needs no model, on a text after the training text: what a model's bits per byte stand beside."""
 
 from __future__ import annotations
 
 import math
+import subprocess
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_app.data.compression import lzma_bits_per_byte
+from lightning_app.data.compressors import bits_per_byte, installed
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.token_cache import TokenArray
 from lightning_app.models.ngrams import UNKNOWN, NGramCounts
 
-LIMIT = 32 * 2**20  # bytes: beyond this LZMA's highest preset takes minutes
+LIMIT = 32 * 2**20  # bytes of a text: beyond this LZMA's highest preset takes minutes
 AT_ONCE = 2**22  # probabilities that are worked on at once: 16 MiB
 
 
 @dataclass(frozen=True)
 class Peers:
-    """Bits per byte of the validation text.
+    """Bits per byte of a text.
 
     Attributes:
-        lzma: of LZMA2, which adapts to it.
         trigrams: of Kneser-Ney's counts of the training text, with the run's tokens; they do not adapt.
         fivegrams: the same of 5 tokens.
+        lzma, ppmd, zpaq: of compressors after the training text, which adapt. None of what is not installed, fails, or
+            is too slow for so much text.
     """
 
-    lzma: float
     trigrams: float
     fivegrams: float
+    lzma: float | None
+    ppmd: float | None
+    zpaq: float | None
 
 
-def peers_of(data: TextDataModule) -> Peers | None:
-    """None where it would not compare (no validation, pairs, a part of the text, a tokenizer that loses some of it), or
-    there is too much text."""
+def peers_of(data: TextDataModule, split: str = "val") -> Peers | None:
+    """What a split's text needs after the training text, and after validation's where that is dealt out of it.
+
+    None where it would not compare (there is no such text, pairs, a part of a text, a tokenizer that loses some of it),
+    or there is too much text.
+    """
     if data.streamed("train"):
         return None
-    names = [name for name in ("train", "val") if data.splits.origin(name)]
+    before = ["train", *["val"] * (split != "val" and data.splits.deals_out("val"))]
+    names = [name for name in (*before, split) if data.splits.origin(name)]
     sources = [data.splits.source(part) for name in names for part in data.splits.parts(name)]
-    texts = [data.tokens("train"), data.tokens("val")] if len(names) == 2 else []
-    whole = bool(texts) and all(source.max_samples is None for source in sources)
-    if not whole or any(t.prompt_lengths is not None or t.manifest.lost or t.n_bytes > LIMIT for t in texts):
+    whole = len(names) == len(before) + 1 and all(source.max_samples is None for source in sources)
+    arrays = [data.tokens(name) for name in names] if whole else []
+    if not arrays or any(t.prompt_lengths is not None or t.manifest.lost or t.n_bytes > LIMIT for t in arrays):
         return None
-    train, val = ("\n".join(data.texts(split)).encode() for split in ("train", "val"))
-    if not val or not train:
+    read, text = ("\n".join(t for name in some for t in data.texts(name)).encode() for some in (before, [split]))
+    if not read or not text:
         return None
-    trigrams, fivegrams = (_of_counts(*texts, order=order, vocab_size=data.vocab_size) for order in (3, 5))
-    return Peers(lzma_bits_per_byte(train, val), trigrams, fivegrams)
+    ids = torch.cat([_whole(tokens) for tokens in arrays[:-1]])
+    trigrams, fivegrams = (_of_counts(ids, arrays[-1], order=order, vocab_size=data.vocab_size) for order in (3, 5))
+    found = _of_compressors(text, after=read)
+    return Peers(trigrams, fivegrams, found["lzma"], found["ppmd"], found["zpaq"])
 
 
-def _of_counts(train: TokenArray, val: TokenArray, *, order: int, vocab_size: int) -> float:
-    counts = NGramCounts.of(_whole(train), order=order, vocab_size=vocab_size)
-    tokens = _whole(val)
+def _of_compressors(text: bytes, *, after: bytes) -> dict[str, float | None]:
+    found: dict[str, float | None] = dict.fromkeys(("lzma", "ppmd", "zpaq"))
+    for one in installed():
+        if one.least <= len(after) + len(text) <= one.most:
+            try:
+                found[one.name] = bits_per_byte(one.size, text, after=after)
+            except (OSError, subprocess.SubprocessError) as error:
+                rank_zero_info(f"{one.name} is left out of what bits per byte stand beside: {error}")
+    return found
+
+
+def _of_counts(train: Tensor, text: TokenArray, *, order: int, vocab_size: int) -> float:
+    counts = NGramCounts.of(train, order=order, vocab_size=vocab_size)
+    tokens = _whole(text)
     known = torch.cat([tokens.new_full((order - 1,), UNKNOWN), tokens])
     contexts, rows = known[:-1].unfold(0, order - 1, 1), max(1, AT_ONCE // vocab_size)
     nats = 0.0
@@ -61,7 +83,7 @@ def _of_counts(train: TokenArray, val: TokenArray, *, order: int, vocab_size: in
         p = counts.distribution(contexts[start : start + rows])
         wanted = tokens[start : start + rows, None]
         nats -= float(p.gather(1, wanted).double().log().sum())
-    return nats / math.log(2) / val.n_bytes
+    return nats / math.log(2) / text.n_bytes
 
 
 def _whole(text: TokenArray) -> Tensor:

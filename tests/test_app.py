@@ -66,7 +66,7 @@ def test_a_fit_leaves_one_folder_with_everything_in_it(
         "val loss",
         "perplexity",
         "bits per byte",
-        "the compressor",
+        "LZMA2",
         "accuracy",
         "speed",
         "verbatim",

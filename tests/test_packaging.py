@@ -24,7 +24,7 @@ FILES_OF_EXTRA = {
     "lora": ("lightning_app/models/adapters.py", "lightning_app/models/lora.py"),
     "gguf": ("lightning_app/export/llama_cpp.py",),
     "onnx": ("lightning_app/export/onnx.py",),
-    "experiments": ("experiments/",),
+    "experiments": ("experiments/", "lightning_app/data/compressors.py"),
 }
 NOT_IMPORTED = {  # by lightning_app, and still a user's dependency
     "tensorboard": "Lightning's TensorBoardLogger",

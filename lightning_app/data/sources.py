@@ -264,10 +264,13 @@ class Splits:
         """Whether the documents of a split are read while it is trained on."""
         return name in self.sources and self.sources[name].streaming
 
+    def deals_out(self, name: str) -> bool:
+        """Whether a split is a share of train's documents."""
+        return self.split is not None and name in ("val", "test") and getattr(self.split, name) > 0
+
     def origin(self, name: str) -> str | None:
         """The split whose documents `name` reads: itself, a stand-in for predict, or None where there are none."""
-        shared = self.split is not None and name in ("val", "test") and getattr(self.split, name) > 0
-        if name in self.sources or name in self._parts_of or shared:
+        if name in self.sources or name in self._parts_of or self.deals_out(name):
             return name
         return next(filter(None, map(self.origin, ("test", "val"))), None) if name == "predict" else None
 

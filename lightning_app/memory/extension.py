@@ -185,6 +185,10 @@ class Memory(Extension):
         for reader in self.readers:
             reader.bank.end_evaluation()
 
+    @property
+    def adapts(self) -> bool:
+        return any(reader.writes != "never" for reader in self.readers)
+
     @contextmanager
     def _session(self) -> Iterator[None]:
         """Writes go to a copy until this ends, as in an evaluation; within an open session nothing changes."""

@@ -109,6 +109,11 @@ class Extension(nn.Module):
     def end_evaluation(self) -> None:
         """Forget the copy. Called also where none has begun."""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether what an evaluation has read changes what is said of the rest of it."""
+        return False
+
     def during_generation(self, tokens: Iterator[Tensor], ids: Tensor) -> Iterator[Tensor]:
         """The tokens, (B,) each, that continue (B, T) ids; what is between two of them is this extension's time."""
         return tokens

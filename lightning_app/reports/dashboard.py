@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from lightning_app.plugins import IDEAS, Idea, here, load
+from lightning_app.reports.beside import tables
 from lightning_app.reports.page import Section, draw_page, write_page
 from lightning_app.reports.parts import Part, html_table, plain
 from lightning_app.reports.record import Event, Record
@@ -43,7 +44,8 @@ def _run(records: Sequence[Record]) -> list[Part]:
     names = ("event", "step", "field", "value")
     note = f'<p class="note">{len(records):,} records, {last_step(records):,} optimizer steps.</p>'
     gone = [f'<p class="bad">Not drawn: {escape(idea.missing)}.</p>' for idea in _wanted(records) if not idea.is_here]
-    return [*gone, note, html_table("Settings and outcome", names, rows, texts=(0, 2, 3))] if rows or gone else []
+    whole = html_table("Settings and outcome", names, rows, texts=(0, 2, 3))
+    return [*gone, note, *tables(records), whole] if rows or gone else []
 
 
 def _wanted(records: Sequence[Record]) -> list[Idea]:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from lightning_app.plugins import here, load
-from lightning_app.reports.record import Event, Numbers, Other, Record, Row
+from lightning_app.reports.record import Event, Numbers, Other, Record, Row, finite
 
 COMMANDS = ("validate", "test")  # their numbers are not a part of a fit's curves
 
@@ -128,22 +128,77 @@ class Trained(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Closed(Event):
+class Beside(Event):
+    """What a model's bits per byte of a text stand beside: those of what needs no model.
+
+    Attributes:
+        lzma_bpb: of LZMA after the training text.
+        trigrams_bpb: of counts of the training text.
+        fivegrams_bpb: the same of 5 tokens.
+        ppmd_bpb: of PPMd after the training text, where it is installed.
+        zpaq_bpb: the same of zpaq.
+        adapts: whether the model learned from the text while it was measured.
+    """
+
+    lzma_bpb: float | None
+    trigrams_bpb: float | None = None
+    fivegrams_bpb: float | None = None
+    ppmd_bpb: float | None = None
+    zpaq_bpb: float | None = None
+    adapts: bool = False
+
+    @property
+    def text(self) -> str | None:
+        """The split that was measured."""
+        raise NotImplementedError
+
+    @property
+    def model_bpb(self) -> float | None:
+        """The model's own."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed(Beside):
     """The end of a run: `more` has the measures of its best validation by name.
 
     Attributes:
-        lzma_bpb: bits per byte of LZMA on the same text.
-        trigrams_bpb: of counts of the training text.
-        fivegrams_bpb: the same of 5 tokens.
         verbatim: share of what was sampled that stands in the training text.
     """
 
     NAME = "closed"
     is_of_the_whole = True
-    lzma_bpb: float | None
-    trigrams_bpb: float | None = None
-    fivegrams_bpb: float | None = None
     verbatim: float | None
+
+    @property
+    def text(self) -> str:
+        return "val"
+
+    @property
+    def model_bpb(self) -> float | None:
+        return finite(self.more.get("val/bpb"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Beside):
+    """What `validate` or `test` has measured.
+
+    Attributes:
+        split: "val" or "test".
+        bpb: of the model.
+    """
+
+    NAME = "measured"
+    split: str | None
+    bpb: float | None
+
+    @property
+    def text(self) -> str | None:
+        return self.split
+
+    @property
+    def model_bpb(self) -> float | None:
+        return self.bpb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +225,7 @@ class Cost(Event):
     measured: float | None = None
 
 
-OF_ALL_RUNS = (Data, Started, Resumed, PassageSums, Ended, Failed, Interrupted, Trained, Closed, Cost)
+OF_ALL_RUNS = (Data, Started, Resumed, PassageSums, Ended, Failed, Interrupted, Trained, Closed, Measured, Cost)
 
 
 @cache

@@ -213,6 +213,12 @@ def test_a_stream_evaluated_twice_gives_the_same_numbers(data: TextDataModule):
     assert abs(without["val/ce"] - first["val/ce"]) > 1e-3
 
 
+def test_a_model_adapts_where_an_evaluation_writes():
+    """Its bits per byte then stand beside those of compressors, not of counts."""
+    readers = (CacheReader(lam=0.5, theta=1.0), CacheReader(lam=0.5, theta=1.0, writes="never"))
+    assert [[one.adapts for one in varda(reader).extensions] for reader in readers] == [[True], [False]]
+
+
 def test_a_session_remembers_and_then_forgets():
     module = varda(CacheReader(lam=0.5, theta=1.0), segment_length=None).eval()
     before, options = digest(memory_of(module)), GenerationOptions(max_new_tokens=20)

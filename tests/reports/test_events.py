@@ -38,6 +38,7 @@ PACKAGE = Path(events.__file__).parent.parent
 COUNTS = SplitCounts(split="val", documents=2, words=9, bytes=50, tokens=12, windows=3, truncated=0, text="ab")
 NAMES = {  # as logs of all versions have them: none may ever change
     *("data", "started", "resumed", "passages", "ended", "failed", "interrupted", "trained", "closed"),
+    "measured",
     *("plasticity_started", "phase_transition", "stabilised", "analysis", "pruning_event", "regrowth_event"),
     *("rollback", "proof", "evaluation", "cost", "text_samples", "learning_rates", "controller_update"),
 }
@@ -68,7 +69,7 @@ def test_what_is_written_is_read_again(name: str):
     assert parsed(line) == whole
     bare = parsed({"event": name, "step": 7})
     assert type(bare) is kind
-    assert all(getattr(bare, field) is None for field in own)
+    assert all(getattr(bare, field) in (None, False) for field in own)
     assert bare.content() == {
         one.name: None for one in fields(kind) if one.name in own and one.default is MISSING
     }  # of the others nothing was logged
@@ -89,6 +90,7 @@ def example(hint: str) -> Any:
         "int": 3,
         "<class 'str": "x",
         "str": "x",
+        "<class 'bool": True,
         "bool": True,
         "float": 0.5,
     }.items():

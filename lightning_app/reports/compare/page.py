@@ -18,7 +18,7 @@ from lightning_app.reports.compare.charts import (
     missing_on,
     reached,
 )
-from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, results
+from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, peers, results
 from lightning_app.reports.groups import BASE, NO_CHANCE, Group, cautions, groups_of
 from lightning_app.reports.page import Section, draw_page, template, write_page
 from lightning_app.reports.parts import Grid, Part, html_table, plain, sample_card
@@ -103,7 +103,16 @@ def _results(of: Comparison) -> list[Part]:
     note = f'<p class="note">{escape(legend(groups))}</p>'
     chart = reached(groups, runs)
     table = _html(results(groups), "At the best validation of each run", runs, groups)
-    return [_lead(groups), warnings, table, note, chart if chart.data else ""]
+    return [_lead(groups), warnings, table, note, chart if chart.data else "", _peers(of)]
+
+
+def _peers(of: Comparison) -> str:
+    table = peers(of.groups)
+    return (
+        _html(table, "Bits per byte of the validation text, frozen and adapting", of.runs, of.groups)
+        if table[1]
+        else ""
+    )
 
 
 def _lead(groups: Sequence[Group]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_app.reports.beside import MODEL, of_validation
 from lightning_app.reports.groups import Group, against, cautions, groups_of
 from lightning_app.reports.intervals import Estimate
 from lightning_app.reports.parts import si
@@ -31,6 +32,24 @@ def results(groups: Sequence[Group]) -> Table:
         steps = ", ".join(f"{run.best.step:,}" if run.best else ABSENT_WORD for run in group.runs)
         rows.append([group.label, *cells, *[change] * several, steps, group.chance])
     return heads, rows
+
+
+def peers(groups: Sequence[Group]) -> Table:
+    """What the validation text needs with the model and without one, frozen and adapting apart; means over the runs of
+    a group. No rows where no log says it."""
+    found = [[_needed(run) for run in group.runs] for group in groups]
+    known = dict.fromkeys(key for runs in found for run in runs for key in run)
+    columns = sorted(known, key=lambda key: (key[0], key[1] != MODEL))
+    heads = ["run", *(f"{'adapting' if adapts else 'frozen'}: {who}" for adapts, who in columns)]
+    rows = []
+    for group, runs in zip(groups, found, strict=True):
+        means = [group.mean([run.get(key) for run in runs]) for key in columns]
+        rows.append([group.label, *("\u2013" if mean is None else f"{mean:.3f}" for mean in means)])
+    return heads, rows if columns else []
+
+
+def _needed(run: Run) -> dict[tuple[bool, str], float]:
+    return {(one.adapts, one.who): one.bits for one in of_validation(run.records)}
 
 
 def costs(groups: Sequence[Group]) -> Table:
@@ -88,10 +107,12 @@ def format_comparison(runs: Sequence[Run]) -> str:
     """For the terminal."""
     groups = groups_of(runs)
     said = [f"! {caution}" for caution in cautions(runs)]
+    without_model = peers(groups)
     parts = [
         *said,
         *format_columns(*results(groups), left=(0,)),
         "",
+        *([*format_columns(*without_model, left=(0,)), ""] if without_model[1] else []),
         *format_columns(*costs(groups), left=(0,)),
     ]
     return "\n".join([*parts, "", legend(groups)])
