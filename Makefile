@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench experiment-memory experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench speedrun experiment-memory experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ format: .venv/dev ## bring all files into shape
 
 bench: .venv/bench ## measure speed side by side with Hugging Face, litgpt and FAISS into docs/benchmarks.md (PARTS="memory text": some)
 	$(BIN)/python -m benchmarks $(PARTS)
+
+speedrun: .venv/bench ## who learns most of a text in so many CPU seconds? into docs/speedrun.md (hours; goes on where it was stopped; ARGS="--quick": minutes)
+	$(BIN)/python -m benchmarks.speedrun $(ARGS)
 
 experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, into docs/memory.md (about 40 minutes on 2 cores)
 	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main
 from benchmarks.memory import GPT2, SMALL, vectors
-from benchmarks.peers import seeded_decoder
+from benchmarks.same_weights import seeded_decoder
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.art.network import ART
 from lightning_app.art.rules import Pooling

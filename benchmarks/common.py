@@ -192,7 +192,7 @@ def header() -> str:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=where, capture_output=True, text=True)
     return (
         f"Python {platform.python_version()}, {versions}; commit {commit.stdout.strip() or 'none yet'}. "
-        f"{_processor()}, {os.cpu_count()} cores."
+        f"{processor()}, {os.cpu_count()} cores."
     )
 
 
@@ -203,7 +203,7 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     model = next(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Contestant, Row, Run, Table, compare, main, ratio_row
-from benchmarks.peers import huggingface_gpt2, seeded_decoder
+from benchmarks.same_weights import huggingface_gpt2, seeded_decoder
 from benchmarks.train_step import TINY, Shape, batches
 from lightning_app.models.losses import cross_entropy
 from lightning_app.training.callbacks.throughput import matmul_rate

@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, check_equal, compare, main, ratio_row
-from benchmarks.peers import seeded_decoder
+from benchmarks.same_weights import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape
 from lightning_app import app as harness
 from lightning_app.cli import main as command

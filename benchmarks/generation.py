@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main
-from benchmarks.peers import huggingface_gpt2, seeded_decoder
+from benchmarks.same_weights import huggingface_gpt2, seeded_decoder
 from benchmarks.train_step import SMALL, TINY, WIDE, Shape
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions, generate, use_column_major_weights

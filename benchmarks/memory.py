@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
-from benchmarks.peers import seeded_decoder
+from benchmarks.same_weights import seeded_decoder
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import ConcatReader
 from lightning_app.memory.readers.bank import MemoryBank

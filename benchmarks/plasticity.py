@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.art import training_step
 from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, main, ratio_row
 from benchmarks.memory import GPT2, SMALL
-from benchmarks.peers import seeded_decoder
+from benchmarks.same_weights import seeded_decoder
 from lightning_app.data.batch import Batch
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import token_nll

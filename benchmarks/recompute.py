@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Contestant, Row, Run, Table, check_equal, compare, main, ratio_row
-from benchmarks.peers import seeded_decoder
+from benchmarks.same_weights import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape, batches
 from lightning_app.models.losses import cross_entropy
 

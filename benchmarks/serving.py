@@ -6,7 +6,7 @@ import random
 from functools import partial
 
 from benchmarks.common import Contestant, Row, Run, Table, compare, main
-from benchmarks.peers import seeded_decoder
+from benchmarks.same_weights import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.models.generation import GenerationOptions, use_column_major_weights

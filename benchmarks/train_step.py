@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Contestant, Row, Run, Table, Timings, check_equal, compare, main, matmul_rate, ratio_row
-from benchmarks.peers import huggingface_gpt2, litgpt_gpt, seeded_decoder
+from benchmarks.same_weights import huggingface_gpt2, litgpt_gpt, seeded_decoder
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE, cross_entropy
 from lightning_app.training.allocator import tune_allocator

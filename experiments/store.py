@@ -15,18 +15,18 @@ Record = dict[str, Any]
 Job = TypeVar("Job")
 
 
-def append(folder: Path, record: Record) -> None:
+def append(folder: Path, record: Record, name: str = RESULTS) -> None:
     """One line, in one write."""
     line = json.dumps(record) + "\n"
-    with (folder / RESULTS).open("ab+", buffering=0) as file:
+    with (folder / name).open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = "\n" + line  # a crash cut the last line off
         file.write(line.encode())
 
 
-def records(folder: Path) -> list[Record]:
+def records(folder: Path, name: str = RESULTS) -> list[Record]:
     """All complete lines; one that was cut off by a crash does not count."""
-    path = folder / RESULTS
+    path = folder / name
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [record for line in lines if (record := _parsed(line)) is not None]
 

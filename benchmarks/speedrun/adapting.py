@@ -1,0 +1,60 @@
+"""This project's trained model, as it adapts to the text that it reads: `main.py test` with the overlay for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.peers.contestant import Job
+from benchmarks.peers.ours import checkpoint, options_of_config
+from benchmarks.speedrun.clock import ROOT, THREADS
+from lightning_app.errors import InputError
+from lightning_app.training.checkpoint import load_module
+
+OVERLAY = "configs/overlays/adapting.yaml"
+COUNTING = [{"class_path": "NGramReader", "init_args": {"order": 5, "writes": "evaluation"}}]
+BATCH_SIZE = 4  # windows that are scored before a step: each batch makes the counts anew, so that 1 takes long
+BPB = re.compile(r"test/bpb[^\d\n]+([\d.]+)")
+
+
+def bits_per_byte(job: Job, test: Path) -> tuple[float, float]:
+    """Of a text that is scored once and then learned, batch by batch; and the CPU seconds that it took.
+
+    Raises:
+        InputError: the command failed.
+    """
+    block = load_module(checkpoint(job))[0].backbone.max_length or 128
+    own = {
+        **options_of_config(job),
+        "ckpt_path": str(checkpoint(job)),
+        "data.test": {"path": str(test), "stride": block // 2},
+        "data.dataloader.batch_size": BATCH_SIZE,
+        "model.init_args.extensions": COUNTING,
+    }
+    given = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in own.items()]
+    command = [sys.executable, "main.py", "test", f"--config={job.options['config']}", f"--config={OVERLAY}", *given]
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads))}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    found = BPB.search(said)
+    if process.returncode or found is None:
+        raise InputError(f"reading {test} while adapting failed ({process.returncode}):\n{said[-2000:]}")
+    return _with_first(float(found[1]), job, test), usage.ru_utime + usage.ru_stime
+
+
+def _with_first(bpb: float, job: Job, test: Path) -> float:
+    """`test` does not score the first token: it costs as much here as in the other table."""
+    module, tokenizer = load_module(checkpoint(job))
+    text = test.read_bytes()
+    first = len(tokenizer.decode_bytes(tokenizer.encode(text[:200].decode(errors="ignore"))[:1]))
+    return (bpb * (len(text) - first) + math.log2(module.backbone.vocab_size)) / len(text)

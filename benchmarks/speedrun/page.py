@@ -1,0 +1,178 @@
+"""The page of the speedrun: two tables for each text, and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import header
+from benchmarks.speedrun.plan import OURS, Entry, Plan
+from benchmarks.speedrun.ranking import Figure, Standing, standings, verdict
+from benchmarks.speedrun.results import ADAPTING, FROZEN, Result, Results
+
+TITLE = "# The CPU speedrun"
+PICTURE = "speedrun.png"
+INTRODUCTION = """`make speedrun` wrote this page. Who knows a text best after so many CPU seconds (user and system
+time of the process and its children, from its start to the saved model)? A tokenizer is trained within them. What
+a step costs is measured before, outside of the clock, and the number of steps fixed by it; a run that takes more
+than 1 % beyond its budget is discarded and done again with fewer.
+
+Every byte of the test text is predicted once, all contestants by the same code: windows of the contestant's own
+length, half a window apart, so that each token has half a window before it; the first token costs as much as an
+even choice, and a character that a vocabulary lacks costs an escape and its bytes. Recipes are chosen by the
+held-out text, at the smaller budget, on the first text. Contestants and trials: `benchmarks/speedrun/plan.yaml`;
+what of them is done again here: `benchmarks/peers`. Each run: `docs/results/speedrun.jsonl`."""
+
+
+def write(results: Results, plan: Plan, out: Path, *, threads: int, text_names: Sequence[str]) -> Path:
+    """speedrun.md, with its picture in `images`."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    known = [name for name in text_names if results.of(FROZEN, text=name) or results.of(ADAPTING, text=name)]
+    drawn = draw(results, plan, known, out / "images" / PICTURE)
+    parts = [TITLE, INTRODUCTION, _machine(results, threads)]
+    if drawn:
+        parts.append(f"![Bits per byte of the test texts against CPU seconds](images/{PICTURE})")
+    for name in known:
+        parts += [f"## {name}", *_tables(results, plan, name)]
+    parts += ["## What it took", _spent(results, plan)]
+    path = out / "speedrun.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _machine(results: Results, threads: int) -> str:
+    commits = sorted({result.commit for result in results if result.commit})
+    machines = sorted({result.machine for result in results if result.machine})
+    own = sorted({result.key.threads for result in results if result.key.table == FROZEN}) or [threads]
+    numbers = " or ".join(str(n) for n in own)
+    return (
+        f"Threads of each run: {numbers}. Commits of the runs: {', '.join(f'`{name}`' for name in commits)}. Machine: "
+        f"{'; '.join(machines)}. This page: {header()}"
+    )
+
+
+def _tables(results: Results, plan: Plan, text: str) -> list[str]:
+    frozen = standings(results, FROZEN, text, plan.budgets)
+    adapting = standings(results, ADAPTING, text, plan.budgets)
+    parts = []
+    if frozen:
+        parts += ["### Frozen", _frozen(frozen, plan), _first(frozen, plan)]
+    if adapting:
+        parts += ["### Adapting", _adapting(adapting, plan), _first(adapting, plan)]
+    return parts
+
+
+def _frozen(found: Sequence[Standing], plan: Plan) -> str:
+    names = [f"bits per byte at {budget:g} s" for budget in plan.budgets]
+    head = ["", "contestant", *names, "CPU s", "steps", "trial"]
+    rows = [[str(i), _title(one, plan), *_figures(one, plan), *_runs(one, plan)] for i, one in enumerate(found, 1)]
+    note = (
+        "Mean ± standard error, and how many seeds. CPU seconds and steps are means of the runs at each budget; the "
+        "trial is the number of the chosen one, of those of the plan."
+    )
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _adapting(found: Sequence[Standing], plan: Plan) -> str:
+    names = [f"bits per byte at {budget:g} s" for budget in plan.budgets]
+    rows = [[str(i), _title(one, plan), *_figures(one, plan), _seconds(one)] for i, one in enumerate(found, 1)]
+    note = (
+        "What adapts learns from what it has read of the test text. Archives: what the test text adds to one of the "
+        "training text. CPU seconds: to read the test text (archives: both texts, twice the first)."
+    )
+    return f"{_table(['', 'contestant', *names, 'CPU s'], rows)}\n\n{note}"
+
+
+def _figures(standing: Standing, plan: Plan) -> list[str]:
+    return [_shown(standing.figures[b]) if b in standing.figures else "not run" for b in plan.budgets]
+
+
+def _shown(figure: Figure) -> str:
+    if figure.error is None:
+        return f"{figure.mean:.4f} (1)"
+    return f"{figure.mean:.4f} ± {figure.error:.4f} ({figure.n})" if figure.error else f"{figure.mean:.4f}"
+
+
+def _runs(standing: Standing, plan: Plan) -> list[str]:
+    """CPU seconds, steps, and the trial that was chosen."""
+    seconds, steps = [], []
+    for budget in plan.budgets:
+        own = [r for r in standing.results if r.key.budget == budget]
+        if own:
+            seconds.append(f"{_mean([r.cpu_seconds for r in own]):.1f}")
+            steps.append(f"{_mean([float(r.steps) for r in own]):,.0f}")
+    without_budget = [f"{standing.results[0].cpu_seconds:.1f}"]
+    return [", ".join(seconds or without_budget), ", ".join(steps), str(standing.results[-1].trial)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _seconds(standing: Standing) -> str:
+    return f"{_mean([r.cpu_seconds for r in standing.results]):.1f}"
+
+
+def _title(standing: Standing, plan: Plan) -> str:
+    titles = {entry.name: entry.title for entry in plan.contestants}
+    return titles.get(standing.contestant, standing.contestant)
+
+
+def _first(found: Sequence[Standing], plan: Plan) -> str:
+    """Whether the first place is more than chance, at each budget."""
+    lines = []
+    for budget in plan.budgets:
+        own = sorted((s for s in found if budget in s.figures), key=lambda s: s.figures[budget].mean)
+        if len(own) > 1:
+            first, second = (_title(one, plan) for one in own[:2])
+            said = verdict(own[0].figures[budget], own[1].figures[budget])
+            lines.append(f"- At {budget:g} s: {first} before {second}; {said}.")
+    return "\n".join(lines)
+
+
+def _spent(results: Results, plan: Plan) -> str:
+    rows = [_spent_on(entry, results, plan) for entry in plan.contestants]
+    note = "CPU hours of all trainings: trials, calibrations and what was discarded; scoring is left out."
+    return f"{_table(['contestant', 'trials', 'of', 'runs', 'discarded', 'CPU hours'], rows)}\n\n{note}"
+
+
+def _spent_on(entry: Entry, results: Results, plan: Plan) -> list[str]:
+    own: list[Result] = results.of(FROZEN, contestant=entry.name)
+    trials = {r.trial for r in own if r.key.seed == 0 and r.key.budget in (0, plan.budgets[0])}
+    hours = sum(r.spent for r in own) / 3600
+    numbers = [len(trials), len(entry.trials), len(own), sum(r.discarded for r in own)]
+    return [entry.title, *map(str, numbers), f"{hours:.2f}"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def draw(results: Results, plan: Plan, text_names: Sequence[str], path: Path) -> bool:
+    """A panel for each text: what is trained as points, what is not as lines; False where there is nothing to draw."""
+    from matplotlib.figure import Figure as Picture  # a second of import, only where a picture is drawn
+
+    if not text_names:
+        return False
+    picture = Picture(figsize=(1 + 5 * len(text_names), 5), layout="constrained")
+    for number, name in enumerate(text_names, 1):
+        axes = picture.add_subplot(1, len(text_names), number)
+        for table, style in ((FROZEN, "-"), (ADAPTING, "--")):
+            for one in standings(results, table, name, plan.budgets):
+                _draw_one(axes, one, plan, style)
+        axes.set(title=name, xlabel="CPU seconds", ylabel="bits per byte")
+        axes.set_xticks(plan.budgets, [f"{budget:g}" for budget in plan.budgets], minor=False)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize="x-small")
+    picture.savefig(path, dpi=120)
+    return True
+
+
+def _draw_one(axes, standing: Standing, plan: Plan, style: str) -> None:  # type: ignore[no-untyped-def]
+    """Thick where it is ours, dashed where it adapts."""
+    budgets = sorted(standing.figures)
+    means = [standing.figures[budget].mean for budget in budgets]
+    label = _title(standing, plan) + (", adapting" if style == "--" and standing.contestant == OURS else "")
+    width = 2.5 if standing.contestant == OURS else 1.0
+    trained = bool(standing.results[0].key.budget)
+    axes.plot(budgets, means, style if trained else ":", marker="o" if trained else None, linewidth=width, label=label)

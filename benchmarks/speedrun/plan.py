@@ -1,0 +1,85 @@
+"""The plan, from its file: who runs what, for how long and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_app.errors import InputError
+
+PLAN = Path(__file__).with_name("plan.yaml")
+OURS = "ours"
+COUNTS = "counts"  # the kind that has no steps, hence no budget
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant.
+
+    Attributes:
+        kind: see `benchmarks.peers.contestant`.
+        recipe: its options.
+        trials: changes of them.
+    """
+
+    name: str
+    kind: str
+    title: str
+    recipe: dict[str, Any]
+    trials: list[dict[str, Any]]
+
+    @property
+    def is_neural(self) -> bool:
+        return self.kind != COUNTS
+
+    def options(self, trial: int) -> dict[str, Any]:
+        return {**self.recipe, **self.trials[trial]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is run.
+
+    Attributes:
+        budgets: CPU seconds, the smaller one first: trials have that.
+        seeds: of each chosen recipe.
+        seeds_of_first: of ours and the best rival, on the text of the trials.
+        overshoot: of the budget, beyond which a run is discarded.
+        trials: of each neural contestant.
+        heldout_bytes: see plan.yaml.
+    """
+
+    budgets: list[float]
+    seeds: int
+    seeds_of_first: int
+    overshoot: float
+    trials: int
+    heldout_bytes: int
+    contestants: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, *, quick: bool = False, path: Path = PLAN) -> Plan:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        numbers = {**raw, **(raw["quick"] if quick else {})}
+        names = ("budgets", "seeds", "seeds_of_first", "overshoot", "trials", "heldout_bytes")
+        entries = [Entry(name, **options) for name, options in raw["contestants"].items()]
+        entries = [entry for entry in entries if entry.name not in numbers.get("without", [])]
+        return cls(**{name: numbers[name] for name in names}, contestants=entries)
+
+    def only(self, names: list[str]) -> Plan:
+        """With these contestants.
+
+        Raises:
+            InputError: one that is not there.
+        """
+        known = [entry.name for entry in self.contestants]
+        if unknown := sorted(set(names) - set(known)):
+            raise InputError(f"there is no contestant {unknown[0]}; there are {', '.join(known)}")
+        return replace(self, contestants=[entry for entry in self.contestants if entry.name in names])
+
+    def number_of_trials(self, entry: Entry) -> int:
+        """As many for each neural contestant."""
+        return min(self.trials, len(entry.trials))
