@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.texts import TITLE
 from lightning_app.errors import InputError
+from lightning_app.io import write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
 ARTICLES, WIKITEXT, SHAKESPEARE = "articles", "wikitext-2", "tiny-shakespeare"
@@ -83,5 +84,6 @@ def _written(folder: Path, name: str, parts: tuple[str, str, str]) -> Text:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder.absolute() / f"{part}.txt" for part in ("train", "heldout", "test")]
     for path, part in zip(paths, parts, strict=True):
-        path.write_bytes(part.encode())
+        if not path.is_file() or path.read_bytes() != part.encode():  # another process may be reading it
+            write_atomic(path, part.encode())
     return Text(name, *paths)
