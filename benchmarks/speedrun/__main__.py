@@ -33,7 +33,9 @@ def main(words: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     work = Path(options.work)
-    texts, plan = _texts(options, work), _plan(options)
+    known, plan = _texts(options, work), _plan(options)
+    texts = _wanted(known, options)
+    trial_text = texts[0].name if options.quick else next(iter(known))
     out = Path(options.out or (tempfile.mkdtemp(prefix="speedrun-") if options.quick else ROOT / "docs"))
     results = Results(out / "results")
     names = [text.name for text in texts]
@@ -43,7 +45,9 @@ def _run(options: argparse.Namespace) -> int:
     def write_page() -> None:
         page.write(results, whole, out, threads=options.threads, text_names=_in_order(results, names))
 
-    failed = [] if options.page else Runner(plan, texts, results, work, options.threads, write_page).run_all()
+    failed = (
+        [] if options.page else Runner(plan, texts, trial_text, results, work, options.threads, write_page).run_all()
+    )
     write_page()
     print(f"{out / 'speedrun.md'}: {len(failed)} of the runs failed")
     return 1 if failed else 0
@@ -54,19 +58,27 @@ def _in_order(results: Results, names: list[str]) -> list[str]:
     return [*names, *sorted({result.key.text for result in results} - set(names))]
 
 
-def _texts(options: argparse.Namespace, work: Path) -> list[Text]:
-    """The user's own text, or those that are there.
+def _texts(options: argparse.Namespace, work: Path) -> dict[str, Text]:
+    """The user's own text, or those that are there; the first one is that of the trials.
 
     Raises:
-        InputError: a part of it is missing, or a name is unknown.
+        InputError: a part of it is missing.
     """
     three = [options.train, options.heldout, options.test]
     if any(three):
         if not all(three):
             raise InputError("--train, --heldout and --test belong together: give all three files, and a --name")
-        return [Text.given(options.name, *three)]
-    known = known_texts(work, Path(options.shared))
-    wanted = options.texts or ([ARTICLES] if options.quick else list(known))
+        return {options.name: Text.given(options.name, *three)}
+    return known_texts(work, Path(options.shared))
+
+
+def _wanted(known: dict[str, Text], options: argparse.Namespace) -> list[Text]:
+    """Those that are asked for; all of them, where none is.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    wanted = options.texts or ([ARTICLES] if options.quick and ARTICLES in known else list(known))
     if unknown := [name for name in wanted if name not in known]:
         raise InputError(f"there is no text {unknown[0]}; there are {', '.join(known)} (--shared says where to look)")
     return [known[name] for name in wanted]
@@ -85,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speedrun", description=__doc__, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="small budgets, the articles, into a temporary folder")
     parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help="these contestants of plan.yaml")
-    parser.add_argument("--texts", nargs="+", help="of those that are there; the first one is that of the trials")
+    parser.add_argument("--texts", nargs="+", help="of those that are there")
     parser.add_argument("--train", help="a text of your own, with --heldout, --test and --name")
     parser.add_argument("--heldout", help="what recipes are chosen by")
     parser.add_argument("--test", help="what is scored")

@@ -21,7 +21,9 @@ Every byte of the test text is predicted once, all contestants by the same code:
 length, half a window apart, so that each token has half a window before it; the first token costs as much as an
 even choice, and a character that a vocabulary lacks costs an escape and its bytes. Recipes are chosen by the
 held-out text, at the smaller budget, on the first text. Contestants and trials: `benchmarks/speedrun/plan.yaml`;
-what of them is done again here: `benchmarks/peers`. Each run: `docs/results/speedrun.jsonl`."""
+what of them is done again here: `benchmarks/peers`. Each run:
+`docs/results/speedrun.jsonl`. How long a neural contestant takes to reach PPMd's figure is not measured: a run is
+scored at its end alone."""
 
 
 def write(results: Results, plan: Plan, out: Path, *, threads: int, text_names: Sequence[str]) -> Path:

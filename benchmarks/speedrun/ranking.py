@@ -51,8 +51,8 @@ class Standing:
         return next((self.figures[budget] for budget in reversed(budgets) if budget in self.figures), None)
 
 
-def chosen(results: Results, entry: Entry, text: str, budget: float, threads: int) -> int | None:
-    """The trial with the fewest bits per byte of the held-out text; None before the first one."""
+def chosen(results: Results, entry: Entry, text: str, budget: float, threads: int) -> int:
+    """The trial with the fewest bits per byte of the held-out text; the recipe before there is one."""
     found = results.of(FROZEN, contestant=entry.name, text=text, seed=0, threads=threads)
     options = [entry.options(trial) for trial in range(len(entry.trials))]
     tried = {
@@ -60,7 +60,7 @@ def chosen(results: Results, entry: Entry, text: str, budget: float, threads: in
         for r in found
         if r.heldout_bpb is not None and r.key.options in options and r.key.budget in (0, budget)
     }
-    return min(tried, key=lambda trial: tried[trial]) if tried else None
+    return min(tried, key=lambda trial: tried[trial]) if tried else 0
 
 
 def standings(results: Results, table: str, text: str, budgets: Sequence[float]) -> list[Standing]:

@@ -26,12 +26,14 @@ class Runner:
     """Runs what is missing, and calls `done` after each result.
 
     Attributes:
-        texts: the first one is that of the trials.
+        texts: what is run on.
+        trial_text: the name of the one that trials are run on, if it is among them.
         work: where models lie.
     """
 
     plan: Plan
     texts: Sequence[Text]
+    trial_text: str
     results: Results
     work: Path
     threads: int
@@ -55,11 +57,13 @@ class Runner:
 
     def _trials(self) -> list[Callable[[], None]]:
         """The recipe of each contestant first, then the second trial of each, and so on."""
-        found = [
-            (trial, entry) for entry in self.plan.contestants for trial in range(self.plan.number_of_trials(entry))
-        ]
-        in_order = sorted(found, key=lambda one: one[0])
-        return [lambda e=entry, t=trial: self._trial(e, t) for trial, entry in in_order]  # type: ignore[misc]
+        entries = self.plan.contestants
+        found = [(t, e, n) for t in self.texts if t.name == self.trial_text for e in entries for n in self._numbers(e)]
+        in_order = sorted(found, key=lambda one: one[2])
+        return [lambda job=job: self._trial(*job) for job in in_order]  # type: ignore[misc]
+
+    def _numbers(self, entry: Entry) -> range:
+        return range(self.plan.number_of_trials(entry))
 
     def _chosen(self) -> list[Callable[[], None]]:
         """All seeds, texts and budgets of what the trials have chosen."""
@@ -79,22 +83,22 @@ class Runner:
             if found is not None:
                 self._add(Result(key, cpu_seconds=found[1], spent=found[1], test_bpb=found[0]))
 
-    def _trial(self, entry: Entry, trial: int) -> None:
-        self.ensure(entry, self.texts[0], self.plan.budgets[0], 0, trial, test=False)
+    def _trial(self, text: Text, entry: Entry, trial: int) -> None:
+        self.ensure(entry, text, self.plan.budgets[0], 0, trial, test=False)
 
     def _final(self, entry: Entry, text: Text, budget: float, seed: int) -> None:
         if not entry.is_neural and (seed or budget != self.plan.budgets[0]):
             return  # it has no budget, and no chance in it
-        trial = ranking.chosen(self.results, entry, self.texts[0].name, self.plan.budgets[0], self.threads)
-        if trial is None or seed >= self._seeds(entry, text):
+        if seed >= self._seeds(entry, text):
             return
+        trial = ranking.chosen(self.results, entry, self.trial_text, self.plan.budgets[0], self.threads)
         result = self.ensure(entry, text, budget, seed, trial, test=True)
         if entry.name == OURS:
             self._adapting(entry, text, result)
 
     def _seeds(self, entry: Entry, text: Text) -> int:
         """More for ours and the best rival, where trials were."""
-        of_first = text is self.texts[0] and entry.name in (OURS, self._best_rival(text))
+        of_first = text.name == self.trial_text and entry.name in (OURS, self._best_rival(text))
         return max(self.plan.seeds, self.plan.seeds_of_first) if of_first else self.plan.seeds
 
     def _best_rival(self, text: Text) -> str | None:

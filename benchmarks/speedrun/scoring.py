@@ -54,7 +54,7 @@ def _scored(reader: Reader, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(P,) nats of tokens, float64, and their places (P,)."""
     all_windows = windows(len(ids), reader.block_size)
     length = min(reader.block_size, len(ids) - 1)
-    rows = max(1, AT_ONCE // (length * reader.vocabulary.size))
+    rows = max(1, AT_ONCE // max(1, length * reader.vocabulary.size))
     for i in range(0, len(all_windows), rows):
         part = all_windows[i : i + rows]
         places = torch.tensor([window.start for window in part])[:, None] + torch.arange(length + 1)
