@@ -223,6 +223,16 @@ def test_the_best_by_held_out_text_is_chosen_whatever_the_test_text_says(tmp_pat
     assert chosen(results, NEURAL, text.name, 240, 1) == 1
 
 
+def test_a_figure_is_of_the_recipe_that_was_chosen_last(tmp_path: Path, text: Text):
+    results = Results(tmp_path)
+    for trial, values in ((0, [1.0, 1.1]), (1, [1.5, 1.6])):
+        for seed, value in enumerate(values):
+            key = key_of(NEURAL, text, options=NEURAL.options(trial), seed=seed)
+            results.add(Result(key, trial=trial, heldout_bpb=value, test_bpb=value))
+    (standing,) = standings(results, FROZEN, text.name, [240])
+    assert (standing.figures[240].mean, standing.figures[240].n) == (pytest.approx(1.55), 2)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [

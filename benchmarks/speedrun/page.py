@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import header
 from benchmarks.speedrun.plan import OURS, Entry, Plan
@@ -12,6 +13,7 @@ from benchmarks.speedrun.results import ADAPTING, FROZEN, Result, Results
 
 TITLE = "# The CPU speedrun"
 PICTURE = "speedrun.png"
+HIGHEST = 2.0  # times the best figure: what lies above is left to the legend
 INTRODUCTION = """`make speedrun` wrote this page. Who knows a text best after so many CPU seconds (user and system
 time of the process and its children, from its start to the saved model)? A tokenizer is trained within them. What
 a step costs is measured before, outside of the clock, and the number of steps fixed by it; a run that takes more
@@ -151,30 +153,35 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(results: Results, plan: Plan, text_names: Sequence[str], path: Path) -> bool:
-    """A panel for each text: what is trained as points, what is not as lines; False where there is nothing to draw."""
+    """A panel for each text: trained models as points, the rest as lines; False where there is nothing to draw."""
     from matplotlib.figure import Figure as Picture  # a second of import, only where a picture is drawn
 
     if not text_names:
         return False
-    picture = Picture(figsize=(1 + 5 * len(text_names), 5), layout="constrained")
+    picture = Picture(figsize=(1 + 6 * len(text_names), 6), layout="constrained")
     for number, name in enumerate(text_names, 1):
         axes = picture.add_subplot(1, len(text_names), number)
-        for table, style in ((FROZEN, "-"), (ADAPTING, "--")):
-            for one in standings(results, table, name, plan.budgets):
-                _draw_one(axes, one, plan, style)
-        axes.set(title=name, xlabel="CPU seconds", ylabel="bits per byte")
-        axes.set_xticks(plan.budgets, [f"{budget:g}" for budget in plan.budgets], minor=False)
+        found = [(one, table) for table in (FROZEN, ADAPTING) for one in standings(results, table, name, plan.budgets)]
+        for i, (one, table) in enumerate(found):
+            _draw_one(axes, one, plan, colour=f"C{i % 10}", style="-" if table == FROZEN else "--")
+        axes.set(title=name, xlabel="CPU seconds", ylabel="bits per byte (dashed: adapting)")
+        best = min(figure.mean for one, _ in found for figure in one.figures.values())
+        axes.set_ylim(0.95 * best, min(axes.get_ylim()[1], HIGHEST * best))
+        axes.set_xticks(plan.budgets, [f"{budget:g}" for budget in plan.budgets])
         axes.grid(alpha=0.25)
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="upper right")
     picture.savefig(path, dpi=120)
     return True
 
 
-def _draw_one(axes, standing: Standing, plan: Plan, style: str) -> None:  # type: ignore[no-untyped-def]
-    """Thick where it is ours, dashed where it adapts."""
+def _draw_one(axes: Any, standing: Standing, plan: Plan, *, colour: str, style: str) -> None:
+    """Thick where it is ours; the legend has the figure at the largest budget."""
     budgets = sorted(standing.figures)
     means = [standing.figures[budget].mean for budget in budgets]
-    label = _title(standing, plan) + (", adapting" if style == "--" and standing.contestant == OURS else "")
-    width = 2.5 if standing.contestant == OURS else 1.0
-    trained = bool(standing.results[0].key.budget)
-    axes.plot(budgets, means, style if trained else ":", marker="o" if trained else None, linewidth=width, label=label)
+    is_ours = standing.contestant == OURS
+    adapting = ", adapting" if is_ours and style == "--" else ""
+    look = {"color": colour, "linestyle": style, "label": f"{_title(standing, plan)}{adapting}: {means[-1]:.3f}"}
+    if standing.results[0].key.budget:
+        axes.plot(budgets, means, marker="o", linewidth=2.5 if is_ours else 1, **look)
+    else:
+        axes.axhline(means[-1], linewidth=1, alpha=0.6, **look)

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.speedrun.plan import Entry
 from benchmarks.speedrun.results import FROZEN, Result, Results
@@ -58,7 +58,10 @@ def chosen(results: Results, entry: Entry, text: str, budget: float, threads: in
     tried = {
         options.index(r.key.options): r.heldout_bpb
         for r in found
-        if r.heldout_bpb is not None and r.key.options in options and r.key.budget in (0, budget)
+        if r.heldout_bpb is not None
+        and r.key.options in options
+        and r.key.budget in (0, budget)
+        and r.key.sha256 == found[-1].key.sha256
     }
     return min(tried, key=lambda trial: tried[trial]) if tried else 0
 
@@ -79,13 +82,14 @@ def _place(standing: Standing, budgets: Sequence[float]) -> tuple[int, float]:
 
 
 def _figures(results: Sequence[Result], budgets: Sequence[float]) -> dict[float, Figure]:
-    """Of the last recipe that was scored at each budget: an earlier one was chosen before all trials were run."""
+    """Of what was scored last at each budget: an earlier recipe was chosen before all trials were run, an earlier text
+    was another one."""
     found = {}
     for budget in budgets:
         own = [r for r in results if r.key.budget in (0, budget) and r.test_bpb is not None]
         if own:
-            options = own[-1].key.options
-            values = [r.test_bpb for r in own if r.key.options == options and r.test_bpb is not None]
+            last = replace(own[-1].key, seed=0)
+            values = [r.test_bpb for r in own if replace(r.key, seed=0) == last and r.test_bpb is not None]
             found[budget] = Figure.of(values, chance=own[0].key.budget != 0)
     return found
 
