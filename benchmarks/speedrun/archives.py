@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-
-from lightning_app.data.compression import lzma_bits_per_byte
 
 ORDER, MEMORY = 8, 2**28  # of PPMd: characters of context, bytes
 
 
+def lzma_size(data: bytes) -> int:
+    """Bytes of raw LZMA2 at its highest preset, with all of the data in its dictionary."""
+    dictionary = max(2**16, 1 << len(data).bit_length())
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
+    return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
+
+
 def ppmd_size(data: bytes) -> int:
     """Bytes of a PPMd archive (`pip install pyppmd`)."""
-    import pyppmd
-
-    encoder = pyppmd.Ppmd7Encoder(ORDER, MEMORY)
+    encoder = import_module("pyppmd").Ppmd7Encoder(ORDER, MEMORY)
     return len(encoder.encode(data) + encoder.flush())
 
 
@@ -31,12 +37,13 @@ def zpaq_size(data: bytes) -> int:
         return Path(folder, "archive.zpaq").stat().st_size
 
 
-def _has_ppmd() -> bool:
-    try:
-        import pyppmd  # noqa: F401
-    except ImportError:
-        return False
-    return True
+ARCHIVES = {"LZMA2": lzma_size, "PPMd": ppmd_size, "zpaq": zpaq_size}
+
+
+def is_here(name: str) -> bool:
+    """Whether it is installed."""
+    found = {"PPMd": lambda: find_spec("pyppmd"), "zpaq": lambda: shutil.which("zpaq")}
+    return name not in found or found[name]() is not None
 
 
 def bits_after(size: Callable[[bytes], int], train: bytes, test: bytes) -> float:
@@ -44,21 +51,12 @@ def bits_after(size: Callable[[bytes], int], train: bytes, test: bytes) -> float
     return 8 * (size(train + test) - size(train)) / len(test)
 
 
-# Whether it is here, and its figure.
-ARCHIVES: dict[str, tuple[Callable[[], bool], Callable[[bytes, bytes], float]]] = {
-    "LZMA2": (lambda: True, lzma_bits_per_byte),
-    "PPMd": (_has_ppmd, lambda train, test: bits_after(ppmd_size, train, test)),
-    "zpaq": (lambda: shutil.which("zpaq") is not None, lambda train, test: bits_after(zpaq_size, train, test)),
-}
-
-
 def measured(name: str, train: bytes, test: bytes) -> tuple[float, float] | None:
     """Bits per byte, and CPU seconds for both archives; None where it is not installed."""
-    is_here, figure = ARCHIVES[name]
-    if not is_here():
+    if not is_here(name):
         return None
     start = _cpu_time()
-    found = figure(train, test)
+    found = bits_after(ARCHIVES[name], train, test)
     return found, _cpu_time() - start
 
 
