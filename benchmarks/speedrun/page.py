@@ -25,7 +25,8 @@ even choice, and a character that a vocabulary lacks costs an escape and its byt
 held-out text, at the smaller budget, on the first text. Contestants and trials: `benchmarks/speedrun/plan.yaml`;
 what of them is done again here: `benchmarks/peers`. Each run:
 `docs/results/speedrun.jsonl`. How long a neural contestant takes to reach PPMd's figure is not measured: a run is
-scored at its end alone."""
+scored at its end alone. A text of one's own: `python -m benchmarks.speedrun --train FILE --heldout FILE
+--test FILE --name NAME --out FOLDER`."""
 
 
 def write(results: Results, plan: Plan, out: Path, *, threads: int, text_names: Sequence[str]) -> Path:
@@ -33,7 +34,7 @@ def write(results: Results, plan: Plan, out: Path, *, threads: int, text_names: 
     (out / "images").mkdir(parents=True, exist_ok=True)
     known = [name for name in text_names if results.of(FROZEN, text=name) or results.of(ADAPTING, text=name)]
     drawn = draw(results, plan, known, out / "images" / PICTURE)
-    parts = [TITLE, INTRODUCTION, _machine(results, threads)]
+    parts = [TITLE, INTRODUCTION, _asked(plan), _machine(results, threads)]
     if drawn:
         parts.append(f"![Bits per byte of the test texts against CPU seconds](images/{PICTURE})")
     for name in known:
@@ -42,6 +43,16 @@ def write(results: Results, plan: Plan, out: Path, *, threads: int, text_names: 
     path = out / "speedrun.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _asked(plan: Plan) -> str:
+    """What the plan is, beside which the tables show what has been run."""
+    budgets = " and ".join(f"{budget:g}" for budget in plan.budgets)
+    return (
+        f"The plan: {plan.trials} trials of each neural contestant, then at {budgets} CPU seconds {plan.seeds_of_first} "
+        f"seeds of ours and of the best rival on the first text, {plan.seeds} of all others. What has fewer seeds (in "
+        "brackets), fewer trials (below), or says `not run`, is still to be run, and may come to stand elsewhere."
+    )
 
 
 def _machine(results: Results, threads: int) -> str:
