@@ -49,7 +49,7 @@ def _asked(plan: Plan) -> str:
     """What the plan is, beside which the tables show what has been run."""
     budgets = " and ".join(f"{budget:g}" for budget in plan.budgets)
     return (
-        f"The plan: trials of each neural contestant: {plan.trials}. Then at {budgets} CPU seconds {plan.seeds_of_first} "
+        f"The plan: trials of each neural contestant: {plan.trials}; then at {budgets} CPU s {plan.seeds_of_first} "
         f"seeds of ours and of the best rival on the first text, {plan.seeds} of all others. What has fewer seeds (in "
         "brackets), fewer trials (below), or says `not run`, is still to be run, and may come to stand elsewhere."
     )
