@@ -162,7 +162,7 @@ def test_texts_of_a_list_and_a_long_field(tmp_path):
         ("a.json", "text\n1\n", "a.json: not JSON .*give a list of objects"),
         ("a.jsonl", json.dumps(PAIRS), "a.jsonl:1: a list, not an object; .*ends in .json"),
         ("a.jsonl", json.dumps(PAIRS, indent=1), "a.jsonl:1: no JSON in UTF-8 .*ends in .json"),
-        ("a.jsonl", gzip.compress(b"{}"), "a.jsonl ends in .jsonl, but is packed by gzip; unpack"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "a.jsonl ends in .jsonl, but is packed by gzip; unpack"),
         ("a.parquet", "prompt,target\n1,2\n", "ends in .parquet, but is not a Parquet file"),
         ("a.parquet", b"PAR1 and no more", "cannot be read as Parquet .*is it whole"),
         ("a.txt", b"PAR1\x15\x04PAR1", "ends in .txt, but is a Parquet file; name it .parquet"),
