@@ -23,7 +23,7 @@ from lightning_app.training.module import LanguageModule
 
 BYTES = 256
 GAIN = 16  # what one more occurrence adds to a count
-LEARNED = 64  # tokens between two steps of a model that adapts
+LEARNED = 64  # tokens between two steps of a model that adapts, or as many as it sees at once
 MOST = 2**20  # a sum of counts beyond this is halved
 
 
@@ -129,13 +129,14 @@ class Text:
     Args:
         module: on the CPU, in eval mode.
         beginning: ids that stand before any text.
-        adaptation: learns from every `LEARNED` tokens; None: the model stays as it is.
+        adaptation: learns from each token once, every `LEARNED` of them; None: the model stays as it is.
     """
 
     def __init__(self, module: LanguageModule, beginning: Sequence[int], adaptation: Adaptation | None):
         self._module, self._adaptation, self._decoder = module, adaptation, module.batch_decoder()
         self._row = self._decoder.join(beginning, GenerationOptions())
         self._learned = len(beginning)
+        self._every = min(LEARNED, module.backbone.max_length or LEARNED)
 
     def probabilities(self) -> np.ndarray:
         """(V,) of the next token."""
@@ -145,7 +146,7 @@ class Text:
         """Add the token that came next, and learn where it is time."""
         ids = self._row.ids
         ids.append(token)
-        if self._adaptation is not None and len(ids) - self._learned == LEARNED:
+        if self._adaptation is not None and len(ids) - self._learned == self._every:
             self._adaptation.learn(self._last(ids))
             self._learned = len(ids)
             self._decoder.leave(self._row)  # the cache is of the weights before

@@ -14,11 +14,13 @@ import torch
 from lightning_app.cli import main as command
 from lightning_app.compression import archive as archives
 from lightning_app.compression.archive import HEAD, OPTIONS, compress, decompress
+from lightning_app.compression.coding import LEARNED, Writing, pass_through
 from lightning_app.compression.command import compress_command
 from lightning_app.compression.setting import Setting
+from lightning_app.data.batch import IGNORE, Batch
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
-from lightning_app.training.adapting import AdaptationOptions
+from lightning_app.training.adapting import Adaptation, AdaptationOptions
 from tests.made_models import READERS
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,26 @@ def test_a_model_that_adapts_is_read_the_same_way(plain, reading, reader):
     assert done.bits < frozen.bits - 20
     assert len(done.data) - HEAD.size - OPTIONS.size - 3 <= 1.002 * done.bits / 8
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
+
+
+class Recorded(Adaptation):
+    """Learns nothing, and keeps what it was to learn from."""
+
+    def __init__(self) -> None:
+        self.learned: list[int] = []
+
+    def learn(self, batch: Batch) -> None:
+        self.learned += batch.targets[batch.targets != IGNORE].tolist()
+
+
+def test_each_token_is_learned_from_once(plain):
+    """Though the model sees fewer of them at once than lie between two steps of a larger one."""
+    module, tokenizer = plain
+    adaptation, ids = Recorded(), tokenizer.encode(TEXT.decode())
+    assert module.backbone.max_length < LEARNED < len(ids)
+    pass_through(module, Writing(), tokenizer.prompt(""), len(ids), ids, adaptation=adaptation)
+    assert len(ids) - len(adaptation.learned) < module.backbone.max_length
+    assert adaptation.learned == ids[: len(adaptation.learned)]
 
 
 def test_the_bits_are_those_of_the_generations_probabilities(plain):
