@@ -102,15 +102,19 @@ bench: .venv/bench ## measure speed side by side with Hugging Face, litgpt and F
 speedrun: .venv/bench ## who learns most of a text in so many CPU seconds? into docs/speedrun.md (hours; goes on where it was stopped; ARGS="--quick": minutes)
 	$(BIN)/python -m benchmarks.speedrun $(ARGS)
 
-experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text, into docs/memory.md (about 40 minutes on 2 cores)
-	$(BIN)/python -m experiments.memory $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(ARGS)
+# TRAIN is learned, HELDOUT chosen on, TEST scored (without it the second half of HELDOUT); none: the articles in data/.
+TEXTS = $(if $(or $(TRAIN),$(FIRST)),--train "$(or $(TRAIN),$(FIRST))") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(TEST),--test "$(TEST)")
+SECOND_TEXT = $(if $(or $(SECOND),$(UNSEEN)),--second "$(or $(SECOND),$(UNSEEN))")
 
-experiment-art: .venv/user ## does ART keep its promises? FIRST=text HELDOUT=text SECOND=text, into docs/art.md (about 45 minutes on 2 cores)
-	$(BIN)/python -m experiments.continual $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
-	$(BIN)/python -m experiments.novelty $(if $(FIRST),--first $(FIRST)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(SECOND),--second $(SECOND)) $(ARGS)
+experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (about 40 minutes on 2 cores)
+	$(BIN)/python -m experiments.memory $(TEXTS) $(ARGS)
 
-experiment-plasticity: .venv/user ## is plasticity real? TRAIN=text HELDOUT=text UNSEEN=text, into docs/plasticity.md (about 45 minutes on 2 cores)
-	$(BIN)/python -m experiments.plasticity $(if $(TRAIN),--train $(TRAIN)) $(if $(HELDOUT),--heldout $(HELDOUT)) $(if $(UNSEEN),--unseen $(UNSEEN)) $(ARGS)
+experiment-art: .venv/user ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (about 45 minutes on 2 cores)
+	$(BIN)/python -m experiments.continual $(TEXTS) $(SECOND_TEXT) $(ARGS)
+	$(BIN)/python -m experiments.novelty $(TEXTS) $(SECOND_TEXT) $(ARGS)
+
+experiment-plasticity: .venv/user ## is plasticity real? TRAIN= HELDOUT= TEST= SECOND=text of another kind, into docs/plasticity.md (about 45 minutes on 2 cores)
+	$(BIN)/python -m experiments.plasticity $(TEXTS) $(SECOND_TEXT) $(ARGS)
 
 clean: ## remove caches, not runs and .venv
 	rm -rf .venv-newest .venv-oldest .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,8 +1,8 @@
-"""Does ART keep what was learned? `python -m experiments.continual [--quick] [--first PATH] ...`
+"""Does ART keep what was learned? `python -m experiments.continual [--quick] [--train PATH --heldout PATH] ...`
 
 A small language model learns one domain and then another. Arms differ in what they add to plain fine-tuning on the
-second. Each has as many trials, of which validation chooses one; three seeds of that are scored on the test texts, at
-several points of the way. A run that was interrupted goes on. Writes its part of docs/art.md.
+second. Each has as many trials, of which one is chosen on held-out text; three seeds of that are scored on the test
+texts, at several points of the way. A run that was interrupted goes on. Writes its part of docs/art.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from experiments import art_page, store
+from experiments.arguments import ROOT, add_texts, command_of, digests, take_texts
 from experiments.arms import (
     ARMS,
     FROZEN,
@@ -44,7 +45,6 @@ from experiments.runs import MODEL, Training, fast_precision, new_optimizer, tra
 from experiments.statistics import by_document
 from lightning_app.art.rules import pool
 from lightning_app.data.batch import Batch
-from lightning_app.data.corpus import read_documents
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import TokenWindows
 from lightning_app.io import replacing
@@ -55,7 +55,6 @@ from lightning_app.training.compositions import CausalLM
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 
-ROOT = Path(__file__).parent.parent
 FISHER_SEQUENCES = 200
 
 
@@ -64,8 +63,9 @@ class Plan:
     """All that decides the results.
 
     Attributes:
-        first, heldout: the first domain's text, and its held-out one, of which one half validates and one tests.
-        second: the second domain's text; its last fifth is held out.
+        train, heldout: the first domain's texts, to learn and to choose on.
+        second: the second domain's text; of its last fifth one half is to choose on and one to score.
+        test: the first domain's text to score; None: the second half of `heldout`.
         before: how the first domain is learned.
         steps, warmup_steps: of the second.
         points: how often an arm is scored on its way, evenly spread.
@@ -73,9 +73,10 @@ class Plan:
         probes: texts of the first domain whose states are followed.
     """
 
-    first: str
+    train: str
     heldout: str
     second: str
+    test: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     vocab_size: int = 4096
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
@@ -89,7 +90,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Of the plan, the arms' settings and the texts."""
-        contents = [hashlib.sha256(_content(path)).hexdigest() for path in (self.first, self.heldout, self.second)]
+        contents = digests((self.train, self.heldout, self.second, self.test))
         plain = {key: value for key, value in asdict(self).items() if key != "seeds"}  # a seed more is no other plan
         return hashlib.sha256(json.dumps([plain, contents, settings()], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -105,10 +106,6 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan, seeds=plan.seeds[:1], model=model, before=before, steps=24, warmup_steps=5, points=3, blocks=24, probes=30
     )
-
-
-def _content(path: str) -> bytes:
-    return "\0".join(document.text for document in read_documents(path)).encode()
 
 
 @dataclass(frozen=True)
@@ -239,7 +236,7 @@ def _begin(job: Job) -> Domains:
 
 
 def domains_of(plan: Plan, folder: Path) -> Domains:
-    return prepare_domains(plan.first, plan.heldout, plan.second, vocab_size=plan.vocab_size, folder=folder)
+    return prepare_domains(plan.train, plan.heldout, plan.second, plan.test, vocab_size=plan.vocab_size, folder=folder)
 
 
 def learn_second(job: Job) -> None:
@@ -303,18 +300,13 @@ def jobs(plan: Plan, folder: Path) -> list[tuple[Any, list[Job]]]:
 def parsed(words: list[str] | None, *, prog: str, about: str | None) -> tuple[Plan, Path, argparse.Namespace]:
     """Plan, folder of the results, and options: those of both parts of the experiment."""
     parser = argparse.ArgumentParser(prog=prog, description=about)
-    articles = ROOT / "data" / "articles"
-    parser.add_argument("--first", default=str(articles / "train"), help="text or folder that is learned first")
-    parser.add_argument("--heldout", default=str(articles / "val"), help="held-out text of the first domain")
-    parser.add_argument(
-        "--second", default=str(ROOT / "lightning_app" / "**" / "[a-z]*.py"), help="text or folder that is learned then"
-    )
+    add_texts(parser, second="text or folder that is learned then")
     parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_art"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of page and pictures; docs, or with --quick WORK")
-    options = parser.parse_args(words)
-    plan = Plan(options.first, options.heldout, options.second)
+    options = take_texts(parser.parse_args(words))
+    plan = Plan(options.train, options.heldout, options.second, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
@@ -328,18 +320,11 @@ def out_of(options: argparse.Namespace, folder: Path) -> Path:
     return Path(options.out) if options.out else folder if options.quick else ROOT / "docs"
 
 
-def command_of(options: argparse.Namespace) -> str:
-    """What was called, without folders."""
-    names = {name: Path(getattr(options, name.lower())).name for name in ("FIRST", "HELDOUT", "SECOND")}
-    quickly = " ARGS=--quick" if options.quick else ""
-    return " ".join(["make experiment-art", *(f"{name}={value}" for name, value in names.items())]) + quickly
-
-
 def main(words: list[str] | None = None) -> None:
     plan, folder, options = parsed(words, prog="python -m experiments.continual", about=__doc__)
     for do, some in jobs(plan, folder):
         store.do_all(do, some, workers=options.workers)
-    print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of(options)))
+    print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of("experiment-art", options)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.texts import articles, cut, halves
+from experiments.texts import PIECE, articles, check_apart, held_out, pieces
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
 
-PIECE = 4000  # characters: about the size of a document that is cut out of a long text without marks
 HELD_OUT = 0.1  # of a text without held-out one of its own: so much for validation, and as much for testing
 
 
@@ -43,21 +41,6 @@ class Domains:
     tokenizer: Tokenizer
 
 
-def pieces(path: str) -> list[Document]:
-    """The documents of a source, long ones cut at blank lines into pieces of `PIECE` characters or a little more."""
-    return [piece for document in articles(path) for piece in _cut(document)]
-
-
-def _cut(document: Document) -> list[Document]:
-    if len(document.text) < 2 * PIECE:
-        return [document]
-    starts = [0]
-    for blank in re.finditer(r"\n\s*\n", document.text):
-        if blank.end() - starts[-1] >= PIECE:
-            starts.append(blank.end())
-    return cut(document, starts)
-
-
 def in_three(documents: Sequence[Document]) -> tuple[list[Document], list[Document], list[Document]]:
     """Its beginning to train on, and of the rest one half to validate on and one to test on."""
     held_out = max(1, round(HELD_OUT * len(documents)))
@@ -67,7 +50,9 @@ def in_three(documents: Sequence[Document]) -> tuple[list[Document], list[Docume
     return list(documents[:cut]), list(documents[cut : cut + held_out]), list(documents[cut + held_out :])
 
 
-def prepare_domains(first: str, first_heldout: str, second: str, *, vocab_size: int, folder: Path) -> Domains:
+def prepare_domains(
+    first: str, heldout: str, second: str, test: str | None = None, *, vocab_size: int, folder: Path
+) -> Domains:
     """Train a BPE on the first domain's training text, as nobody knows the second one yet, and encode all."""
     learned = articles(first)
     tokenizer = load_tokenizer(
@@ -79,5 +64,6 @@ def prepare_domains(first: str, first_heldout: str, second: str, *, vocab_size: 
     def domain(documents: Sequence[list[Document]]) -> Domain:
         return Domain(*(prepare_tokens(some, tokenizer, folder / "tokens") for some in documents))
 
-    first_domain = domain((learned, *halves(articles(first_heldout))))
+    first_domain = domain((learned, *held_out(heldout, test)))
+    check_apart([first_domain.train, first_domain.val, first_domain.test])
     return Domains(first_domain, domain(in_three(pieces(second))), token_bytes, tokenizer)

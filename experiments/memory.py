@@ -1,4 +1,4 @@
-"""Does a memory help? `python -m experiments.memory [--quick] [--train PATH] [--heldout PATH]`
+"""Does a memory help? `python -m experiments.memory [--quick] [--train PATH --heldout PATH [--test PATH]]`
 
 Seven arms, all of them small language models trained from scratch on one text for equal steps in the same data order,
 and scored on the same held-out tokens. Each arm and seed appends its results to a file once it is done, and a run that
@@ -25,8 +25,10 @@ import numpy as np
 import torch
 
 from experiments import after, report, store
+from experiments.arguments import ROOT, add_texts, command_of, digests, take_texts
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
+from lightning_app.data.batch import Batch
 from lightning_app.io import replacing
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.base import Reader
@@ -35,7 +37,6 @@ from lightning_app.memory.readers.distribution import TrimeReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.allocator import tune_allocator
 
-ROOT = Path(__file__).parent.parent
 TRAINED = ("no memory", "more parameters", "concat", "trime")
 TIMED_BLOCKS = 100
 
@@ -45,6 +46,8 @@ class Plan:
     """All that decides the results.
 
     Attributes:
+        train, heldout: texts to learn and to choose on.
+        test: the one to score; None: the second half of `heldout`.
         model: options of the Decoder.
         wider: those of the arm with as many parameters as `concat`.
         trime: options of its reader. It trains on the batch, and has a memory where it is tested.
@@ -55,6 +58,7 @@ class Plan:
 
     train: str
     heldout: str
+    test: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     vocab_size: int = 4096
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
@@ -66,8 +70,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Of the plan and both texts."""
-        contents = [hashlib.sha256(_content(path)).hexdigest() for path in (self.train, self.heldout)]
+        """Of the plan and the texts."""
+        contents = digests((self.train, self.heldout, self.test))
         plain = {key: value for key, value in asdict(self).items() if key != "seeds"}  # a seed more is no other plan
         return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -92,11 +96,6 @@ def quick(plan: Plan) -> Plan:
         after=replace(plan.after, cache_size=500, tuning_blocks=30, sizes=(1000, 3000), curve_every=4),
         scored_blocks=100,
     )
-
-
-def _content(path: str) -> bytes:
-    files = sorted(Path(path).rglob("*.txt")) if Path(path).is_dir() else [Path(path)]
-    return b"\0".join(file.read_bytes() for file in files)
 
 
 # Models
@@ -157,6 +156,10 @@ class Job:
         return after.arms_of(self.plan.after, first=first) if self.arm is None else (self.arm,)
 
 
+def texts_of(plan: Plan, folder: Path) -> Texts:
+    return prepare(plan.train, plan.heldout, plan.test, vocab_size=plan.vocab_size, folder=folder)
+
+
 def run_job(job: Job) -> None:
     """Do what is not there yet."""
     missing = [arm for arm in job.arms if (arm, job.seed) not in done(job.folder)]
@@ -164,7 +167,7 @@ def run_job(job: Job) -> None:
         return
     torch.set_num_threads(1)
     tune_allocator()
-    texts = prepare(job.plan.train, job.plan.heldout, vocab_size=job.plan.vocab_size, folder=job.folder)
+    texts = texts_of(job.plan, job.folder)
     print(f"{', '.join(missing)}, seed {job.seed}: begins", flush=True)
     if job.arm is None:
         model = trained(job, "no memory", texts)[0]
@@ -192,22 +195,29 @@ def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float
 
 
 def score_trained(job: Job, arm: str, texts: Texts) -> None:
+    plan = job.plan
     model, facts = trained(job, arm, texts)
     if arm == "trime":
-        facts |= tuned_trime(model, texts, job.plan)
-    test = list(blocks(texts.test, job.plan.training.block_size, at_most=job.plan.scored_blocks))
+        facts |= tuned_trime(model, texts, plan)
+    test = list(blocks(texts.test, plan.training.block_size, at_most=plan.scored_blocks))
     scores = read(model, test)
     record = {
         **facts,
         "parameters": parameters(model),
+        "tuning_nats": float(read(model, tuning_blocks(texts, plan)).nats.mean()),
         "test_bpb": scores.bits_per_byte(texts.test, texts.token_bytes),
         "memory_bytes": sum(after.memory_bytes(reader) for reader in model.readers),
         "seconds_per_token": seconds_per_token(model, test[:TIMED_BLOCKS]),
     }
     append(job, arm, record, scores.nats)
-    if not model.readers and job.seed == job.plan.seeds[0]:
+    if not model.readers and job.seed == plan.seeds[0]:
         n_bytes = scores.n_bytes(texts.test, texts.token_bytes)
         np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
+
+
+def tuning_blocks(texts: Texts, plan: Plan) -> list[Batch]:
+    """Those of the text to choose on by which all arms are compared, as `after` does it."""
+    return list(blocks(texts.val, plan.training.block_size, at_most=plan.after.tuning_blocks))
 
 
 def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
@@ -251,31 +261,27 @@ def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
 
 def run_all(plan: Plan, folder: Path, *, workers: int, do: Callable[[Job], None] = run_job) -> None:
     """By worker processes of one thread each."""
-    prepare(plan.train, plan.heldout, vocab_size=plan.vocab_size, folder=folder)  # once, before they all want it
+    texts_of(plan, folder)  # once, before they all want it
     for stage in jobs(plan, folder):
         store.do_all(do, stage, workers=workers)
 
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.memory", description=__doc__)
-    articles = ROOT / "data" / "articles"
-    parser.add_argument("--train", default=str(articles / "train"), help="a text file or folder to train on")
-    parser.add_argument("--heldout", default=str(articles / "val"), help="its first half validates, its second tests")
+    add_texts(parser)
     parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_memory"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of the page and the picture; docs, or with --quick WORK")
-    options = parser.parse_args(words)
-    plan = Plan(options.train, options.heldout)
+    options = take_texts(parser.parse_args(words))
+    plan = Plan(options.train, options.heldout, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     run_all(plan, folder, workers=options.workers)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
-    quickly = " ARGS=--quick" if options.quick else ""
-    command = f"make experiment-memory TRAIN={Path(plan.train).name} HELDOUT={Path(plan.heldout).name}{quickly}"
-    print(report.write(folder, asdict(plan), out, command=command))
+    print(report.write(folder, asdict(plan), out, command=command_of("experiment-memory", options)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from experiments import art_page, store
-from experiments.continual import ROOT, Job, Plan, command_of, domains_of, learn_first, out_of, parsed, state_of
+from experiments.arguments import CODE, command_of
+from experiments.continual import Job, Plan, domains_of, learn_first, out_of, parsed, state_of
 from experiments.domains import Domains
 from lightning_app.art.network import ART
 from lightning_app.art.rules import pool
@@ -34,6 +35,7 @@ from lightning_app.data.corpus import Document, read_documents
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.windows import TokenWindows
+from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import token_nll
 
@@ -41,7 +43,6 @@ LENGTHS = (128, 16)  # tokens of a sequence; the short ones are harder
 SEQUENCES = 400  # of each kind, at most
 BYTES = 300_000
 RECALL = 0.95
-CODE = str(ROOT / "lightning_app" / "**" / "[a-z]*.py")
 FINE = {"none": 0.97, "center": 0.8, "whiten": 0.5}  # vigilance with many categories
 FOLDER = "novelty"
 
@@ -62,12 +63,24 @@ class Looked:
     loss: Tensor
     documents: Tensor
 
+    def half(self, which: int) -> Looked:
+        """The first (0) or the second of the two in which these lie one behind the other."""
+        middle = len(self.loss) // 2
+        at = slice(middle) if which == 0 else slice(middle, None)
+        return Looked(self.embeddings[at], self.inner[at], self.loss[at], self.documents[at])
+
 
 @torch.no_grad()
 def look(model: Decoder, tokens: TokenArray, *, length: int, at_most: int | None) -> Looked:
-    """At whole windows of a text, evenly spread."""
+    """At whole windows of a text, evenly spread.
+
+    Raises:
+        InputError: it has less than four.
+    """
     windows = TokenWindows(tokens, length)
     whole = len(windows) - 1
+    if whole < 4:
+        raise InputError(f"a text has {tokens.n_tokens:,} tokens, too few for four sequences of {length}: give more")
     chosen = np.unique(np.linspace(0, whole - 1, min(at_most or whole, whole)).astype(int)).tolist()
     parts = [_look(model, windows.__getitems__(chosen[i : i + 32])) for i in range(0, len(chosen), 32)]
     return Looked(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -159,14 +172,19 @@ def kinds(plan: Plan, domains: Domains, folder: Path) -> dict[str, TokenArray]:
 
 
 def novelty(model: Decoder, domains: Domains, new: dict[str, TokenArray], *, seed: int) -> list[store.Record]:
-    """A record for each detector and length."""
+    """A record for each detector and length: scored on the second half of each new text and of the known one's test
+    text; `auroc_to_choose` is of the other halves."""
     results = []
     for length in LENGTHS:
         known = look(model, domains.first.train, length=length, at_most=None if length == max(LENGTHS) else 4000)
-        held_out = look(model, domains.first.test, length=length, at_most=SEQUENCES)
-        others = {name: look(model, tokens, length=length, at_most=SEQUENCES) for name, tokens in new.items()}
+        familiar = [
+            look(model, text, length=length, at_most=SEQUENCES) for text in (domains.first.val, domains.first.test)
+        ]
+        others = {name: look(model, tokens, length=length, at_most=2 * SEQUENCES) for name, tokens in new.items()}
         for detector, (score, remark) in detectors(known, seed=seed).items():
-            familiar = score(held_out)
+            to_choose, to_score = (
+                (score(familiar[i]), {name: score(looked.half(i)) for name, looked in others.items()}) for i in (0, 1)
+            )
             results.append(
                 {
                     "part": FOLDER,
@@ -174,9 +192,10 @@ def novelty(model: Decoder, domains: Domains, new: dict[str, TokenArray], *, see
                     "length": length,
                     "detector": detector,
                     "remark": remark,
-                    "auroc": {name: auroc(familiar, score(looked)) for name, looked in others.items()},
-                    "false_alarms": {name: false_alarms(familiar, score(looked)) for name, looked in others.items()},
-                    "sequences": len(familiar),
+                    "auroc_to_choose": {name: auroc(to_choose[0], theirs) for name, theirs in to_choose[1].items()},
+                    "auroc": {name: auroc(to_score[0], theirs) for name, theirs in to_score[1].items()},
+                    "false_alarms": {name: false_alarms(to_score[0], theirs) for name, theirs in to_score[1].items()},
+                    "sequences": len(to_score[0]),
                 }
             )
     return results
@@ -247,7 +266,7 @@ def main(words: list[str] | None = None) -> None:
     jobs = [Job(plan, folder, seed, "plain", None) for seed in plan.seeds]
     store.do_all(learn_first, jobs, workers=options.workers)
     store.do_all(run_job, jobs, workers=options.workers)
-    print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of(options)))
+    print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of("experiment-art", options)))
 
 
 if __name__ == "__main__":

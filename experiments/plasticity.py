@@ -1,4 +1,4 @@
-"""Is plasticity real? `python -m experiments.plasticity [--quick | --full] [--train PATH] ...`
+"""Is plasticity real? `python -m experiments.plasticity [--quick | --full] [--train PATH --heldout PATH] ...`
 
 A small language model is trained from scratch; then heads are removed by each strategy, at several levels, and all arms
 are trained for as many further steps, on the same batches in the same order, as the model of which nothing was removed.
@@ -27,15 +27,15 @@ import torch
 from torch import Tensor
 
 from experiments import plasticity_page, store
+from experiments.arguments import ROOT, add_texts, command_of, digests, take_texts
 from experiments.cloze import Item, accuracy, items_of
 from experiments.continual import Texts
-from experiments.domains import pieces
 from experiments.plasticity_page import DEFAULT, UNPRUNED
 from experiments.runs import Training, fast_precision, new_optimizer, training_batches
 from experiments.texts import Texts as Corpus
-from experiments.texts import articles, halves, prepare
+from experiments.texts import held_out, pieces, prepare
 from lightning_app.data.batch import Batch
-from lightning_app.data.corpus import read_documents
+from lightning_app.data.token_array import TokenArray
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.windows import TokenWindows
 from lightning_app.io import replacing
@@ -64,7 +64,6 @@ from lightning_app.plasticity.pruning import as_mask, choose, choose_widths, dea
 from lightning_app.plasticity.scores import spearman
 from lightning_app.training.allocator import tune_allocator
 
-ROOT = Path(__file__).parent.parent
 OTHER_ORDER, SMALLER = "unpruned, other order", "smaller from scratch"
 DRAWS = 5
 LEVELS = (0.15, 0.3, 0.5, 0.75)
@@ -129,8 +128,9 @@ class Plan:
     """All that decides the results.
 
     Attributes:
-        train, heldout, unseen: texts; of the held-out one a half validates (importance is measured on it) and one
-            tests; the unseen one is of another kind.
+        train, heldout: texts to learn, and to measure importance and choose on.
+        second: a text of another kind, which is scored too.
+        test: the text to score; None: the second half of `heldout`.
         training: of the model; its steps come before the pruning, at a constant learning rate.
         finetuning: steps after it, in which the learning rate falls to `floor` by a cosine.
         sample: sequences that importance is measured on, in batches of 8.
@@ -140,7 +140,8 @@ class Plan:
 
     train: str
     heldout: str
-    unseen: str
+    second: str
+    test: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     vocab_size: int = 1024
     model: dict[str, Any] = field(
@@ -157,7 +158,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Of the plan and the texts; which arms there are does not change the results of others."""
-        contents = [hashlib.sha256(_content(path)).hexdigest() for path in (self.train, self.heldout, self.unseen)]
+        contents = digests((self.train, self.heldout, self.second, self.test))
         plain = {key: value for key, value in asdict(self).items() if key not in ("seeds", "full")}
         return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -173,10 +174,6 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan, seeds=plan.seeds[:1], model=model, training=training, finetuning=20, sample=16, blocks=16, items=20
     )
-
-
-def _content(path: str) -> bytes:
-    return "\0".join(document.text for document in read_documents(path)).encode()
 
 
 def arms(plan: Plan) -> list[Arm]:
@@ -214,26 +211,29 @@ class Evidence:
 
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
-        self.corpus: Corpus = prepare(plan.train, plan.heldout, vocab_size=plan.vocab_size, folder=folder)
+        self.corpus: Corpus = prepare(plan.train, plan.heldout, plan.test, vocab_size=plan.vocab_size, folder=folder)
         self.tokenizer = self.corpus.tokenizer
 
     def test(self) -> dict[str, Texts]:
-        """Blocks of the held-out text, and of the unseen one."""
-        unseen = prepare_tokens(pieces(self.plan.unseen), self.tokenizer, self.folder / "tokens")
-        texts = {"test": self.corpus.test, "unseen": unseen}
-        return {
-            name: Texts(tokens, self.corpus.token_bytes, _Sized(self.plan.training, self.plan.blocks))
-            for name, tokens in texts.items()
-        }
+        """Blocks of the text to score, and of the one of another kind."""
+        unseen = prepare_tokens(pieces(self.plan.second), self.tokenizer, self.folder / "tokens")
+        return {"test": self._blocks(self.corpus.test), "unseen": self._blocks(unseen)}
+
+    def heldout(self) -> Texts:
+        """Blocks of the text to choose on."""
+        return self._blocks(self.corpus.val)
+
+    def _blocks(self, tokens: TokenArray) -> Texts:
+        return Texts(tokens, self.corpus.token_bytes, _Sized(self.plan.training, self.plan.blocks))
 
     @cached_property
     def cloze(self) -> list[Item]:
-        """Of the held-out text's second half, from a file that is written when it is first needed."""
-        documents = [document.text for document in halves(articles(self.plan.heldout))[1]]
+        """Of the text to score, from a file that is written when it is first needed."""
+        documents = [document.text for document in held_out(self.plan.heldout, self.plan.test)[1]]
         return items_of(self.folder / "cloze.jsonl", documents, n=self.plan.items)
 
     def sample(self, model: Decoder, seed: int) -> Sample:
-        """Of the validation text."""
+        """Of the text to choose on."""
         windows = TokenWindows(self.corpus.val, self.plan.training.block_size)
         order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed)).tolist()[: self.plan.sample]
 
@@ -483,10 +483,11 @@ def _head_size(plan: Plan) -> int:
 
 
 def judged(run: Run, evidence: Evidence) -> dict[str, Any]:
-    """Nats of each document of both texts, right answers, what the model costs, and how much faster it is."""
+    """Nats of each document of the texts, right answers, what the model costs, and how much faster it is."""
     model = run.model.eval()
     whole = Decoder(**run.plan.decoder).eval()
-    found: dict[str, Any] = {name: text.nats(model) for name, text in evidence.test().items()}
+    texts = {"heldout": evidence.heldout(), **evidence.test()}
+    found: dict[str, Any] = {name: text.nats(model) for name, text in texts.items()}
     length = run.plan.training.block_size
     parts = {kind: units_of(model, kind) for kind in ("heads", "neurons")}
     return found | {
@@ -521,19 +522,14 @@ def done(folder: Path) -> set[tuple[str, int]]:
 def parsed(words: Sequence[str] | None) -> tuple[Plan, Path, argparse.Namespace]:
     """Plan, folder of the results, and options."""
     parser = argparse.ArgumentParser(prog="python -m experiments.plasticity", description=__doc__)
-    texts = ROOT / "data" / "articles"
-    parser.add_argument("--train", default=str(texts / "train"), help="text or folder to train on")
-    parser.add_argument("--heldout", default=str(texts / "val"), help="held-out text of the same kind")
-    parser.add_argument(
-        "--unseen", default=str(ROOT / "lightning_app" / "**" / "[a-z]*.py"), help="text or folder of another kind"
-    )
+    add_texts(parser, second="text or folder of another kind, which is scored too")
     parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
     parser.add_argument("--full", action="store_true", help="fine-tune all strategies at all levels")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_plasticity"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of page and pictures; docs, or with --quick WORK")
-    options = parser.parse_args(words)
-    plan = Plan(options.train, options.heldout, options.unseen, full=options.full)
+    options = take_texts(parser.parse_args(words))
+    plan = Plan(options.train, options.heldout, options.second, options.test, full=options.full)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
@@ -544,14 +540,6 @@ def parsed(words: Sequence[str] | None) -> tuple[Plan, Path, argparse.Namespace]
     return plan, folder, options
 
 
-def command_of(options: argparse.Namespace) -> str:
-    """What was called, without folders."""
-    names = {name: Path(getattr(options, name.lower())).name for name in ("TRAIN", "HELDOUT", "UNSEEN")}
-    args = [flag for flag in ("quick", "full") if getattr(options, flag)]
-    more = f" ARGS=--{args[0]}" if args else ""
-    return " ".join(["make experiment-plasticity", *(f"{name}={value}" for name, value in names.items())]) + more
-
-
 def main(words: Sequence[str] | None = None) -> None:
     plan, folder, options = parsed(words)
     store.do_all(train_base, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers)
@@ -559,7 +547,7 @@ def main(words: Sequence[str] | None = None) -> None:
     every = [Job(plan, folder, seed, arm) for arm in arms(plan) for seed in plan.seeds]
     store.do_all(finetune, every, workers=options.workers)
     out = Path(options.out) if options.out else folder if options.quick else ROOT / "docs"
-    print(plasticity_page.write(folder, asdict(plan), out, command=command_of(options)))
+    print(plasticity_page.write(folder, asdict(plan), out, command=command_of("experiment-plasticity", options)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments import store
+from experiments.arguments import name_of, told
 from experiments.report import commit
 from experiments.statistics import RESAMPLINGS, Interval, change
 
@@ -99,19 +100,20 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
 
 
 def _setting(plan: dict[str, Any], command: str) -> str:
-    train, heldout, unseen = (Path(plan[name]).name for name in ("train", "heldout", "unseen"))
-    training = plan["training"]
+    train, unseen = name_of(plan["train"]), name_of(plan["second"])
+    (chosen, scored), training = told(plan), plan["training"]
     return (
         f"Written by `{command}` at commit {commit()}. A decoder with {plan['model']} and a BPE of "
         f"{plan['vocab_size']:,} is trained on {train} for {training['steps']} steps of {training['batch_size']} x "
         f"{training['block_size']} tokens at a constant learning rate of {training['lr']:g}; then units go, "
         f"with the optimizer's state, and all arms train {plan['finetuning']} steps more, in which the learning rate "
         "falls by a cosine, on the same batches in the same order: the unpruned model too. Importance is measured on "
-        f"{plan['sample']} sequences of the first half of {heldout}, and all is scored on {plan['blocks']} blocks of "
-        f"its second half, on as many of {unseen}, which is of another kind, and on {plan['items']} sentences whose "
-        f"last word is to be guessed. Seeds: {', '.join(map(str, plan['seeds']))}; intervals are 95 %, of a paired "
+        f"{plan['sample']} sequences of {chosen}; all is scored on {plan['blocks']} blocks of {scored}, on as many of "
+        f"{unseen}, which is of another kind, and on {plan['items']} sentences whose last word is to be guessed. "
+        f"Seeds: {', '.join(map(str, plan['seeds']))}; intervals are 95 %, of a paired "
         "bootstrap over documents (or sentences) of the mean over the seeds. The sizes given here and the default "
-        "strategy were chosen on the same texts, in an exploration before: its figures flatter that strategy."
+        "strategy were chosen on WikiText-2 and tiny Shakespeare, in an exploration before: the figures of these "
+        "flatter that strategy."
     )
 
 
@@ -226,15 +228,15 @@ def _targets(results: Results) -> str:
         half = results.against(f"{DEFAULT}, 50%")
         rows.append([f"at 50% within {WITHIN:g} %", f"{_percent(half)} %", _met(half.mean <= WITHIN)])
     faster = {arm: 100 * (1 - 1 / results.mean(arm, "speedup")) for arm in results.arms if "neurons" in arm}
-    good = [arm for arm in faster if results.against(arm).mean <= WITHIN]
+    good = [arm for arm in faster if results.against(arm, text="heldout").mean <= WITHIN]
     if faster:
-        best = max(good or faster, key=lambda arm: faster[arm])
+        best = max(good or faster, key=lambda arm: faster[arm])  # not chosen on what is scored
         said = f"{best}: {faster[best]:.0f} % less time, {_percent(results.against(best))} % bits per byte"
         rows.append(
             [
                 f"with neurons {FASTER:g} % less inference time at no more than {WITHIN:g} %",
                 said,
-                _met(bool(good) and faster[best] >= FASTER),
+                _met(results.against(best).mean <= WITHIN and faster[best] >= FASTER),
             ]
         )
     found = [record["heldout_spearman"] for record in results.scores]

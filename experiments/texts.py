@@ -1,4 +1,4 @@
-"""The texts of an experiment: articles to train on, and held-out ones to validate on and to test on."""
+"""The texts of an experiment: documents to train on, and held-out ones to choose on and to score."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
 
+PIECE = 4000  # characters: about the size of a document that is cut out of a long text without marks
 TITLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)  # of an article of WikiText; ` = = ` heads a section
 
 
@@ -42,6 +43,21 @@ def _cut(document: Document) -> list[Document]:
     return cut(document, [0, *starts[1:]])
 
 
+def pieces(path: str) -> list[Document]:
+    """The documents of a source, long ones cut at blank lines into pieces of `PIECE` characters or a little more."""
+    return [piece for document in articles(path) for piece in _pieces(document)]
+
+
+def _pieces(document: Document) -> list[Document]:
+    if len(document.text) < 2 * PIECE:
+        return [document]
+    starts = [0]
+    for blank in re.finditer(r"\n\s*\n", document.text):
+        if blank.end() - starts[-1] >= PIECE:
+            starts.append(blank.end())
+    return cut(document, starts)
+
+
 def cut(document: Document, starts: Sequence[int]) -> list[Document]:
     """Its parts, which begin at these characters."""
     ends = [*starts[1:], len(document.text)]
@@ -51,29 +67,51 @@ def cut(document: Document, starts: Sequence[int]) -> list[Document]:
     ]
 
 
+def held_out(heldout: str, test: str | None) -> tuple[list[Document], list[Document]]:
+    """What everything is chosen on and what is scored: two texts, or the halves of one. One without documents, such as
+    a single file without titles, is cut into pieces: intervals are over documents."""
+    texts = [_several(path) for path in (heldout, test) if path is not None]
+    return halves(texts[0]) if test is None else (texts[0], texts[1])
+
+
+def _several(path: str) -> list[Document]:
+    found = articles(path)
+    return found if len(found) > 1 else pieces(path)
+
+
 def halves(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
     """Cut at the document's end that is nearest to the middle of the text; each half gets one at least."""
     if len(documents) < 2:
-        raise InputError(f"the held-out text has {len(documents)} article(s); to validate and to test, give 2 or more")
+        raise InputError(
+            f"the held-out text is {len(documents)} document, so it has no half to choose on and half to score: give "
+            "TEST as well (--test), or a text of 2 documents or more"
+        )
     ends = np.cumsum([len(document.text.encode()) for document in documents])
     cut = 1 + int(np.abs(ends[:-1] - ends[-1] / 2).argmin())
     return list(documents[:cut]), list(documents[cut:])
 
 
-def prepare(train: str, heldout: str, *, vocab_size: int, folder: Path) -> Texts:
-    """Train a BPE on the training text, and encode all.
-
-    Raises:
-        InputError: an article that is both trained on and held out.
-    """
-    learned, (val, test) = articles(train), halves(articles(heldout))
+def prepare(train: str, heldout: str, test: str | None, *, vocab_size: int, folder: Path) -> Texts:
+    """Train a BPE on the training text, and encode all. Raises as `check_apart` does."""
+    learned, (chosen, scored) = articles(train), held_out(heldout, test)
     name = folder / "bpe.tiktoken"
     tokenizer = load_tokenizer(str(name), vocab_size=vocab_size, training_texts=lambda: (d.text for d in learned))
     token_bytes = torch.zeros(vocab_size, dtype=torch.int64)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes()).long()
-    tokens = [prepare_tokens(documents, tokenizer, folder / "tokens") for documents in (learned, val, test)]
+    tokens = [prepare_tokens(documents, tokenizer, folder / "tokens") for documents in (learned, chosen, scored)]
+    check_apart(tokens)
+    return Texts(tokens[0], tokens[1], tokens[2], token_bytes, tokenizer)
+
+
+def check_apart(tokens: Sequence[TokenArray]) -> None:
+    """Whether no document is in two of the texts to train on, to choose on and to score.
+
+    Raises:
+        InputError: some are.
+    """
     keys = [set(array.keys_of(np.arange(array.n_documents)).tolist()) for array in tokens]
     shared = (keys[0] & (keys[1] | keys[2])) | (keys[1] & keys[2])
     if shared:
-        raise InputError(f"{len(shared)} article(s) of {heldout} are also trained on or validated on: remove them")
-    return Texts(tokens[0], tokens[1], tokens[2], token_bytes, tokenizer)
+        raise InputError(
+            f"{len(shared)} document(s) are in two of the texts to train on, to choose on and to score: remove them"
+        )

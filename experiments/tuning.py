@@ -1,6 +1,6 @@
-"""How the model without memory was chosen: `python -m experiments.tuning --train PATH --heldout PATH`
+"""How the model without memory was chosen: `python -m experiments.tuning [--train PATH --heldout PATH [--test PATH]]`
 
-Trains some variants for one seed, and prints the bits per byte of each on validation. The test text is not read.
+Trains some variants for one seed, and prints the bits per byte of each on the text to choose on. No other is scored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from experiments.arguments import add_texts, take_texts
 from experiments.memory import Plan, new_model
 from experiments.runs import train
 from experiments.texts import prepare
@@ -30,14 +31,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes to the
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.tuning", description=__doc__)
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--heldout", required=True)
-    options = parser.parse_args()
+    add_texts(parser)
+    options = take_texts(parser.parse_args())
     torch.set_num_threads(1)
     tune_allocator()
-    plan = Plan(options.train, options.heldout)
+    plan = Plan(options.train, options.heldout, options.test)
     with tempfile.TemporaryDirectory() as folder:
-        texts = prepare(plan.train, plan.heldout, vocab_size=plan.vocab_size, folder=Path(folder))
+        texts = prepare(plan.train, plan.heldout, plan.test, vocab_size=plan.vocab_size, folder=Path(folder))
         for name, (of_model, of_training) in VARIANTS.items():
             changed = replace(plan, model=plan.model | of_model, training=replace(plan.training, **of_training))
             torch.manual_seed(0)

@@ -101,8 +101,19 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     assert "nan" not in page
 
 
+def test_the_best_arm_is_not_chosen_on_what_is_scored(tmp_path: Path):
+    """The cache is best on the text to choose on, and the text to score likes another one better."""
+    np.savez(tmp_path / "tokens.npz", documents=np.array([0, 1]), n_bytes=np.array([4, 4]))
+    figures = {"no memory": (4.0, 4.0), "cache": (3.0, 3.8), "knn": (3.5, 3.0), "knn + cache": (3.2, 2.0)}
+    for arm, (tuning, scored) in {**figures, "trime": (3.9, 3.9)}.items():
+        np.save(tmp_path / f"{arm.replace(' ', '_')}-0.npy", np.array([scored, scored]))
+        store.append(tmp_path, {"arm": arm, "seed": 0, "tuning_nats": tuning})
+    page = report._targets(report.Results(tmp_path))
+    assert "text to choose on (cache) at least 10 % below no memory | -5.00 [-5.00, -5.00] | missed |" in page
+
+
 def test_all_arms_score_the_same_tokens(plan: Plan, tmp_path: Path):
-    texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
+    texts = prepare(plan.train, plan.heldout, None, vocab_size=300, folder=tmp_path)
     scored = [batch.targets >= 0 for batch in blocks(texts.test, 16)]
     assert sum(int(s.sum()) for s in scored) == texts.test.n_tokens - 1
 
@@ -130,7 +141,7 @@ def test_bytes_are_those_of_the_text_where_a_tokenizer_loses_some(kind: str, tmp
 
 
 def test_data_order_depends_on_the_seed_alone_and_a_group_follows_the_text(plan: Plan, tmp_path: Path):
-    texts = prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
+    texts = prepare(plan.train, plan.heldout, None, vocab_size=300, folder=tmp_path)
     first, second, other = (training_batches(texts.train, plan.training, seed) for seed in (0, 0, 1))
     a, b, c = next(first), next(second), next(other)
     assert a.input_ids.equal(b.input_ids)
@@ -153,14 +164,14 @@ def test_articles_are_cut_at_titles_and_halved_between_them(plan: Plan):
     assert "".join(document.text for document in found) == Path(plan.heldout).read_text()
     val, test = halves([Document("x" * n) for n in (5, 1, 3, 3)])
     assert ([len(d.text) for d in val], [len(d.text) for d in test]) == ([5, 1], [3, 3])
-    with pytest.raises(InputError, match="1 article"):
+    with pytest.raises(InputError, match="give TEST as well"):
         halves([Document("x")])
 
 
 def test_an_article_that_is_trained_on_is_not_held_out(plan: Plan, tmp_path: Path):
     Path(plan.heldout).write_text(Path(plan.heldout).read_text() + article("A1", 1, words=400))
-    with pytest.raises(InputError, match=r"1 article.* also trained on"):
-        prepare(plan.train, plan.heldout, vocab_size=300, folder=tmp_path)
+    with pytest.raises(InputError, match=r"1 document.* in two of the texts"):
+        prepare(plan.train, plan.heldout, None, vocab_size=300, folder=tmp_path)
 
 
 def test_other_options_are_another_folder_but_other_seeds_are_not(plan: Plan):

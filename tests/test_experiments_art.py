@@ -177,9 +177,20 @@ def test_the_page_says_what_the_records_say(tmp_path: Path):
     assert "| -0.750 |" in art_page._row(found, EWC_ARM)  # backward transfer: 8 nats before, 11 at the end, of 4
 
 
+def test_the_art_of_the_targets_is_not_chosen_on_what_is_scored():
+    def record(detector: str, to_choose: float, scored: float) -> store.Record:
+        figures = {"auroc_to_choose": {"new": to_choose}, "auroc": {"new": scored}}
+        return {"part": "novelty", "seed": 0, "length": 16, "detector": detector, **figures}
+
+    records = [record("ART, a", 0.9, 0.6), record("ART, b", 0.8, 0.99), record("loss", 0.5, 0.5)]
+    page = art_page._novelty_targets(records)
+    assert "| ART, a (of 2 " in page
+    assert "0.6000 on the worst | **missed** |" in page
+
+
 def test_five_per_cent_of_the_rows_are_replayed(tmp_path: Path):
     plan = Plan(*texts(tmp_path), vocab_size=300, before=Training(block_size=16, batch_size=4, group=1))
-    domains = prepare_domains(plan.first, plan.heldout, plan.second, vocab_size=300, folder=tmp_path)
+    domains = prepare_domains(plan.train, plan.heldout, plan.second, vocab_size=300, folder=tmp_path)
     old = set(domains.first.train.keys_of(np.arange(domains.first.train.n_documents)).tolist())
     batches = continual.batches_of(REPLAY, domains, plan, 0)
     keys = torch.cat([next(batches).document_keys[:, 0] for _ in range(1000)]).tolist()

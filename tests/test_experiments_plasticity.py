@@ -196,7 +196,8 @@ def records_of(folder: Path) -> None:
         (f"{DEFAULT}, 50%, 30% of neurons", [90.5, 90.5], 1.6),
     ):
         sizes = {"parameters": 5, "parameters_whole": 10, "flops": 10, "flops_whole": 20, "training_seconds": 2.0}
-        record = {"arm": arm, "seed": 0, "test": test, "unseen": [1.0], "cloze": [1, 0], "speedup": speedup, **sizes}
+        texts = {"heldout": test, "test": test, "unseen": [1.0]}
+        record = {"arm": arm, "seed": 0, **texts, "cloze": [1, 0], "speedup": speedup, **sizes}
         store.append(folder, record)
 
 
@@ -217,6 +218,20 @@ def test_the_page_says_what_the_records_say(plan: Plan, tmp_path: Path):
     assert "38 % less time" in rows["with neurons 30 % less inference time at no more than 1 %"]
     assert "0.40 | **no** |" in page
     assert "| 50.0% | 2.00 | 1.60 |" in rows[f"{DEFAULT}, 50%, 30% of neurons"]
+
+
+def test_the_arm_of_a_target_is_not_chosen_on_what_is_scored(plan: Plan, tmp_path: Path):
+    """One that is faster at no loss on the text to choose on, and loses 5 % on the one to score, misses."""
+    folder = folder_of(plan, tmp_path)
+    records_of(folder)
+    last = store.records(folder)[-1]
+    store.append(
+        folder, last | {"arm": f"{DEFAULT}, 75%, 30% of neurons", "test": [94.5, 94.5], "speedup": last["speedup"] + 1}
+    )
+    page = plasticity_page._targets(plasticity_page.Results(folder))
+    row = next(line for line in page.splitlines() if "with neurons" in line)
+    assert "75%, 30% of neurons: 62 % less time, +5.00" in row
+    assert row.endswith("| **no** |")
 
 
 def test_heads_that_are_missed_come_back(plan: Plan, tmp_path: Path):
