@@ -86,9 +86,21 @@ class Opened:
         )
 
     @property
+    def searched(self) -> list[Reader]:
+        """The readers of memories; an `InputError` where there is none, but counts of n-grams."""
+        found = [reader for reader in self.readers if reader.bank.memories]
+        if not found:
+            kinds = ", ".join(type(reader).__name__ for reader in self.readers)
+            raise InputError(
+                f"{self.path} has counts of its training text ({kinds}) and no vectors, so there are no entries to "
+                "search, delete or check: `memory list` says how many tokens are counted"
+            )
+        return found
+
+    @property
     def memories(self) -> list[AssociativeMemory]:
-        """The memories of all readers."""
-        return [memory for reader in self.readers for memory in reader.bank.memories]
+        """The memories of all readers. Raises as `searched` does."""
+        return [memory for reader in self.searched for memory in reader.bank.memories]
 
     def with_module(self, module: LanguageModule) -> Opened:
         """The same checkpoint with another model and this one's tokenizer."""

@@ -164,7 +164,8 @@ def list_documents(args: argparse.Namespace) -> None:
         if len(documents) > len(rows):
             rows.append((f"... and {len(documents) - len(rows)} more", f"--documents {len(documents)} shows all"))
         title = f"{opened.path}: {type(reader).__name__}"
-        print(format_table([*_memory_rows(reader), ("documents", f"{len(documents):,}"), *rows], title=title))
+        counted = [("documents", f"{len(documents):,}")] if reader.bank.memories else []  # n-grams know none
+        print(format_table([*_memory_rows(reader), *counted, *rows], title=title))
 
 
 def search_text(args: argparse.Namespace) -> None:
@@ -174,9 +175,7 @@ def search_text(args: argparse.Namespace) -> None:
         raise InputError(f"k is {args.k}: ask for at least 1 neighbour")
     if not any(memory.size() for memory in opened.memories):  # of several a cache is empty in every checkpoint
         raise InputError("the memory is empty: nothing can be found; `memory add` or `memory build` fills it")
-    for reader in opened.readers:
-        if not reader.bank.memories:
-            continue
+    for reader in opened.searched:
         found = search(opened.memory, reader, opened.tokenizer, args.query, k=args.k, block=opened.block_size())
         print(f"{type(reader).__name__}: {len(found)} of {reader.bank.size():,} entries, nearest first")
         for neighbour in found:
@@ -204,7 +203,7 @@ def delete(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Compare the index with brute force, and look for damage."""
     opened, wrong = _opened(args), []
-    for reader in opened.readers:
+    for reader in opened.searched:
         for memory in reader.bank.memories:
             vocab_size, distinct = opened.memory.lm.vocab_size, reader.writes == "never"
             of_this = problems(memory, vocab_size=vocab_size, distinct=distinct)

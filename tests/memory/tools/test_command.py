@@ -515,3 +515,18 @@ def test_an_empty_memory_finds_nothing(folder: Path, fails: Callable[..., str]):
     run("memory", "delete", "--ckpt_path", MEMORY, *words)
     assert "the memory is empty" in fails("memory", "search", "--ckpt_path", MEMORY, "--query", "The")
     assert "yes" in run("memory", "check", "--ckpt_path", MEMORY)
+
+
+def test_counts_of_ngrams_are_listed_and_nothing_else(folder: Path, fails: Callable[..., str]):
+    """They are no memory that is empty: there is nothing in them to search, delete or check."""
+    with advised(LITTLE_TEXT):
+        counts = "[{class_path: NGramReader, init_args: {order: 3}}]"
+        run("fit", "--config", "tiny.yaml", "--name", "counts", "--model.init_args.extensions", counts)
+    path = CKPT.format("counts")
+    for words in (("search", "--query", "The"), ("delete", "--document", "fox.txt"), ("check",)):
+        error = fails("memory", words[0], "--ckpt_path", path, *words[1:])
+        assert "counts of its training text (NGramReader) and no vectors" in error
+        assert "empty" not in error
+    listed = run("memory", "list", "--ckpt_path", path)
+    assert re.search(rf"tokens counted +{ENTRIES + 3} of", listed)  # with an end of each text
+    assert "documents" not in listed
