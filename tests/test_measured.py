@@ -31,7 +31,7 @@ def test_an_evaluation_is_logged_and_printed_beside_what_needs_no_model(
     (found,) = measured(trained)
     printed = capsys.readouterr().out.split("bits per byte of the test text")[1]
     assert found["bpb"] == pytest.approx(figures(trained)[0], abs=1e-6)
-    for name, key in (("this model", "bpb"), ("counts of 5-grams", "fivegrams_bpb"), ("LZMA2", "lzma_bpb")):
+    for name, key in (("this model", "bpb"), ("5-grams", "fivegrams_bpb"), ("LZMA2", "lzma_bpb")):
         assert f"{found[key]:.3f}" in printed.split(name)[1].splitlines()[0]
     assert printed.index("this model") < printed.index("adapting")
     assert "adapts" not in found

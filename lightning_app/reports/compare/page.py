@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lightning_app.reports.beside import NOTE
 from lightning_app.reports.compare.charts import (
     Curves,
     colour,
@@ -107,12 +108,8 @@ def _results(of: Comparison) -> list[Part]:
 
 
 def _peers(of: Comparison) -> str:
-    table = peers(of.groups)
-    return (
-        _html(table, "Bits per byte of the validation text, frozen and adapting", of.runs, of.groups)
-        if table[1]
-        else ""
-    )
+    table, caption = peers(of.groups), "Bits per byte of the validation text, frozen and adapting"
+    return _html(table, caption, of.runs, of.groups) + NOTE if table[1] else ""
 
 
 def _lead(groups: Sequence[Group]) -> str:
