@@ -209,4 +209,4 @@ def test_a_logger_with_a_name_keeps_its_place_and_evaluations_go_to_the_log_alon
     assert files(RUN) >= KEPT - {"samples/step_000003.txt"}
     assert table.read_bytes() == before
     assert [path.name for path in Path("elsewhere/mine").iterdir()] == ["version_0"]
-    assert read_log(RUN)[-1]["event"] == "validate"
+    assert "validate" in [record.get("event") for record in read_log(RUN)]

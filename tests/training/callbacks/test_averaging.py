@@ -95,7 +95,8 @@ def test_validation_and_the_best_checkpoint_are_of_the_average(main: Main, confi
         if r.get("step") == 6 and "val/loss" in r and "event" not in r
     ]
     main("validate", "--config", name, "--ckpt_path", "last")
-    assert read_log("runs/tiny/version_0")[-1]["val/ce"] == pytest.approx(found, rel=1e-6)
+    (validated,) = [r["val/ce"] for r in read_log("runs/tiny/version_0") if r.get("event") == "validate"]
+    assert validated == pytest.approx(found, rel=1e-6)
     best = checkpoint("tiny", "best")
     module, _ = load_module("runs/tiny/version_0/checkpoints/best.ckpt")
     assert same(dict(module.state_dict()), best["state_dict"])
