@@ -18,6 +18,7 @@ from lightning_app.reports.series import events
 from lightning_app.reports.tables import format_table
 from lightning_app.training.callbacks.dynamic_evaluation import COMMANDS, DynamicEvaluation
 from lightning_app.training.callbacks.run_log import RunLog, run_folder
+from lightning_app.training.lightning_internals.callbacks import of_kind
 from lightning_app.training.module import LanguageModule
 
 SPLIT = {"validate": "val", "test": "test"}
@@ -50,7 +51,7 @@ def figures(trainer: L.Trainer, peers: Peers | None) -> Mapping[str, Any]:
 
 
 def _adapts(trainer: L.Trainer) -> bool:
-    follows = trainer.state.fn in COMMANDS and any(isinstance(one, DynamicEvaluation) for one in trainer.callbacks)
+    follows = trainer.state.fn in COMMANDS and bool(of_kind(trainer, DynamicEvaluation))
     module = trainer.lightning_module
     return follows or (isinstance(module, LanguageModule) and any(one.adapts for one in module.extensions))
 
