@@ -173,6 +173,12 @@ def cautions(runs: Sequence[Run]) -> list[str]:
         said.append(
             f"The text is evaluated in different ways: {'; '.join(found)}. A token has more or less text before it."
         )
+    adapting = [run.label for run in runs if run.adapts]
+    if adapting and len(adapting) < len(runs):
+        said.append(
+            f"Learned from the validation text while it was measured: {', '.join(adapting)}. The others stayed as they "
+            "were, which is another task."
+        )
     if going := [f"{run.label} ({run.state}, step {run.steps:,})" for run in runs if run.state != "ended"]:
         said.append(f"Not ended: {', '.join(going)}. Its numbers are those so far.")
     if without := [run.label for run in runs if run.best is None]:

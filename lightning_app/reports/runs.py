@@ -13,7 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from lightning_app.reports.events import Cost, Data, Ended, Failed, PassageSums, SplitCounts, Started, Trained, end_of
+from lightning_app.reports.events import (
+    Closed,
+    Cost,
+    Data,
+    Ended,
+    Failed,
+    PassageSums,
+    SplitCounts,
+    Started,
+    Trained,
+    end_of,
+)
 from lightning_app.reports.intervals import SUMS
 from lightning_app.reports.record import Numbers, Record
 from lightning_app.reports.series import best_validation, events, is_of_fit, last_step, numbers, series
@@ -70,6 +81,11 @@ class Run:
         """Counts of the validation text, and its digest in newer logs."""
         splits = (split for one in reversed(events(self.records, Data)) for split in one.splits or [])
         return next((split for split in splits if split.split == "val"), None)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the model learned from the validation text while it was measured, as far as the log says."""
+        return any(one.adapts for one in events(self.records, Closed)[-1:])
 
     @property
     def state(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_app.reports.beside import GROUPS, of, of_validation, rows, tables
 from lightning_app.reports.compare.tables import peers
 from lightning_app.reports.events import Closed, Measured
-from lightning_app.reports.groups import groups_of
+from lightning_app.reports.groups import cautions, groups_of
 from lightning_app.reports.runs import Run
 from tests.reports.test_dashboard import Page
 
@@ -53,6 +53,14 @@ def test_figures_of_two_texts_do_not_stand_in_one_table():
     other = Measured(split="test", bpb=1.2, **{**FOUND, "lzma_bpb": 1.3})
     page = Page("".join(tables([FROZEN, ADAPTING, other])))
     assert page.tables["Bits per byte of the test text"][1:3] == [["this model", "1.200", ""], ["5-grams", "2.000", ""]]
+
+
+def test_a_run_that_adapts_is_named_beside_one_that_does_not():
+    follows = Closed(more={"val/bpb": 1.7}, verbatim=None, adapts=True, **FOUND)
+    runs = [Run("one", "one", [CLOSED]), Run("two", "two", [follows])]
+    named = "Learned from the validation text while it was measured: two."
+    assert [named in said for said in cautions(runs)].count(True) == 1
+    assert not any("Learned" in said for some in (runs[:1], runs[1:]) for said in cautions(some))
 
 
 def test_nothing_is_said_where_nothing_stands_beside():
