@@ -168,14 +168,14 @@ def _search_table(results: Results) -> str:
 
 
 def _choices(results: Results) -> str:
-    """What was chosen on validation, seed by seed."""
+    """What was chosen, seed by seed."""
     rows = []
     for arm in ARMS:
         for record in results.by_arm[arm]:
             names = ("val_bpb", "best_step", "train_seconds", "weights", "temperature", "theta", "tuning_nats")
             known = [f"{name} {_short(record[name])}" for name in names if record.get(name) is not None]
             rows.append(f"| {arm} | {record['seed']} | {', '.join(known)} |")
-    head = ["| arm | seed | chosen, or found, on validation |", "| --- | --- | --- |"]
+    head = ["| arm | seed | chosen, or found, on the text for it |", "| --- | --- | --- |"]
     return "\n".join(["### Choices", "", *head, *rows])
 
 

@@ -44,7 +44,7 @@ def _cut(document: Document) -> list[Document]:
 
 
 def pieces(path: str) -> list[Document]:
-    """The documents of a source, long ones cut at blank lines into pieces of `PIECE` characters or a little more."""
+    """The documents of a source, long ones cut at blank lines into pieces of about `PIECE` characters."""
     return [piece for document in articles(path) for piece in _pieces(document)]
 
 
@@ -53,7 +53,7 @@ def _pieces(document: Document) -> list[Document]:
         return [document]
     starts = [0]
     for blank in re.finditer(r"\n\s*\n", document.text):
-        if blank.end() - starts[-1] >= PIECE:
+        if blank.end() - starts[-1] >= PIECE and len(document.text) - blank.end() >= PIECE // 2:
             starts.append(blank.end())
     return cut(document, starts)
 

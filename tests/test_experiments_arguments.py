@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from experiments import art_page, continual, memory, plasticity, plasticity_page, report
+from experiments import art_page, continual, memory, novelty, plasticity, plasticity_page, report
 from experiments.arguments import ARTICLES, add_texts, command_of, digests, take_texts, told
+from experiments.arms import PLAIN, REHEARSAL
 from experiments.domains import prepare_domains
 from experiments.texts import held_out, prepare
 from lightning_app.errors import InputError
 from tests.test_experiments import article
 from tests.test_experiments_art import texts
+from tests.test_experiments_plasticity import SMALL
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,14 +117,26 @@ def slices(tmp_path: Path) -> list[str]:
     return [*words, "--quick", "--workers", "1", "--work", str(tmp_path / "work")]
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some arms, since each takes seconds."""
+    monkeypatch.setattr(continual, "ARMS", (PLAIN, REHEARSAL))
+    monkeypatch.setattr(novelty, "LENGTHS", (32, 16))
+    monkeypatch.setattr(plasticity, "arms", lambda plan: SMALL[:4])
+    for name in ("Hard Concrete", "exact subset", "leave one out", "controller"):
+        monkeypatch.setitem(plasticity.STRATEGIES, name, plasticity.STRATEGIES["magnitude"])
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(
-    ("main", "page", "second"),
-    [(memory.main, "memory", False), (continual.main, "art", True), (plasticity.main, "plasticity", True)],
+    ("mains", "page"),
+    [((memory.main,), "memory"), ((continual.main, novelty.main), "art"), ((plasticity.main,), "plasticity")],
 )
-def test_it_runs_in_small_on_any_text(main: Callable[[list[str]], None], page: str, second: bool, tmp_path: Path):
+def test_it_runs_in_small_on_any_text(mains: Sequence[Callable[[list[str]], None]], page: str, tmp_path: Path):
     words = slices(tmp_path)
-    main([*words, *(["--second", str(tmp_path / "second.txt")] if second else [])])
+    for main in mains:
+        main([*words, *(["--second", str(tmp_path / "second.txt")] if page != "memory" else [])])
     (folder,) = (tmp_path / "work").iterdir()
     written = (folder / f"{page}.md").read_text(encoding="utf-8")
     assert "TRAIN=train HELDOUT=heldout TEST=test" in written
