@@ -75,8 +75,8 @@ FITTED |= {"art_gpt2_offline", "varda_gpt_offline", "debug", "streaming", "artic
 SCHEDULED = ["plasticity", "plasticity_dynamic", "plasticity_quick"]  # their phases need more than two steps
 # Several processes: tests/test_ddp.py, tests/test_model_parallel.py; several GPUs: not here.
 IN_OTHER_TESTS = {"ddp", "deepspeed", "fsdp", "model_parallel", "multi_node"}
-SAID = {  # of two steps, where it is other advice than that on little text
-    "controller": (SHORT, LITTLE_TEXT, "the controller decides from step"),
+SAID = {  # of two steps, where it is other advice than that they are few
+    "controller": (SHORT, "the controller decides from step"),
     "lora": (SHORT, "lora trains adapters beside random weights"),
     "streaming": (SHORT, "The number of training batches"),
 }
@@ -150,7 +150,7 @@ def test_two_steps(path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, tmp_
     if missing := missing_packages(path):
         pytest.skip(f"{missing[0]} is not installed: requirements-dev.txt")
     monkeypatch.chdir(ROOT)
-    with advised(*SAID.get(path.stem, (SHORT, LITTLE_TEXT))):
+    with advised(*SAID.get(path.stem, (SHORT,))):
         main("fit", *words(path), *two_steps(tmp_path))
     (run,) = tmp_path.glob("*/version_0")
     assert [r["step"] for r in read_log(run) if "val/ce" in r and "event" not in r] == [2]
@@ -172,8 +172,7 @@ def test_a_whole_schedule_ends_with_fewer_parameters_and_its_proofs(
     main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(ROOT)
-    with advised(LITTLE_TEXT):
-        main("fit", *words(ROOT / "configs/overlays/plasticity_quick.yaml"), "--runs_dir", tmp_path)
+    main("fit", *words(ROOT / "configs/overlays/plasticity_quick.yaml"), "--runs_dir", tmp_path)
     (run,) = tmp_path.glob("*/version_0")
     said = capsys.readouterr().out
     assert "heads: 18 -> 13" in said

@@ -17,7 +17,9 @@ from lightning_app.models.backbone import Backbone
 log = logging.getLogger(__name__)
 BETTER = 0.5  # nats that pretrained weights are at least better than chance
 LEAST_SHARE = 0.9  # of a model's ids that its own tokenizer has; the others make the number a round one
-PARAMETERS_PER_TOKEN = 10  # above this a model can learn its text by heart
+# Above this a model learns its text by heart. 900 steps with 116,544 parameters left 1.77 nats per byte of the training
+# text where it had a tenth as many tokens, 1.27 with a 40th, 0.46 with a 100th, 0.08 with a 300th.
+PARAMETERS_PER_TOKEN = 50
 
 
 def check_sizes(data: TextDataModule, *, vocab_size: int, longest: int | None) -> None:

@@ -32,7 +32,6 @@ from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkp
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.side_files import named_by
-from tests.advice import LITTLE_TEXT, advised
 from tests.made_models import decoder, ready
 
 TEXTS = {
@@ -110,8 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("tiny.yaml").write_text(yaml.safe_dump(CONFIG))
         Path("learned.yaml").write_text(yaml.safe_dump({**CONFIG, "name": "learned", "model": LEARNED}))
         for config in ("tiny.yaml", "learned.yaml"):
-            with advised(LITTLE_TEXT):  # three sentences are no corpus
-                run("fit", "--config", config)
+            run("fit", "--config", config)
         Path("built.txt").write_text(
             run(
                 "memory",
@@ -207,8 +205,7 @@ def test_the_config_beside_it_evaluates_it(folder: Path, stage: str):
 
 @pytest.mark.slow
 def test_it_goes_into_another_fit(folder: Path):
-    with advised(LITTLE_TEXT):
-        run("fit", "--config", "memory.yaml", "--name", "next", "--init_from", MEMORY, "--trainer.max_steps", 1)
+    run("fit", "--config", "memory.yaml", "--name", "next", "--init_from", MEMORY, "--trainer.max_steps", 1)
     after = opened(CKPT.format("next"))
     assert after.memory.documents == opened().memory.documents
     assert torch.equal(after.backbone.readers[0].bank.shared.vectors, memory_of().vectors)
@@ -440,8 +437,7 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
         "init_args": {"side_file_bytes": 1000},
     }
     Path("large.yaml").write_text(yaml.safe_dump({"name": "large", "trainer": {"plugins": [plugin]}}))
-    with advised(LITTLE_TEXT):
-        run("fit", "--config", "learned.yaml", "--config", "large.yaml")
+    run("fit", "--config", "learned.yaml", "--config", "large.yaml")
     path, before = CKPT.format("large"), memory_of(CKPT.format("learned"))
     sides = Path(path).parent / "memory"
     assert {file.name for file in sides.iterdir()} == named_by_checkpoints(sides.parent)
@@ -449,8 +445,7 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
     run("memory", "check", "--ckpt_path", path)
     words = ("--config", "learned.yaml", "--config", "large.yaml", "--ckpt_path", path)
     run("validate", *words)
-    with advised(LITTLE_TEXT):
-        run("fit", *words, "--trainer.max_steps", 3)
+    run("fit", *words, "--trainer.max_steps", 3)
     assert memory_of(path).size() > before.size()
     assert {file.name for file in sides.iterdir()} == named_by_checkpoints(sides.parent)
     for file in sides.iterdir():
@@ -519,9 +514,8 @@ def test_an_empty_memory_finds_nothing(folder: Path, fails: Callable[..., str]):
 
 def test_counts_of_ngrams_are_listed_and_nothing_else(folder: Path, fails: Callable[..., str]):
     """They are no memory that is empty: there is nothing in them to search, delete or check."""
-    with advised(LITTLE_TEXT):
-        counts = "[{class_path: NGramReader, init_args: {order: 3}}]"
-        run("fit", "--config", "tiny.yaml", "--name", "counts", "--model.init_args.extensions", counts)
+    counts = "[{class_path: NGramReader, init_args: {order: 3}}]"
+    run("fit", "--config", "tiny.yaml", "--name", "counts", "--model.init_args.extensions", counts)
     path = CKPT.format("counts")
     for words in (("search", "--query", "The"), ("delete", "--document", "fox.txt"), ("check",)):
         error = fails("memory", words[0], "--ckpt_path", path, *words[1:])
