@@ -32,6 +32,8 @@ from lightning_app.training.module import LanguageModule
 
 SESSION_CHUNK = 16  # tokens
 T = TypeVar("T")
+FEW = 0.1  # of the entries that look-ups could have found: so few mean that they find the same ones all the time
+EVIDENCE = 10_000  # entries that an evaluation has looked up, for this to be said
 HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this
 
 
@@ -64,6 +66,9 @@ class Memory(Extension):
         self.documents: dict[int, str] = {}
         self._session_position = 0
         self._counts: dict[str, float] = {}  # of the last step
+        self._distinct: dict[int, list[float]] = {}  # of an evaluation's batches, by reader
+        self._positions = 0  # that it has looked from
+        self._warned_of: set[int] = set()
 
     def config(self) -> dict[str, Any]:
         return {
@@ -121,7 +126,13 @@ class Memory(Extension):
 
     def measures(self, outputs: Outputs, *, training: bool) -> dict[str, Tensor]:
         statistics = self._named([output.statistics for output in _found(outputs).reader_outputs])
-        return statistics if training else {**statistics, **self._help(outputs)}
+        if training:
+            return statistics
+        self._positions += outputs.ids.numel()
+        for i, output in enumerate(_found(outputs).reader_outputs):
+            if (share := output.statistics.get("distinct")) is not None:
+                self._distinct.setdefault(i, []).append(float(share))
+        return {**statistics, **self._help(outputs)}
 
     def _named(self, each: Sequence[Mapping[str, T]]) -> dict[str, T]:
         """Join the numbers of all readers, by the name that each is logged under."""
@@ -163,7 +174,7 @@ class Memory(Extension):
     # Evaluations and sessions
 
     def begin_evaluation(self) -> None:
-        self._session_position = 0
+        self._session_position, self._positions, self._distinct = 0, 0, {}
         for reader in self.readers:
             reader.begin_evaluation()
             if reader.writes != "never":  # a datastore may be large, and stays as it is
@@ -181,7 +192,21 @@ class Memory(Extension):
         for reader in self.readers:
             reader.after_validation()
 
+    def _warn_of_few_entries(self) -> None:
+        """Once for each reader: a fit has many evaluations."""
+        for i, shares in self._distinct.items():
+            enough = self._positions * self.readers[i].bank.shared.num_search_results >= EVIDENCE
+            if enough and (share := sum(shares) / len(shares)) < FEW and i not in self._warned_of:
+                self._warned_of.add(i)
+                rank_zero_warn(
+                    f"{self._prefix(i)}_distinct is {share:.3f}: the look-ups of a batch return {share:.1%} of the "
+                    "entries that they could, nearly the same ones for every text. Queries and entries may lie in "
+                    "different places, or the model is not trained yet"
+                )
+
     def end_evaluation(self) -> None:
+        self._warn_of_few_entries()
+        self._distinct = {}
         for reader in self.readers:
             reader.bank.end_evaluation()
 

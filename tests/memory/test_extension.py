@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader
 from lightning_app.memory.readers.base import Reader
+from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
@@ -317,9 +319,24 @@ def test_what_the_memory_did_is_logged(data: TextDataModule):
         assert 0 < metrics[f"{stage}/memory_read_gate"] < 1
         assert metrics[f"{stage}/memory_hit_distance"] >= 0
         assert 0 <= metrics[f"{stage}/memory_store_rate"] <= 1
+        assert 0 < metrics[f"{stage}/memory_distinct"] <= 1
     helped, hurt = metrics["val/memory_helped"], metrics["val/memory_hurt"]
     assert 0 < helped + hurt <= 1
     assert metrics["val/ce_without_memory"] != metrics["val/ce"]
+
+
+def test_a_memory_that_finds_the_same_entries_for_every_text_is_warned_of(data: TextDataModule):
+    module = varda(KNNReader(memory_size=1000, num_search_results=40))
+    memory = memory_of(module)
+    memory.add(torch.randn(1000, memory.memory_dim) * 100, Entries(tokens=torch.zeros(1000, dtype=torch.int64)))
+    with pytest.warns(UserWarning, match=r"memory_distinct is 0\.\d+: the look-ups of a batch return"):
+        fit(module, data, max_steps=2, val_check_interval=1, limit_val_batches=1.0)
+    memory.remove(memory.ids())
+    states = module.backbone.states(next(iter(data.val_dataloader())).input_ids).last.detach().flatten(0, 1)
+    memory.add(states, Entries(tokens=torch.zeros(len(states), dtype=torch.int64)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer_with().validate(module, data, verbose=False)
 
 
 # Contradictions

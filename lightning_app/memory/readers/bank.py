@@ -145,6 +145,18 @@ class MemoryBank(nn.Module):
         ]
         return torch.stack([ids for ids, _ in found]), torch.stack([distances for _, distances in found])
 
+    def distinct(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """How many different entries a search gave (B, T, k), as a share of what it could have: of all entries, or of
+        its results where these are fewer. 1 where nothing was found."""
+        texts = (
+            [(self.shared, ids)] if self.scope == "shared" else [*zip(map(self.of, rows.tolist()), ids, strict=True)]
+        )
+        counts = [
+            (_different(found[found >= 0]), min(memory.size(), int((found >= 0).sum()))) for memory, found in texts
+        ]
+        different, most = (sum(column) for column in zip(*counts, strict=True))
+        return torch.tensor(different / most if most else 1.0, device=ids.device)
+
     def vectors(self, ids: Tensor, rows: Tensor) -> Tensor:
         """(B, ...) ids -> (B, ..., M) stored vectors; 0 where the id is -1."""
         if self.scope == "shared" or not self.size():
@@ -189,6 +201,15 @@ class MemoryBank(nn.Module):
             memory.tick()
             counts["forgotten"] += memory.forget_randomly()
         return counts
+
+
+def _different(ids: Tensor) -> int:
+    """How many different ids (n,) there are. They lie close together: to sort many takes longer."""
+    if not len(ids):
+        return 0
+    seen = torch.zeros(int(ids.max() - ids.min()) + 1, dtype=torch.bool, device=ids.device)
+    seen[ids - ids.min()] = True
+    return int(seen.sum())
 
 
 def _ids_of(pairs: Tensor, row: int) -> Tensor:

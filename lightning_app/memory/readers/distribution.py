@@ -144,6 +144,17 @@ class DistributionReader(Reader):
         """The metric of the distances of `neighbours`."""
         return "inner_product"
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether each position reads all entries of its memory, not the nearest ones."""
+        return False
+
+    def distinct(self, found: Candidates, context: TokenContext) -> Tensor:
+        """See `MemoryBank.distinct`; 1 where all are read."""
+        if self.reads_all:
+            return found.distances.new_ones(())
+        return self.bank.distinct(found.ids.masked_fill(~found.found, -1), context.rows)
+
     def reads_now(self) -> bool:
         """Whether it changes the logits now: in evaluation, as the mixture of two distributions is not trained."""
         return not self.training
@@ -158,11 +169,12 @@ class DistributionReader(Reader):
         with torch.autocast(states.device.type, enabled=False):
             found = self.neighbours(states.float(), context)
             changed = self.changed(logits.float(), found)
+            statistics = {**found_statistics(found), "distinct": self.distinct(found, context)}
 
         def reads() -> Candidates:
             return replace(found, weights=self.weights(changed, found))
 
-        return changed, ReaderOutput(statistics=found_statistics(found), update=update, reads=reads)
+        return changed, ReaderOutput(statistics=statistics, update=update, reads=reads)
 
 
 class KNNReader(DistributionReader):
@@ -245,6 +257,8 @@ class CacheReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "lam": float(self.lam), "theta": float(self.theta)}
 
+    reads_all = True
+
     def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
         own = self.scope == "document"
         parts = [all_stored(self.bank, states, context), earlier_in_block(states, context, own_document_only=own)]
@@ -317,9 +331,12 @@ class TrimeReader(DistributionReader):
             parts.append(self._stored(states, context))
         return joined(parts, dim=-1)
 
+    @property
+    def reads_all(self) -> bool:
+        return max(memory.size() for memory in self.bank.active) <= self.bank.shared.num_search_results
+
     def _stored(self, states: Tensor, context: TokenContext) -> Candidates:
-        largest = max(memory.size() for memory in self.bank.active)
-        if largest <= self.bank.shared.num_search_results:
+        if self.reads_all:
             return all_stored(self.bank, states, context)
         ids, _ = self.bank.search(states.detach(), context.rows, context.entries)
         vectors = self.bank.vectors(ids, context.rows)  # (B, T, k, D); again a product, for the query's gradient

@@ -213,6 +213,7 @@ class LearnedReader(Reader):
         hits = found.distances[..., 0][found.ids[..., 0] >= 0]
         statistics = statistics | {
             "hit_distance": hits.mean() if len(hits) else found.distances.new_zeros(()),
+            "distinct": self.bank.distinct(found.ids, context.rows),
             "store_rate": _share(decisions.stored, context.new),
             "delete_rate": _share(deletions.decided.any(-1), context.new),
         }

@@ -51,6 +51,17 @@ def test_each_stream_has_a_memory_and_a_shared_one_has_all():
         bank_with(streams=0)
 
 
+def test_different_entries_are_a_share_of_what_could_be_found():
+    shared, own, rows = bank_with("shared"), bank_with(), torch.tensor([0, 1])
+    assert float(shared.distinct(torch.full((2, 3, 2), -1), rows)) == 1  # there is nothing
+    for bank in (shared, own):
+        bank.write(update([0, 1, 1, 1]), training=False)
+    same = torch.zeros(2, 3, 2, dtype=torch.int64)
+    assert float(shared.distinct(same, rows)) == 1 / 4  # of 4 entries, by 12 results
+    assert float(own.distinct(same, rows)) == 2 / 4  # one of 1, one of 3
+    assert float(shared.distinct(torch.tensor([[[3, -1]], [[2, -1]]]), rows)) == 1  # of 2 results
+
+
 def test_an_empty_bank_finds_nothing_for_any_row():
     bank, rows = bank_with(), torch.tensor([0, 1, 2])
     origin = Entries(documents=torch.zeros(3, 1, dtype=torch.int64), positions=torch.zeros(3, 1, dtype=torch.int64))
