@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from binascii import crc_hqx
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from lightning_app.compression.coding import Passed, Reading, Writing, pass_through
@@ -12,11 +14,11 @@ from lightning_app.compression.symbols import bytes_of, symbols_of
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.modes import one_thread
-from lightning_app.training.adapting import AdaptationOptions, adapting
+from lightning_app.training.adapting import Adaptation, AdaptationOptions, adapting
 from lightning_app.training.module import LanguageModule
 
 MAGIC = 0xE6  # no text begins with it and the number of a format
-FROZEN, ADAPTING = 1, 2  # formats: an adapting one has the model's options behind the head
+FROZEN, ADAPTING, COUNTING = 1, 2, 3  # formats: but in the first the model's options stand behind the head
 OPTIONS = struct.Struct(">ff")  # lr, decay
 HEAD = struct.Struct(">BBBB3B2s4sHH")  # magic, format, cpu and dtype, threads, torch, libraries, model, two checks
 AT_CHECK = HEAD.size - 2  # of the archive's own check, which covers all other bytes
@@ -29,6 +31,7 @@ class Parts:
     Attributes:
         setting: what whoever reads it must have.
         adapts: how the model learned from what had passed; None: it did not.
+        counts: whether readers that count tokens counted it, too.
         data_check: of the bytes that are in it.
         count: the number of symbols.
         coded: those.
@@ -36,6 +39,7 @@ class Parts:
 
     setting: Setting
     adapts: AdaptationOptions | None
+    counts: bool
     data_check: int
     count: int
     coded: bytes
@@ -67,7 +71,8 @@ def compress(
     """Any bytes as an archive, which was read again.
 
     Args:
-        adapts: how the model learns from what has passed; None: it stays as it is.
+        adapts: how the model learns from what has passed, which readers that count tokens then count, too; None: it
+            stays as it is.
 
     Raises:
         InputError: the model cannot compress; what was read again is not what was written.
@@ -76,10 +81,10 @@ def compress(
     adapts = None if adapts is None else AdaptationOptions(*OPTIONS.unpack(OPTIONS.pack(adapts.lr, adapts.decay)))
     with one_thread():
         here = Setting.here(module, tokenizer)
-        with adapting(module, adapts) as adaptation:
+        with _following(module, adapts, counts=adapts is not None) as (adaptation, counts):
             beginning = tokenizer.prompt("")
             passed = pass_through(module, writing, beginning, len(symbols), symbols, adaptation=adaptation)
-        parts = Parts(here, adapts, crc_hqx(data, 0), len(symbols), writing.encoder.finish())
+        parts = Parts(here, adapts, counts, crc_hqx(data, 0), len(symbols), writing.encoder.finish())
         archive = _packed(parts)
         again = _read(_unpacked(archive), here, module, tokenizer)
     if again != data:
@@ -98,9 +103,20 @@ def decompress(archive: bytes, module: LanguageModule, tokenizer: Tokenizer) -> 
         return _read(parts, Setting.here(module, tokenizer), module, tokenizer)
 
 
+@contextmanager
+def _following(
+    module: LanguageModule, adapts: AdaptationOptions | None, *, counts: bool
+) -> Iterator[tuple[Adaptation | None, bool]]:
+    """A model that follows what passes, and whether some extension counts it."""
+    with ExitStack() as stack:
+        adaptation = stack.enter_context(adapting(module, adapts))
+        counting = [counts and stack.enter_context(extension.counting()) for extension in module.extensions]
+        yield adaptation, any(counting)
+
+
 def _read(parts: Parts, here: Setting, module: LanguageModule, tokenizer: Tokenizer) -> bytes:
     parts.setting.check(here)
-    with adapting(module, parts.adapts) as adaptation:
+    with _following(module, parts.adapts, counts=parts.counts) as (adaptation, _):
         reading = Reading(parts.coded)
         passed = pass_through(module, reading, tokenizer.prompt(""), parts.count, adaptation=adaptation)
     data = bytes_of(passed.symbols, tokenizer)
@@ -113,7 +129,8 @@ def _packed(parts: Parts) -> bytes:
     setting, adapts = parts.setting, parts.adapts
     kind = CPUS.index(setting.cpu) * len(DTYPES) + DTYPES.index(setting.dtype)
     of_setting = kind, setting.threads, *setting.torch, setting.libraries, setting.model, parts.data_check
-    form, options = (FROZEN, b"") if adapts is None else (ADAPTING, OPTIONS.pack(adapts.lr, adapts.decay))
+    options = b"" if adapts is None else OPTIONS.pack(adapts.lr, adapts.decay)
+    form = COUNTING if parts.counts else FROZEN if adapts is None else ADAPTING
     rest = options + _varint(parts.count) + parts.coded
     check = crc_hqx(HEAD.pack(MAGIC, form, *of_setting, 0)[:AT_CHECK] + rest, 0)
     return HEAD.pack(MAGIC, form, *of_setting, check) + rest
@@ -123,16 +140,16 @@ def _unpacked(archive: bytes) -> Parts:
     if len(archive) <= HEAD.size or archive[0] != MAGIC:
         raise InputError("it is not an archive that `compress` wrote")
     _, form, kind, threads, *torch, libraries, model, data_check, check = HEAD.unpack_from(archive)
-    if form not in (FROZEN, ADAPTING):
-        raise InputError(f"the archive has format {form}, and this code knows {FROZEN} and {ADAPTING}: update it")
+    if form not in (FROZEN, ADAPTING, COUNTING):
+        raise InputError(f"the archive has format {form}, and this code knows {FROZEN} to {COUNTING}: update it")
     if crc_hqx(archive[:AT_CHECK] + archive[HEAD.size :], 0) != check:
         raise InputError("the archive is damaged: its check sum is wrong")
     cpu, dtype = divmod(kind, len(DTYPES))
     major, minor, patch = torch
     setting = Setting(model, CPUS[cpu], DTYPES[dtype], threads, (major, minor, patch), libraries)
-    start = HEAD.size + (OPTIONS.size if form == ADAPTING else 0)
-    adapts = AdaptationOptions(*OPTIONS.unpack_from(archive, HEAD.size)) if form == ADAPTING else None
-    return Parts(setting, adapts, data_check, *_of_varint(archive[start:]))
+    start = HEAD.size + (0 if form == FROZEN else OPTIONS.size)
+    adapts = None if form == FROZEN else AdaptationOptions(*OPTIONS.unpack_from(archive, HEAD.size))
+    return Parts(setting, adapts, form == COUNTING, data_check, *_of_varint(archive[start:]))
 
 
 def _varint(number: int) -> bytes:

@@ -215,6 +215,17 @@ class Memory(Extension):
         return any(reader.writes != "never" for reader in self.readers)
 
     @contextmanager
+    def counting(self) -> Iterator[bool]:
+        readers = [reader for reader in self.readers if reader.reads_tokens and reader.writes == "never"]
+        for reader in readers:
+            reader.writes = "evaluation"
+        try:
+            yield bool(readers)
+        finally:
+            for reader in readers:
+                reader.writes = "never"
+
+    @contextmanager
     def _session(self) -> Iterator[None]:
         """Writes go to a copy until this ends, as in an evaluation; within an open session nothing changes."""
         if any(reader.bank.in_evaluation for reader in self.readers):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,6 +114,11 @@ class Extension(nn.Module):
     def adapts(self) -> bool:
         """Whether what an evaluation has read changes what is said of the rest of it."""
         return False
+
+    @contextmanager
+    def counting(self) -> Iterator[bool]:
+        """Within this context an evaluation counts what it has read, too, where this extension can: whether it can."""
+        yield False
 
     def during_generation(self, tokens: Iterator[Tensor], ids: Tensor) -> Iterator[Tensor]:
         """The tokens, (B,) each, that continue (B, T) ids; what is between two of them is this extension's time."""

@@ -13,15 +13,17 @@ import torch
 
 from lightning_app.cli import main as command
 from lightning_app.compression import archive as archives
-from lightning_app.compression.archive import HEAD, OPTIONS, compress, decompress
+from lightning_app.compression.archive import COUNTING, FROZEN, HEAD, OPTIONS, compress, decompress
 from lightning_app.compression.coding import LEARNED, Writing, pass_through
 from lightning_app.compression.command import compress_command
 from lightning_app.compression.setting import Setting
 from lightning_app.data.batch import IGNORE, Batch
 from lightning_app.errors import InputError
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import NGramReader
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.training.adapting import Adaptation, AdaptationOptions
-from tests.made_models import READERS
+from tests.made_models import READERS, decoder, ready
 
 ROOT = Path(__file__).parents[2]
 TEXT = b"the model learns what the teacher shows and forgets what nobody asks about again "
@@ -54,6 +56,22 @@ def test_a_model_that_adapts_is_read_the_same_way(plain, reading, reader):
     assert done.bits < frozen.bits - 20
     assert len(done.data) - HEAD.size - OPTIONS.size - 3 <= 1.002 * done.bits / 8
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_counts_follow_a_model_that_adapts():
+    torch.manual_seed(1)
+    module = VardaGPT(decoder(), [NGramReader(order=4)])
+    module.backbone.readers[0].bank.hold(torch.tensor(list(b"what nobody knows")))
+    module, tokenizer = ready(module)
+    model, data = (module, tokenizer), TEXT * 3
+    frozen, learned, counted = (compress(data, *model, given) for given in (None, AdaptationOptions(lr=0), None))
+    assert [one.data[1] for one in (frozen, learned)] == [FROZEN, COUNTING]
+    assert frozen.data == counted.data  # nothing is left of what was counted
+    assert learned.bits < 0.7 * frozen.bits
+    assert decompress(learned.data, *model) == data
+    old = replace(archives._unpacked(learned.data), counts=False)  # as an archive from before: another text comes out
+    with pytest.raises(InputError, match="does not give back"):
+        decompress(archives._packed(old), *model)
 
 
 class Recorded(Adaptation):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,9 @@ from torch import nn
 from lightning_app.data.batch import Batch
 from lightning_app.data.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.errors import InputError
-from lightning_app.models.losses import cross_entropy
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import CacheReader, NGramReader
+from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
 from lightning_app.training.adapting import CLIP, RECENT, Adaptation, AdaptationOptions, adapting
 from lightning_app.training.callbacks.dynamic_evaluation import DynamicEvaluation
 from lightning_app.training.compositions import ArticleGPT
@@ -139,6 +142,50 @@ def test_a_text_that_repeats_itself_is_learned_and_forgotten(
     assert run(DynamicEvaluation(lr=1e-2))[f"{stage}/ce"] < frozen - 0.5
     assert all(torch.equal(x, y) for x, y in zip(before, module.parameters(), strict=True))
     assert run()[f"{stage}/ce"] == frozen
+
+
+class Scored(L.Callback):
+    """Keeps the probability of each token that a test counts, in the order of the text."""
+
+    def __init__(self) -> None:
+        self.nats: list[torch.Tensor] = []
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        whole = pl_module.outputs
+
+        def outputs(*given: Any, **more: Any) -> Any:
+            found = whole(*given, **more)
+            self.nats.append(token_nll(found.logits, found.targets)[found.targets != IGNORE].detach().clone())
+            return found
+
+        pl_module.outputs = outputs
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        del pl_module.outputs
+
+
+@pytest.mark.parametrize("stride", [None, BLOCK // 2])
+def test_what_comes_later_changes_nothing_in_a_test_with_everything_on(tmp_path: Path, stride: int | None):
+    text = "the same words come again and again, so that a model learns what they are. " * 3
+    (tmp_path / "train.txt").write_text(text, encoding="utf-8")
+    found = []
+    for name, other in (("one", text), ("two", text[:100] + text[100:].upper())):
+        (tmp_path / f"{name}.txt").write_text(other, encoding="utf-8")
+        torch.manual_seed(1)
+        readers = [NGramReader(order=4, writes="evaluation"), CacheReader(lam=0.2, memory_size=200)]
+        module, scored = VardaGPT(decoder(), readers), Scored()
+        readers[0].bank.hold(torch.tensor(list(text.encode())))
+        test = Source(str(tmp_path / f"{name}.txt"), stride=stride)
+        data = TextDataModule(
+            train=Source(str(tmp_path / "train.txt")), test=test, tokenizer="bytes", block_size=BLOCK,
+            dataloader=Dataloader(batch_size=1, num_workers=0), cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
+        trainer(scored, DynamicEvaluation(lr=1e-2)).test(module, data, verbose=False)
+        found.append(torch.cat(scored.nats))
+    one, two = found
+    assert len(one) == len(two) == len(text.strip())  # each byte but the first, and the end
+    assert torch.equal(one[:99], two[:99])
+    assert not torch.equal(one[100:], two[100:])
 
 
 def test_a_fit_is_as_without_it(data: TextDataModule):
