@@ -16,6 +16,7 @@ from benchmarks.peers.contestant import CONTESTANTS, Job, Reader, contestant
 from benchmarks.peers.loop import cosine
 from benchmarks.peers.vocabulary import Characters, Encoded, Vocabulary, kept, trained
 from benchmarks.speedrun import archives, clock
+from benchmarks.speedrun import plan as plans
 from benchmarks.speedrun.__main__ import main
 from benchmarks.speedrun.clock import Cost, calibrate, within
 from benchmarks.speedrun.plan import Entry, Plan
@@ -52,6 +53,16 @@ def test_quick_is_the_same_plan_with_smaller_numbers_and_an_unknown_contestant_i
     assert {entry.name for entry in quick.contestants} < {entry.name for entry in plan.contestants}
     with pytest.raises(InputError, match="there is no contestant nobody; there are ours, "):
         plan.only(["ours", "nobody"])
+
+
+def test_a_config_that_changed_is_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plans, "ROOT", tmp_path)
+    ours = Entry("ours", "ours", "ours", {"config": "some.yaml", "options": {}}, [{}])
+    found = []
+    for text in ("a: 1\n", "a: 2\n"):
+        (tmp_path / "some.yaml").write_text(text)
+        found.append(ours.options(0))
+    assert found[0] != found[1]
 
 
 # What is there is not run again
@@ -236,9 +247,14 @@ def test_a_figure_is_of_the_recipe_that_was_chosen_last(tmp_path: Path, text: Te
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
-        ([1.50, 1.51], [1.60, 1.61], "established: 14.1"),
-        ([1.50, 1.56], [1.58, 1.64], "not established: 1.9"),
-        ([1.50], [1.90, 1.91], "not established: one of the two has a single seed"),
+        ([1.50, 1.51] * 3, [1.60, 1.61] * 3, "established: 31.6"),
+        ([1.50, 1.56] * 3, [1.53, 1.59] * 3, "not established: 1.6"),
+        (
+            [1.50, 1.51],
+            [1.90, 1.91] * 3,
+            "not established: 3.09 standard errors of 5 seeds are asked for, and one has 2",
+        ),
+        ([1.50], [1.90, 1.91] * 3, "not established: 3.09 standard errors of 5 seeds are asked for, and one has 1"),
     ],
 )
 def test_a_record_needs_seeds_and_3_09_standard_errors(first: list[float], second: list[float], said: str):
@@ -248,7 +264,7 @@ def test_a_record_needs_seeds_and_3_09_standard_errors(first: list[float], secon
 def test_without_chance_any_difference_is_established():
     archives_ = [Figure.of([value], chance=False) for value in (1.8, 1.9)]
     assert verdict(*archives_).startswith("established")
-    assert verdict(Figure.of([1.5, 1.501]), archives_[0]).startswith("established")
+    assert verdict(Figure.of([1.5, 1.501] * 3), archives_[0]).startswith("established")
 
 
 # Scoring

@@ -8,6 +8,7 @@ validation at the end chooses the weight of the counts, on the held-out text.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class WithoutClosing(Harness):
 
     def after_fit(self) -> None:
         """Nothing is drawn, sampled or compared."""
+
+    after_test = after_fit
 
 
 class Ours(Contestant):
@@ -76,6 +79,7 @@ def options_of_config(job: Job) -> dict[str, Any]:
         "data.tokenizer": str(Path(job.folder, "bpe.tiktoken")),
         "data.cache_dir": str(Path(job.folder, "tokens")),
         "trainer.accelerator": "cpu",
+        "tune_allocator": False,  # nobody has it
         "trainer.enable_progress_bar": False,
         **job.options["options"],
     }
@@ -84,3 +88,7 @@ def options_of_config(job: Job) -> dict[str, Any]:
 def checkpoint(job: Job) -> Path:
     """What the run has saved at its end."""
     return next(Path(job.folder, RUN).glob("*/checkpoints/last.ckpt"))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:], harness=WithoutClosing)

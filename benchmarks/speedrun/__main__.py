@@ -73,12 +73,14 @@ def _texts(options: argparse.Namespace, work: Path) -> dict[str, Text]:
 
 
 def _wanted(known: dict[str, Text], options: argparse.Namespace) -> list[Text]:
-    """Those that are asked for; all of them, where none is.
+    """Those that are asked for; where none is, all of them, but the articles beside others: they are for a quick run.
 
     Raises:
         InputError: a name is unknown.
     """
-    wanted = options.texts or ([ARTICLES] if options.quick and ARTICLES in known else list(known))
+    quick = options.quick and ARTICLES in known
+    others = [name for name in known if name != ARTICLES]
+    wanted = options.texts or ([ARTICLES] if quick or not others else others)
     if unknown := [name for name in wanted if name not in known]:
         raise InputError(f"there is no text {unknown[0]}; there are {', '.join(known)} (--shared says where to look)")
     return [known[name] for name in wanted]

@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.contestant import Job
 from benchmarks.peers.ours import checkpoint, options_of_config
 from benchmarks.speedrun.clock import ROOT, THREADS
+from benchmarks.speedrun.plan import short_sha256
 from lightning_app.errors import InputError
 from lightning_app.training.checkpoint import load_module
 
@@ -20,6 +22,11 @@ OVERLAY = "configs/overlays/adapting.yaml"
 COUNTING = [{"class_path": "NGramReader", "init_args": {"order": 5, "writes": "evaluation"}}]
 BATCH_SIZE = 16  # windows that are scored before a step: each batch makes all counts anew, so that 1 takes an hour
 BPB = re.compile(r"test/bpb[^\d\n]+([\d.]+)")
+
+
+def options() -> dict[str, Any]:
+    """All that decides how it adapts."""
+    return {"overlay_sha256": short_sha256(OVERLAY), "extensions": COUNTING, "windows_a_step": BATCH_SIZE}
 
 
 def bits_per_byte(job: Job, test: Path) -> tuple[float, float]:
@@ -37,7 +44,8 @@ def bits_per_byte(job: Job, test: Path) -> tuple[float, float]:
         "model.init_args.extensions": COUNTING,
     }
     given = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in own.items()]
-    command = [sys.executable, "main.py", "test", f"--config={job.options['config']}", f"--config={OVERLAY}", *given]
+    words = ["test", f"--config={job.options['config']}", f"--config={OVERLAY}", *given]
+    command = [sys.executable, "-m", "benchmarks.peers.ours", *words]
     environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads))}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -49,13 +49,23 @@ def cpu_seconds(job: Job) -> float:
     environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads)), "TOKENIZERS_PARALLELISM": "false"}
     with said.open("wb") as file:
         command = [sys.executable, "-m", "benchmarks.peers", job.folder]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_pin(job.threads)
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         end = said.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise InputError(f"the training in {job.folder} ({JOB}) ended with {process.returncode}:\n{end}")
     return usage.ru_utime + usage.ru_stime
+
+
+def _pin(threads: int) -> Callable[[], None] | None:
+    """What keeps a process on as many cores as it has threads; with one, as two runs may go side by side, nothing."""
+    if threads == 1 or not hasattr(os, "sched_setaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    return lambda: os.sched_setaffinity(0, cores)
 
 
 @dataclass(frozen=True)

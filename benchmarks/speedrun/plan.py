@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,14 @@ import yaml
 from lightning_app.errors import InputError
 
 PLAN = Path(__file__).with_name("plan.yaml")
+ROOT = Path(__file__).parent.parent.parent
 OURS = "ours"
 COUNTS = "counts"  # the kind that has no steps, hence no budget
+
+
+def short_sha256(path: str) -> str:
+    """Of a file of this repository."""
+    return hashlib.sha256((ROOT / path).read_bytes()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,9 @@ class Entry:
         return self.kind != COUNTS
 
     def options(self, trial: int) -> dict[str, Any]:
-        return {**self.recipe, **self.trials[trial]}
+        """All that decides the recipe, the contents of a config among it."""
+        found = {**self.recipe, **self.trials[trial]}
+        return {**found, "config_sha256": short_sha256(found["config"])} if "config" in found else found
 
 
 @dataclass(frozen=True)

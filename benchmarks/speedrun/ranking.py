@@ -12,6 +12,7 @@ from benchmarks.speedrun.plan import Entry
 from benchmarks.speedrun.results import FROZEN, Result, Results
 
 RECORD = 3.09  # standard errors: one chance in a thousand, one-sided
+SEEDS = 5  # that a standard error needs, to be one
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def errors_apart(first: Figure, second: Figure) -> float | None:
 def verdict(first: Figure, second: Figure) -> str:
     """Whether being first is established."""
     apart = errors_apart(first, second)
-    if apart is None:
-        return f"not established: one of the two has a single seed ({RECORD} standard errors are asked for)"
+    fewest = min((one.n for one in (first, second) if one.error != 0), default=SEEDS)
+    if apart is None or fewest < SEEDS:
+        return f"not established: {RECORD} standard errors of {SEEDS} seeds are asked for, and one has {fewest}"
     said = "no chance in either" if math.isinf(apart) else f"{apart:.1f} standard errors, {RECORD} are asked for"
     return f"{'established' if apart >= RECORD else 'not established'}: {said}"

@@ -151,7 +151,7 @@ class Runner:
         return replace(timed, spent=timed.spent + spent)
 
     def _adapting(self, entry: Entry, text: Text, frozen: Result) -> None:
-        key = replace(frozen.key, table=ADAPTING)
+        key = replace(frozen.key, table=ADAPTING, options={**frozen.key.options, **adapting.options()})
         if self.results.get(key) is None:
             job = replace(self._job(entry, frozen.key, text), steps=frozen.steps)
             bpb, seconds = adapting.bits_per_byte(job, text.test)
