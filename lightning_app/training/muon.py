@@ -72,14 +72,35 @@ def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], *, 
     of one thread in bf16 and 108 ms in float32.
     """
     a, b, c = coefficients
-    on_cpu = torch.promote_types(matrix.dtype, torch.float32)
-    x = matrix.to(on_cpu if matrix.device.type == "cpu" else torch.bfloat16)
+    on_cpu, floats = matrix.device.type == "cpu", torch.promote_types(matrix.dtype, torch.float32)
+    x = matrix.to(floats if on_cpu else torch.bfloat16)
     x = x.T if (is_tall := x.shape[0] > x.shape[1]) else x
     x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if on_cpu and steps and x.shape[1] >= 2 * x.shape[0]:
+        x = _polynomial(x @ x.T, coefficients, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if is_tall else x).to(matrix.dtype)
+
+
+def _polynomial(gram: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """(N, N): what all steps together multiply X by, from X X' alone. Where M is 4 N this takes 0.6 times the time, and
+    in float32 it is as exact; in bf16 it would not be."""
+    a, b, c = coefficients
+
+    def factor(gram: Tensor) -> Tensor:
+        powers = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        powers.diagonal().add_(a)
+        return powers
+
+    total = one = factor(gram)
+    for _ in range(steps - 1):
+        gram = one @ gram @ one
+        one = factor(gram)
+        total = one @ total
+    return total
 
 
 def _ratio(shape: torch.Size, adjust: str | None) -> float:

@@ -52,6 +52,20 @@ def test_the_iteration_is_torchs_and_takes_the_singular_values_to_one(shape: tup
     assert torch.allclose(turned, torch.diag(turned.diagonal()), atol=1e-5)  # the same singular vectors
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+@pytest.mark.parametrize("shape", [(24, 6), (6, 24), (6, 12)])
+def test_a_long_matrix_gets_what_each_step_on_the_whole_of_it_gives(shape: tuple[int, int], steps: int):
+    matrix = drawn(*shape) @ torch.diag(torch.logspace(0, -4, shape[1], dtype=torch.float64))
+    a, b, c = COEFFICIENTS
+    x = matrix / matrix.norm()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    assert torch.allclose(orthogonalised(matrix, COEFFICIENTS, steps=steps, eps=1e-7), x, atol=1e-12)
+    single = orthogonalised(matrix.float(), COEFFICIENTS, steps=steps, eps=1e-7)
+    assert float((single.double() - x).norm() / x.norm()) < 1e-4
+
+
 @pytest.mark.parametrize("more", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"}], ids=str)
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
 def test_a_plain_matrix_learns_as_by_torchs(shape: tuple[int, int], more: dict[str, Any]):
