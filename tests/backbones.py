@@ -27,6 +27,7 @@ OF_OURS: dict[str, dict[str, Any]] = {
     "decoder without biases": {"bias": False},
     "decoder, rotary": {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False},
     "decoder, swiglu": {"activation": "swiglu", "attention_kernel": "matmul", "head_size": 10, "tie_weights": False},
+    "decoder, gates": {"positions": "rotary", "head_gates": True},
 }
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4}
 OPT = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "ffn_dim": 40, "word_embed_proj_dim": 32}

@@ -62,7 +62,7 @@ def plain_model(backbone: Backbone) -> PreTrainedModel | None:
     """The backbone's weights in a family of the library; None where no family computes exactly the same."""
     if isinstance(backbone, PretrainedLM):
         return None if removed_units(backbone) else backbone.model
-    if not isinstance(backbone, Decoder):
+    if not isinstance(backbone, Decoder) or backbone.config()["head_gates"]:
         return None
     config = gpt2_config(backbone) or llama_config(backbone)
     if config is None:

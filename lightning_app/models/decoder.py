@@ -34,13 +34,27 @@ def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention with one matrix for queries, keys and values: D -> 3 H K, and H K -> D."""
+    """Multi-head attention with one matrix for queries, keys and values: D -> 3 H K, and H K -> D.
 
-    def __init__(self, embedding_dim: int, heads: int, head_size: int, *, dropout: float, bias: bool, kernel: Kernel):
+    With gates, what a head adds is multiplied by 2 sigmoid(a linear function of the block's input), 1 at first.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        heads: int,
+        head_size: int,
+        *,
+        dropout: float,
+        bias: bool,
+        kernel: Kernel,
+        gates: bool = False,
+    ):
         super().__init__()
         self.heads, self.head_size, self.dropout, self.kernel = heads, head_size, dropout, kernel
         self.c_attn = nn.Linear(embedding_dim, 3 * heads * head_size, bias=bias)
         self.c_proj = nn.Linear(heads * head_size, embedding_dim, bias=bias)
+        self.c_gate = nn.Linear(embedding_dim, heads) if gates else None
 
     def forward(
         self,
@@ -57,6 +71,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(layer, k, v)
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k, v, mask=mask, dropout=dropout, kernel=self.kernel)
+        if self.c_gate is not None:
+            y = y * (2 * self.c_gate(x_BTD).sigmoid()).mT[..., None]  # (B, T, H) -> (B, H, T, 1)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
 
     def _projected(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,6 +140,7 @@ class Decoder(Backbone):
         positions: learned vectors, or rotary embedding (Su et al. 2021, arXiv:2104.09864).
         norm: LayerNorm, or RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467).
         activation: GELU (tanh form), or SwiGLU (Shazeer 2020, arXiv:2002.05202).
+        head_gates: a gate for each attention head, from the block's input (Qiu et al. 2025, arXiv:2505.06708).
         attention_kernel: "auto" takes PyTorch's SDPA, but on CPUs plain matmul with dropout, and for bf16 up to 512
             positions without AMX.
         gradient_checkpointing: keep the input of each block alone and recompute the rest in the backward: less memory,
@@ -152,6 +169,7 @@ class Decoder(Backbone):
         positions: Literal["learned", "rotary"] = "learned",
         norm: Literal["layernorm", "rmsnorm"] = "layernorm",
         activation: Literal["gelu", "swiglu"] = "gelu",
+        head_gates: bool = False,
         attention_kernel: Kernel = "auto",
         gradient_checkpointing: bool = False,
     ):
@@ -173,6 +191,7 @@ class Decoder(Backbone):
             "positions": positions,
             "norm": norm,
             "activation": activation,
+            "head_gates": head_gates,
             "attention_kernel": attention_kernel,
             "gradient_checkpointing": gradient_checkpointing,
         }
@@ -185,7 +204,13 @@ class Decoder(Backbone):
 
         def new_block() -> Block:
             attention = CausalSelfAttention(
-                embedding_dim, heads, head_size, dropout=dropout, bias=bias, kernel=attention_kernel
+                embedding_dim,
+                heads,
+                head_size,
+                dropout=dropout,
+                bias=bias,
+                kernel=attention_kernel,
+                gates=head_gates,
             )
             mlp = FeedForward(embedding_dim, activation=activation, bias=bias)
             return Block(attention, mlp, (new_norm(), new_norm()), dropout)
@@ -208,9 +233,11 @@ class Decoder(Backbone):
 
     @torch.no_grad()
     def _initialise(self, layers: int) -> None:
-        """N(0, 0.02), biases 0, residual projections / sqrt(2 layers) (Radford et al. 2019, section 2.3)."""
+        """N(0, 0.02), biases 0, residual projections / sqrt(2 layers) (Radford et al. 2019, section 2.3); gates 0."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
+            if name.endswith("c_gate.weight"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() >= 2:
                 std = 0.02 / math.sqrt(2 * layers) if name.endswith("c_proj.weight") else 0.02
                 nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
@@ -229,7 +256,7 @@ class Decoder(Backbone):
 
     @classmethod
     def decisive(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        names = ("heads", "head_size", "positions", "norm", "activation")
+        names = ("heads", "head_size", "positions", "norm", "activation", "head_gates")
         return {name: options[name] for name in names if name in options}
 
     def embed(self, ids: Tensor) -> Tensor:

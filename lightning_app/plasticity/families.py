@@ -35,17 +35,20 @@ class Layout(ABC):
 
 @dataclass(frozen=True)
 class FusedBlocks(Layout):
-    """Queries, keys and values in one matrix, one after the other: q of all heads, k of all, v of all (GPT-2)."""
+    """Queries, keys and values in one matrix, one after the other: q of all heads, k of all, v of all (GPT-2); perhaps
+    one more, for a gate of each head."""
 
     qkv: str = "c_attn"
     out: str = "c_proj"
+    gate: str = "c_gate"
 
     def match(self, module: nn.Module) -> Layer | None:
         found = _fused(module, self.qkv, self.out)
         if found is None:
             return None
         qkv, out, H, K = found
-        return _layer(module, out, H, [(qkv, torch.cat([_rows(H, K) + i * H * K for i in range(3)], dim=1))])
+        gates = [(gate, _rows(H, 1)) for gate in _children(module, self.gate) or []]
+        return _layer(module, out, H, [(qkv, torch.cat([_rows(H, K) + i * H * K for i in range(3)], dim=1)), *gates])
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,7 @@ def own_modules(reading: Callable[..., Any]) -> dict[str, Callable[[], LanguageM
         "removed": lambda: ArticleGPT(pruned(decoder())),
         "rotary": lambda: ArticleGPT(decoder(positions="rotary")),
         "head_size": lambda: ArticleGPT(decoder(head_size=6)),
+        "head_gates": lambda: ArticleGPT(decoder(head_gates=True)),
         **{name: lambda name=name: CausalLM(pruned(family(name))) for name in FAMILIES},
         **{name: lambda name=name: reading(name, SOURCE)[0] for name in ("attention", "concat", "knn", "trime")},
         "cache": lambda: reading("cache", SOURCE, segment_length=8)[0],
@@ -238,7 +239,8 @@ def own_modules(reading: Callable[..., Any]) -> dict[str, Callable[[], LanguageM
     }
 
 
-OWN = ("removed", "rotary", "head_size", *FAMILIES, "attention", "concat", "knn", "trime", "cache", "hnsw")
+OWN = ("removed", "rotary", "head_size", "head_gates", *FAMILIES)
+OWN += ("attention", "concat", "knn", "trime", "cache", "hnsw")
 OFTEN = ("removed", "knn")  # of the families, and of the readers
 
 

@@ -219,6 +219,20 @@ def test_without_bias_there_is_none():
     assert len(biased) - len(plain) == 2 * 6 + 1
 
 
+def test_a_gate_for_each_head_is_one_at_first_and_closes_that_head_alone():
+    sizes = {"vocab_size": V, "block_size": BLOCK, "embedding_dim": 24, "layers": 2, "heads": 3}
+    gated, plain = Decoder(**sizes, head_gates=True).eval(), Decoder(**sizes).eval()
+    plain.load_state_dict({name: x for name, x in gated.state_dict().items() if "c_gate" not in name})
+    assert torch.equal(gated(tokens()), plain(tokens()))
+    cross_entropy(gated(tokens())[:, :-1], tokens()[:, 1:]).backward()
+    assert all(block.attn.c_gate.weight.grad.abs().min() > 0 for block in gated.blocks)
+    with torch.no_grad():
+        for own, other in zip(gated.blocks, plain.blocks, strict=True):
+            own.attn.c_gate.bias[1] = -200
+            other.attn.c_proj.weight[:, 8:16] = 0
+    same(gated(tokens()), plain(tokens()), atol=1e-7)
+
+
 # ---- kernels, head sizes
 
 
