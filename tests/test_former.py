@@ -153,7 +153,11 @@ def read(path: Path) -> object:
 
 @pytest.mark.parametrize("path", [p for p in SHIPPED_BEFORE if p.stem not in OTHER_RECIPES], ids=lambda path: path.stem)
 def test_a_shipped_config_of_before_is_that_of_today(path: Path):
-    assert with_options_of_today(read(path)) == read(ROOT / path.relative_to(BEFORE))
+    today = read(ROOT / path.relative_to(BEFORE))
+    assert with_options_of_today(read(path)) in (
+        today,
+        yaml.safe_load(yaml.safe_dump(today).replace("extensions+", "extensions")),
+    )
 
 
 @pytest.mark.parametrize("name", OTHER_RECIPES)
