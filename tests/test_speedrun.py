@@ -224,6 +224,12 @@ def test_the_larger_budget_ranks_and_those_without_it_come_last(tmp_path: Path, 
     assert found[1].figures[240] == found[1].figures[960] == Figure(1.55, 1, 0.0)
 
 
+def test_what_has_no_budget_is_not_first_because_nobody_had_the_larger_one(tmp_path: Path, text: Text):
+    rows = {("a", 240): [1.7], ("counts", 0): [1.8]}
+    found = standings(filled(tmp_path, text, rows), FROZEN, text.name, [240, 960])
+    assert [one.contestant for one in found] == ["a", "counts"]
+
+
 def test_the_best_by_held_out_text_is_chosen_whatever_the_test_text_says(tmp_path: Path, text: Text):
     results = Results(tmp_path)
     assert chosen(results, NEURAL, text.name, 240, 1) == 0

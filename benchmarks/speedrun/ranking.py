@@ -68,13 +68,16 @@ def chosen(results: Results, entry: Entry, text: str, budget: float, threads: in
 
 
 def standings(results: Results, table: str, text: str, budgets: Sequence[float]) -> list[Standing]:
-    """Those with a figure of the test text: ranked at the largest budget, behind them those without one there."""
+    """Those with a figure of the test text: ranked at the largest budget that has been run, behind them those that were
+    not run there."""
     by_contestant: dict[str, list[Result]] = defaultdict(list)
     for result in results.of(table, text=text):
         if result.test_bpb is not None:
             by_contestant[result.key.contestant].append(result)
     found = [Standing(name, own, _figures(own, budgets)) for name, own in by_contestant.items()]
-    return sorted((one for one in found if one.figures), key=lambda one: _place(one, budgets))
+    run = {result.key.budget for own in by_contestant.values() for result in own}
+    ranked = [budget for budget in budgets if budget in run] or list(budgets)
+    return sorted((one for one in found if set(ranked) & set(one.figures)), key=lambda one: _place(one, ranked))
 
 
 def _place(standing: Standing, budgets: Sequence[float]) -> tuple[int, float]:
