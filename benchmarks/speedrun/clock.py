@@ -15,7 +15,7 @@ from lightning_app.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = (2, 10)  # steps, the first two of a calibration
-SHARE = 1 / 12  # of the budget, that the longest run of a calibration takes beyond the first
+SHARE = 1 / 8  # of the budget, that the longest run of a calibration takes beyond the first
 AIM = 0.97  # of the budget: steps cost some per cent more or less from run to run
 AGAIN = 2  # times at most
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")

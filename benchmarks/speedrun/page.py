@@ -82,7 +82,8 @@ def _frozen(found: Sequence[Standing], plan: Plan) -> str:
     head = ["", "contestant", *names, "CPU s", "steps", "trial"]
     rows = [[str(i), _title(one, plan), *_figures(one, plan), *_runs(one, plan)] for i, one in enumerate(found, 1)]
     note = (
-        "Mean ± standard error, and how many seeds. CPU seconds and steps are means of the runs at each budget; the "
+        "Mean ± standard error, and how many seeds. CPU seconds and steps are means of the runs at each budget: beside "
+        "other programs a calibration may find steps dearer than they are, and a run takes less than it may. The "
         "trial is the number of the chosen one, of those of the plan."
     )
     return f"{_table(head, rows)}\n\n{note}"
