@@ -30,10 +30,10 @@ def _row(arm: Record, nats: np.ndarray, base: np.ndarray, documents: np.ndarray,
     if nats is base:
         cells += ["", ""]
     else:
-        found = change(by_document(nats, documents), by_document(base, documents))
+        found = change(by_document(nats, documents)[None], by_document(base, documents)[None])
         helped, hurt = helped_and_hurt(nats, base)
         cells += [
-            f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]",
+            str(found),
             f"{100 * helped:.1f} / {100 * hurt:.1f}",
         ]
     cells += [_weights(arm.get("weights", ())), f"{arm.get('seconds_before', 0):.0f}", f"{arm['seconds']:.0f}"]

@@ -144,8 +144,7 @@ def table(results: Sequence[store.Record]) -> Iterator[str]:
     before = {record["seed"]: np.array(record["nats"]) for record in results if record["learned"] == NOTHING}
     for record in sorted(results, key=lambda r: int(r["seed"])):
         nats = np.array(record["nats"])
-        found = change(nats, before[record["seed"]])
-        less = "" if record["learned"] == NOTHING else f"{-found.mean:.1f} [{-found.high:.1f}, {-found.low:.1f}]"
+        less = "" if record["learned"] == NOTHING else str(-change(nats[None], before[record["seed"]][None]))
         yield f"| {record['seed']} | {record['learned']} | {nats.sum() / sum(record['tokens']):.3f} | {less} |"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.arguments import name_of, told
-from experiments.statistics import Interval, by_document, change, helped_and_hurt
+from experiments.statistics import HOW, Interval, by_document, change, helped_and_hurt
 from experiments.store import Record, records
 
 SECTION = "## Does it help?"  # the last one of its page
@@ -41,11 +41,10 @@ class Results:
         return float(np.mean(values)) if values else float("nan")
 
     def change(self, arm: str, base: str) -> Interval:
-        """Per cent of bits per byte, of the means over the seeds that both have."""
+        """Per cent of bits per byte, over the seeds that both have."""
         seeds = sorted(set(self.seeds(arm)) & set(self.seeds(base)))
         sides = [
-            np.mean([by_document(self.nats(side, seed), self.documents) for seed in seeds], axis=0)
-            for side in (arm, base)
+            np.stack([by_document(self.nats(side, seed), self.documents) for seed in seeds]) for side in (arm, base)
         ]
         return change(*sides)
 
@@ -105,8 +104,8 @@ def _main_table(results: Results) -> str:
     )
     rows = [_row(results, arm) for arm in ARMS if results.by_arm[arm]]
     note = (
-        "Bits per byte of the test text, the mean over the seeds, whose standard deviation stands behind ±. The "
-        "interval is that of a paired bootstrap over articles. Helped and hurt: by more than 0.01 nats, against no "
+        "Bits per byte of the test text, the mean over the seeds, whose standard deviation stands behind ±. "
+        f"{HOW} Helped and hurt: by more than 0.01 nats, against no "
         "memory with the same seed. ms per token: CPU time of one thread in fp32, writing included."
     )
     return "\n".join(["### Arms", "", head, *rows, "", note])
@@ -121,16 +120,12 @@ def _row(results: Results, arm: str) -> str:
         str(len(bpb)),
         f"{results.mean(arm, 'parameters'):,.0f}",
         f"{bpb.mean():.4f} ± {bpb.std(ddof=1) if len(bpb) > 1 else 0:.4f}",
-        "" if plain else _interval(results.change(arm, "no memory")),
+        "" if plain else str(results.change(arm, "no memory")),
         "" if plain else f"{100 * helped:.1f} / {100 * hurt:.1f}",
         f"{results.mean(arm, 'memory_bytes'):,.0f}",
         f"{1000 * results.mean(arm, 'seconds_per_token'):.3f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
 def _targets(results: Results) -> str:
@@ -147,7 +142,7 @@ def _targets(results: Results) -> str:
     for arm in ("trime", "knn + cache"):
         found = results.change(arm, "cache")
         lines.append((f"{arm} below the cache, interval clear of zero", found, found.high < 0))
-    rows = [f"| {name} | {_interval(found)} | {'met' if met else 'missed'} |" for name, found, met in lines]
+    rows = [f"| {name} | {found} | {'met' if met else 'missed'} |" for name, found, met in lines]
     return "\n".join(["### Targets", "", "| target | change, % [95 %] | |", "| --- | --- | --- |", *rows])
 
 

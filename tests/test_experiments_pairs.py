@@ -85,7 +85,7 @@ def test_the_table_compares_with_before():
 
     *_, before, after = table([record("nothing", [4.0, 4.0]), record("the pairs", [3.0, 3.0])])
     assert before == "| 3 | nothing | 2.000 |  |"
-    assert after == "| 3 | the pairs | 1.500 | 25.0 [25.0, 25.0] |"
+    assert after == "| 3 | the pairs | 1.500 | +25.00 [+25.00, +25.00] (one seed) |"
 
 
 @pytest.mark.slow
