@@ -106,14 +106,14 @@ speedrun: .venv/bench ## who learns most of a text in so many CPU seconds? into 
 TEXTS = $(if $(or $(TRAIN),$(FIRST)),--train "$(or $(TRAIN),$(FIRST))") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(TEST),--test "$(TEST)")
 SECOND_TEXT = $(if $(or $(SECOND),$(UNSEEN)),--second "$(or $(SECOND),$(UNSEEN))")
 
-experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (about 40 minutes on 2 cores)
+experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.memory $(TEXTS) $(ARGS)
 
-experiment-art: .venv/user ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (about 45 minutes on 2 cores)
+experiment-art: .venv/user ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.continual $(TEXTS) $(SECOND_TEXT) $(ARGS)
 	$(BIN)/python -m experiments.novelty $(TEXTS) $(SECOND_TEXT) $(ARGS)
 
-experiment-plasticity: .venv/user ## is plasticity real? TRAIN= HELDOUT= TEST= SECOND=text of another kind, into docs/plasticity.md (about 45 minutes on 2 cores)
+experiment-plasticity: .venv/user ## is plasticity real? TRAIN= HELDOUT= TEST= SECOND=text of another kind, into docs/plasticity.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.plasticity $(TEXTS) $(SECOND_TEXT) $(ARGS)
 
 clean: ## remove caches, not runs and .venv

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def take_texts(options: argparse.Namespace) -> argparse.Namespace:
     if options.train is None or options.heldout is None:
         raise InputError("--train and --heldout belong together (make: TRAIN and HELDOUT): give both, or neither")
     return options
+
+
+def called(main: Callable[[], None]) -> None:
+    """From a command line: a user's mistake is one line."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 def command_of(target: str, options: argparse.Namespace) -> str:

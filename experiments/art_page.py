@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import store
+from experiments import entry, plans, store
 from experiments.arguments import name_of, told
 from experiments.arms import ARMS, ART_OPTIONS, EWC_ARM, PLAIN, RANDOM
 from experiments.levels import REFERENCE, WITHIN, at_level, crossing
-from experiments.report import commit
+from experiments.plans import commit
 from experiments.statistics import HOW, Interval, change, half_width
 
 SECTION = "## Do the promises hold?"  # the last one of its page
@@ -83,13 +83,19 @@ def _at(record: store.Record, level: float) -> np.ndarray | None:
 
 def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str:
     """The last section of `out`/art.md, which is also printed; the picture lies in `out`/images."""
-    continual = Continual.of(folder)
-    parts = [SECTION, _setting(plan, command)]
+    continual, rules = Continual.of(folder), plans.Rules(**plan["rules"])
+    planned = plans.told(folder, rules, list(continual.by_arm))
+    parts = [SECTION, _setting(plan, command), entry.told(folder, rules), planned]
     if continual.by_arm:
         (out / PICTURE).parent.mkdir(parents=True, exist_ok=True)
         draw(continual, out / PICTURE)
         picture = f"![What is forgotten of the first domain against what is learned of the second]({PICTURE})"
-        parts += [_arms(continual, probes=plan["probes"]), picture, _targets(continual), _trials(store.records(folder))]
+        parts += [
+            _arms(continual, probes=plan["probes"], steps=plan["steps"]),
+            picture,
+            _targets(continual, rules.margins[EWC_ARM]),
+            _trials(store.records(folder)),
+        ]
     found = store.records(folder / "novelty")
     if found:
         parts += [_novelty(found), _novelty_targets(found), _clusters(found)]
@@ -117,12 +123,12 @@ def _setting(plan: dict[str, Any], command: str) -> str:
 # Continual learning
 
 
-def _arms(found: Continual, *, probes: int) -> str:
+def _arms(found: Continual, *, probes: int, steps: int) -> str:
     head = (
         "| arm | learning rate, strength | first domain: before | at the level | forgets less than plain, % [95 %] "
-        "| at the end | second domain: before | at the end | backward transfer | drift of the probes | CPU s |"
+        "| at the end | second domain: before | at the end | backward transfer | drift of the probes | steps | CPU s |"
     )
-    rows = [_row(found, arm) for arm in found.by_arm]
+    rows = [_row(found, arm, steps) for arm in found.by_arm]
     note = (
         "Bits per byte of the test texts, means over the seeds; behind ± half of a 95 % interval over them "
         f"(Student's t). The level: where an arm has come to {WITHIN} times the bits per byte of the second domain"
@@ -130,9 +136,10 @@ def _arms(found: Continual, *, probes: int) -> str:
         f"{HOW} Documents are the first domain's articles. Backward "
         "transfer: bits per byte of the first domain before less those at the end (negative: forgotten; "
         f"forgetting is its opposite). Drift of the probes: mean 1 - cosine of the mean last states of {probes} "
-        "texts of the first domain, less their common mean, from before to the end. CPU s: of one training with "
-        "its scoring. `random texts` is the arm above it with texts drawn at random in the place of the typical "
-        "ones, and categories that learn no more. The frozen arm's new head starts as the old one, which the "
+        "texts of the first domain, less their common mean, from before to the end. CPU s: of one training, its "
+        "categories included and scoring apart. `random texts` is the arm above it with texts drawn at random in the "
+        "place of the typical ones, and categories that learn no more. The frozen arm's new head starts as the old "
+        "one, which the "
         "first domain keeps: it forgets nothing by definition."
     )
     return "\n".join(["### Continual learning", "", head, _rule(head), *rows, "", note])
@@ -142,7 +149,7 @@ def _rule(head: str) -> str:
     return "| " + " | ".join(["---"] * (head.count("|") - 1)) + " |"
 
 
-def _row(found: Continual, arm: str) -> str:
+def _row(found: Continual, arm: str, steps: int) -> str:
     record = found.by_arm[arm][0]
     first, second = found.mean(arm, "first"), found.mean(arm, "second")
     forgotten = found.forgotten(arm)
@@ -158,7 +165,8 @@ def _row(found: Continual, arm: str) -> str:
         _with_spread([record["second"][-1] for record in found.by_arm[arm]]),
         f"{first[0] - first[-1]:+.3f}",
         f"{float(found.mean(arm, 'drift')):.3f}",
-        f"{float(found.mean(arm, 'seconds')):.0f}",
+        f"{steps}",
+        f"{float(found.mean(arm, 'train_seconds')):.0f}",
     ]
     return _line(cells)
 
@@ -172,7 +180,7 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _targets(found: Continual) -> str:
+def _targets(found: Continual, margin: float) -> str:
     """ART's arms against plain fine-tuning and EWC."""
     rows = []
     for arm in (name for name in ART_OPTIONS if name in found.by_arm and name != RANDOM):
@@ -184,11 +192,11 @@ def _targets(found: Continual) -> str:
                     "never at the level" if plain is None else str(plain),
                     "met" if plain is not None and plain.mean >= LESS else "**missed**",
                     "" if ewc is None else str(ewc),
-                    "met" if ewc is not None and ewc.mean >= 0 else "**missed**",
+                    "**missed**" if ewc is None else (-ewc).not_worse(margin),
                 ]
             )
         )
-    head = f"| target | forgets {LESS:g} % less than plain | | no more than EWC: less, % | |"
+    head = f"| target | forgets {LESS:g} % less than plain | | at most {margin:g} % more than EWC: less, % | |"
     return "\n".join([head, _rule(head), *rows])
 
 

@@ -12,7 +12,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of one thread each
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import art_page, store
-from experiments.arguments import ROOT, add_texts, command_of, digests, take_texts
+from experiments import art_page, entry, plans, store
+from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.arms import (
     ARMS,
     FROZEN,
@@ -41,13 +40,15 @@ from experiments.arms import (
 )
 from experiments.domains import Domains, prepare_domains
 from experiments.levels import best_trial
-from experiments.runs import MODEL, Training, fast_precision, new_optimizer, training_batches
+from experiments.runs import MODEL, Training, blocks, fast_precision, new_optimizer, read, training_batches
 from experiments.statistics import by_document
+from experiments.store import Stopwatch
 from lightning_app.art.rules import pool
 from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import TokenWindows
 from lightning_app.io import replacing
+from lightning_app.memory.model import MemoryLM
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.training.allocator import tune_allocator
@@ -56,6 +57,7 @@ from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 
 FISHER_SEQUENCES = 200
+RULES = plans.read("art")
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class Plan:
     heldout: str
     second: str
     test: str | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
-    vocab_size: int = 4096
+    rules: plans.Rules = RULES
+    seeds: tuple[int, ...] = RULES.seeds
+    vocab_size: int = 1024
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     before: Training = Training(group=1)  # noqa: RUF009  (frozen)
-    steps: int = 200
+    steps: int = RULES.steps
     warmup_steps: int = 50
     points: int = 5
     blocks: int = 96
@@ -90,9 +93,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Of the plan, the arms' settings and the texts."""
-        contents = digests((self.train, self.heldout, self.second, self.test))
-        plain = {key: value for key, value in asdict(self).items() if key != "seeds"}  # a seed more is no other plan
-        return hashlib.sha256(json.dumps([plain, contents, settings()], sort_keys=True).encode()).hexdigest()[:12]
+        return plans.fingerprint(self, settings(), texts=(self.train, self.heldout, self.second, self.test))
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -188,24 +189,29 @@ def batches_of(arm: str, domains: Domains, plan: Plan, seed: int) -> Iterator[Ba
         yield Batch(**{name: torch.where(old[:, None], theirs, own) for (name, own), theirs in pairs})
 
 
-def fit(module: LanguageModule, batches: Iterator[Batch], options: Training) -> Iterator[int]:
+def fit(module: LanguageModule, batches: Iterator[Batch], options: Training, watch: Stopwatch) -> Iterator[int]:
     """Train in `fast_precision`; yields the number of steps done, before the first and after each."""
     optimizer = new_optimizer(module, options)
     schedule = WarmupCosine(optimizer, warmup_steps=options.warmup_steps, total_steps=options.steps, min_ratio=0.1)
     yield 0
     for step in range(1, options.steps + 1):
-        module.train()
-        with fast_precision():
-            outputs = module.outputs(next(batches))
-            loss = torch.stack([weight * term for weight, term in module.loss_terms(outputs).values()]).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), options.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            module.learn([outputs.detached()] if module.learns else [])
+        with watch:
+            _step(module, next(batches), optimizer, options.clip)
+            schedule.step()
         yield step
+
+
+def _step(module: LanguageModule, batch: Batch, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    module.train()
+    with fast_precision():
+        outputs = module.outputs(batch)
+        loss = torch.stack([weight * term for weight, term in module.loss_terms(outputs).values()]).sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        module.learn([outputs.detached()] if module.learns else [])
 
 
 def learn_first(job: Job) -> None:
@@ -216,8 +222,10 @@ def learn_first(job: Job) -> None:
     plan, domains = job.plan, _begin(job)
     torch.manual_seed(job.seed)
     module = CausalLM(Decoder(**plan.decoder))
-    for _ in fit(module, training_batches(domains.first.train, plan.before, job.seed), plan.before):
+    for _ in fit(module, training_batches(domains.first.train, plan.before, job.seed), plan.before, Stopwatch()):
         pass
+    some_blocks = list(blocks(domains.first.val, plan.before.block_size, at_most=plan.before.validation_blocks))
+    entry.keep(job.folder, job.seed, read(MemoryLM(module.backbone, []), some_blocks))
     windows = TokenWindows(domains.first.train, plan.before.block_size)
     some = np.random.default_rng(job.seed).permutation(len(windows))[:FISHER_SEQUENCES].tolist()
     fisher = fisher_information(module.backbone, [windows.__getitems__(some)], seed=job.seed)
@@ -249,8 +257,9 @@ def learn_second(job: Job) -> None:
     saved = torch.load(state_of(job), weights_only=True)
     torch.manual_seed(job.seed)
     module = new_module(job.arm, trial.strength, plan.decoder, saved["state"], saved["fisher"])
-    start = time.process_time()
-    learn_categories(module, domains.first.train, plan.before.block_size, seed=job.seed)
+    start, watch = time.process_time(), Stopwatch()
+    with watch:
+        learn_categories(module, domains.first.train, plan.before.block_size, seed=job.seed)
     texts = [
         Texts(domain.val if job.trial is not None else domain.test, domains.token_bytes, plan)
         for domain in (domains.first, domains.second)
@@ -262,7 +271,7 @@ def learn_second(job: Job) -> None:
     kept = texts[0].nats(module)  # with a new head the old one stays, and the backbone too
     points = [
         [kept if job.arm == FROZEN else texts[0].nats(module), texts[1].nats(module)]
-        for step in fit(module, batches_of(job.arm, domains, plan, job.seed), options)
+        for step in fit(module, batches_of(job.arm, domains, plan, job.seed), options, watch)
         if step % max(1, plan.steps // plan.points) == 0
     ]
     record = {
@@ -274,6 +283,7 @@ def learn_second(job: Job) -> None:
         "first": [texts[0].bits_per_byte(nats) for nats, _ in points],
         "second": [texts[1].bits_per_byte(nats) for _, nats in points],
         "drift": drift(before, probe_states(module, some)),
+        "train_seconds": watch.seconds,
         "seconds": time.process_time() - start,
         **module.learned,
     }
@@ -305,13 +315,15 @@ def parsed(words: list[str] | None, *, prog: str, about: str | None) -> tuple[Pl
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_art"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of page and pictures; docs, or with --quick WORK")
+    plans.add_allowance(parser)
     options = take_texts(parser.parse_args(words))
     plan = Plan(options.train, options.heldout, options.second, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
+    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
-    domains_of(plan, folder)  # once, before all workers want it
+    with store.counted(folder):
+        domains_of(plan, folder)  # once, before all workers want it
     return plan, folder, options
 
 
@@ -322,10 +334,12 @@ def out_of(options: argparse.Namespace, folder: Path) -> Path:
 
 def main(words: list[str] | None = None) -> None:
     plan, folder, options = parsed(words, prog="python -m experiments.continual", about=__doc__)
-    for do, some in jobs(plan, folder):
-        store.do_all(do, some, workers=options.workers)
+    (do, some), *others = jobs(plan, folder)
+    store.do_all(do, some, workers=options.workers, folder=folder)
+    for do, some in others if entry.proceed(folder, plan.rules, quick=options.quick) else []:
+        store.do_all(do, some, workers=options.workers, folder=folder)
     print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of("experiment-art", options)))
 
 
 if __name__ == "__main__":
-    main()
+    called(main)

@@ -13,7 +13,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of one thread each
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import after, report, store
-from experiments.arguments import ROOT, add_texts, command_of, digests, take_texts
+from experiments import after, entry, plans, report, store
+from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
 from lightning_app.data.batch import Batch
@@ -37,8 +36,11 @@ from lightning_app.memory.readers.distribution import TrimeReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.allocator import tune_allocator
 
-TRAINED = ("no memory", "more parameters", "concat", "trime")
+TRAINED = ("more parameters", "concat", "trime")  # beside the one without memory
+PLAIN = "no memory"
 TIMED_BLOCKS = 100
+RULES = plans.read("memory")
+TRAINING = Training(steps=RULES.steps, validations=RULES.validations, patience=RULES.patience)
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ class Plan:
     train: str
     heldout: str
     test: str | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
-    vocab_size: int = 4096
+    rules: plans.Rules = RULES
+    seeds: tuple[int, ...] = RULES.seeds
+    vocab_size: int = 1024
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
-    training: Training = Training()  # noqa: RUF009  (frozen)
+    training: Training = TRAINING
     concat: dict[str, Any] = field(default_factory=lambda: dict(CONCAT))
     trime: dict[str, Any] = field(default_factory=lambda: dict(TRIME))
     after: after.Options = after.Options()  # noqa: RUF009
@@ -71,9 +74,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Of the plan and the texts."""
-        contents = digests((self.train, self.heldout, self.test))
-        plain = {key: value for key, value in asdict(self).items() if key != "seeds"}  # a seed more is no other plan
-        return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
+        return plans.fingerprint(self, texts=(self.train, self.heldout, self.test))
 
 
 TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "writes": "evaluation"}
@@ -106,7 +107,7 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
     if arm == "more parameters":
         return widened(plan)
     readers: dict[str, list[Reader]] = {
-        "no memory": [],
+        PLAIN: [],
         "concat": [ConcatReader(**plan.concat)],
         "trime": [TrimeReader(**plan.trime)],
     }
@@ -170,7 +171,7 @@ def run_job(job: Job) -> None:
     texts = texts_of(job.plan, job.folder)
     print(f"{', '.join(missing)}, seed {job.seed}: begins", flush=True)
     if job.arm is None:
-        model = trained(job, "no memory", texts)[0]
+        model = trained(job, PLAIN, texts)[0]
         test = list(blocks(texts.test, job.plan.training.block_size, at_most=job.plan.scored_blocks))
         keep = partial(append, job)
         after.run(model, texts, test, job.plan.after, seed=job.seed, missing=missing, keep=keep)
@@ -200,17 +201,19 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
     if arm == "trime":
         facts |= tuned_trime(model, texts, plan)
     test = list(blocks(texts.test, plan.training.block_size, at_most=plan.scored_blocks))
-    scores = read(model, test)
+    scores, tuned = read(model, test), read(model, tuning_blocks(texts, plan))
+    if arm == PLAIN:
+        entry.keep(job.folder, job.seed, tuned)
     record = {
         **facts,
         "parameters": parameters(model),
-        "tuning_nats": float(read(model, tuning_blocks(texts, plan)).nats.mean()),
+        "tuning_nats": float(tuned.nats.mean()),
         "test_bpb": scores.bits_per_byte(texts.test, texts.token_bytes),
         "memory_bytes": sum(after.memory_bytes(reader) for reader in model.readers),
         "seconds_per_token": seconds_per_token(model, test[:TIMED_BLOCKS]),
     }
     append(job, arm, record, scores.nats)
-    if not model.readers and job.seed == plan.seeds[0]:
+    if arm == PLAIN and job.seed == plan.seeds[0]:
         n_bytes = scores.n_bytes(texts.test, texts.token_bytes)
         np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
 
@@ -255,15 +258,20 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
     """What can be done at once, after what came before."""
-    first = [Job(plan, folder, seed, arm) for arm in TRAINED for seed in plan.seeds]
-    return [first, [Job(plan, folder, seed, None) for seed in plan.seeds]]
+    arms: list[tuple[str | None, ...]] = [(PLAIN,), TRAINED, (None,)]
+    return [[Job(plan, folder, seed, arm) for arm in stage for seed in plan.seeds] for stage in arms]
 
 
-def run_all(plan: Plan, folder: Path, *, workers: int, do: Callable[[Job], None] = run_job) -> None:
-    """By worker processes of one thread each."""
-    texts_of(plan, folder)  # once, before they all want it
-    for stage in jobs(plan, folder):
-        store.do_all(do, stage, workers=workers)
+def run_all(
+    plan: Plan, folder: Path, *, workers: int, quick: bool = False, do: Callable[[Job], None] = run_job
+) -> None:
+    """By worker processes of one thread each. If the model without memory does not use its context, it is the last."""
+    with store.counted(folder):
+        texts_of(plan, folder)  # once, before they all want it
+    first, *others = jobs(plan, folder)
+    store.do_all(do, first, workers=workers, folder=folder)
+    for stage in others if entry.proceed(folder, plan.rules, quick=quick) else []:
+        store.do_all(do, stage, workers=workers, folder=folder)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -273,16 +281,17 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_memory"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of the page and the picture; docs, or with --quick WORK")
+    plans.add_allowance(parser)
     options = take_texts(parser.parse_args(words))
     plan = Plan(options.train, options.heldout, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
+    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
-    run_all(plan, folder, workers=options.workers)
+    run_all(plan, folder, workers=options.workers, quick=options.quick)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
     print(report.write(folder, asdict(plan), out, command=command_of("experiment-memory", options)))
 
 
 if __name__ == "__main__":
-    main()
+    called(main)

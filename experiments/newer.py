@@ -13,7 +13,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 
 import argparse
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import newer_arms, newer_page, newer_texts, store
+from experiments import newer_arms, newer_page, newer_texts, plans, store
+from experiments.arguments import called
 from experiments.newer_states import Read, read_once
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.token_cache import prepare_tokens
@@ -35,6 +35,7 @@ from lightning_app.models.pretrained import PretrainedLM
 ROOT = Path(__file__).parent.parent
 COMMIT = "5c06773"  # whose files are read: the figures of docs/models.md are of this one
 MIXTURES = (("cache",), ("cache of all texts",), ("memory",), ("memory", "cache"))  # of the model with these
+RULES = plans.read("newer")
 Result = tuple[Tensor, dict[str, Any]]  # (N,) nats of the scored text, and what else is known of an arm
 
 
@@ -50,12 +51,13 @@ class Plan:
 
     model: str
     choice: newer_texts.Choice
+    rules: plans.Rules = RULES
     block: int = 512
     long_block: int = 2048
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+        return plans.fingerprint(self)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def run(plan: Plan, folder: Path) -> str:
     experiment, done = Experiment(plan, folder), {record["arm"] for record in store.records(folder)}
     for number, (name, arm) in enumerate(experiment.arms().items()):
         if name not in done:
-            nats, record = arm()
+            with store.counted(folder):
+                nats, record = arm()
             np.save(folder / f"{number}.npy", nats.numpy())
             store.append(folder, {"arm": name, "number": number, **record})
             print(f"{name}: done", flush=True)
@@ -201,13 +204,15 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=newer_texts.Choice.tokens, help="of all files together, at most")
     parser.add_argument("--model", default="models/smollm2", help="a directory of Hugging Face's")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_newer"), help="where results are kept")
+    plans.add_allowance(parser)
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     plan = Plan(options.model, newer_texts.Choice(options.commit, options.tokens))
     folder = Path(options.work) / plan.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
+    plans.begin(folder, plan.rules, quick=False, allow_uncommitted=options.allow_uncommitted)
     print(run(plan, folder))
+    print(plans.told(folder, plan.rules, [record["arm"] for record in store.records(folder)]))
 
 
 if __name__ == "__main__":
-    main()
+    called(main)

@@ -24,8 +24,8 @@ from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
-from experiments import art_page, store
-from experiments.arguments import CODE, command_of
+from experiments import art_page, entry, store
+from experiments.arguments import CODE, called, command_of
 from experiments.continual import Job, Plan, domains_of, learn_first, out_of, parsed, state_of
 from experiments.domains import Domains
 from lightning_app.art.network import ART
@@ -264,10 +264,11 @@ def main(words: list[str] | None = None) -> None:
     plan, folder, options = parsed(words, prog="python -m experiments.novelty", about=__doc__)
     (folder / FOLDER).mkdir(exist_ok=True)
     jobs = [Job(plan, folder, seed, "plain", None) for seed in plan.seeds]
-    store.do_all(learn_first, jobs, workers=options.workers)
-    store.do_all(run_job, jobs, workers=options.workers)
+    store.do_all(learn_first, jobs, workers=options.workers, folder=folder)
+    if entry.proceed(folder, plan.rules, quick=options.quick):
+        store.do_all(run_job, jobs, workers=options.workers, folder=folder)
     print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of("experiment-art", options)))
 
 
 if __name__ == "__main__":
-    main()
+    called(main)

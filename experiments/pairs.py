@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments import store
+from experiments import plans, store
+from experiments.arguments import called
 from experiments.statistics import change
 from lightning_app.cli import main as run
 from lightning_app.data.datamodule import TextDataModule
@@ -35,6 +36,7 @@ LEARNED, SCORED = 200, 100
 SHORT, LONG = 20, 90  # characters of an answer
 ALIKE = 5  # words in a row
 NOTHING = "nothing"
+RULES = plans.read("pairs")
 BLOCK = 56  # tokens: the longest pair
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", re.MULTILINE)
 ENTRY = re.compile(r"^    (\w+): (.*(?:\n     +.*)*)", re.MULTILINE)
@@ -151,14 +153,20 @@ def table(results: Sequence[store.Record]) -> Iterator[str]:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.pairs", description=__doc__)
     parser.add_argument("--model", default="models/smollm2", help="a directory of Hugging Face's")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=RULES.seeds)
     parser.add_argument("--folder", type=Path, default=Path("runs/pairs"))
+    plans.add_allowance(parser)
+    parser.add_argument("--quick", action="store_true", help="to see that it runs: its plan need not be committed")
     options, rest = parser.parse_known_args(words)  # the rest: of each fit
     model = ("--model.init_args.backbone.init_args.pretrained", options.model)
+    plans.begin(options.folder, RULES, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
     for seed in options.seeds:
-        compare(options.model, options.folder, seed, [*model, *rest])
+        with store.counted(options.folder):
+            compare(options.model, options.folder, seed, [*model, *rest])
+    ran = [record["learned"] for record in store.records(options.folder)]
+    print(plans.told(options.folder, RULES, ran) + "\n")
     print("\n".join(table(store.records(options.folder))))
 
 
 if __name__ == "__main__":
-    main()
+    called(main)

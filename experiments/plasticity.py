@@ -12,7 +12,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of one thread each
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -26,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import plasticity_page, store
-from experiments.arguments import ROOT, add_texts, command_of, digests, take_texts
+from experiments import plans, plasticity_page, store
+from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.cloze import Item, accuracy, items_of
 from experiments.continual import Texts
 from experiments.plasticity_page import DEFAULT, UNPRUNED
@@ -66,6 +65,7 @@ from lightning_app.training.allocator import tune_allocator
 
 OTHER_ORDER, SMALLER = "unpruned, other order", "smaller from scratch"
 DRAWS = 5
+RULES = plans.read("plasticity")
 LEVELS = (0.15, 0.3, 0.5, 0.75)
 STRATEGIES: dict[str, Importance] = {
     DEFAULT: TaylorImportance(),
@@ -142,7 +142,8 @@ class Plan:
     heldout: str
     second: str
     test: str | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
+    rules: plans.Rules = RULES
+    seeds: tuple[int, ...] = RULES.seeds
     vocab_size: int = 1024
     model: dict[str, Any] = field(
         default_factory=lambda: {"embedding_dim": 128, "layers": 4, "heads": 8, "positions": "rotary"}
@@ -158,9 +159,8 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Of the plan and the texts; which arms there are does not change the results of others."""
-        contents = digests((self.train, self.heldout, self.second, self.test))
-        plain = {key: value for key, value in asdict(self).items() if key not in ("seeds", "full")}
-        return hashlib.sha256(json.dumps([plain, contents], sort_keys=True).encode()).hexdigest()[:12]
+        texts = (self.train, self.heldout, self.second, self.test)
+        return plans.fingerprint(self, texts=texts, leaving=("seeds", "full"))
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -528,27 +528,29 @@ def parsed(words: Sequence[str] | None) -> tuple[Plan, Path, argparse.Namespace]
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_plasticity"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of page and pictures; docs, or with --quick WORK")
+    plans.add_allowance(parser)
     options = take_texts(parser.parse_args(words))
     plan = Plan(options.train, options.heldout, options.second, options.test, full=options.full)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
+    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
-    evidence = Evidence(plan, folder)  # once, before all workers want it
-    evidence.test()
+    with store.counted(folder):
+        evidence = Evidence(plan, folder)  # once, before all workers want it
+        evidence.test()
     print(f"{len(evidence.cloze)} cloze items; results in {folder}", flush=True)
     return plan, folder, options
 
 
 def main(words: Sequence[str] | None = None) -> None:
     plan, folder, options = parsed(words)
-    store.do_all(train_base, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers)
-    store.do_all(score_all, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers)
+    store.do_all(train_base, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers, folder=folder)
+    store.do_all(score_all, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers, folder=folder)
     every = [Job(plan, folder, seed, arm) for arm in arms(plan) for seed in plan.seeds]
-    store.do_all(finetune, every, workers=options.workers)
+    store.do_all(finetune, every, workers=options.workers, folder=folder)
     out = Path(options.out) if options.out else folder if options.quick else ROOT / "docs"
     print(plasticity_page.write(folder, asdict(plan), out, command=command_of("experiment-plasticity", options)))
 
 
 if __name__ == "__main__":
-    main()
+    called(main)

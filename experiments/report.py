@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import entry, plans
 from experiments.arguments import name_of, told
+from experiments.plans import commit
 from experiments.statistics import HOW, Interval, by_document, change, helped_and_hurt
 from experiments.store import Record, records
 
@@ -56,14 +57,17 @@ class Results:
 
 def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str:
     """The last section of `out`/memory.md, which is also printed; the picture lies in `out`/images."""
-    results = Results(folder)
+    results, rules = Results(folder), plans.Rules(**plan["rules"])
     (out / "images").mkdir(parents=True, exist_ok=True)
     picture = draw(results, out / "images" / "memory_size.png")
     parts = [
         SECTION,
         _setting(results, plan, command),
+        entry.told(folder, rules),
+        plans.told(folder, rules, [arm for arm in results.by_arm if not arm.startswith("knn of ")]),
         _main_table(results),
-        _targets(results),
+        _trainings(results),
+        _targets(results, rules.margins),
         _search_table(results),
         _choices(results),
         "![Bits per byte against the size of the datastore](images/memory_size.png)" if picture else "",
@@ -88,13 +92,6 @@ def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
         "it once, in order, in the same blocks without overlap, and is scored on the same tokens. "
         f"Seeds: {', '.join(map(str, results.seeds('no memory')))}."
     )
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return f"`{done.stdout.strip()}`" if done.returncode == 0 else "unknown"
 
 
 def _main_table(results: Results) -> str:
@@ -128,10 +125,30 @@ def _row(results: Results, arm: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _targets(results: Results) -> str:
+def _trainings(results: Results) -> str:
+    """What each cost, and whether it went on until its validation fell no more."""
+    head = ["| trained arm | steps | best at step | CPU s | trained to its end |", "| --- | --- | --- | --- | --- |"]
+    trained = [arm for arm in ARMS if any("last_step" in record for record in results.by_arm[arm])]
+    rows = [_training(arm, results.by_arm[arm]) for arm in trained]
+    note = (
+        "Means over the seeds; CPU s: of training alone, validation apart. A training whose best state is the last "
+        "one might have become better: it was not trained to its end."
+    )
+    return "\n".join(["### Trainings", "", *head, *rows, "", note]) if rows else ""
+
+
+def _training(arm: str, found: Sequence[Record]) -> str:
+    last, best, seconds = (np.mean([r[name] for r in found]) for name in ("last_step", "best_step", "train_seconds"))
+    to_the_end = sum(record["best_step"] < record["last_step"] for record in found)
+    said = f"{to_the_end} of {len(found)}"
+    cells = [arm, f"{last:.0f}", f"{best:.0f}", f"{seconds:.0f}", said if to_the_end == len(found) else f"**{said}**"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _targets(results: Results, margins: Mapping[str, float]) -> str:
     """Each with what was measured."""
     arms = [arm for arm in ARMS[1:] if results.by_arm[arm]]
-    if not {"knn", "knn + cache", "trime", "cache"} <= set(arms):
+    if not {"knn", "knn + cache", "trime", "cache", *margins} <= set(arms):
         return ""
     best = min(arms, key=lambda arm: results.mean(arm, "tuning_nats"))
     knn, top = results.change("knn", "no memory"), results.change(best, "no memory")
@@ -143,6 +160,9 @@ def _targets(results: Results) -> str:
         found = results.change(arm, "cache")
         lines.append((f"{arm} below the cache, interval clear of zero", found, found.high < 0))
     rows = [f"| {name} | {found} | {'met' if met else 'missed'} |" for name, found, met in lines]
+    for arm, margin in margins.items():
+        found = results.change(arm, "no memory")
+        rows.append(f"| {arm} not worse than no memory by {margin:g} % | {found} | {found.not_worse(margin)} |")
     return "\n".join(["### Targets", "", "| target | change, % [95 %] | |", "| --- | --- | --- |", *rows])
 
 
@@ -167,7 +187,7 @@ def _choices(results: Results) -> str:
     rows = []
     for arm in ARMS:
         for record in results.by_arm[arm]:
-            names = ("val_bpb", "best_step", "train_seconds", "weights", "temperature", "theta", "tuning_nats")
+            names = ("val_bpb", "weights", "temperature", "theta", "tuning_nats")
             known = [f"{name} {_short(record[name])}" for name in names if record.get(name) is not None]
             rows.append(f"| {arm} | {record['seed']} | {', '.join(known)} |")
     head = ["| arm | seed | chosen, or found, on the text for it |", "| --- | --- | --- |"]

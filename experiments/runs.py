@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from experiments.statistics import bits_per_byte
+from experiments.store import Stopwatch
 from experiments.texts import Texts
 from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
@@ -29,7 +30,7 @@ from lightning_app.training.precision import has_fast_bf16
 from lightning_app.training.schedulers import WarmupCosine
 
 # options of the Decoder in all experiments
-MODEL: dict[str, Any] = {"embedding_dim": 256, "layers": 2, "heads": 4, "dropout": 0.1, "positions": "rotary"}
+MODEL: dict[str, Any] = {"embedding_dim": 128, "layers": 4, "heads": 4, "dropout": 0.1, "positions": "rotary"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Training:
     Attributes:
         block_size: T, in training and evaluation.
         group: blocks of a batch that follow each other in the text: what trime learns to read.
+        steps: at most.
         validations: how often, evenly spread, the best state so far is looked for.
+        patience: training ends after so many validations in a row without a better one; 0: it does all steps.
         validation_blocks: of the validation text that are used for that.
     """
 
@@ -52,6 +55,7 @@ class Training:
     weight_decay: float = 0.1
     clip: float = 1.0
     validations: int = 5
+    patience: int = 0
     validation_blocks: int = 150
 
 
@@ -64,12 +68,14 @@ class Scores:
         targets: (N,) int64.
         documents: (N,) number of each token's document.
         positions: (N,) of the token before it, within the document.
+        in_block: (N,) of the token before it, within its block.
     """
 
     nats: np.ndarray
     targets: np.ndarray
     documents: np.ndarray
     positions: np.ndarray
+    in_block: np.ndarray
 
     @classmethod
     def of(cls, batches: list[Batch], nats: list[Tensor]) -> Scores:
@@ -80,6 +86,7 @@ class Scores:
             torch.cat([b.targets[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
             torch.cat([b.document_ids[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
             torch.cat([b.positions[s] for b, s in zip(batches, scored, strict=True)]).numpy(),
+            torch.cat([s.nonzero()[:, 1] for s in scored]).numpy(),
         )
 
     def n_bytes(self, text: TokenArray, token_bytes: Tensor) -> np.ndarray:
@@ -177,28 +184,30 @@ def training_batches(tokens: TokenArray, options: Training, seed: int) -> Iterat
 def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dict[str, float]:
     """Train in `fast_precision`, and leave the model in its best state by validation.
 
-    Returns: bits per byte on the blocks of the validation text at the best state, its step, and CPU seconds of
-        training alone.
+    Returns: bits per byte on the blocks of the validation text at the best state, its step, the last step, and CPU
+        seconds of training alone. Where the best step is the last one the model might have become better.
     """
     torch.manual_seed(seed)
     optimizer = new_optimizer(model, options)
     schedule = WarmupCosine(optimizer, warmup_steps=options.warmup_steps, total_steps=options.steps, min_ratio=0.05)
     validation = list(blocks(texts.val, options.block_size, at_most=options.validation_blocks))
     best: tuple[float, int, dict[str, Tensor]] = (math.inf, 0, {})
-    seconds, every = 0.0, max(1, options.steps // options.validations)
+    watch, worse, every = Stopwatch(), 0, max(1, options.steps // options.validations)
     batches = training_batches(texts.train, options, seed)
     for step in range(1, options.steps + 1):
-        start = time.process_time()
-        _step(model.train(), next(batches), optimizer, options.clip)
-        schedule.step()
-        seconds += time.process_time() - start
+        with watch:
+            _step(model.train(), next(batches), optimizer, options.clip)
+            schedule.step()
         if step % every == 0 or step == options.steps:
             bpb = read(model, validation).bits_per_byte(texts.val, texts.token_bytes)
-            print(f"step {step}: {bpb:.4f} bits per byte on validation, {seconds:.0f} CPU s", flush=True)
-            if bpb < best[0]:
+            print(f"step {step}: {bpb:.4f} bits per byte on validation, {watch.seconds:.0f} CPU s", flush=True)
+            worse = 0 if bpb < best[0] else worse + 1
+            if not worse:
                 best = bpb, step, copy.deepcopy(model.state_dict())
+            if options.patience and worse >= options.patience:
+                break
     model.load_state_dict(best[2])
-    return {"val_bpb": best[0], "best_step": best[1], "train_seconds": seconds}
+    return {"val_bpb": best[0], "best_step": best[1], "last_step": step, "train_seconds": watch.seconds}
 
 
 def fast_precision() -> torch.autocast:

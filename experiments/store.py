@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 RESULTS = "results.jsonl"
+SECONDS = "cpu_seconds.jsonl"
+SHORT = 0.1  # seconds: a job that found all done
 Record = dict[str, Any]
 Job = TypeVar("Job")
 
@@ -39,12 +44,47 @@ def _parsed(line: str) -> Record | None:
     return record
 
 
-def do_all(do: Callable[[Job], None], jobs: Sequence[Job], *, workers: int) -> None:
-    """By worker processes of one thread each, or in this one."""
+class Stopwatch:
+    """CPU seconds of this process within its contexts."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.process_time() - self._start
+
+
+@contextmanager
+def counted(folder: Path) -> Iterator[None]:
+    """Keep the CPU seconds of what is within, also where it fails: those of all runs count."""
+    watch = Stopwatch()
+    try:
+        with watch:
+            yield
+    finally:
+        if watch.seconds > SHORT:
+            append(folder, {"cpu_seconds": round(watch.seconds, 2)}, SECONDS)
+
+
+def cpu_hours(folder: Path) -> float:
+    """Of all jobs of all runs, but those that were killed."""
+    return float(sum(record["cpu_seconds"] for record in records(folder, SECONDS))) / 3600
+
+
+def do_all(do: Callable[[Job], None], jobs: Sequence[Job], *, workers: int, folder: Path) -> None:
+    """By worker processes of one thread each, or in this one; `folder` keeps their CPU seconds."""
+    counting = partial(_do, do, folder)
     if workers == 1:
         for job in jobs:
-            do(job)
+            counting(job)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(do, jobs):
+        for _ in pool.map(counting, jobs):
             pass
+
+
+def _do(do: Callable[[Job], None], folder: Path, job: Job) -> None:
+    with counted(folder):
+        do(job)

@@ -62,7 +62,7 @@ def run(plan: Plan, folder: Path) -> list[tuple[str, int | None]]:
         memory.run_job(job)
 
     folder.mkdir(exist_ok=True)
-    memory.run_all(plan, folder, workers=1, do=do)
+    memory.run_all(plan, folder, workers=1, quick=True, do=do)
     return before
 
 
@@ -70,7 +70,7 @@ def run(plan: Plan, folder: Path) -> list[tuple[str, int | None]]:
 def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "tune_allocator", lambda: True)
     folder = tmp_path / "work"
-    jobs = [(arm, seed) for arm in memory.TRAINED for seed in (0, 1)] + [("after", 0), ("after", 1)]
+    jobs = [(arm, seed) for arm in (memory.PLAIN, *memory.TRAINED) for seed in (0, 1)] + [("after", 0), ("after", 1)]
     assert run(plan, folder) == jobs
     lines = (folder / store.RESULTS).read_text().splitlines()
     assert len(lines) == 2 * 7 + 2  # the first seed also draws the picture
@@ -107,7 +107,7 @@ def test_the_best_arm_is_not_chosen_on_what_is_scored(tmp_path: Path):
     for arm, (tuning, scored) in {**figures, "trime": (3.9, 3.9)}.items():
         np.save(tmp_path / f"{arm.replace(' ', '_')}-0.npy", np.array([scored, scored]))
         store.append(tmp_path, {"arm": arm, "seed": 0, "tuning_nats": tuning})
-    page = report._targets(report.Results(tmp_path))
+    page = report._targets(report.Results(tmp_path), {})
     assert "(cache) at least 10 % below no memory | -5.00 [-5.00, -5.00] (one seed) | missed |" in page
 
 

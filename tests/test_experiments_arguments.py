@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import art_page, continual, memory, novelty, plasticity, plasticity_page, report
+from experiments import art_page, continual, memory, novelty, plans, plasticity, plasticity_page
 from experiments.arguments import ARTICLES, add_texts, command_of, digests, take_texts, told
 from experiments.arms import PLAIN, REHEARSAL
 from experiments.domains import prepare_domains
@@ -151,4 +151,4 @@ def test_a_page_says_that_a_half_was_scored(setting: Callable[..., str]):
     said = setting(asdict(plan), "make it")
     assert "the first half of b (whole documents; no TEST was given)" in said
     assert "its second half (b)" in said
-    assert report.commit() in said
+    assert plans.commit() in said

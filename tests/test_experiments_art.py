@@ -154,7 +154,7 @@ def test_the_page_says_what_the_records_say(tmp_path: Path):
             "second": second,
             "nats": nats,
             "drift": 0.5,
-            "seconds": 1.0,
+            "train_seconds": 1.0,
         }
 
     store.append(tmp_path, record(PLAIN, [[2, 6], [3, 9], [3, 9]], [5.0, 3.03, 3.0]))  # the level is 3.03
@@ -171,10 +171,11 @@ def test_the_page_says_what_the_records_say(tmp_path: Path):
     against_ewc = found.less(REHEARSAL, EWC_ARM)
     assert against_ewc is not None
     assert against_ewc.mean == pytest.approx(100 * 2 / 3)
-    table = art_page._targets(found).splitlines()
-    assert next(line for line in table if line.startswith("| ART, rehearsal")).count(" met ") == 2
-    assert next(line for line in table if line.startswith("| ART, drift")).count("**missed**") == 2
-    assert "| -0.750 |" in art_page._row(found, EWC_ARM)  # backward transfer: 8 nats before, 11 at the end, of 4
+    table = art_page._targets(found, 5).splitlines()
+    rehearsed, drifted = (next(x for x in table if x.startswith(f"| {arm} |")) for arm in (REHEARSAL, "ART, drift"))
+    assert ("| met |" in rehearsed, rehearsed.endswith("| yes |")) == (True, True)
+    assert ("| **missed** |" in drifted, drifted.endswith("| no |")) == (True, True)
+    assert "| -0.750 |" in art_page._row(found, EWC_ARM, 9)  # backward transfer: 8 nats before, 11 at the end, of 4
 
 
 def test_the_art_of_the_targets_is_not_chosen_on_what_is_scored():

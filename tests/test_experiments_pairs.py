@@ -91,7 +91,7 @@ def test_the_table_compares_with_before():
 @pytest.mark.slow
 def test_it_runs_in_small_and_goes_on(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     small = ["--data.block_size", "96", "--trainer.max_steps", "4", "--tune_allocator", "false"]
-    words = ["--model", str(directory), "--folder", str(tmp_path / "pairs"), "--seeds", "1", *small]
+    words = ["--model", str(directory), "--folder", str(tmp_path / "pairs"), "--seeds", "1", "--quick", *small]
     with advised(SHORT):
         main(words)
     results = store.records(tmp_path / "pairs")

@@ -1,0 +1,187 @@
+"""What is fixed before an experiment's first run, in experiments/plans, and what its page says of that.
+
+A plan that was committed before the first run cannot have been made for its results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments import store
+from experiments.arguments import digests
+from lightning_app.errors import InputError
+
+PLANS = Path(__file__).parent / "plans"
+RUNS = "runs.jsonl"  # in the folder of the results: when it was run, and by which commit of the plan
+SEEDS = ("seeds",)  # a seed more is no other plan
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The plan of an experiment.
+
+    Attributes:
+        name: of its file in experiments/plans.
+        question, primary: what is asked, and the measure that answers it.
+        seeds: of all arms.
+        least_gain: nats that a model must gain from its context to be a subject; 0: any is.
+        steps: of a training at most.
+        validations, patience: how often in these, and how many in a row may be no better before it ends; 0: never.
+        cpu_hours: budget of the whole experiment.
+        margins: per cent that may be lost, by what may lose it.
+        trials: of each arm; 0: each arm chooses in its own way.
+    """
+
+    name: str
+    question: str
+    primary: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    least_gain: float
+    steps: int
+    validations: int
+    patience: int
+    cpu_hours: float
+    margins: Mapping[str, float] = field(default_factory=dict)
+    trials: int = 0
+
+    @property
+    def path(self) -> Path:
+        return PLANS / f"{self.name}.yaml"
+
+    @property
+    def shown(self) -> str:
+        return f"experiments/plans/{self.name}.yaml"
+
+
+def read(name: str) -> Rules:
+    """From the file of this name."""
+    found = yaml.safe_load((PLANS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Rules(name, **found | {key: tuple(found[key]) for key in ("arms", "seeds")})
+
+
+def fingerprint(plan: Any, *others: Any, texts: Sequence[str | None] = (), leaving: Sequence[str] = SEEDS) -> str:
+    """Of all options of a plan, with its rules and the content of the texts."""
+    plain = {key: value for key, value in asdict(plan).items() if key not in leaving}
+    plain["rules"] = {key: value for key, value in plain["rules"].items() if key not in SEEDS}
+    return hashlib.sha256(json.dumps([plain, digests(texts), *others], sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Commits
+
+
+@dataclass(frozen=True)
+class Change:
+    """When a plan's file was last changed.
+
+    Attributes:
+        commit: empty where there is none.
+        whole: whether the file is as that commit has it.
+    """
+
+    commit: str
+    whole: bool
+
+
+def last_change(path: Path) -> Change:
+    commit = _git("log", "-1", "--format=%h", "--", path.name, folder=path.parent)
+    changes = _git("status", "--porcelain", "--", path.name, folder=path.parent)
+    return Change(commit, whole=bool(commit) and not changes)
+
+
+def commit() -> str:
+    """Of this code, for a page."""
+    found = _git("rev-parse", "--short", "HEAD", folder=Path(__file__).parent)
+    return f"`{found}`" if found else "unknown"
+
+
+def _git(*words: str, folder: Path) -> str:
+    """What git says; nothing where it fails."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", cwd=folder)
+    except FileNotFoundError:  # no git
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+# Runs
+
+
+def add_allowance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-uncommitted", action="store_true", help="run with a plan that is not committed; the page says so"
+    )
+
+
+def begin(folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool) -> None:
+    """Keep by which commit of the plan a run is.
+
+    Raises:
+        InputError: the plan is not committed, and the run is to count.
+    """
+    change = last_change(rules.path)
+    if not (change.whole or quick or allow_uncommitted):
+        raise InputError(
+            f"{rules.shown} is not committed as it is: a plan counts if it is older than its results. Commit it, or "
+            "give --allow-uncommitted, and the page says so"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    store.append(folder, {"plan": change.commit, "committed": change.whole, "code": commit(), "at": at}, RUNS)
+
+
+# The page
+
+
+def told(folder: Path, rules: Rules, ran: Sequence[str]) -> str:
+    """A section of the page: the plan, its commit, and what differs from it."""
+    rows = {
+        "question": rules.question,
+        "primary measure": rules.primary,
+        "seeds": ", ".join(map(str, rules.seeds)),
+        "steps": f"{rules.steps:,} at most" if rules.patience else f"{rules.steps:,}",
+        "a training ends": _stop(rules),
+        "trials of each arm": str(rules.trials or "each arm in its own way"),
+        "CPU hours": f"{store.cpu_hours(folder):.2f} of {rules.cpu_hours:g}, over all runs",
+        "not worse": ", ".join(f"{name}: up to {margin:g} % more" for name, margin in rules.margins.items()),
+    }
+    table = ["| plan | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items() if text)]
+    return "\n".join(["### Plan", "", " ".join(_origin(folder, rules)), *_other_arms(rules, ran), "", *table])
+
+
+def _stop(rules: Rules) -> str:
+    if not rules.patience:
+        return "after all steps" if rules.steps else ""
+    return f"when {rules.patience} of its {rules.validations} validations in a row are no better, or after all steps"
+
+
+def _origin(folder: Path, rules: Rules) -> list[str]:
+    """By which commit of the plan the results are."""
+    runs, now = store.records(folder, RUNS), last_change(rules.path)
+    said = [f"The plan is `{rules.shown}`, last changed at commit {f'`{now.commit}`' if now.commit else 'unknown'}."]
+    if not all(run["committed"] for run in runs):
+        said.append("**It was not committed when the results were made.**")
+    others = sorted({run["plan"] for run in runs} - {now.commit})
+    if others:
+        said.append(f"**Some results are of other commits of it: {', '.join(others)}.**")
+    if runs and not others and all(run["committed"] for run in runs):
+        said.append(f"It was committed before the first run ({runs[0]['at'][:10]}), and all results are of it.")
+    return said
+
+
+def _other_arms(rules: Rules, ran: Sequence[str]) -> list[str]:
+    """Arms that were planned and not run, and the other way round."""
+    missing = [arm for arm in rules.arms if arm not in ran]
+    more = [arm for arm in dict.fromkeys(ran) if arm not in rules.arms]
+    said = [f"**Planned and not run: {', '.join(missing)}.**"] if missing else []
+    return said + ([f"**Run and not planned: {', '.join(more)}.**"] if more else [])
