@@ -1,4 +1,4 @@
-"""The arms that are read off a trained model: cache, kNN, both; and kNN against the size of its datastore.
+"""The arms that are read off a trained model: cache, kNN, both; n-grams; and kNN against the size of its datastore.
 
 Their weights are chosen on validation. Mixtures are computed from each side's probability of the target: what the
 readers give (checked on some blocks), for one pass over the text. Shapes: N tokens, K neighbours, E experts.
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments import baselines, counted
 from experiments.runs import Scores, blocks, context_of, read, seconds_per_token
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
@@ -33,6 +34,7 @@ ARMS = ("cache", "knn", "knn + cache")
 CHECKED_BLOCKS = 100
 RECALL_QUERIES = 1000
 Keep = Callable[..., None]
+Result = tuple[str, dict[str, Any], np.ndarray]  # arm, record and nats (N,)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Looked:
         p_cache = self.cache[:, theta].double()
         return torch.where(p_cache < 0, p, lam * p_cache + (1 - lam) * p)
 
+    def sides(self, p_counts: Tensor) -> counted.Sides:
+        """With what counts say, of the same text from its beginning on."""
+        caches = [self.with_cache(self.model, i, lam=1.0) for i in range(self.cache.shape[1])]
+        return counted.Sides(self.model, p_counts[: len(self.model)], torch.stack(caches, dim=1))
+
     def knn(self, temperature: float) -> Tensor:
         """(N,) the neighbours' probability of the target; the model's where there are none."""
         p = p_of_target(self.distances, self.match, temperature=temperature).double()
@@ -99,7 +106,8 @@ class Looked:
 
 def arms_of(options: Options, *, first: bool) -> tuple[str, ...]:
     """All lines that `run` leaves; the first seed draws the picture too."""
-    return (*ARMS, *(f"knn of {size}" for size in options.sizes)) if first else ARMS
+    both = (*ARMS, *counted.ARMS)
+    return (*both, *(f"knn of {size}" for size in options.sizes)) if first else both
 
 
 def run(
@@ -108,10 +116,12 @@ def run(
     """Build, tune, test, and keep what is missing."""
     entries = _entries(plain, texts, test)
     tuning = list(blocks(texts.val, test[0].input_ids.shape[1], at_most=options.tuning_blocks))
-    if set(ARMS) & set(missing):
+    if {*ARMS, *counted.ARMS} & set(missing):
         model = with_readers(plain, options, entries)
-        chosen = _tune(look(model, tuning, options), options, model)
-        for arm, record, nats in _test(model, texts, test, chosen, options):
+        tuned, tested = look(model, tuning, options), look(model, test, options)
+        chosen = _tune(tuned, options, model)
+        results = _test(model, texts, test, tested, chosen, options)
+        for arm, record, nats in [*results, *_with_counts(model, texts, test, tuned, tested, options)]:
             if arm in missing:
                 keep(arm, record, nats)
     for size in options.sizes:
@@ -216,10 +226,8 @@ def _best_theta(looked: Looked, others: list[Tensor]) -> tuple[int, list[float],
 
 
 def _test(
-    model: MemoryLM, texts: Texts, test: list[Batch], chosen: Chosen, options: Options
-) -> list[tuple[str, dict[str, Any], np.ndarray]]:
-    """Arm, record and nats (N,) of each."""
-    looked = look(model, test, options)
+    model: MemoryLM, texts: Texts, test: list[Batch], looked: Looked, chosen: Chosen, options: Options
+) -> list[Result]:
     p_knn = looked.knn(chosen.knn.temperature)
     lam = chosen.knn.lam
     of_knn, of_cache = _lams(chosen.both)
@@ -245,6 +253,36 @@ def _test(
             **(recall(cast(KNNReader, readers[0]), texts, model, options) if arm == "knn" else {}),
         }
         results.append((arm, record, nats))
+    return results
+
+
+def _with_counts(
+    model: MemoryLM, texts: Texts, test: list[Batch], tuned: Looked, tested: Looked, options: Options
+) -> list[Result]:
+    """N-grams of the training text alone, with the model, and with its cache too."""
+    counts = baselines.counts_of(baselines.ids_of(texts.train), len(texts.token_bytes))
+    start = time.process_time()
+    p_tested = baselines.p_of_next(counts, baselines.ids_of(texts.test))
+    of_counts = (time.process_time() - start) / len(p_tested)
+    p_tuned = baselines.p_of_next(counts, baselines.ids_of(texts.val))
+    cache, some, size = model.readers[1], test[:CHECKED_BLOCKS], baselines.bytes_of(counts)
+    own = {  # readers and parameters beside the counts
+        counted.ALONE: (0.0, 0, 0),
+        counted.COUNTS: (seconds_per_token(only(model, []), some), 0, 1),
+        counted.WITH_CACHE: (seconds_per_token(only(model, [cache]), some), memory_bytes(cache), 1),
+    }
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    n_bytes, results = tested.scores.n_bytes(texts.test, texts.token_bytes), []
+    for arm, mixed in counted.mixtures(tuned.sides(p_tuned), tested.sides(p_tested)).items():
+        seconds, more_bytes, with_model = own[arm]
+        record = {
+            "parameters": parameters * with_model,
+            "memory_bytes": size + more_bytes,
+            "seconds_per_token": of_counts + seconds,
+            "test_bpb": bits_per_byte(-mixed.p.log().numpy(), n_bytes),
+            **counted.facts(mixed, options.thetas),
+        }
+        results.append((arm, record, -mixed.p.log().numpy()))
     return results
 
 

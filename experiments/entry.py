@@ -41,6 +41,8 @@ def told(folder: Path, rules: Rules) -> str:
     """A sentence for the page, and for who stops because of it."""
     if not store.records(folder, GAINS):
         return ""
+    if np.isnan(gain(folder)):
+        return f"**Blocks of {LATE.start} tokens or fewer do not say what a model gains from its context.**"
     said = (
         f"From positions {EARLY.start} to {EARLY.stop - 1} of a block to {LATE.start} to {LATE.stop - 1} the model "
         f"gains {gain(folder):.3f} nats on the text to choose on; at least {rules.least_gain:g} are asked for."

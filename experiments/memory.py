@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import after, entry, plans, report, store
+from experiments import after, baselines, entry, plans, report, store
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
 from lightning_app.data.batch import Batch
+from lightning_app.data.token_array import TokenArray
 from lightning_app.io import replacing
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.base import Reader
@@ -36,8 +37,9 @@ from lightning_app.memory.readers.distribution import TrimeReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.allocator import tune_allocator
 
-TRAINED = ("more parameters", "concat", "trime")  # beside the one without memory
-PLAIN = "no memory"
+PLAIN, LONGER = "no memory", "longer context"
+TIMES_LONGER = 4
+TRAINED = ("more parameters", LONGER, "concat", "trime")  # beside the one without memory
 TIMED_BLOCKS = 100
 RULES = plans.read("memory")
 TRAINING = Training(steps=RULES.steps, validations=RULES.validations, patience=RULES.patience)
@@ -108,10 +110,25 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
         return widened(plan)
     readers: dict[str, list[Reader]] = {
         PLAIN: [],
+        LONGER: [],
         "concat": [ConcatReader(**plan.concat)],
         "trime": [TrimeReader(**plan.trime)],
     }
-    return MemoryLM(_decoder(plan, plan.model), readers[arm])
+    return MemoryLM(_decoder(plan, plan.model | {"block_size": training_of(plan, arm).block_size}), readers[arm])
+
+
+def training_of(plan: Plan, arm: str) -> Training:
+    """Of an arm: with a longer context as many tokens a step, in fewer and longer blocks."""
+    usual = plan.training
+    if arm != LONGER:
+        return usual
+    return replace(
+        usual,
+        block_size=TIMES_LONGER * usual.block_size,
+        batch_size=max(1, usual.batch_size // TIMES_LONGER),
+        group=1,
+        validation_blocks=max(1, usual.validation_blocks // TIMES_LONGER),
+    )
 
 
 def widened(plan: Plan) -> MemoryLM:
@@ -127,7 +144,7 @@ def widened(plan: Plan) -> MemoryLM:
 
 
 def _decoder(plan: Plan, options: dict[str, Any]) -> Decoder:
-    return Decoder(vocab_size=plan.vocab_size, block_size=plan.training.block_size, **options)
+    return Decoder(**{"vocab_size": plan.vocab_size, "block_size": plan.training.block_size, **options})
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -172,9 +189,14 @@ def run_job(job: Job) -> None:
     print(f"{', '.join(missing)}, seed {job.seed}: begins", flush=True)
     if job.arm is None:
         model = trained(job, PLAIN, texts)[0]
-        test = list(blocks(texts.test, job.plan.training.block_size, at_most=job.plan.scored_blocks))
         keep = partial(append, job)
-        after.run(model, texts, test, job.plan.after, seed=job.seed, missing=missing, keep=keep)
+        after.run(
+            model, texts, scored_blocks(texts, job.plan), job.plan.after, seed=job.seed, missing=missing, keep=keep
+        )
+    elif job.arm == baselines.PPMD:
+        score_ppmd(job)
+    elif job.arm == baselines.DYNAMIC:
+        score_dynamic(job, texts)
     else:
         score_trained(job, job.arm, texts)
     print(f"{', '.join(missing)}, seed {job.seed}: done", flush=True)
@@ -189,7 +211,7 @@ def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float
         saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["model"])
         return model.eval(), saved["facts"]
-    facts = train(model, texts, job.plan.training, seed=job.seed)
+    facts = train(model, texts, training_of(job.plan, arm), seed=job.seed)
     with replacing(path) as file:
         torch.save({"model": model.state_dict(), "facts": facts}, file)
     return model.eval(), facts
@@ -200,8 +222,8 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
     model, facts = trained(job, arm, texts)
     if arm == "trime":
         facts |= tuned_trime(model, texts, plan)
-    test = list(blocks(texts.test, plan.training.block_size, at_most=plan.scored_blocks))
-    scores, tuned = read(model, test), read(model, tuning_blocks(texts, plan))
+    test = scored_blocks(texts, plan, arm)
+    scores, tuned = read(model, test), read(model, tuning_blocks(texts, plan, arm))
     if arm == PLAIN:
         entry.keep(job.folder, job.seed, tuned)
     record = {
@@ -218,9 +240,34 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
         np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
 
 
-def tuning_blocks(texts: Texts, plan: Plan) -> list[Batch]:
+def score_ppmd(job: Job) -> None:
+    """Its bits per byte of the whole text: it knows no tokens, and no seeds."""
+    found = baselines.ppmd(job.plan.train, job.plan.heldout, job.plan.test)
+    if found is not None:
+        append(job, baselines.PPMD, found)
+
+
+def score_dynamic(job: Job, texts: Texts) -> None:
+    model, plan = trained(job, PLAIN, texts)[0], job.plan
+    record, scores = baselines.dynamic(model, tuning_blocks(texts, plan), scored_blocks(texts, plan))
+    bpb = scores.bits_per_byte(texts.test, texts.token_bytes)
+    append(job, baselines.DYNAMIC, record | {"test_bpb": bpb}, scores.nats)
+
+
+def scored_blocks(texts: Texts, plan: Plan, arm: str = PLAIN) -> list[Batch]:
+    """Those of the text to score: the same tokens for each arm."""
+    return _blocks(texts.test, plan, arm, plan.scored_blocks)
+
+
+def tuning_blocks(texts: Texts, plan: Plan, arm: str = PLAIN) -> list[Batch]:
     """Those of the text to choose on by which all arms are compared, as `after` does it."""
-    return list(blocks(texts.val, plan.training.block_size, at_most=plan.after.tuning_blocks))
+    return _blocks(texts.val, plan, arm, plan.after.tuning_blocks)
+
+
+def _blocks(text: TokenArray, plan: Plan, arm: str, n: int | None) -> list[Batch]:
+    """As many tokens as `n` of the usual blocks have; None: all."""
+    size = training_of(plan, arm).block_size
+    return list(blocks(text, size, at_most=None if n is None else n * plan.training.block_size // size))
 
 
 def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
@@ -258,8 +305,9 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
     """What can be done at once, after what came before."""
-    arms: list[tuple[str | None, ...]] = [(PLAIN,), TRAINED, (None,)]
-    return [[Job(plan, folder, seed, arm) for arm in stage for seed in plan.seeds] for stage in arms]
+    arms: list[tuple[str | None, ...]] = [(PLAIN,), TRAINED, (None, baselines.DYNAMIC)]
+    stages = [[Job(plan, folder, seed, arm) for arm in stage for seed in plan.seeds] for stage in arms]
+    return [*stages[:2], [*stages[2], Job(plan, folder, plan.seeds[0], baselines.PPMD)]]
 
 
 def run_all(

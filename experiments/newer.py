@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import newer_arms, newer_page, newer_texts, plans, store
+from experiments import baselines, newer_arms, newer_page, newer_texts, plans, store
 from experiments.arguments import called
 from experiments.newer_states import Read, read_once
 from lightning_app.data.token_array import TokenArray
@@ -34,7 +35,16 @@ from lightning_app.models.pretrained import PretrainedLM
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "5c06773"  # whose files are read: the figures of docs/models.md are of this one
-MIXTURES = (("cache",), ("cache of all texts",), ("memory",), ("memory", "cache"))  # of the model with these
+COUNTS, ALONE = "n-grams", "n-grams alone"
+MIXTURES = (  # of the model with these
+    (COUNTS,),
+    (COUNTS, "cache"),
+    ("cache",),
+    ("cache of all texts",),
+    ("memory",),
+    ("memory", "cache"),
+    ("memory", COUNTS, "cache"),
+)
 RULES = plans.read("newer")
 Result = tuple[Tensor, dict[str, Any]]  # (N,) nats of the scored text, and what else is known of an arm
 
@@ -62,17 +72,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Expert:
-    """A cache or a datastore.
+    """A cache, a datastore, or counts.
 
     Attributes:
         p_tuned, p_scored: (N,) its probability of each token of these files; the model's own where it found nothing.
-        temperature, lam: chosen on the first of these.
+        temperature, lam: chosen on the first of these; counts have no temperature.
         seconds: CPU time to look up the second.
     """
 
     p_tuned: Tensor
     p_scored: Tensor
-    temperature: float
+    temperature: float | None
     lam: float
     seconds: float
 
@@ -139,7 +149,7 @@ class Experiment:
 
     def expert(self, kind: str) -> Expert:
         if kind not in self._experts:
-            self._experts[kind] = self._tuned_expert(kind)
+            self._experts[kind] = self._counts() if kind == COUNTS else self._tuned_expert(kind)
         return self._experts[kind]
 
     def _tuned_expert(self, kind: str) -> Expert:
@@ -152,6 +162,23 @@ class Experiment:
         temperature = temperatures[best.number]
         found = newer_arms.look(whole, self.scored, [temperature])
         return Expert(looked.p[:, best.number], found.p[:, 0], temperature, best.lam, found.seconds)
+
+    def _counts(self) -> Expert:
+        """Of what was built for the tuning files, and of both for the text to score."""
+        built, tuned, scored = (baselines.ids_of(self.tokens(part)) for part in ("built", "tuned", "scored"))
+        vocab_size, start = self.backbone.vocab_size, time.process_time()
+        p_tuned = newer_arms.p_of_counts(built, tuned, self.tuned, self.tokens("tuned"), vocab_size)
+        middle = time.process_time()
+        p_scored = newer_arms.p_of_counts(
+            torch.cat([built, tuned]), scored, self.scored, self.tokens("scored"), vocab_size
+        )
+        lam = float(newer_arms.weights_of([self.tuned.p, p_tuned])[1])
+        print(f"{COUNTS}: {middle - start:.0f} CPU s to choose their weight", flush=True)
+        return Expert(p_tuned, p_scored, None, lam, time.process_time() - middle)
+
+    def alone(self) -> Result:
+        found = self.expert(COUNTS)
+        return -found.p_scored.log(), {"seconds": found.seconds, "seconds_before": 0.0}
 
     def plain(self) -> Result:
         return self.scored.nats, {"seconds": float(self.scored.seconds)}
@@ -169,7 +196,7 @@ class Experiment:
         p = torch.stack([self.scored.p, *(one.p_scored for one in experts)], dim=1) @ weights
         return -p.log(), {
             "seconds": float(self.scored.seconds) + sum(one.seconds for one in experts),
-            "seconds_before": float(self.built.seconds + self.tuned.seconds) if {*kinds} - {"cache"} else 0.0,
+            "seconds_before": float(self.built.seconds + self.tuned.seconds) if {*kinds} - {"cache", COUNTS} else 0.0,
             "entries": self.entries(self.built, self.tuned),
             "weights": weights.tolist(),
             "temperatures": [one.temperature for one in experts],
@@ -179,7 +206,7 @@ class Experiment:
         mixtures = {" + ".join(kinds): partial(self.mixed, *kinds) for kinds in MIXTURES}
         lengths = (self.plan.block, self.plan.long_block)
         names = [f"{length:,} tokens of context" for length in lengths]
-        return {names[0]: self.plain, **mixtures, names[1]: self.long}
+        return {names[0]: self.plain, ALONE: self.alone, **mixtures, names[1]: self.long}
 
 
 def run(plan: Plan, folder: Path) -> str:

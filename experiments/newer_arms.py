@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments import baselines
 from experiments.newer_states import Read
+from lightning_app.data.token_array import TokenArray
 from lightning_app.memory.knn import mixture_weights, p_of_target
 from lightning_app.memory.readers.distribution import CacheReader, DistributionReader, KNNReader
 
@@ -56,6 +58,13 @@ def cache(size: int, vocab_size: int, *, before: Sequence[Read], width: int) -> 
     reader = CacheReader(memory_size=size)
     _fill(reader, before, width=width, vocab_size=vocab_size)
     return reader
+
+
+def p_of_counts(known: Tensor, ids: Tensor, read: Read, tokens: TokenArray, vocab_size: int) -> Tensor:
+    """(N,) probability of each token that was read of a text `ids`, by counts of the n-grams of another."""
+    p = baselines.p_of_next(baselines.counts_of(known, vocab_size), ids)
+    at = torch.from_numpy(tokens.offsets[read.documents.numpy()]) + read.positions  # of the token before it
+    return p[at]
 
 
 def _fill(reader: DistributionReader, texts: Sequence[Read], *, width: int, vocab_size: int) -> None:

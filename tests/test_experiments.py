@@ -70,10 +70,11 @@ def run(plan: Plan, folder: Path) -> list[tuple[str, int | None]]:
 def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "tune_allocator", lambda: True)
     folder = tmp_path / "work"
-    jobs = [(arm, seed) for arm in (memory.PLAIN, *memory.TRAINED) for seed in (0, 1)] + [("after", 0), ("after", 1)]
+    jobs = [(arm, seed) for arm in (memory.PLAIN, *memory.TRAINED) for seed in (0, 1)]
+    jobs += [(arm, seed) for arm in ("after", "dynamic evaluation") for seed in (0, 1)] + [("PPMd", 0)]
     assert run(plan, folder) == jobs
     lines = (folder / store.RESULTS).read_text().splitlines()
-    assert len(lines) == 2 * 7 + 2  # the first seed also draws the picture
+    assert len(lines) == 2 * 12 + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
     assert run(plan, folder) == []
 
     # Cut off within the last line of the cache's, and the model of one arm is gone with its line
@@ -96,7 +97,8 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "docs" / "images" / "memory_size.png").stat().st_size > 1000
     assert written.read_text() == f"# How it works\n\n{page}"
     for arm in report.ARMS:
-        assert f"\n| {arm} | 2 |" in page
+        assert f"\n| {arm} | {1 if arm == 'PPMd' else 2} |" in page
+    assert "Planned and not run" not in page
     assert "nan" not in page
 
 

@@ -58,6 +58,12 @@ def test_the_page_says_whether_there_is_a_subject(nats: float, subject: bool, tm
     assert entry.proceed(tmp_path, rules, quick=True)
 
 
+def test_short_blocks_say_nothing(tmp_path: Path):
+    entry.keep(tmp_path, 0, scores(np.ones(64), np.arange(64)))
+    assert entry.told(tmp_path, read("memory")).startswith("**Blocks of 64 tokens or fewer do not say")
+    assert not entry.proceed(tmp_path, read("memory"), quick=False)
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     train_text, heldout = tmp_path / "train.txt", tmp_path / "heldout.txt"
@@ -87,7 +93,7 @@ def test_without_a_subject_no_arm_runs_and_the_page_is_written(
     page = report.write(folder, asdict(plan), tmp_path, command="this test")
     assert "**So this experiment has no subject.**" in page
     assert "\n| no memory | 1 |" in page
-    assert "**Planned and not run: more parameters, " in page
+    assert "**Planned and not run: longer context, " in page
 
 
 def test_training_ends_when_validation_falls_no_more(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

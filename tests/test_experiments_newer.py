@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import newer, newer_states, newer_texts, store
+from experiments import baselines, newer, newer_arms, newer_states, newer_texts, store
 from experiments.runs import context_of
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import prepare_tokens
@@ -98,7 +98,7 @@ def test_the_arms_are_what_the_readers_compute_and_each_is_done_once(
     folder.mkdir()
     table = newer.run(plan, folder)
     records = {record["arm"]: record for record in store.records(folder)}
-    assert len(records) == len(table.splitlines()) - 4 == 6
+    assert len(records) == len(table.splitlines()) - 4 == 10
     assert records["memory"]["weights"][1] > 0
     assert records["memory"]["seconds_before"] > 0
 
@@ -114,8 +114,16 @@ def test_the_arms_are_what_the_readers_compute_and_each_is_done_once(
     number = tuned["number"]
     torch.testing.assert_close(torch.from_numpy(np.load(folder / f"{number}.npy"))[:16].float(), wanted)
 
+    read, known, every = experiment.tuned, *(baselines.ids_of(experiment.tokens(x)) for x in ("built", "tuned"))
+    found = newer_arms.p_of_counts(known, every, read, experiment.tokens("tuned"), experiment.backbone.vocab_size)
+    counts = baselines.counts_of(known, experiment.backbone.vocab_size)
+    at = int(experiment.tokens("tuned").offsets[1])  # the first token of the second document
+    i = int((read.documents == 1).nonzero()[0])
+    expected = counts.distribution(every[None, at - 3 : at + 1])[0, read.targets[i]]
+    assert float(found[i]) == pytest.approx(float(expected))
+
     lines = (folder / store.RESULTS).read_text().splitlines()
     (folder / store.RESULTS).write_text("\n".join(lines[:-1]) + '\n{"arm": "memo')
     monkeypatch.setattr(newer_states, "_of_window", None)  # what the model made of the texts is kept
     assert newer.run(plan, folder).splitlines()[:-3] == table.splitlines()[:-3]
-    assert len(store.records(folder)) == 6
+    assert len(store.records(folder)) == 10
