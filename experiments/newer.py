@@ -26,10 +26,11 @@ from torch import Tensor
 
 from experiments import baselines, newer_arms, newer_page, newer_texts, plans, store
 from experiments.arguments import called
-from experiments.newer_states import Read, read_once
+from experiments.newer_states import Read, read_once, windows_of
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import load_tokenizer
+from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.distribution import DistributionReader
 from lightning_app.models.pretrained import PretrainedLM
 
@@ -180,6 +181,17 @@ class Experiment:
         found = self.expert(COUNTS)
         return -found.p_scored.log(), {"seconds": found.seconds, "seconds_before": 0.0}
 
+    def dynamic(self) -> Result:
+        """The model that learns what it has read, as fast as is best on the tuning files."""
+        model = MemoryLM(PretrainedLM(pretrained=self.plan.model), [])
+        tuning, scored = (
+            windows_of(self.tokens(part), block=self.plan.block, by_document=part != "scored")
+            for part in ("tuned", "scored")
+        )
+        record, scores = baselines.dynamic(model, tuning, scored)
+        seconds = record["seconds_per_token"] * len(scores.nats)
+        return torch.from_numpy(scores.nats), {"seconds": seconds, "lr": record["lr"]}
+
     def plain(self) -> Result:
         return self.scored.nats, {"seconds": float(self.scored.seconds)}
 
@@ -206,7 +218,13 @@ class Experiment:
         mixtures = {" + ".join(kinds): partial(self.mixed, *kinds) for kinds in MIXTURES}
         lengths = (self.plan.block, self.plan.long_block)
         names = [f"{length:,} tokens of context" for length in lengths]
-        return {names[0]: self.plain, ALONE: self.alone, **mixtures, names[1]: self.long}
+        return {
+            names[0]: self.plain,
+            ALONE: self.alone,
+            baselines.DYNAMIC: self.dynamic,
+            **mixtures,
+            names[1]: self.long,
+        }
 
 
 def run(plan: Plan, folder: Path) -> str:

@@ -87,10 +87,10 @@ def read_once(
     """From the file if it is there. Windows of `block` tokens do not overlap, as in `validate`."""
     if path.exists():
         return Read(**torch.load(path, weights_only=True))
-    windows = TokenWindows(tokens, min(block, tokens.n_tokens - 1), respect_documents=by_document)
+    windows = windows_of(tokens, block=block, by_document=by_document)
     start, parts = time.process_time(), []
-    for i in range(len(windows)):
-        parts.append(_of_window(backbone(), windows.__getitems__([i]), keep_states=keep_states))
+    for i, window in enumerate(windows):
+        parts.append(_of_window(backbone(), window, keep_states=keep_states))
         if i % 50 == 0:
             print(f"{path.stem}: window {i + 1} of {len(windows)}", flush=True)
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -100,10 +100,20 @@ def read_once(
     return found
 
 
+def windows_of(tokens: TokenArray, *, block: int, by_document: bool) -> list[Batch]:
+    """A text (1, T) by (1, T), T at most `block`: padding is cut off."""
+    windows = TokenWindows(tokens, min(block, tokens.n_tokens - 1), respect_documents=by_document)
+    return [_real(windows.__getitems__([i])) for i in range(len(windows))]
+
+
+def _real(batch: Batch) -> Batch:
+    length = int(batch.attention_mask.sum())
+    return batch.each(lambda column: column[:, :length])
+
+
 @torch.no_grad()
 def _of_window(backbone: Backbone, batch: Batch, *, keep_states: bool) -> tuple[Tensor, ...]:
-    """All columns of `Read` but the time. Padding is cut off."""
-    batch = batch.each(lambda column: column[:, : int(batch.attention_mask.sum())])
+    """All columns of `Read` but the time."""
     scored = batch.targets[0] != IGNORE
     states = backbone.hidden(backbone.embed(batch.input_ids)).last[:, scored]
     nats = token_nll(backbone.logits(states), batch.targets[:, scored])[0].double()

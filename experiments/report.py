@@ -92,10 +92,10 @@ def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
     return (
         f"Written by `{command}` at commit {commit()}. "
         f"A decoder with {model} and a BPE of {plan['vocab_size']:,} learned {name_of(plan['train'])} from scratch "
-        f"in {updates} at most, all arms in the same data order (`longer context` cuts the text elsewhere). The best state of each training was kept, and "
-        f"the weights of the mixtures were chosen, on {chosen}. Scored is {scored}: {len(results.documents):,} tokens "
-        f"of {len(np.unique(results.documents))} documents, on which nothing was chosen. Every arm reads "
-        "it once, in order, in the same blocks without overlap, and is scored on the same tokens. "
+        f"in {updates} at most, all arms in the same data order (`longer context` cuts the text elsewhere). The best "
+        f"state of each training was kept, and the weights of the mixtures were chosen, on {chosen}. Scored is "
+        f"{scored}: {len(results.documents):,} tokens of {len(np.unique(results.documents))} documents, on which "
+        "nothing was chosen. Every arm reads it once, in blocks without overlap, and is scored on the same tokens. "
         f"Seeds: {', '.join(map(str, results.seeds('no memory')))}."
     )
 

@@ -98,7 +98,12 @@ def test_the_arms_are_what_the_readers_compute_and_each_is_done_once(
     folder.mkdir()
     table = newer.run(plan, folder)
     records = {record["arm"]: record for record in store.records(folder)}
-    assert len(records) == len(table.splitlines()) - 4 == 10
+    assert len(records) == len(table.splitlines()) - 4 == 11
+    plain, dynamic = (
+        np.load(folder / f"{records[x]['number']}.npy") for x in (next(iter(records)), "dynamic evaluation")
+    )
+    assert dynamic[:16] == pytest.approx(plain[:16], abs=1e-4)  # nothing is learned before the first block is scored
+    assert dynamic[16:].mean() < plain[16:].mean()
     assert records["memory"]["weights"][1] > 0
     assert records["memory"]["seconds_before"] > 0
 
@@ -126,4 +131,4 @@ def test_the_arms_are_what_the_readers_compute_and_each_is_done_once(
     (folder / store.RESULTS).write_text("\n".join(lines[:-1]) + '\n{"arm": "memo')
     monkeypatch.setattr(newer_states, "_of_window", None)  # what the model made of the texts is kept
     assert newer.run(plan, folder).splitlines()[:-3] == table.splitlines()[:-3]
-    assert len(store.records(folder)) == 10
+    assert len(store.records(folder)) == 11
