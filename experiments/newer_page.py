@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.statistics import bits_per_byte, by_document, change, helped_and_hurt
+from experiments.statistics import HOW, bits_per_byte, by_document, change, helped_and_hurt
 from experiments.store import Record, records
 
 HEAD = (
@@ -21,7 +21,7 @@ def table(folder: Path, documents: np.ndarray, n_bytes: np.ndarray, new: np.ndar
     arms = sorted(records(folder), key=lambda record: record["number"])
     nats = [np.load(folder / f"{arm['number']}.npy")[new] for arm in arms]
     rows = [_row(arm, own, nats[0], documents[new], n_bytes[new]) for arm, own in zip(arms, nats, strict=True)]
-    said = f"{new.sum():,} of {len(new):,} tokens of {len(np.unique(documents))} files are scored."
+    said = f"{new.sum():,} of {len(new):,} tokens of {len(np.unique(documents))} files are scored. {HOW}"
     return "\n".join([*HEAD, *rows, "", said])
 
 

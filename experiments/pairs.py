@@ -132,22 +132,25 @@ def compare(model: str, folder: Path, seed: int, options: Sequence[str]) -> None
     for name, pairs in ((NOTHING, []), ("the pairs", learned), ("answers moved", moved(learned))):
         if name in done:
             continue
-        arm = of_seed / name.replace(" ", "_")
-        checkpoint = learn(write(arm.with_suffix(".jsonl"), pairs), scored, arm, seed, options) if pairs else model
+        arm, watch = of_seed / name.replace(" ", "_"), store.Stopwatch()
+        with watch:
+            checkpoint = learn(write(arm.with_suffix(".jsonl"), pairs), scored, arm, seed, options) if pairs else model
         nats, tokens = score(checkpoint, scored, model, folder / "tokens")
         record = {"seed": seed, "learned": name, "nats": nats.tolist(), "tokens": tokens.tolist()}
-        store.append(folder, record)
+        store.append(folder, record | {"train_seconds": watch.seconds})
 
 
 def table(results: Sequence[store.Record]) -> Iterator[str]:
     """Rows of Markdown."""
-    yield "| seed | learned | nats per token | less than before, % [95 %] |"
-    yield "| --- | --- | --- | --- |"
+    yield "| seed | learned | nats per token | less than before, % [95 %] | CPU s of the fit |"
+    yield "| --- | --- | --- | --- | --- |"
     before = {record["seed"]: np.array(record["nats"]) for record in results if record["learned"] == NOTHING}
     for record in sorted(results, key=lambda r: int(r["seed"])):
         nats = np.array(record["nats"])
         less = "" if record["learned"] == NOTHING else str(-change(nats[None], before[record["seed"]][None]))
-        yield f"| {record['seed']} | {record['learned']} | {nats.sum() / sum(record['tokens']):.3f} | {less} |"
+        seconds = f"{record['train_seconds']:.0f}" if "train_seconds" in record else ""
+        per_token = nats.sum() / sum(record["tokens"])
+        yield f"| {record['seed']} | {record['learned']} | {per_token:.3f} | {less} | {seconds} |"
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -39,7 +39,7 @@ class Rules:
         validations, patience: how often in these, and how many in a row may be no better before it ends; 0: never.
         cpu_hours: budget of the whole experiment.
         margins: per cent that may be lost, by what may lose it.
-        trials: of each arm; 0: each arm chooses in its own way.
+        trials: of each arm; 0: arms choose in ways of their own.
     """
 
     name: str
@@ -149,9 +149,9 @@ def told(folder: Path, rules: Rules, ran: Sequence[str]) -> str:
         "question": rules.question,
         "primary measure": rules.primary,
         "seeds": ", ".join(map(str, rules.seeds)),
-        "steps": f"{rules.steps:,} at most" if rules.patience else f"{rules.steps:,}",
+        "steps": (f"{rules.steps:,} at most" if rules.patience else f"{rules.steps:,}") if rules.steps else "",
         "a training ends": _stop(rules),
-        "trials of each arm": str(rules.trials or "each arm in its own way"),
+        "trials of each arm": str(rules.trials or ""),
         "CPU hours": f"{store.cpu_hours(folder):.2f} of {rules.cpu_hours:g}, over all runs",
         "not worse": ", ".join(f"{name}: up to {margin:g} % more" for name, margin in rules.margins.items()),
     }

@@ -81,11 +81,11 @@ def test_the_score_is_that_of_the_answers_content(directory: Path, tmp_path: Pat
 
 def test_the_table_compares_with_before():
     def record(learned: str, nats: list[float]) -> store.Record:
-        return {"seed": 3, "learned": learned, "nats": nats, "tokens": [2, 2]}
+        return {"seed": 3, "learned": learned, "nats": nats, "tokens": [2, 2], "train_seconds": 7.4}
 
     *_, before, after = table([record("nothing", [4.0, 4.0]), record("the pairs", [3.0, 3.0])])
-    assert before == "| 3 | nothing | 2.000 |  |"
-    assert after == "| 3 | the pairs | 1.500 | +25.00 [+25.00, +25.00] (one seed) |"
+    assert before == "| 3 | nothing | 2.000 |  | 7 |"
+    assert after == "| 3 | the pairs | 1.500 | +25.00 [+25.00, +25.00] (one seed) | 7 |"
 
 
 @pytest.mark.slow
