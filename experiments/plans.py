@@ -137,7 +137,8 @@ def begin(folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool) -
         )
     folder.mkdir(parents=True, exist_ok=True)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    store.append(folder, {"plan": change.commit, "committed": change.whole, "code": commit(), "at": at}, RUNS)
+    run = {"plan": change.commit, "committed": change.whole, "quick": quick, "code": commit(), "at": at}
+    store.append(folder, run, RUNS)
 
 
 # The page
@@ -169,6 +170,8 @@ def _origin(folder: Path, rules: Rules) -> list[str]:
     """By which commit of the plan the results are."""
     runs, now = store.records(folder, RUNS), last_change(rules.path)
     said = [f"The plan is `{rules.shown}`, last changed at commit {f'`{now.commit}`' if now.commit else 'unknown'}."]
+    if any(run["quick"] for run in runs):
+        said.append("**This was a run in small, to see that it runs: it has other seeds and steps than the plan.**")
     if not all(run["committed"] for run in runs):
         said.append("**It was not committed when the results were made.**")
     others = sorted({run["plan"] for run in runs} - {now.commit})

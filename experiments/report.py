@@ -202,7 +202,7 @@ def _choices(results: Results) -> str:
     rows = []
     for arm in ARMS:
         for record in results.by_arm[arm]:
-            names = ("val_bpb", "weights", "temperature", "theta", "tuning_nats")
+            names = ("val_bpb", "lr", "weights", "temperature", "theta", "tuning_nats")
             known = [f"{name} {_short(record[name])}" for name in names if record.get(name) is not None]
             rows.append(f"| {arm} | {record['seed']} | {', '.join(known)} |")
     head = ["| arm | seed | chosen, or found, on the text for it |", "| --- | --- | --- |"]

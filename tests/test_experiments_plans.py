@@ -71,8 +71,10 @@ def test_a_plan_that_is_not_committed_does_not_start(rules: Rules, tmp_path: Pat
     with pytest.raises(InputError, match=r"plans/\w+.yaml is not committed as it is: .* --allow-uncommitted"):
         start(folder, rules)
     assert not folder.exists()
-    start(folder, rules, quick=True)
     start(folder, rules, allow_uncommitted=True)
+    assert "in small" not in told(folder, rules, [])
+    start(folder, rules, quick=True)
+    assert "**This was a run in small" in told(folder, rules, [])
     assert "**It was not committed when the results were made.**" in told(folder, rules, ["one", "two"])
 
 

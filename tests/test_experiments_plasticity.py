@@ -84,9 +84,9 @@ def test_arms_run_in_small_go_on_and_become_a_page(
     folder = folder_of(plan, tmp_path)
     jobs = [Job(plan, folder, seed) for seed in plan.seeds]
     for do in (plasticity.train_base, plasticity.score_all):
-        store.do_all(do, jobs, workers=1)
+        store.do_all(do, jobs, workers=1, folder=folder)
     every = [Job(plan, folder, seed, arm) for arm in SMALL for seed in plan.seeds]
-    store.do_all(plasticity.finetune, every, workers=1)
+    store.do_all(plasticity.finetune, every, workers=1, folder=folder)
     records = {(r["arm"], r["seed"]): r for r in store.records(folder)}
     assert len(records) == 2 + 2 * len(SMALL)
     unpruned, pruned = records[UNPRUNED, 0], records["Taylor, 30%", 0]
@@ -97,8 +97,8 @@ def test_arms_run_in_small_go_on_and_become_a_page(
     assert unpruned["test"] != records[OTHER_ORDER, 0]["test"]
     assert records["Taylor, 50%, layers x 3", 0]["test"] != records["Taylor, 50%, heads x 3", 0]["test"]
     before = (folder / store.RESULTS).read_bytes()
-    store.do_all(plasticity.score_all, jobs, workers=1)
-    store.do_all(plasticity.finetune, every, workers=1)
+    store.do_all(plasticity.score_all, jobs, workers=1, folder=folder)
+    store.do_all(plasticity.finetune, every, workers=1, folder=folder)
     assert (folder / store.RESULTS).read_bytes() == before  # nothing is done twice
     page = plasticity_page.write(folder, asdict(plan), tmp_path, command="make it")
     assert (tmp_path / plasticity_page.PICTURE).stat().st_size > 10_000
