@@ -15,6 +15,7 @@ from scipy.stats import norm, t
 
 HELPED = 0.01  # nats: beyond this a token counts as helped or hurt
 RESAMPLINGS = 10_000
+SEEDS = 5  # so many decide about less than 1 %
 HOW = (
     "Intervals are 95 %, of a paired bootstrap over seeds and then documents, the part of the seeds widened as much as "
     "Student's t is wider than a normal distribution; behind `(one seed)` the noise of seeds is not in the interval."
@@ -38,7 +39,12 @@ class Interval:
         return text if self.seeds > 1 else f"{text} (one seed)"
 
     def not_worse(self, margin: float) -> Literal["yes", "no", "undecided"]:
-        """Whether what is better when lower is at most `margin` worse: its interval lies below that, or above."""
+        """Whether what is better when lower is at most `margin` worse: its interval lies below that, or above.
+
+        Fewer than 5 seeds do not decide about less than 1 %.
+        """
+        if self.seeds < SEEDS and margin < 1:
+            return "undecided"
         return "yes" if self.high < margin else "no" if self.low >= margin else "undecided"
 
 

@@ -87,3 +87,8 @@ def test_a_difference_and_its_opposite():
 )
 def test_not_worse_than_a_margin(low: float, high: float, said: str):
     assert Interval((low + high) / 2, low, high, seeds=5).not_worse(1.0) == said
+
+
+@pytest.mark.parametrize(("seeds", "margin", "said"), [(4, 0.5, "undecided"), (5, 0.5, "yes"), (1, 1.0, "yes")])
+def test_few_seeds_do_not_decide_about_little(seeds: int, margin: float, said: str):
+    assert Interval(-1, -2, 0, seeds).not_worse(margin) == said
