@@ -40,7 +40,7 @@ smollm2: .venv/user ## SmolLM2-135M-Instruct as a Hugging Face directory in mode
 
 # Without bytecode each worker would compile all tests anew, and each process that a test starts the package.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: .venv/user ## the tests (about 5 minutes on 2 cores)
+test: .venv/user ## the tests (about 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/user ## the slow tests too

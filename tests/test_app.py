@@ -280,7 +280,7 @@ def test_only_the_command_that_is_asked_for_gets_a_parser(main: Main, folder: Pa
 
 
 def test_a_model_larger_than_its_text_is_warned_about(main: Main, config: Config):
-    wide = config({"model": {"init_args": {"backbone": {"embedding_dim": 64}}}, "trainer": {"max_steps": 2}})
+    wide = config({"model": {"init_args": {"backbone": {"embedding_dim": 128}}}, "trainer": {"max_steps": 2}})
     with pytest.warns(UserWarning, match=r"[\d,]+ parameters for [\d,]+ training tokens"):
         main("fit", "--config", wide)
 

@@ -63,7 +63,7 @@ def test_counts_follow_a_model_that_adapts():
     module = VardaGPT(decoder(), [NGramReader(order=4)])
     module.backbone.readers[0].bank.hold(torch.tensor(list(b"what nobody knows")))
     module, tokenizer = ready(module)
-    model, data = (module, tokenizer), TEXT * 3
+    model, data = (module, tokenizer), TEXT[:48] * 2
     frozen, learned, counted = (compress(data, *model, given) for given in (None, AdaptationOptions(lr=0), None))
     assert [one.data[1] for one in (frozen, learned)] == [FROZEN, COUNTING]
     assert frozen.data == counted.data  # nothing is left of what was counted
