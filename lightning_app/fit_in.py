@@ -20,6 +20,7 @@ from lightning_app.resume_command import clock_of
 from lightning_app.short_run import ShortRun, quiet
 from lightning_app.training.callbacks.exact_resume import random_states, set_random_states
 
+LONG, PARTS = 120.0, 40  # seconds; of a run that takes so many a part is timed
 UNBOUNDED = 10**9  # steps of the copy: schedules and streams need a number, and no run comes to this one
 WITHOUT_FIT = ("-h", "--help", "--print_config")
 
@@ -81,7 +82,7 @@ def _steps_within(argv: Sequence[str], seconds: float, fit_in: str) -> int:
 
 
 class Timed(ShortRun):
-    """The first 30 steps of a run.
+    """The first 30 steps of a run, and more where a fortieth of a long one takes longer.
 
     Attributes:
         steps: that fit into the seconds, or all that `max_epochs` has; the same number on all ranks.
@@ -94,6 +95,7 @@ class Timed(ShortRun):
 
     def __init__(self, args: Sequence[str], *, scratch: ExitStack, seconds: float):
         self._seconds = seconds
+        self.least = seconds / PARTS if seconds >= LONG else 0.0
         super().__init__(args, scratch=scratch)
 
     def after_fit(self) -> None:

@@ -38,6 +38,7 @@ class ShortRun(Harness):
     warm_up: ClassVar[int]  # steps that are not timed
     timed: ClassVar[int]
     mean: ClassVar[bool]  # see `ShortFit`
+    least = 0.0  # see `ShortFit`
 
     def __init__(self, args: Sequence[str], *, scratch: ExitStack):
         self._scratch, self._watch = scratch, Stopwatch()
@@ -69,7 +70,9 @@ class ShortRun(Harness):
         own = super()._own_callbacks(folder, loggers)
         self._log_folder = folder
         every = self._options.save_every_n_steps if Checkpoint not in self._switched_off() else None
-        self._short = ShortFit(self._watch, every, warm_up=self.warm_up, timed=self.timed, mean=self.mean)
+        self._short = ShortFit(
+            self._watch, every, warm_up=self.warm_up, timed=self.timed, mean=self.mean, least=self.least
+        )
         self._last.every_n_steps = NEVER
         return [*own, self._short]
 

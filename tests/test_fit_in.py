@@ -17,8 +17,9 @@ import pytest
 import torch
 import yaml
 
-from lightning_app import app
+from lightning_app import app, fit_in
 from lightning_app.errors import InputError
+from lightning_app.fit_in import Timed
 from lightning_app.reports.log import read_log
 from lightning_app.training.callbacks.short_fit import ShortFit
 from lightning_app.training.checkpoint_io import read_checkpoint
@@ -72,6 +73,15 @@ def test_a_sized_run_is_the_run_of_the_number_by_hand(sized, main, caplog):
     main("fit", "--config", "tiny.yaml", "--trainer.max_steps", steps)
     assert "a copy of the run" not in caplog.text
     check_same(run, TINY / "version_1")
+
+
+def test_of_a_long_run_more_steps_are_timed(sized, main, monkeypatch):
+    timed, after_fit = [], Timed.after_fit
+    monkeypatch.setattr(fit_in, "LONG", 1.0)
+    monkeypatch.setattr(Timed, "after_fit", lambda self: (timed.append(self._short), after_fit(self)))
+    main("fit", "--config", "tiny.yaml", "--fit_in", "40 seconds", "--dry_run")
+    assert timed[0].steps > 30
+    assert timed[0]._steps[-1][0] - timed[0]._began >= 1.0 > timed[0]._steps[-2][0] - timed[0]._began
 
 
 @pytest.mark.slow

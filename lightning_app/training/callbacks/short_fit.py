@@ -43,7 +43,8 @@ class ShortFit(RunCallback):
         watch: the trainer's profiler.
         saves_every: steps between two last.ckpt of the whole fit; None: it writes no checkpoints.
         warm_up: steps that are not timed.
-        timed: steps behind them.
+        timed: steps behind them, at least.
+        least: seconds that all of them take, at least: a processor is faster in its first seconds.
         mean: of their seconds; False: the median, where few are timed.
 
     Attributes:
@@ -58,9 +59,18 @@ class ShortFit(RunCallback):
 
     priority = Priority.RESUME
 
-    def __init__(self, watch: Stopwatch, saves_every: int | None, *, warm_up: int, timed: int, mean: bool):
+    def __init__(
+        self,
+        watch: Stopwatch,
+        saves_every: int | None,
+        *,
+        warm_up: int,
+        timed: int,
+        mean: bool,
+        least: float = 0.0,
+    ):
         self.watch, self._saves_every = watch, saves_every
-        self.warm_up, self.wanted, self._mean = warm_up, warm_up + timed, mean
+        self.warm_up, self.wanted, self._mean, self._least = warm_up, warm_up + timed, mean, least
         self._plan: Plan | None = None
         self.limits: dict[str, int] = {}
         self.time_left: float | None = None
@@ -122,10 +132,14 @@ class ShortFit(RunCallback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._steps.append((time.monotonic(), self.batches))
-        if self.steps >= self.wanted:
+        if self.steps >= self.wanted and self._has_time(trainer):
             self._rehearse(trainer)
             fit_loop.end_here(trainer)
             warnings.simplefilter("ignore")  # what follows is warned of an end that the fit does not have
+
+    def _has_time(self, trainer: L.Trainer) -> bool:
+        """Whether the least time is over; on all ranks the same."""
+        return not self._least or trainer.strategy.broadcast(time.monotonic() - self._began >= self._least)
 
     def _rehearse(self, trainer: L.Trainer) -> None:
         start = time.monotonic()
