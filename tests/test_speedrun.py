@@ -59,10 +59,10 @@ def test_a_config_that_changed_is_another_recipe(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(plans, "ROOT", tmp_path)
     ours = Entry("ours", "ours", "ours", {"config": "some.yaml", "options": {}}, [{}])
     found = []
-    for text in ("a: 1\n", "a: 2\n"):
+    for text in ("a: 1\n", "a: 2\n", "# of note\na: 2\n"):
         (tmp_path / "some.yaml").write_text(text)
         found.append(ours.options(0))
-    assert found[0] != found[1]
+    assert found[0] != found[1] == found[2]
 
 
 # What is there is not run again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ COUNTS = "counts"  # the kind that has no steps, hence no budget
 
 
 def short_sha256(path: str) -> str:
-    """Of a file of this repository."""
-    return hashlib.sha256((ROOT / path).read_bytes()).hexdigest()[:12]
+    """Of what a YAML of this repository says, comments apart."""
+    found = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
