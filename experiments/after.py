@@ -29,6 +29,7 @@ from lightning_app.memory.readers.base import Reader, TokenContext
 from lightning_app.memory.readers.distribution import CacheReader, KNNReader
 from lightning_app.memory.slots import joined
 from lightning_app.models.losses import token_nll
+from lightning_app.peers import token_ids
 
 ARMS = ("cache", "knn", "knn + cache")
 CHECKED_BLOCKS = 100
@@ -260,11 +261,11 @@ def _with_counts(
     model: MemoryLM, texts: Texts, test: list[Batch], tuned: Looked, tested: Looked, options: Options
 ) -> list[Result]:
     """N-grams of the training text alone, with the model, and with its cache too."""
-    counts = baselines.counts_of(baselines.ids_of(texts.train), len(texts.token_bytes))
+    counts = baselines.counts_of(token_ids(texts.train), len(texts.token_bytes))
     start = time.process_time()
-    p_tested = baselines.p_of_next(counts, baselines.ids_of(texts.test))
+    p_tested = baselines.p_of_next(counts, token_ids(texts.test))
     of_counts = (time.process_time() - start) / len(p_tested)
-    p_tuned = baselines.p_of_next(counts, baselines.ids_of(texts.val))
+    p_tuned = baselines.p_of_next(counts, token_ids(texts.val))
     cache, some, size = model.readers[1], test[:CHECKED_BLOCKS], baselines.bytes_of(counts)
     own = {  # readers and parameters beside the counts
         counted.ALONE: (0.0, 0, 0),

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,22 +17,15 @@ from experiments.runs import Scores, context_of
 from experiments.texts import articles, held_out
 from lightning_app.data.batch import Batch
 from lightning_app.data.compressors import bits_per_byte, ppmd_size
-from lightning_app.data.token_array import TokenArray
 from lightning_app.memory.model import MemoryLM
 from lightning_app.models.losses import token_nll
-from lightning_app.models.ngrams import UNKNOWN, NGramCounts
+from lightning_app.models.ngrams import NGramCounts
 from lightning_app.training.adapting import AdaptationOptions, adapting
 from lightning_app.training.compositions import CausalLM
 
 ORDER = 5
-CHUNK = 2**24  # probabilities at once
 PPMD, DYNAMIC = "PPMd", "dynamic evaluation"
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # of dynamic evaluation, tried on the text to choose on
-
-
-def ids_of(text: TokenArray) -> Tensor:
-    """(N,) int64"""
-    return torch.from_numpy(np.asarray(text.ids[:]).astype(np.int64))
 
 
 def counts_of(ids: Tensor, vocab_size: int) -> NGramCounts:
@@ -43,14 +35,7 @@ def counts_of(ids: Tensor, vocab_size: int) -> NGramCounts:
 
 def p_of_next(counts: NGramCounts, ids: Tensor) -> Tensor:
     """(N,) -> (N - 1,) float64 probability of each token but the first, after all before it that the counts look at."""
-    before = torch.cat([ids.new_full((counts.order - 2,), UNKNOWN), ids[:-1]])
-    contexts = before.unfold(0, counts.order - 1, 1)  # (N - 1, n - 1)
-    step = max(1, CHUNK // counts.vocab_size)
-    parts = [
-        counts.distribution(some).gather(1, targets[:, None])[:, 0].double()
-        for some, targets in zip(contexts.split(step), ids[1:].split(step), strict=True)
-    ]
-    return torch.cat(parts)
+    return counts.probabilities(ids)[1:]
 
 
 def bytes_of(counts: NGramCounts) -> int:

@@ -33,6 +33,7 @@ from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.distribution import DistributionReader
 from lightning_app.models.pretrained import PretrainedLM
+from lightning_app.peers import token_ids
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "5c06773"  # whose files are read: the figures of docs/models.md are of this one
@@ -166,7 +167,7 @@ class Experiment:
 
     def _counts(self) -> Expert:
         """Of what was built for the tuning files, and of both for the text to score."""
-        built, tuned, scored = (baselines.ids_of(self.tokens(part)) for part in ("built", "tuned", "scored"))
+        built, tuned, scored = (token_ids(self.tokens(part)) for part in ("built", "tuned", "scored"))
         vocab_size, start = self.backbone.vocab_size, time.process_time()
         p_tuned = newer_arms.p_of_counts(built, tuned, self.tuned, self.tokens("tuned"), vocab_size)
         middle = time.process_time()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 from dataclasses import dataclass
 
@@ -14,10 +13,9 @@ from torch import Tensor
 from lightning_app.data.compressors import bits_per_byte, installed
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.token_cache import TokenArray
-from lightning_app.models.ngrams import UNKNOWN, NGramCounts
+from lightning_app.models.ngrams import NGramCounts
 
 LIMIT = 32 * 2**20  # bytes of a text: beyond this LZMA's highest preset takes minutes
-AT_ONCE = 2**22  # probabilities that are worked on at once: 16 MiB
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def peers_of(data: TextDataModule, split: str = "val") -> Peers | None:
     read, text = ("\n".join(t for name in some for t in data.texts(name)).encode() for some in (before, [split]))
     if not read or not text:
         return None
-    ids = torch.cat([_whole(tokens) for tokens in arrays[:-1]])
+    ids = torch.cat([token_ids(tokens) for tokens in arrays[:-1]])
     trigrams, fivegrams = (_of_counts(ids, arrays[-1], order=order, vocab_size=data.vocab_size) for order in (3, 5))
     found = _of_compressors(text, after=read)
     return Peers(trigrams, fivegrams, found["lzma"], found["ppmd"], found["zpaq"])
@@ -74,17 +72,10 @@ def _of_compressors(text: bytes, *, after: bytes) -> dict[str, float | None]:
 
 
 def _of_counts(train: Tensor, text: TokenArray, *, order: int, vocab_size: int) -> float:
-    counts = NGramCounts.of(train, order=order, vocab_size=vocab_size)
-    tokens = _whole(text)
-    known = torch.cat([tokens.new_full((order - 1,), UNKNOWN), tokens])
-    contexts, rows = known[:-1].unfold(0, order - 1, 1), max(1, AT_ONCE // vocab_size)
-    nats = 0.0
-    for start in range(0, len(tokens), rows):
-        p = counts.distribution(contexts[start : start + rows])
-        wanted = tokens[start : start + rows, None]
-        nats -= float(p.gather(1, wanted).double().log().sum())
-    return nats / math.log(2) / text.n_bytes
+    p = NGramCounts.of(train, order=order, vocab_size=vocab_size).probabilities(token_ids(text))
+    return float(-p.log2().sum()) / text.n_bytes
 
 
-def _whole(text: TokenArray) -> Tensor:
+def token_ids(text: TokenArray) -> Tensor:
+    """(N,) int64, all in memory."""
     return torch.from_numpy(np.asarray(text.ids[:]).astype(np.int64))

@@ -15,6 +15,7 @@ from experiments.runs import Training, blocks, read
 from experiments.texts import Texts, prepare
 from lightning_app.memory.model import MemoryLM
 from lightning_app.models.ngrams import UNKNOWN
+from lightning_app.peers import token_ids
 from tests.test_experiments import article
 
 
@@ -50,9 +51,9 @@ def test_counts_see_the_tokens_before_each_across_blocks():
 
 def test_they_are_of_the_tokens_that_the_model_is_scored_on(plan: Plan, texts: Texts):
     scores = read(plain(plan), list(blocks(texts.test, 16)))
-    ids = baselines.ids_of(texts.test)
+    ids = token_ids(texts.test)
     assert ids[1:].tolist() == scores.targets.tolist()
-    p = baselines.p_of_next(baselines.counts_of(baselines.ids_of(texts.train), 300), ids)
+    p = baselines.p_of_next(baselines.counts_of(token_ids(texts.train), 300), ids)
     assert float(-p.log().mean()) < 0.8 * scores.nats.mean()  # a model that has learned nothing
 
 

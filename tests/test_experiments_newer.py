@@ -17,6 +17,7 @@ from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.models.losses import token_nll
+from lightning_app.peers import token_ids
 from tests import families, tokenizers
 
 TEXT = "the sea was calm and an old boat lay by the shore while gulls cried over grey water all day"
@@ -119,7 +120,7 @@ def test_the_arms_are_what_the_readers_compute_and_each_is_done_once(
     number = tuned["number"]
     torch.testing.assert_close(torch.from_numpy(np.load(folder / f"{number}.npy"))[:16].float(), wanted)
 
-    read, known, every = experiment.tuned, *(baselines.ids_of(experiment.tokens(x)) for x in ("built", "tuned"))
+    read, known, every = experiment.tuned, *(token_ids(experiment.tokens(x)) for x in ("built", "tuned"))
     found = newer_arms.p_of_counts(known, every, read, experiment.tokens("tuned"), experiment.backbone.vocab_size)
     counts = baselines.counts_of(known, experiment.backbone.vocab_size)
     at = int(experiment.tokens("tuned").offsets[1])  # the first token of the second document

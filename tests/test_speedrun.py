@@ -51,7 +51,7 @@ def test_quick_is_the_same_plan_with_smaller_numbers_and_an_unknown_contestant_i
     plan, quick = Plan.read(), Plan.read(quick=True)
     assert quick.budgets[-1] < plan.budgets[0]
     assert {entry.name for entry in quick.contestants} < {entry.name for entry in plan.contestants}
-    with pytest.raises(InputError, match="there is no contestant nobody; there are ours, "):
+    with pytest.raises(InputError, match="nobody is not one of the contestants: ours, "):
         plan.only(["ours", "nobody"])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.contestant import Job, Recipe
-from benchmarks.peers.loop import cosine, train, windows
+from benchmarks.peers.loop import train_by_cosine
 from lightning_app.errors import InputError
 
 try:
@@ -43,17 +43,10 @@ class LitGPT(Recipe):
 
     def fit(self, model: nn.Module, ids: Tensor, job: Job) -> None:
         o = job.options
-        sizes = {"block_size": o["block_size"], "batch_size": o["batch_size"]}
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=o["lr"], betas=tuple(o["betas"]), weight_decay=o["weight_decay"]
         )
-        train(
-            model,
-            windows(ids, **sizes, steps=job.steps, seed=job.seed),
-            [optimizer],
-            scale=lambda step: cosine(step, steps=job.steps, warmup=o["warmup"], floor=o["min_lr"] / o["lr"]),
-            clip=1.0,
-        )
+        train_by_cosine(model, ids, optimizer, o, steps=job.steps, seed=job.seed)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ Shapes: N tokens, B rows, T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,27 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+
+def train_by_cosine(
+    model: nn.Module,
+    ids: Tensor,
+    optimizer: torch.optim.Optimizer,
+    options: Mapping[str, Any],
+    *,
+    steps: int,
+    seed: int,
+) -> None:
+    """On windows of a text (N,), with a warm-up, a cosine, and gradients of norm 1 at most."""
+    floor = options["min_lr"] / options["lr"]
+    sizes = {"block_size": options["block_size"], "batch_size": options["batch_size"]}
+    train(
+        model,
+        windows(ids, **sizes, steps=steps, seed=seed),
+        [optimizer],
+        scale=lambda step: cosine(step, steps=steps, warmup=options["warmup"], floor=floor),
+        clip=1.0,
+    )
 
 
 def cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.contestant import Job, Recipe
-from benchmarks.peers.loop import cosine, decayed_apart, train, windows
+from benchmarks.peers.loop import decayed_apart, train_by_cosine
 from lightning_app.models.decoder import Decoder
 
 
@@ -33,16 +33,9 @@ class NanoGPT(Recipe):
 
     def fit(self, model: nn.Module, ids: Tensor, job: Job) -> None:
         o = job.options
-        sizes = {"block_size": o["block_size"], "batch_size": o["batch_size"]}
         groups = decayed_apart(model, o["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=o["lr"], betas=(0.9, o["beta2"]))
-        train(
-            model,
-            windows(ids, **sizes, steps=job.steps, seed=job.seed),
-            [optimizer],
-            scale=lambda step: cosine(step, steps=job.steps, warmup=o["warmup"], floor=o["min_lr"] / o["lr"]),
-            clip=1.0,
-        )
+        train_by_cosine(model, ids, optimizer, o, steps=job.steps, seed=job.seed)
 
 
 class Logits(nn.Module):

@@ -82,7 +82,7 @@ def _wanted(known: dict[str, Text], options: argparse.Namespace) -> list[Text]:
     others = [name for name in known if name != ARTICLES]
     wanted = options.texts or ([ARTICLES] if quick or not others else others)
     if unknown := [name for name in wanted if name not in known]:
-        raise InputError(f"there is no text {unknown[0]}; there are {', '.join(known)} (--shared says where to look)")
+        raise InputError(f"{unknown[0]} is not one of the texts: {', '.join(known)} (--shared says where to look)")
     return [known[name] for name in wanted]
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.contestant import Job
 from benchmarks.peers.ours import checkpoint, options_of_config
-from benchmarks.speedrun.clock import ROOT, THREADS
+from benchmarks.speedrun.clock import run_timed
 from benchmarks.speedrun.plan import short_sha256
 from lightning_app.errors import InputError
 from lightning_app.training.checkpoint import load_module
@@ -44,20 +41,12 @@ def bits_per_byte(job: Job, test: Path) -> tuple[float, float]:
         "model.init_args.extensions": COUNTING,
     }
     given = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in own.items()]
-    words = ["test", f"--config={job.options['config']}", f"--config={OVERLAY}", *given]
-    command = [sys.executable, "-m", "benchmarks.peers.ours", *words]
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads))}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    found = BPB.search(said)
-    if process.returncode or found is None:
-        raise InputError(f"reading {test} while adapting failed ({process.returncode}):\n{said[-2000:]}")
-    return _with_first(float(found[1]), job, test), usage.ru_utime + usage.ru_stime
+    words = ["benchmarks.peers.ours", "test", f"--config={job.options['config']}", f"--config={OVERLAY}", *given]
+    ended = run_timed(words, Path(job.folder, "said_adapting.txt"), threads=job.threads)
+    found = BPB.search(ended.said)
+    if ended.code or found is None:
+        raise InputError(f"reading {test} while adapting failed ({ended.code}):\n{ended.said[-2000:]}")
+    return _with_first(float(found[1]), job, test), ended.cpu_seconds
 
 
 def _with_first(bpb: float, job: Job, test: Path) -> float:

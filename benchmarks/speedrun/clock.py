@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,19 +45,43 @@ def cpu_seconds(job: Job) -> float:
     """
     shutil.rmtree(job.folder, ignore_errors=True)
     job.write()
-    said = Path(job.folder, "said.txt")
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(job.threads)), "TOKENIZERS_PARALLELISM": "false"}
+    ended = run_timed(["benchmarks.peers", job.folder], Path(job.folder, "said.txt"), threads=job.threads)
+    if ended.code:
+        raise InputError(f"the training in {job.folder} ({JOB}) ended with {ended.code}:\n{ended.said[-2000:]}")
+    return ended.cpu_seconds
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended.
+
+    Attributes:
+        code: it ended with.
+        said: on both of its streams.
+        cpu_seconds: user and system time, its children's too.
+    """
+
+    code: int
+    said: str
+    cpu_seconds: float
+
+
+def run_timed(module: Sequence[str], said: Path, *, threads: int) -> Ended:
+    """`python -m` these words, in a process of its own that writes what it says into a file."""
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
     with said.open("wb") as file:
-        command = [sys.executable, "-m", "benchmarks.peers", job.folder]
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_pin(job.threads)
+            [sys.executable, "-m", *module],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_pin(threads),
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        end = said.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise InputError(f"the training in {job.folder} ({JOB}) ended with {process.returncode}:\n{end}")
-    return usage.ru_utime + usage.ru_stime
+    text = said.read_text(encoding="utf-8", errors="replace")
+    return Ended(process.returncode, text, usage.ru_utime + usage.ru_stime)
 
 
 def _pin(threads: int) -> Callable[[], None] | None:

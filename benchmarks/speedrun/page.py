@@ -94,8 +94,9 @@ def _adapting(found: Sequence[Standing], plan: Plan) -> str:
     rows = [[str(i), _title(one, plan), *_figures(one, plan), _seconds(one)] for i, one in enumerate(found, 1)]
     note = (
         "What adapts learns from what it has read of the test text. Archives: what the test text adds to one of the "
-        "training text. This project's figure is no archive: the cross-entropy that `main.py test` measures while it "
-        "learns from what it has scored. CPU seconds: to read the test text (archives: both texts, twice the first)."
+        "training text. This project's figure is not of an archive: it is the cross-entropy that `main.py test` "
+        "measures while it learns from what it has scored. CPU seconds: to read the test text (archives: both texts, "
+        "twice the first)."
     )
     return f"{_table(['', 'contestant', *names, 'CPU s'], rows)}\n\n{note}"
 

@@ -88,7 +88,7 @@ class Plan:
         """
         known = [entry.name for entry in self.contestants]
         if unknown := sorted(set(names) - set(known)):
-            raise InputError(f"there is no contestant {unknown[0]}; there are {', '.join(known)}")
+            raise InputError(f"{unknown[0]} is not one of the contestants: {', '.join(known)}")
         return replace(self, contestants=[entry for entry in self.contestants if entry.name in names])
 
     def number_of_trials(self, entry: Entry) -> int:

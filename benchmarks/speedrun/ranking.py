@@ -20,7 +20,7 @@ class Figure:
     """Bits per byte of some seeds.
 
     Attributes:
-        error: standard error of the mean; 0 where there is no chance in it, None of one seed.
+        error: standard error of the mean; 0 where nothing is drawn, None where there is one seed.
     """
 
     mean: float

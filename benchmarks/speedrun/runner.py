@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import processor
@@ -17,7 +18,7 @@ from benchmarks.speedrun.plan import OURS, Entry, Plan
 from benchmarks.speedrun.results import ADAPTING, FROZEN, Key, Result, Results
 from benchmarks.speedrun.scoring import bits_per_byte
 from benchmarks.speedrun.texts import Text
-from experiments.report import commit
+from experiments.plans import commit
 from lightning_app.errors import InputError
 
 
@@ -53,14 +54,14 @@ class Runner:
     # Which runs
 
     def _archives(self) -> list[Callable[[], None]]:
-        return [lambda n=name, t=text: self._archive(n, t) for text in self.texts for name in ARCHIVES]  # type: ignore[misc]
+        return [partial(self._archive, name, text) for text in self.texts for name in ARCHIVES]
 
     def _trials(self) -> list[Callable[[], None]]:
         """The recipe of each contestant first, then the second trial of each, and so on."""
         entries = self.plan.contestants
         found = [(t, e, n) for t in self.texts if t.name == self.trial_text for e in entries for n in self._numbers(e)]
         in_order = sorted(found, key=lambda one: one[2])
-        return [lambda job=job: self._trial(*job) for job in in_order]  # type: ignore[misc]
+        return [partial(self._trial, *job) for job in in_order]
 
     def _numbers(self, entry: Entry) -> range:
         return range(self.plan.number_of_trials(entry))
@@ -72,7 +73,7 @@ class Runner:
             for text in self.texts:
                 for budget in self.plan.budgets:
                     found += [(entry, text, budget, seed) for entry in self.plan.contestants]
-        return [lambda job=job: self._final(*job) for job in found]  # type: ignore[misc]
+        return [partial(self._final, *job) for job in found]
 
     # One run
 

@@ -206,7 +206,6 @@ class Memory(Extension):
 
     def end_evaluation(self) -> None:
         self._warn_of_few_entries()
-        self._distinct = {}
         for reader in self.readers:
             reader.bank.end_evaluation()
 

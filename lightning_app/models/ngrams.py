@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 MULTIPLIER = -7046029254386353131  # an odd number; a product with it, modulo 2^64, spreads the bits
+AT_ONCE = 2**22  # probabilities that are worked on at once: 16 MiB
 UNKNOWN = -1  # a token of a context that is not known
 
 
@@ -142,6 +143,16 @@ class NGramCounts:
         for level, hashes, known in longer:
             level.mix_into(p, hashes, known)
         return p
+
+    def probabilities(self, text: Tensor) -> Tensor:
+        """(N,) -> (N,) float64 of each of its tokens after those before it in this text."""
+        before = torch.cat([text.new_full((self.order - 1,), UNKNOWN), text[:-1]])
+        contexts, rows = before.unfold(0, self.order - 1, 1), max(1, AT_ONCE // self.vocab_size)
+        parts = [
+            self.distribution(some).gather(1, wanted[:, None])[:, 0].double()
+            for some, wanted in zip(contexts.split(rows), text.split(rows), strict=True)
+        ]
+        return torch.cat(parts)
 
     def _known(self, contexts: Tensor) -> list[tuple[Level, Tensor, Tensor]]:
         """Each level, shortest first, with the hashes of the places' contexts, and whether all of those is known."""

@@ -148,13 +148,11 @@ class MemoryBank(nn.Module):
     def distinct(self, ids: Tensor, rows: Tensor) -> Tensor:
         """How many different entries a search gave (B, T, k), as a share of what it could have: of all entries, or of
         its results where these are fewer. 1 where nothing was found."""
-        texts = (
-            [(self.shared, ids)] if self.scope == "shared" else [*zip(map(self.of, rows.tolist()), ids, strict=True)]
-        )
-        counts = [
-            (_different(found[found >= 0]), min(memory.size(), int((found >= 0).sum()))) for memory, found in texts
-        ]
-        different, most = (sum(column) for column in zip(*counts, strict=True))
+        own = [*zip(map(self.of, rows.tolist()), ids, strict=True)]
+        searched = [(self.shared, ids)] if self.scope == "shared" else own
+        found = [(memory, some[some >= 0]) for memory, some in searched]
+        different = sum(_different(some) for _, some in found)
+        most = sum(min(memory.size(), len(some)) for memory, some in found)
         return torch.tensor(different / most if most else 1.0, device=ids.device)
 
     def vectors(self, ids: Tensor, rows: Tensor) -> Tensor:
