@@ -266,7 +266,7 @@ def _with_counts(
     p_tested = baselines.p_of_next(counts, token_ids(texts.test))
     of_counts = (time.process_time() - start) / len(p_tested)
     p_tuned = baselines.p_of_next(counts, token_ids(texts.val))
-    cache, some, size = model.readers[1], test[:CHECKED_BLOCKS], baselines.bytes_of(counts)
+    cache, some, size = model.readers[1], test[:CHECKED_BLOCKS], counts.n_bytes
     own = {  # readers and parameters beside the counts
         counted.ALONE: (0.0, 0, 0),
         counted.COUNTS: (seconds_per_token(only(model, []), some), 0, 1),

@@ -38,12 +38,6 @@ def p_of_next(counts: NGramCounts, ids: Tensor) -> Tensor:
     return counts.probabilities(ids)[1:]
 
 
-def bytes_of(counts: NGramCounts) -> int:
-    """Of all tensors."""
-    tensors = [tensor for level in counts.levels for tensor in vars(level).values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def ppmd(train: str, heldout: str, test: str | None) -> dict[str, Any] | None:
     """Of the whole text to score, after the one to learn; None where PPMd is not installed."""
     if not importlib.util.find_spec("pyppmd"):

@@ -18,7 +18,7 @@ from lightning_app.training.adapting import Adaptation, AdaptationOptions, adapt
 from lightning_app.training.module import LanguageModule
 
 MAGIC = 0xE6  # no text begins with it and the number of a format
-FROZEN, ADAPTING, COUNTING = 1, 2, 3  # formats: but in the first the model's options stand behind the head
+FROZEN, ADAPTING, COUNTING = 1, 2, 4  # formats: but in the first the model's options stand behind the head; 3 is gone
 OPTIONS = struct.Struct(">ff")  # lr, decay
 HEAD = struct.Struct(">BBBB3B2s4sHH")  # magic, format, cpu and dtype, threads, torch, libraries, model, two checks
 AT_CHECK = HEAD.size - 2  # of the archive's own check, which covers all other bytes
@@ -141,7 +141,7 @@ def _unpacked(archive: bytes) -> Parts:
         raise InputError("it is not an archive that `compress` wrote")
     _, form, kind, threads, *torch, libraries, model, data_check, check = HEAD.unpack_from(archive)
     if form not in (FROZEN, ADAPTING, COUNTING):
-        raise InputError(f"the archive has format {form}, and this code knows {FROZEN} to {COUNTING}: update it")
+        raise InputError(f"the archive has format {form}, and this code knows {FROZEN}, {ADAPTING} and {COUNTING}")
     if crc_hqx(archive[:AT_CHECK] + archive[HEAD.size :], 0) != check:
         raise InputError("the archive is damaged: its check sum is wrong")
     cpu, dtype = divmod(kind, len(DTYPES))

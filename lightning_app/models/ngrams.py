@@ -9,9 +9,10 @@ Shapes: N tokens, P places to predict at, n order, V vocabulary. A context of le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MULTIPLIER = -7046029254386353131  # an odd number; a product with it, modulo 2^64, spreads the bits
 AT_ONCE = 2**22  # probabilities that are worked on at once: 16 MiB
@@ -34,65 +35,87 @@ def context_hashes(contexts: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Level:
-    """N-grams of one length, sorted by context. In the longest, counts are of tokens; in a shorter one, Kneser-Ney's:
-    how many different tokens stood before the n-gram.
+    """N-grams of one length. In the longest, counts are of tokens; in a shorter one, Kneser-Ney's: how many different
+    tokens stood before the n-gram.
 
     Attributes:
-        keys: (C,) hashes of the contexts, ascending.
-        starts: (C + 1,) where the continuations of each begin in `tokens` and `counts`.
-        totals: (C,) sum of the counts of each.
-        tokens: (E,) continuations.
-        counts: (E,).
-        kept: (C,) share of the probability that each context leaves to the shorter one.
-        discounts: (4,) what is taken from a count of 0, 1, 2, and of 3 and more.
+        grams: (E,) int64, ascending: a token in the low bits, above them the hash of the context before it.
+        counts: (E,) int32.
+        low: the low bits, all set.
     """
 
-    keys: Tensor
-    starts: Tensor
-    totals: Tensor
-    tokens: Tensor
+    grams: Tensor
     counts: Tensor
-    kept: Tensor
-    discounts: Tensor
+    low: int
 
     @classmethod
-    def of(cls, contexts: Tensor, tokens: Tensor, counts: Tensor) -> Level:
-        """(E,) different n-grams, in any order, and how often each counts."""
-        order = contexts.argsort(stable=True)
-        keys, lengths = contexts[order].unique_consecutive(return_counts=True)
-        tokens, counts = tokens[order], counts[order]
-        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        discounts = discounts_of(counts)
-        owner = torch.arange(len(keys), device=keys.device).repeat_interleave(lengths)
-        zeros = torch.zeros(len(keys), dtype=torch.float32, device=keys.device)
-        totals = zeros.index_add(0, owner, counts.float())
-        taken = zeros.index_add(0, owner, discounts[counts.clamp_max(3)])
-        return cls(keys, starts, totals, tokens, counts, taken / totals, discounts)
+    def empty(cls, vocab_size: int, device: torch.device) -> Level:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(none, none.int(), (1 << vocab_size.bit_length()) - 1)
 
-    def find(self, hashes: Tensor) -> tuple[Tensor, Tensor]:
-        """(P,) numbers of the contexts, and whether they are there."""
-        at = torch.searchsorted(self.keys, hashes).clamp_max(len(self.keys) - 1)
-        return at, self.keys[at] == hashes
+    def keys(self, hashes: Tensor, tokens: Tensor | int) -> Tensor:
+        """Of contexts, and of the tokens after them."""
+        return (hashes & ~self.low) | tokens
+
+    def with_more(self, grams: Tensor) -> tuple[Level, Tensor]:
+        """(m,) n-grams that are seen once more -> the level with them, and where in `grams` each is that is new."""
+        seen, inverse, times = grams.unique(return_inverse=True, return_counts=True)
+        at = torch.searchsorted(self.grams, seen)
+        is_new = at == torch.searchsorted(self.grams, seen, right=True)
+        counts = self.counts.index_add(0, at[~is_new], times[~is_new].int())
+        place = at[is_new] + torch.arange(int(is_new.sum()), device=at.device)
+        whole = (inserted(self.grams, seen[is_new], place), inserted(counts, times[is_new].int(), place))
+        places = torch.arange(len(grams), device=grams.device)
+        first = places.new_full((len(seen),), len(grams)).scatter_reduce(0, inverse, places, "amin")
+        return Level(*whole, self.low), first[is_new]
+
+    @cached_property
+    def discounts(self) -> Tensor:
+        """(4,) what is taken from a count of 0, 1, 2, and of 3 and more."""
+        return discounts_of(self.counts)
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """(3, E + 1) of the counts before each entry, and how many of these are 1, and 2."""
+        each = torch.stack([self.counts, (self.counts == 1).int(), (self.counts == 2).int()])
+        return nn.functional.pad(each.cumsum(1, dtype=torch.int32), (1, 0))
+
+    def kept(self, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """(C,) share of the probability that each context leaves to the shorter one, and the sum of its counts."""
+        total, ones, twos = (self.sums[:, ends] - self.sums[:, starts]).float()
+        _, one, two, more = self.discounts
+        return (one * ones + two * twos + more * (ends - starts - ones - twos)) / total, total
 
     def mix_into(self, p: Tensor, hashes: Tensor, known: Tensor) -> None:
         """Make of what the shorter contexts say, (P, V), what these say, (P,), where all of one is known."""
-        at, found = self.find(hashes)
-        rows = (found & known).nonzero()[:, 0]
-        at = at[rows]
-        p[rows] *= self.kept[at, None]
-        lengths = self.starts[at + 1] - self.starts[at]
+        starts = torch.searchsorted(self.grams, self.keys(hashes, 0))
+        ends = torch.searchsorted(self.grams, self.keys(hashes, self.low))
+        rows = ((starts < ends) & known).nonzero()[:, 0]
+        starts, ends = starts[rows], ends[rows]
+        kept, total = self.kept(starts, ends)
+        p[rows] *= kept[:, None]
+        lengths = ends - starts
         entry = torch.arange(int(lengths.sum()), device=rows.device) + (
-            self.starts[at] - (lengths.cumsum(0) - lengths)
+            starts - (lengths.cumsum(0) - lengths)
         ).repeat_interleave(lengths)
-        left = self.counts[entry] - self.discounts[self.counts[entry].clamp_max(3)]
-        own = left / self.totals[at].repeat_interleave(lengths)
-        p.index_put_((rows.repeat_interleave(lengths), self.tokens[entry]), own, accumulate=True)
+        counts = self.counts[entry]
+        own = (counts - self.discounts[counts.clamp_max(3)]) / total.repeat_interleave(lengths)
+        p.index_put_((rows.repeat_interleave(lengths), self.grams[entry] & self.low), own, accumulate=True)
+
+
+def inserted(values: Tensor, new: Tensor, places: Tensor) -> Tensor:
+    """(E,) values and new ones, which come to lie at these places."""
+    whole = values.new_empty(len(values) + len(new))
+    is_old = torch.ones(len(whole), dtype=torch.bool, device=values.device)
+    is_old[places] = False
+    whole[is_old], whole[places] = values, new
+    return whole
 
 
 def discounts_of(counts: Tensor) -> Tensor:
     """(4,) for counts of 0, 1, 2, and of 3 and more (Chen and Goodman 1999, eq. 26); half of a count at most where
     there are too few to tell."""
-    n = [float((counts == i).sum()) for i in range(1, 5)]
+    n = counts.clamp_max(5).bincount(minlength=6)[1:5].tolist()
     if min(n) < 1:
         return torch.tensor([0.0, 0.5, 0.5, 0.5], dtype=torch.float32, device=counts.device)
     y = n[0] / (n[0] + 2 * n[1])
@@ -107,28 +130,46 @@ class NGramCounts:
 
     Attributes:
         levels: one for each length of context, from 0.
+        last: (n - 1,) the last tokens of the text, which more of it follows; V before its first one.
         vocab_size: V.
     """
 
     levels: list[Level]
+    last: Tensor
     vocab_size: int
 
     @classmethod
     def of(cls, text: Tensor, *, order: int, vocab_size: int) -> NGramCounts:
-        """Counts of a text (N,) of one token or more, taken as one stream: a document follows the one before."""
-        padded = torch.cat([text.new_full((order - 1,), vocab_size), text]).long()
-        windows = padded.unfold(0, order, 1)  # (N, n)
+        """Counts of a text (N,), taken as one stream: a document follows the one before."""
+        levels = [Level.empty(vocab_size, text.device)] * order
+        before = torch.full((order - 1,), vocab_size, dtype=torch.int64, device=text.device)
+        return cls(levels, before, vocab_size).extended(text)
+
+    def extended(self, text: Tensor) -> NGramCounts:
+        """Counts of the text with (N,) more of it: those of the whole, in less time."""
+        if not len(text):
+            return self
+        whole = torch.cat([self.last, text.long()])
+        windows = whole.unfold(0, self.order, 1)  # (N, n)
         hashes, tokens = context_hashes(windows[:, :-1]), windows[:, -1]
-        first = torch.arange(len(text), device=text.device)  # a place for each different n-gram of the level above
+        places = torch.arange(len(text), device=text.device)  # of each n-gram that is new in the level above
         levels = []
-        for k in reversed(range(order)):
-            _, at, counts = hashed(hashes[k][first], tokens[first] + vocab_size).unique(
-                return_inverse=True, return_counts=True
-            )
-            places = first.new_full((len(counts),), len(text)).scatter_reduce(0, at, first, "amin")
-            levels.append(Level.of(hashes[k][places], tokens[places], counts))
-            first = places
-        return cls(levels[::-1], vocab_size)
+        for hashes_k, level in zip(hashes[::-1], self.levels[::-1], strict=True):
+            more, new = level.with_more(level.keys(hashes_k[places], tokens[places]))
+            levels.append(more)
+            places = places[new]
+        return NGramCounts(levels[::-1], whole[len(text) :], self.vocab_size)
+
+    def to(self, device: torch.device) -> NGramCounts:
+        if self.last.device == device:
+            return self
+        levels = [Level(level.grams.to(device), level.counts.to(device), level.low) for level in self.levels]
+        return NGramCounts(levels, self.last.to(device), self.vocab_size)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all that predicting needs."""
+        return sum(t.nbytes for level in self.levels for t in (level.grams, level.counts, level.sums))
 
     @property
     def order(self) -> int:

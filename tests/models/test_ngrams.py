@@ -61,6 +61,19 @@ def test_what_is_not_known_is_left_out():
     assert torch.equal(gap, shorter)
 
 
+def test_more_of_a_text_gives_the_counts_of_the_whole():
+    draw = random.Random(0)
+    text = torch.tensor([draw.choice([0, 0, 0, 1, 1, 2, 3, 4, 5]) for _ in range(500)])
+    whole, parts = NGramCounts.of(text, order=4, vocab_size=7), NGramCounts.of(text[:0], order=4, vocab_size=7)
+    for part in text.split([1, 0, 2, 97, 400]):
+        parts = parts.extended(part)
+    for one, other in zip(whole.levels, parts.levels, strict=True):
+        assert torch.equal(one.grams, other.grams)
+        assert torch.equal(one.counts, other.counts)
+    contexts = text.unfold(0, 3, 1)
+    assert torch.equal(whole.distribution(contexts), parts.distribution(contexts))
+
+
 class Sizes(TorchDispatchMode):
     """The most elements that any tensor of whole numbers has."""
 

@@ -48,64 +48,61 @@ class TextBank(nn.Module):
         self.order, self.vocab_size = order, vocab_size
         self.memories: list[AssociativeMemory] = []
         self.register_buffer("text", torch.zeros(0, dtype=torch.int32))
-        self._counts: NGramCounts | None = None
-        self._own: Tensor | None = None  # what an evaluation has seen
+        self._counts: NGramCounts | None = None  # of the text
+        self._own: NGramCounts | None = None  # of it and of what an evaluation has seen
+        self._n_own: int | None = None  # tokens that it has seen; None outside of one
 
     def hold(self, text: Tensor) -> None:
         """Count this text (N,) from now on, and no other."""
-        self.text, self._counts = text.to(self.text), None
+        self.text, self._counts, self._own = text.to(self.text), None, None
 
     @property
     def counts(self) -> NGramCounts:
         """Counts of the text, and within an evaluation of what was seen in it, too."""
+        if self._own is not None:
+            return self._own
         if self._counts is None:
-            own = self.text[:0] if self._own is None else self._own
-            text = torch.cat([self.text, own])
-            self._counts = NGramCounts.of(text, order=self.order, vocab_size=self.vocab_size)
+            self._counts = NGramCounts.of(self.text, order=self.order, vocab_size=self.vocab_size)
         return self._counts
 
     def size(self) -> int:
-        return len(self.text) + (0 if self._own is None else len(self._own))
+        return len(self.text) + (self._n_own or 0)
 
     def begin_evaluation(self) -> None:
         """From here on what is written is forgotten at the end."""
-        self._own = self.text[:0]
+        self._own, self._n_own = None, 0
 
     def end_evaluation(self) -> None:
         """Count the text alone."""
-        if self.size() > len(self.text):
-            self._counts = None
-        self._own = None
+        self._own, self._n_own = None, None
 
     @property
     def in_evaluation(self) -> bool:
-        return self._own is not None
+        return self._n_own is not None
 
     @contextmanager
     def outside_evaluation(self) -> Iterator[None]:
         """Within this context the text alone is counted."""
-        before = self._own, self._counts
+        before = self._own, self._n_own
         self.end_evaluation()
         try:
             yield
         finally:
-            self._own, self._counts = before
+            self._own, self._n_own = before
 
     def write(self, update: MemoryUpdate, *, training: bool) -> dict[str, int]:
         """Count what an evaluation has seen, too; training writes nothing."""
         tokens = update.entries.tokens
-        if training or self._own is None or not len(tokens):
+        if training or self._n_own is None or not len(tokens):
             return {}
-        self._own = torch.cat([self._own, tokens.to(self.text)])
-        self._counts = None
+        self._own, self._n_own = self.counts.extended(tokens), self._n_own + len(tokens)
         return {"writes": len(tokens)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> TextBank:
         """What was counted, and what an evaluation has seen, lies where the text does."""
-        before = self.text.device
         super()._apply(fn, recurse)
-        if self.text.device != before:
-            self._counts, self._own = None, None if self._own is None else self._own.to(self.text.device)
+        device = self.text.device
+        self._counts, self._own = (None if c is None else c.to(device) for c in (self._counts, self._own))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -121,7 +118,7 @@ class NGramReader(Reader):
     The counts have Kneser-Ney's smoothing (Chen and Goodman 1999). A fit chooses lam anew at the end of each
     validation, as that under which its text is likeliest (Jelinek and Mercer 1980): the text to validate on must be
     kept from training, and the figure to report is that of a third text. Training does not read: the model is trained
-    as without it. Each change of the text makes all counts anew.
+    as without it.
 
     Args:
         order: n, with the token that is predicted.
