@@ -15,7 +15,7 @@ import torch
 from benchmarks.peers.contestant import CONTESTANTS, Job, Reader, contestant
 from benchmarks.peers.loop import cosine
 from benchmarks.peers.vocabulary import Characters, Encoded, Vocabulary, kept, trained
-from benchmarks.speedrun import archives, clock
+from benchmarks.speedrun import archives, clock, page
 from benchmarks.speedrun import plan as plans
 from benchmarks.speedrun.__main__ import main
 from benchmarks.speedrun.clock import Cost, calibrate, within
@@ -79,12 +79,15 @@ COUNTS = Entry("fivegrams", "counts", "counts", {"vocabulary": 300, "order": 5},
 NEURAL = Entry("net", "nanogpt", "a net", {"lr": 1e-3}, [{}, {"lr": 2e-3}])
 
 
+PLAN = Plan([240, 960], [80, 320], seeds=1, seeds_of_first=1, overshoot=1.01, trials=2, heldout_bytes=1000)
+
+
 def key_of(entry: Entry, text: Text, **other: Any) -> Key:
     return replace(Key(FROZEN, entry.name, text.name, 240, 0, 1, entry.options(0), text.sha256), **other)
 
 
 def runner_of(tmp_path: Path, text: Text, *entries: Entry, **numbers: Any) -> Runner:
-    plan = replace(Plan([240, 960], 1, 1, 1.01, 2, 1000, list(entries)), **numbers)
+    plan = replace(PLAN, contestants=list(entries), **numbers)
     return Runner(plan, [text], text.name, Results(tmp_path / "results"), tmp_path / "work", 1)
 
 
@@ -248,6 +251,35 @@ def test_a_figure_is_of_the_recipe_that_was_chosen_last(tmp_path: Path, text: Te
             results.add(Result(key, trial=trial, heldout_bpb=value, test_bpb=value))
     (standing,) = standings(results, FROZEN, text.name, [240])
     assert (standing.figures[240].mean, standing.figures[240].n) == (pytest.approx(1.55), 2)
+
+
+def test_the_page_says_when_each_is_where_another_is(tmp_path: Path, text: Text):
+    names = ("ours", "net", "slow")
+    plan = replace(PLAN, contestants=[replace(NEURAL, name=name, title=f"the {name} one") for name in names])
+    rows = {("ours", 80): [1.9], ("ours", 240): [1.7], ("ours", 960): [1.5]}
+    rows |= {("net", 240): [2.0], ("net", 960): [1.4], ("slow", 240): [3.0]}
+    results = filled(tmp_path, text, rows)
+    results.add(Result(Key(ADAPTING, "PPMd", text.name, 0, 0, 1, {}, text.sha256), test_bpb=1.45))
+    results.add(Result(key_of(NEURAL, text, contestant="ours", table=ADAPTING), test_bpb=1.3))
+    written = page.write(results, plan, tmp_path, threads=1, text_names=[text.name]).read_text()
+    assert "Ours, frozen: 1.9000 with 80 CPU s, beside 2.0000 of the net one with 240." in written
+    found = "the net one within 960 CPU s, the ours one, adapting within 240 CPU s"
+    assert f"PPMd's 1.4500: {found}; no other one within 960 CPU s." in written
+
+
+def test_ours_is_run_for_a_third_of_each_budget_once(tmp_path: Path, text: Text):
+    ours = replace(NEURAL, name="ours")
+    assert PLAN.budgets_of(ours) == [80, 240, 320, 960]
+    assert PLAN.budgets_of(NEURAL) == [240, 960]
+    found = [job.args for job in runner_of(tmp_path, text, ours, NEURAL)._chosen()]
+    assert [(entry.name, budget) for entry, _, budget, _ in found] == [
+        ("ours", 80),
+        ("ours", 240),
+        ("net", 240),
+        ("ours", 320),
+        ("ours", 960),
+        ("net", 960),
+    ]
 
 
 @pytest.mark.parametrize(

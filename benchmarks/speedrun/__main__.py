@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
     results = Results(out / "results")
     names = [text.name for text in texts]
     whole = Plan.read(quick=options.quick)
-    whole = replace(whole, budgets=plan.budgets) if options.quick else whole
+    whole = replace(whole, budgets=plan.budgets, sooner=plan.sooner) if options.quick else whole
 
     def write_page() -> None:
         page.write(results, whole, out, threads=options.threads, text_names=_in_order(results, names))
@@ -92,7 +92,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     if options.seeds is not None:
         plan = replace(plan, seeds=options.seeds, seeds_of_first=options.seeds)
     trials = plan.trials if options.trials is None else options.trials
-    return replace(plan, trials=trials, budgets=options.budgets or plan.budgets)
+    given = {"budgets": options.budgets, "sooner": []} if options.budgets else {}
+    return replace(plan, trials=trials, **given)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from benchmarks.speedrun.results import ADAPTING, FROZEN, Result, Results
 
 TITLE = "# The CPU speedrun"
 PICTURE = "speedrun.png"
+PPMD = "PPMd"
 HIGHEST = 2.0  # times the best figure: what lies above is left to the legend
 INTRODUCTION = """`make speedrun` wrote this page. Who knows a text best after so many CPU seconds (user and system
 time of the process and its children, from its start to the saved model)? A tokenizer is trained within them. What
@@ -24,8 +25,7 @@ length, half a window apart, so that each token has half a window before it; the
 even choice, and a character that a vocabulary lacks costs an escape and its bytes. Recipes are chosen by the
 held-out text, at the smaller budget, on the first text. Contestants and trials: `benchmarks/speedrun/plan.yaml`;
 what of them is done again here: `benchmarks/peers`. Each run:
-`docs/results/speedrun.jsonl`. How long a neural contestant takes to reach PPMd's figure is not measured: a run is
-scored at its end alone. A text of one's own: `python -m benchmarks.speedrun --train FILE --heldout FILE
+`docs/results/speedrun.jsonl`. A text of one's own: `python -m benchmarks.speedrun --train FILE --heldout FILE
 --test FILE --name NAME --out FOLDER`."""
 
 
@@ -38,7 +38,7 @@ def write(results: Results, plan: Plan, out: Path, *, threads: int, text_names: 
     if drawn:
         parts.append(f"![Bits per byte of the test texts against CPU seconds](images/{PICTURE})")
     for name in known:
-        parts += [f"## {name}", *_tables(results, plan, name)]
+        parts += [f"## {name}", *_tables(results, plan, name), *_sooner(results, plan, name)]
     parts += ["## What it took", _spent(results, plan)]
     path = out / "speedrun.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -75,6 +75,45 @@ def _tables(results: Results, plan: Plan, text: str) -> list[str]:
     if adapting:
         parts += ["### Adapting", _adapting(adapting, plan), _first(adapting, plan)]
     return parts
+
+
+def _sooner(results: Results, plan: Plan, text: str) -> list[str]:
+    """What ours needs to be where the best neural rival is, and what each needs to be where PPMd is."""
+    lines = [line for line in (_with_a_third(results, plan, text), _until_ppmd(results, plan, text)) if line]
+    return ["### Until the same figure", "\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def _with_a_third(results: Results, plan: Plan, text: str) -> str:
+    names = {entry.name for entry in plan.contestants if entry.is_neural and entry.name != OURS}
+    rivals = [one for one in standings(results, FROZEN, text, plan.budgets) if one.contestant in names]
+    own = {b: one for b in plan.sooner for one in standings(results, FROZEN, text, [b]) if one.contestant == OURS}
+    said = []
+    for budget, less in zip(plan.budgets, plan.sooner, strict=False):
+        ranked = sorted((one.figures[budget].mean, _title(one, plan)) for one in rivals if budget in one.figures)
+        if less in own and ranked:
+            figure = own[less].figures[less].mean
+            said.append(
+                f"{figure:.4f} with {less:g} CPU s, beside {ranked[0][0]:.4f} of {ranked[0][1]} with {budget:g}"
+            )
+    return f"Ours, frozen: {'; '.join(said)}." if said else ""
+
+
+def _until_ppmd(results: Results, plan: Plan, text: str) -> str:
+    """A run is scored at its end: the smallest budget whose figure is as good."""
+    adapting = standings(results, ADAPTING, text, plan.budgets)
+    bar = next((one.figures[plan.budgets[0]].mean for one in adapting if one.contestant == PPMD), None)
+    names = {entry.name for entry in plan.contestants if entry.is_neural}
+    found = [(one, "") for one in standings(results, FROZEN, text, plan.budgets)]
+    found += [(one, ", adapting") for one in adapting]
+    neural = [(one, how) for one, how in found if one.contestant in names]
+    if bar is None or not neural:
+        return ""
+    within = {
+        f"{_title(one, plan)}{how}": [b for b in one.figures if one.figures[b].mean <= bar] for one, how in neural
+    }
+    there = [f"{name} within {min(budgets):g} CPU s" for name, budgets in within.items() if budgets]
+    longest = max(budget for one, _ in neural for budget in one.figures)
+    return f"PPMd's {bar:.4f}: {', '.join(there) or 'no neural contestant'}; no other one within {longest:g} CPU s."
 
 
 def _frozen(found: Sequence[Standing], plan: Plan) -> str:

@@ -56,6 +56,7 @@ class Plan:
 
     Attributes:
         budgets: CPU seconds, the smaller one first: trials have that.
+        sooner: further ones of ours, a part of each budget.
         seeds: of each chosen recipe.
         seeds_of_first: of ours and the best rival, on the text of the trials.
         overshoot: of the budget, beyond which a run is discarded.
@@ -64,6 +65,7 @@ class Plan:
     """
 
     budgets: list[float]
+    sooner: list[float]
     seeds: int
     seeds_of_first: int
     overshoot: float
@@ -75,7 +77,7 @@ class Plan:
     def read(cls, *, quick: bool = False, path: Path = PLAN) -> Plan:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         numbers = {**raw, **(raw["quick"] if quick else {})}
-        names = ("budgets", "seeds", "seeds_of_first", "overshoot", "trials", "heldout_bytes")
+        names = ("budgets", "sooner", "seeds", "seeds_of_first", "overshoot", "trials", "heldout_bytes")
         entries = [Entry(name, **options) for name, options in raw["contestants"].items()]
         entries = [entry for entry in entries if entry.name not in numbers.get("without", [])]
         return cls(**{name: numbers[name] for name in names}, contestants=entries)
@@ -90,6 +92,12 @@ class Plan:
         if unknown := sorted(set(names) - set(known)):
             raise InputError(f"{unknown[0]} is not one of the contestants: {', '.join(known)}")
         return replace(self, contestants=[entry for entry in self.contestants if entry.name in names])
+
+    def budgets_of(self, entry: Entry) -> list[float]:
+        """What has no steps is run once, and ours at some more."""
+        if not entry.is_neural:
+            return self.budgets[:1]
+        return sorted([*self.budgets, *(self.sooner if entry.name == OURS else [])])
 
     def number_of_trials(self, entry: Entry) -> int:
         """As many for each neural contestant."""

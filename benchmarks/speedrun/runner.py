@@ -71,8 +71,9 @@ class Runner:
         found = []
         for seed in range(max(self.plan.seeds, self.plan.seeds_of_first)):
             for text in self.texts:
-                for budget in self.plan.budgets:
-                    found += [(entry, text, budget, seed) for entry in self.plan.contestants]
+                for budget in sorted([*self.plan.budgets, *self.plan.sooner]):
+                    own = [entry for entry in self.plan.contestants if budget in self.plan.budgets_of(entry)]
+                    found += [(entry, text, budget, seed) for entry in own]
         return [partial(self._final, *job) for job in found]
 
     # One run
@@ -88,17 +89,18 @@ class Runner:
         self.ensure(entry, text, self.plan.budgets[0], 0, trial, test=False)
 
     def _final(self, entry: Entry, text: Text, budget: float, seed: int) -> None:
-        if not entry.is_neural and (seed or budget != self.plan.budgets[0]):
-            return  # it has no budget, and no chance in it
-        if seed >= self._seeds(entry, text):
+        compared = budget in self.plan.budgets
+        if seed >= (self._seeds(entry, text) if compared else 1):
             return
         trial = ranking.chosen(self.results, entry, self.trial_text, self.plan.budgets[0], self.threads)
         result = self.ensure(entry, text, budget, seed, trial, test=True)
-        if entry.name == OURS:
+        if entry.name == OURS and compared:
             self._adapting(entry, text, result)
 
     def _seeds(self, entry: Entry, text: Text) -> int:
-        """More for ours and the best rival, where trials were."""
+        """More for ours and the best rival, where trials were; counts know no chance."""
+        if not entry.is_neural:
+            return 1
         of_first = text.name == self.trial_text and entry.name in (OURS, self._best_rival(text))
         return max(self.plan.seeds, self.plan.seeds_of_first) if of_first else self.plan.seeds
 
