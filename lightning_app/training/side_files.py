@@ -107,7 +107,7 @@ def _write(tensor: Tensor, folder: Path) -> dict[str, Any]:
         "dtype": rows.dtype.name,
     }
     if not _is_there(target, mark):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         _write_rows(rows, target)
         _whole.add(target.absolute())
     return mark
