@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_app.art.network import ART, SPAN, AdvancedART, check_term
 from lightning_app.art.rehearsal import forgotten
 from lightning_app.art.rules import Pooling, Resonance, pool, spans, spread
+from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
@@ -25,7 +27,7 @@ from lightning_app.training.distributed import gathered, rank, world_size
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import linear_warmup
 
-OPTIONS = ("lambda_art", "pooling", "layer", "warmup_steps", "rehearsal", "name")
+OPTIONS = ("lambda_art", "pooling", "layer", "warmup_steps", "rehearsal", "name", "calibrate_at")
 USUAL = AdvancedART()
 UNKNOWN = -1.0  # similarity of a text where there is no category yet
 
@@ -45,6 +47,8 @@ class ARTRegularizer(Regularizer):
         rehearsal: weight, within `lambda_art`, of a second term that keeps what was learned: KL(averaged model ||
             model) of the next tokens of the categories' typical texts, in nats per token. 0: none.
         name: of the loss term and of all that is logged; a second one in a model needs another one.
+        calibrate_at: optimizer steps after which the next validation of a fit sets the vigilance, once and for all:
+            `vigilance_quantile` of its texts then counts as novel. None: the vigilance follows what comes.
         advanced: see `AdvancedART`; in a description a dict.
         art: see `ART`.
 
@@ -62,6 +66,7 @@ class ARTRegularizer(Regularizer):
         warmup_steps: int = 0,
         rehearsal: float = 0.0,
         name: str = "art",
+        calibrate_at: int | None = None,
         advanced: AdvancedART = USUAL,
         **art: Any,
     ):
@@ -77,7 +82,11 @@ class ARTRegularizer(Regularizer):
             learn_at_most=self.advanced.learn_at_most,
         )
         self.lambda_art, self.pooling, self.layer, self.warmup_steps = lambda_art, pooling, layer, warmup_steps
-        self.rehearsal, self.name = rehearsal, name
+        self.rehearsal, self.name, self.calibrate_at = rehearsal, name, calibrate_at
+        if calibrate_at is not None and (art.get("vigilance_quantile") is None or calibrate_at < 1):
+            raise InputError(
+                f"calibrate_at is {calibrate_at}: give a step from 1 on, and a vigilance_quantile to reach"
+            )
         self.on_bar = (f"{name}_clusters",)
         self.means_over = {name: "tokens" if pooling == "token" else "texts"}
         self._art_options = art
@@ -86,6 +95,8 @@ class ARTRegularizer(Regularizer):
         self.average: ModelCopy | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._counts: list[dict[str, float]] = []  # of the batches of this step
+        self._in_fit = False
+        self._held_out: list[Tensor] = []  # embeddings of a validation that calibrates
 
     @property
     def weight(self) -> float:
@@ -170,6 +181,38 @@ class ARTRegularizer(Regularizer):
     def stored(self, draw: Draw, tokenizer: Tokenizer) -> Iterator[tuple[str, Stored]]:
         if len(self.art):
             yield self.name, _stored(self.art, draw(len(self.art)), tokenizer)
+
+    # What the vigilance is calibrated by
+
+    def use_data(self, data: TextDataModule, *, stage: str, rank: int) -> None:
+        self._in_fit = stage == "fit"
+
+    @property
+    def _calibrates(self) -> bool:
+        due = self.calibrate_at is not None and int(self.steps) >= self.calibrate_at
+        return self._in_fit and due and not self.art.is_fixed
+
+    def begin_evaluation(self) -> None:
+        self._held_out = []
+
+    @torch.no_grad()
+    def after_evaluation_batch(self, outputs: Outputs) -> None:
+        if self._calibrates:
+            some, _ = spread(*self.embeddings(outputs), at_most=self.advanced.learn_at_most)
+            self._held_out.append(some[some.isfinite().all(-1)])
+
+    @torch.no_grad()
+    def after_validation(self) -> None:
+        if not self._calibrates:
+            return
+        none = self.art.prototypes.new_empty(0, self.art.width)
+        held_out, self._held_out = gathered(torch.cat([none, *self._held_out])), []
+        self.art.calibrate(held_out)
+        if self.art.is_fixed:
+            rank_zero_info(
+                f"{self.name}: from here on a text is known if it matches a category by {self.art.vigilance:.3f} or "
+                f"more; {self.art.quantile:.0%} of {len(held_out):,} held-out embeddings do not"
+            )
 
     # What is learned
 

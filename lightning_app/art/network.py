@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,8 @@ class ART(nn.Module):
         kind: `cosine` or `fuzzy`.
         vigilance: the match from which on an input is known; 0.8 unless a quantile is given.
         vigilance_quantile: instead of it: the vigilance follows the matches of the last 256 inputs, so that this
-            share of them counts as novel.
+            share of them counts as novel. So it follows whatever comes: after a change of text the new one soon counts
+            as known. `calibrate` ends that.
         normalize: what is taken out of embeddings before they are compared, see `Standardised`; statistics run along.
             With `fuzzy`, `center` divides by the standard deviation too.
         novelty: the loss of an input that is novel. `drift`: 1 - cos(e, the same embedding by an exponentially averaged
@@ -392,21 +393,27 @@ class ART(nn.Module):
         self.size -= 1
 
     def calibrate(self, embeddings_ND: Tensor) -> None:
-        """Set the vigilance so that `vigilance_quantile` of these, which are known but were not learned, are novel."""
+        """Set the vigilance so that `vigilance_quantile` of these, which are known but were not learned, are novel.
+
+        From then on it is fixed. Without a quantile, embeddings or categories nothing happens.
+        """
         if self.quantile is None or len(embeddings_ND) == 0 or len(self) == 0:
             return
-        match_N = self.resonate(embeddings_ND).match
-        self.known.fill_(torch.nan)  # what came before says little: there were fewer categories
-        self._follow(match_N)
-        self.threshold.copy_(match_N.nanquantile(self.quantile))
+        self.threshold.copy_(self.resonate(embeddings_ND).match.quantile(self.quantile))
+        self.known.fill_(torch.nan)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the vigilance no longer follows the newest matches: it was given, or calibrated."""
+        return bool(self.threshold.isfinite() & self.known.isnan().all())
 
     def _follow(self, match_N: Tensor) -> None:
         """Let the vigilance follow the newest matches."""
-        if self.quantile is None or len(match_N) == 0:
+        if self.is_fixed or len(match_N) == 0:
             return
         newest = torch.cat([self.known, match_N])[-KNOWN:]
         self.known.copy_(newest)
-        self.threshold.copy_(newest.nanquantile(self.quantile))
+        self.threshold.copy_(newest.nanquantile(cast(float, self.quantile)))
 
     # What is remembered
 

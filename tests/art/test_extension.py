@@ -477,6 +477,30 @@ def test_a_resumed_run_is_the_uninterrupted_one_with_its_categories_and_averaged
     assert art_of(resumed).steps == 12
 
 
+def test_a_validation_calibrates_and_the_vigilance_then_stays(fit: Fit, caplog: pytest.LogCaptureFixture):
+    """At the first validation from `calibrate_at` on: that share of its texts is novel, whatever comes later."""
+    art = ARTRegularizer(normalize="center", vigilance_quantile=0.25, calibrate_at=6)
+    module, found = ARTGPT2(decoder(), art), {}
+
+    class Seen(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            found[trainer.global_step] = art.art.vigilance
+
+        def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+            found[f"validation at {trainer.global_step}"] = art.art.is_fixed
+
+    options = {"max_steps": 12, "val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 5}
+    trainer = fit(module, Seen(), **options)
+    assert [found[f"validation at {step}"] for step in (4, 8, 12)] == [False, True, True]
+    assert found[7] != found[8] != found[9] == found[12]
+    assert "25% of 20 held-out embeddings do not" in caplog.text
+    again = ARTGPT2(decoder(), ARTRegularizer(**art.config()))
+    again.load_state_dict(module.state_dict())
+    assert art_of(again).art.is_fixed
+    trainer.validate(module, datamodule=trainer.datamodule, verbose=False)
+    assert art_of(module).art.vigilance == found[12]
+
+
 def test_a_checkpoint_alone_brings_back_module_and_categories(fit: Fit, tmp_path: Path):
     module = everything()
     fit(module, max_steps=8).save_checkpoint(tmp_path / "m.ckpt", weights_only=False)
@@ -618,6 +642,8 @@ def test_pairs_of_prompt_and_target_are_one_sequence_whose_prompt_is_not_predict
         ({"rehearsed_texts": 0}, "rehearsed_texts is 0; it must be at least 1"),
         ({"pooling": "max"}, "pooling is 'max'; there are mean, last, token"),
         ({"vigilance": 0.7, "vigilance_quantile": 0.1}, "vigilance is 0.7 and vigilance_quantile 0.1"),
+        ({"calibrate_at": 5}, "calibrate_at is 5: give a step from 1 on, and a vigilance_quantile"),
+        ({"calibrate_at": 0, "vigilance_quantile": 0.1}, "calibrate_at is 0: give a step from 1 on"),
     ],
 )
 def test_options_outside_their_range_are_refused(options: dict[str, Any], words: str):

@@ -481,6 +481,9 @@ def test_about_that_share_of_stationary_inputs_is_novel(quantile: float, options
     network.calibrate(known)
     assert float(network.is_novel(known).float().mean()) == pytest.approx(quantile, abs=1 / 600)
     assert float(network.is_novel(held_out).float().mean()) == pytest.approx(quantile, abs=0.02 + quantile / 10)
+    fixed = network.vigilance
+    network.learn(10 + clusters(300, seed=7))  # of another kind: a vigilance that follows makes it known
+    assert network.vigilance == fixed
 
 
 # Options
