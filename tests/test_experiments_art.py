@@ -225,17 +225,25 @@ def test_ewc_holds_parameters_where_they_matter():
     assert ewc.loss(None)["ewc"].item() == pytest.approx(expected, rel=1e-4)  # type: ignore[arg-type]
 
 
-def test_fisher_information_is_that_of_the_output_matrix_by_hand():
-    """Of one position with tied weights off: E (p - one-hot)(p - one-hot)' x h h', over the model's own draws."""
+def test_drawn_fisher_information_is_the_exact_one_within_its_chance():
+    """With one position the expectation over next tokens is a sum: of each parameter, over all tokens."""
     torch.manual_seed(0)
-    model = Decoder(vocab_size=5, block_size=1, embedding_dim=4, layers=1, heads=1, tie_weights=False).eval()
-    batch = Batch.of_texts(torch.full((500, 1), 2))
-    fisher = arms.fisher_information(model, [batch], seed=0)
-    names = [name for name, _ in model.named_parameters()]
-    hidden = model.states(torch.tensor([[2]])).last[0, 0]
-    p = model.logits(hidden).softmax(-1)
-    expected = (p * (1 - p))[:, None] * hidden.square()[None]
-    assert torch.allclose(fisher[names.index("lm_head.weight")], expected, rtol=0.35, atol=1e-3)
+    V, n = 12, 800
+    model = Decoder(vocab_size=V, block_size=4, embedding_dim=8, layers=1, heads=2).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(5 if p.dim() > 1 else 1)
+    ids = torch.randint(0, V, (n, 1))
+    drawn = torch.cat([f.flatten() for f in arms.fisher_information(model, [Batch.of_texts(ids)], seed=0)])
+    exact, share = torch.zeros_like(drawn), torch.bincount(ids[:, 0], minlength=V) / n
+    for token in range(V):
+        log_p = model(torch.tensor([[token]]))[0, 0].log_softmax(-1)
+        for wanted in range(V):
+            gradients = torch.autograd.grad(-log_p[wanted], list(model.parameters()), retain_graph=True)
+            squares = torch.cat([gradient.flatten().square() for gradient in gradients])
+            exact += share[token] * log_p[wanted].exp().detach() * squares
+    assert float(drawn.sum() / exact.sum()) == pytest.approx(1, abs=0.08)
+    assert float(torch.stack([drawn, exact]).corrcoef()[0, 1]) > 0.99
 
 
 def test_random_texts_take_the_place_of_typical_ones(tmp_path: Path):

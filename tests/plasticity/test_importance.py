@@ -278,6 +278,25 @@ def test_a_subset_has_exactly_so_many(units: Units, keep: int):
         assert not gates[~alive].any()
 
 
+def test_the_mean_gate_of_a_subset_is_its_share_of_draws_without_replacement():
+    """Gumbel and top-k draw one by one (Plackett and Luce): the chance of a pair is p_i p_j / (1 - p_i), both ways."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5])
+    p, alive, generator = logits.softmax(0), torch.ones(1, 5, dtype=torch.bool), torch.Generator().manual_seed(3)
+    pairs = p[:, None] * p / (1 - p[:, None])
+    pairs.fill_diagonal_(0)
+    drawn = torch.stack([SubsetImportance().gates(logits[None], alive, 1.0, 2, generator)[0] for _ in range(2000)])
+    torch.testing.assert_close(drawn.mean(0), pairs.sum(0) + pairs.sum(1), rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize("logit", [-1.0, 0.5, 2.0])
+def test_the_penalty_of_hard_concrete_is_how_often_its_gates_are_open(logit: float):
+    """Louizos, Welling and Kingma 2018 (arXiv:1712.01312), eq. 12, beside the class's own draws."""
+    strategy, many = HardConcreteImportance(weight=1.0), torch.ones(200_000, 1, dtype=torch.bool)
+    gates = strategy.gates(torch.full((200_000, 1), logit), many, 0, 0, torch.Generator().manual_seed(1))
+    penalty = strategy.penalty(torch.full((1, 1), logit), torch.ones(1, 1, dtype=torch.bool))
+    assert float(penalty) == pytest.approx(float((gates > 0).float().mean()), abs=0.003)
+
+
 def test_hard_concrete_closes_what_costs_more_than_it_gives(model: Backbone, units: Units, useless: Tensor):
     sample = sample_of(model)
     few = measured(HardConcreteImportance(steps=60, weight=0.0), units, sample, keep=4)
