@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 MULTIPLIER = -7046029254386353131  # an odd number; a product with it, modulo 2^64, spreads the bits
-AT_ONCE = 2**22  # probabilities that are worked on at once: 16 MiB
 UNKNOWN = -1  # a token of a context that is not known
 
 
@@ -188,12 +187,10 @@ class NGramCounts:
     def probabilities(self, text: Tensor) -> Tensor:
         """(N,) -> (N,) float64 of each of its tokens after those before it in this text."""
         before = torch.cat([text.new_full((self.order - 1,), UNKNOWN), text[:-1]])
-        contexts, rows = before.unfold(0, self.order - 1, 1), max(1, AT_ONCE // self.vocab_size)
-        parts = [
-            self.distribution(some).gather(1, wanted[:, None])[:, 0].double()
-            for some, wanted in zip(contexts.split(rows), text.split(rows), strict=True)
-        ]
-        return torch.cat(parts)
+        p = torch.full((len(text),), 1 / self.vocab_size, dtype=torch.float32, device=text.device)
+        for level, hashes, known in self._known(before.unfold(0, self.order - 1, 1)):
+            _mix_into_p_of(text.long(), level, p, hashes, known)
+        return p.double()
 
     def _known(self, contexts: Tensor) -> list[tuple[Level, Tensor, Tensor]]:
         """Each level, shortest first, with the hashes of the places' contexts, and whether all of those is known."""
@@ -201,3 +198,17 @@ class NGramCounts:
         known = (contexts.flip(1) != UNKNOWN).cumprod(1).bool()
         all_known = torch.cat([known.new_ones(len(contexts), 1), known], dim=1)
         return list(zip(self.levels, context_hashes(contexts), all_known.unbind(1), strict=True))
+
+
+def _mix_into_p_of(tokens: Tensor, level: Level, p: Tensor, hashes: Tensor, known: Tensor) -> None:
+    """`Level.mix_into` for one token of each place, (P,): of a large vocabulary the others need not be computed."""
+    starts = torch.searchsorted(level.grams, level.keys(hashes, 0))
+    ends = torch.searchsorted(level.grams, level.keys(hashes, level.low))
+    rows = ((starts < ends) & known).nonzero()[:, 0]
+    kept, total = level.kept(starts[rows], ends[rows])
+    p[rows] *= kept
+    wanted = level.keys(hashes[rows], tokens[rows])
+    at = torch.searchsorted(level.grams, wanted).clamp_max(max(0, len(level.grams) - 1))
+    there = level.grams[at] == wanted
+    counts = level.counts[at[there]]
+    p[rows[there]] += (counts - level.discounts[counts.clamp_max(3)]) / total[there]

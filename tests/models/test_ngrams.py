@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,6 +96,16 @@ def test_what_is_known_of_each_token_alone_is_asked_once():
         found = counts.distribution(contexts)
     assert sizes.most < 10 * 500
     assert torch.equal(found, torch.cat([counts.distribution(context[None]) for context in contexts]))
+
+
+def test_a_text_is_scored_as_the_distribution_says_without_it(monkeypatch: pytest.MonkeyPatch):
+    draw = np.random.default_rng(1)
+    learned, text = (torch.from_numpy(draw.zipf(1.3, n).clip(max=60)) for n in (2000, 300))
+    counts = NGramCounts.of(learned, order=4, vocab_size=80)  # some ids occur nowhere
+    before = torch.cat([torch.full((3,), UNKNOWN), text[:-1]]).unfold(0, 3, 1)
+    expected = counts.distribution(before).gather(1, text[:, None])[:, 0].double()
+    monkeypatch.setattr(NGramCounts, "distribution", None)
+    assert torch.equal(counts.probabilities(text), expected)
 
 
 @pytest.mark.parametrize("text", [[3], [3, 3]])
