@@ -1,9 +1,10 @@
-"""Does a memory of a text help that is newer than the model? `python -m experiments.newer [--commit COMMIT]`
+"""Does a memory of a text help that is newer than the model? `python -m experiments.newer [--quick] [--train PATH ...]`
 
-A datastore of two thirds of this project's docs and source at a commit, for a pretrained model that has not seen them;
-the last third is scored, without the tokens that share a run of 8 words with the other two. Beside it: nothing, a
-longer context, and caches. Weights and temperatures are chosen on files set aside within the two thirds, for all arms
-among as many. Each arm's results are kept once it is done, and an interrupted run goes on from there. Prints a table.
+A pretrained model stays as it is, and each document is read once. Splits decide which documents are stored, which ones
+the weights and temperatures are chosen on, and which are scored: of this project's docs and source at a commit, of
+TRAIN, or of TRAIN, HELDOUT and TEST. What the model made of a document, what is near to its states, and the results of
+each arm are kept, and an interrupted run goes on from there. Writes a section of docs/memory.md and
+docs/results/memory_smollm2.jsonl (with `--quick` into the folder of the results).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 
 import argparse
-import time
+import importlib.util
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,31 +26,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import baselines, newer_arms, newer_page, newer_texts, plans, store
-from experiments.arguments import called
-from experiments.newer_states import Read, read_once, windows_of
-from lightning_app.data.token_array import TokenArray
+from experiments import (
+    arguments,
+    baselines,
+    entry,
+    newer_experts,
+    newer_gate,
+    newer_page,
+    newer_states,
+    newer_texts,
+    plans,
+    store,
+)
+from experiments.arguments import ROOT, add_texts, called, command_of, name_of
+from experiments.newer_experts import SCALES, Near, best_of, p_of_memory
+from experiments.newer_states import Read
+from experiments.newer_texts import Choice, Split
+from experiments.runs import Scores
+from experiments.statistics import helped_and_hurt
+from lightning_app.data.compressors import ppmd_size
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import load_tokenizer
+from lightning_app.errors import InputError
+from lightning_app.memory.knn import mixture_weights
 from lightning_app.memory.model import MemoryLM
-from lightning_app.memory.readers.distribution import DistributionReader
 from lightning_app.models.pretrained import PretrainedLM
-from lightning_app.peers import token_ids
 
-ROOT = Path(__file__).parent.parent
-COMMIT = "5c06773"  # whose files are read: the figures of docs/models.md are of this one
-COUNTS, ALONE = "n-grams", "n-grams alone"
-MIXTURES = (  # of the model with these
-    (COUNTS,),
-    (COUNTS, "cache"),
-    ("cache",),
-    ("cache of all texts",),
-    ("memory",),
-    ("memory", "cache"),
-    ("memory", COUNTS, "cache"),
-)
+PLAIN, LONG = "512 tokens of context", "2,048 tokens of context"
+COUNTS, CACHE, KNN, STORING = "n-grams", "cache", "kNN", "kNN, storing"
+ALONE = "n-grams alone"
+ALL = (KNN, COUNTS, CACHE)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What joins the model; with the longer context, and with weights for each token, or not."""
+
+    kinds: tuple[str, ...] = ()
+    long: bool = False
+    gated: bool = False
+
+
+MIXTURES = {
+    PLAIN: Mixture(),
+    LONG: Mixture(long=True),
+    "n-grams": Mixture((COUNTS,)),
+    "cache": Mixture((CACHE,)),
+    "n-grams + cache": Mixture((COUNTS, CACHE)),
+    "n-grams + cache, gated": Mixture((COUNTS, CACHE), gated=True),
+    "kNN": Mixture((KNN,)),
+    "kNN, storing": Mixture((STORING,)),
+    "kNN, gated": Mixture((KNN,), gated=True),
+    "kNN, storing, gated": Mixture((STORING,), gated=True),
+    "kNN + n-grams + cache": Mixture(ALL),
+    "kNN + n-grams + cache, gated": Mixture(ALL, gated=True),
+    "2,048 + n-grams + cache, gated": Mixture((COUNTS, CACHE), long=True, gated=True),
+    "2,048 + kNN": Mixture((KNN,), long=True),
+    "2,048 + kNN, gated": Mixture((KNN,), long=True, gated=True),
+    "2,048 + kNN + n-grams + cache, gated": Mixture(ALL, long=True, gated=True),
+}
 RULES = plans.read("newer")
-Result = tuple[Tensor, dict[str, Any]]  # (N,) nats of the scored text, and what else is known of an arm
 
 
 @dataclass(frozen=True)
@@ -57,207 +94,379 @@ class Plan:
 
     Attributes:
         model: a directory of Hugging Face's.
-        block: tokens that the model sees at once.
-        long_block: the same, of the arm with a longer context.
+        seeds: of the splits.
+        block, long_block: tokens that the model sees at once.
+        rates: of dynamic evaluation, tried on the first `rate_blocks` windows of the documents to choose on.
+        dynamic_seeds: how many of the seeds it is done for; it takes as long as all else.
     """
 
     model: str
-    choice: newer_texts.Choice
+    choice: Choice = Choice()  # noqa: RUF009
     rules: plans.Rules = RULES
+    seeds: tuple[int, ...] = RULES.seeds
     block: int = 512
     long_block: int = 2048
+    rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
+    rate_blocks: int = 6
+    dynamic_seeds: int = 1
 
     @property
     def fingerprint(self) -> str:
-        return plans.fingerprint(self)
+        return plans.fingerprint(self, newer_states.digest_of(self.model), texts=self.choice.given)
+
+
+def quick(plan: Plan) -> Plan:
+    """In small, to see that it runs."""
+    small = replace(plan.choice, tokens=8000, most=3000)
+    return replace(plan, choice=small, seeds=plan.seeds[:1], rates=plan.rates[1:2])
+
+
+@dataclass(frozen=True)
+class Side:
+    """What an expert says of tokens: (Q,) probabilities, and (Q, F) what a gate may know before each."""
+
+    p: Tensor
+    signs: Tensor
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A cache, a datastore, or counts.
+    """A cache, a memory, counts or the model itself, of the tokens to choose on and of those to score."""
 
-    Attributes:
-        p_tuned, p_scored: (N,) its probability of each token of these files; the model's own where it found nothing.
-        temperature, lam: chosen on the first of these; counts have no temperature.
-        seconds: CPU time to look up the second.
-    """
+    tuned: Side
+    scored: Side
+    temperature: float | None = None
 
-    p_tuned: Tensor
-    p_scored: Tensor
-    temperature: float | None
-    lam: float
-    seconds: float
+
+@dataclass(frozen=True)
+class Mixed:
+    """The model with some experts: nats of the tokens to score, and what was chosen."""
+
+    nats: Tensor
+    tuning_nats: float
+    weights: list[float]
+    temperatures: list[float | None]
 
 
 class Experiment:
-    """The texts as the model reads them, each computed when it is first needed, and the arms."""
+    """The documents as the model reads them, each computed when it is first needed, and the arms."""
 
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
-        self._experts: dict[str, Expert] = {}
         self.tokenizer = load_tokenizer(plan.model)
-        self.documents = newer_texts.parts(plan.choice, self.tokenizer)
-        for name, documents in self.documents.items():
-            newer_texts.write(folder / "texts" / name, documents)
+        self.texts = newer_texts.chosen(plan.choice, self.tokenizer)
+        self.tokens = prepare_tokens(self.texts.documents, self.tokenizer, folder / "tokens")
 
     @cached_property
     def backbone(self) -> PretrainedLM:
         return PretrainedLM(pretrained=self.plan.model, freeze=True).eval()
 
-    def tokens(self, part: str) -> TokenArray:
-        return prepare_tokens(self.documents[part], self.tokenizer, self.folder / "tokens")
-
-    def read(self, part: str, name: str = "", **options: Any) -> Read:
-        """A part, its documents one by one as `memory build` reads them, or in one as `validate` does."""
-        path = self.folder / f"{name or part}.pt"
-        given = {"block": self.plan.block, "by_document": part != "scored", **options}
-        return read_once(path, lambda: self.backbone, self.tokens(part), **given)
+    @cached_property
+    def short(self) -> Read:
+        return self._read(self.plan.block)
 
     @cached_property
-    def built(self) -> Read:
-        return self.read("built")
+    def long(self) -> Read:
+        return self._read(self.plan.long_block)
+
+    def _read(self, block: int) -> Read:
+        """Shared by all runs: `folder` is that of one plan."""
+        folder = self.folder.parent / "states" / f"{newer_states.digest_of(self.plan.model)}-{block}"
+        return newer_states.read(self.tokens, lambda: self.backbone, block=block, folder=folder)
 
     @cached_property
-    def tuned(self) -> Read:
-        return self.read("tuned")
+    def near(self) -> dict[bool, Near]:
+        """With the longer context, and without."""
+        splits = [split for seed in self.plan.seeds for split in self.texts.splits(seed)]
+        storable = {i for split in splits for i in split.stored}
+        asked = {i for split in splits for i in (*split.tuned, *split.scored)}
+        return {
+            long: newer_experts.near(
+                self.long if long else self.short,
+                storable=sorted(storable),
+                asked=sorted(asked),
+                folder=self.folder / f"near-{long}",
+            )
+            for long in (False, True)
+        }
 
-    @cached_property
-    def scored(self) -> Read:
-        return self.read("scored")
+    # Tokens
 
     @cached_property
     def n_bytes(self) -> np.ndarray:
-        """Bytes of all tokens of the scored text."""
-        return newer_texts.bytes_of(self.tokens("scored"), self.tokenizer)
+        """(N,) of each token that is predicted."""
+        return newer_texts.bytes_of(self.tokens, self.tokenizer)[self._at]
 
     @cached_property
     def new(self) -> np.ndarray:
-        """Bool of all tokens of the scored text: what shares no run of 8 words with the other parts."""
-        known, offsets = self.documents["built"] + self.documents["tuned"], self.tokens("scored").offsets
-        return newer_texts.new_tokens(self.documents["scored"], known, n_bytes=self.n_bytes, offsets=offsets)
+        """(N,) whether it shares no run of 8 words with another document."""
+        n_bytes = newer_texts.bytes_of(self.tokens, self.tokenizer)
+        found = newer_texts.new_tokens(self.texts.documents, n_bytes=n_bytes, offsets=self.tokens.offsets)
+        return found[self._at]
 
-    def entries(self, *texts: Read) -> int:
-        return sum(len(text.nats) for text in texts)
+    @property
+    def _at(self) -> np.ndarray:
+        return self.tokens.offsets[self.short.documents.numpy()] + self.short.positions.numpy() + 1
+
+    @cached_property
+    def scored(self) -> list[int]:
+        """Numbers of the documents that are scored by each seed."""
+        return sorted(i for split in self.texts.splits(self.plan.seeds[0]) for i in split.scored)
+
+    def rows(self, documents: Sequence[int]) -> Tensor:
+        return torch.cat([torch.arange(len(self.short.nats))[self.short.of(i)] for i in documents])
+
+    def sums(self, values: np.ndarray) -> list[float]:
+        """(N,) -> of each document that is scored."""
+        sums = np.bincount(self.short.documents.numpy(), weights=values, minlength=len(self.texts.documents))
+        return [round(float(x), 4) for x in sums[self.scored]]
+
+    def record(self, nats: Tensor) -> dict[str, Any]:
+        """Sums by document of the new tokens and of all, and how many of the new ones are helped and hurt."""
+        rows = self.rows(self.scored).numpy()
+        of_all, plain = np.nan_to_num(nats.numpy()), self.short.nats.numpy()
+        rows = rows[self.new[rows]]
+        helped, hurt = helped_and_hurt(of_all[rows], plain[rows])
+        return {
+            "nats": self.sums(of_all * self.new),
+            "nats_of_all": self.sums(of_all),
+            "helped": helped,
+            "hurt": hurt,
+        }
 
     # Experts, and the arms that are mixtures of them with the model
 
-    def reader(self, kind: str, texts: Sequence[Read]) -> DistributionReader:
-        """`memory`, `cache` or `cache of all texts`: of these texts or as large as they are."""
-        if kind == "memory":
-            return newer_arms.datastore(texts, self.backbone.vocab_size)
-        before = [] if kind == "cache" else texts
-        size, width = self.entries(*texts), texts[0].width
-        return newer_arms.cache(size, self.backbone.vocab_size, before=before, width=width)
+    def experts(self, split: Split, *, long: bool) -> dict[str, Expert]:
+        """Those that are read off states."""
+        read, near = (self.long if long else self.short), self.near[long]
+        tuned, scored = self.rows(split.tuned), self.rows(split.scored)
+        stored = torch.isin(read.documents, torch.tensor(split.stored))
+        finite = near.distances[tuned][near.distances[tuned].isfinite()]
+        scale = float(finite.double().mean()) if len(finite) else 1.0
 
-    def expert(self, kind: str) -> Expert:
-        if kind not in self._experts:
-            self._experts[kind] = self._counts() if kind == COUNTS else self._tuned_expert(kind)
-        return self._experts[kind]
+        def memory(own: bool, rows: Tensor) -> newer_experts.Candidates:
+            found = newer_experts.in_memory(near, rows, stored)
+            return newer_experts.joined(found, newer_experts.before(near, rows)) if own else found
 
-    def _tuned_expert(self, kind: str) -> Expert:
-        """Its temperature chosen on the tuning files with what was built without them, then with all."""
-        small = self.reader(kind, [self.built])
-        temperatures = newer_arms.temperatures_of(small, self.tuned)
-        looked = newer_arms.look(small, self.tuned, temperatures)
-        best = newer_arms.chosen(looked, self.tuned)
-        whole = self.reader(kind, [self.built, self.tuned])
-        temperature = temperatures[best.number]
-        found = newer_arms.look(whole, self.scored, [temperature])
-        return Expert(looked.p[:, best.number], found.p[:, 0], temperature, best.lam, found.seconds)
+        def found_by(look: Callable[[Tensor], newer_experts.Candidates]) -> Expert:
+            of_tuned, of_scored = look(tuned), look(scored)
+            T = scale * SCALES[best_of(read.p[tuned], lambda g: p_of_memory(of_tuned, read, tuned, scale * SCALES[g]))]
+            return Expert(
+                *(
+                    Side(p_of_memory(of, read, rows, T), newer_experts.signs(of, read, T))
+                    for of, rows in ((of_tuned, tuned), (of_scored, scored))
+                ),
+                T,
+            )
 
-    def _counts(self) -> Expert:
-        """Of what was built for the tuning files, and of both for the text to score."""
-        built, tuned, scored = (token_ids(self.tokens(part)) for part in ("built", "tuned", "scored"))
-        vocab_size, start = self.backbone.vocab_size, time.process_time()
-        p_tuned = newer_arms.p_of_counts(built, tuned, self.tuned, self.tokens("tuned"), vocab_size)
-        middle = time.process_time()
-        p_scored = newer_arms.p_of_counts(
-            torch.cat([built, tuned]), scored, self.scored, self.tokens("scored"), vocab_size
-        )
-        lam = float(newer_arms.weights_of([self.tuned.p, p_tuned])[1])
-        print(f"{COUNTS}: {middle - start:.0f} CPU s to choose their weight", flush=True)
-        return Expert(p_tuned, p_scored, None, lam, time.process_time() - middle)
-
-    def alone(self) -> Result:
-        found = self.expert(COUNTS)
-        return -found.p_scored.log(), {"seconds": found.seconds, "seconds_before": 0.0}
-
-    def dynamic(self) -> Result:
-        """The model that learns what it has read, as fast as is best on the tuning files."""
-        model = MemoryLM(PretrainedLM(pretrained=self.plan.model), [])
-        tuning, scored = (
-            windows_of(self.tokens(part), block=self.plan.block, by_document=part != "scored")
-            for part in ("tuned", "scored")
-        )
-        record, scores = baselines.dynamic(model, tuning, scored)
-        seconds = record["seconds_per_token"] * len(scores.nats)
-        return torch.from_numpy(scores.nats), {"seconds": seconds, "lr": record["lr"]}
-
-    def plain(self) -> Result:
-        return self.scored.nats, {"seconds": float(self.scored.seconds)}
-
-    def long(self) -> Result:
-        text = self.read("scored", "long", block=self.plan.long_block, keep_states=False)
-        return text.nats, {"seconds": float(text.seconds)}
-
-    def mixed(self, *kinds: str) -> Result:
-        """The model with some experts; a single one's weight is that of its grid."""
-        experts = [self.expert(kind) for kind in kinds]
-        weights = torch.tensor([1 - experts[0].lam, experts[0].lam], dtype=torch.float64)
-        if len(experts) > 1:
-            weights = newer_arms.weights_of([self.tuned.p, *(one.p_tuned for one in experts)])
-        p = torch.stack([self.scored.p, *(one.p_scored for one in experts)], dim=1) @ weights
-        return -p.log(), {
-            "seconds": float(self.scored.seconds) + sum(one.seconds for one in experts),
-            "seconds_before": float(self.built.seconds + self.tuned.seconds) if {*kinds} - {"cache", COUNTS} else 0.0,
-            "entries": self.entries(self.built, self.tuned),
-            "weights": weights.tolist(),
-            "temperatures": [one.temperature for one in experts],
-        }
-
-    def arms(self) -> dict[str, Callable[[], Result]]:
-        mixtures = {" + ".join(kinds): partial(self.mixed, *kinds) for kinds in MIXTURES}
-        lengths = (self.plan.block, self.plan.long_block)
-        names = [f"{length:,} tokens of context" for length in lengths]
         return {
-            names[0]: self.plain,
-            ALONE: self.alone,
-            baselines.DYNAMIC: self.dynamic,
-            **mixtures,
-            names[1]: self.long,
+            KNN: found_by(partial(memory, False)),
+            STORING: found_by(partial(memory, True)),
+            CACHE: self._cache(read, near, tuned, scored, scale),
         }
 
+    def _cache(self, read: Read, near: Near, tuned: Tensor, scored: Tensor, scale: float) -> Expert:
+        best = best_of(read.p[tuned], partial(newer_experts.p_of_cache, near, read, tuned))
+        sides = [
+            Side(
+                newer_experts.p_of_cache(near, read, rows, best),
+                newer_experts.signs(newer_experts.before(near, rows), read, scale / 8),
+            )
+            for rows in (tuned, scored)
+        ]
+        return Expert(*sides, newer_experts.thetas_of(read)[best])
 
-def run(plan: Plan, folder: Path) -> str:
-    """Every arm that is not done yet -> the table of all."""
-    experiment, done = Experiment(plan, folder), {record["arm"] for record in store.records(folder)}
-    for number, (name, arm) in enumerate(experiment.arms().items()):
-        if name not in done:
-            with store.counted(folder):
-                nats, record = arm()
-            np.save(folder / f"{number}.npy", nats.numpy())
-            store.append(folder, {"arm": name, "number": number, **record})
-            print(f"{name}: done", flush=True)
-    text = experiment.scored
-    documents = text.documents.numpy()
-    at = experiment.tokens("scored").offsets[documents] + text.positions.numpy() + 1  # of what is predicted
-    return newer_page.table(folder, documents, experiment.n_bytes[at], experiment.new[at])
+    def counts(self, split: Split) -> Expert:
+        counts = newer_experts.Counts(self.tokens, self.short, split.stored, self.tokenizer.vocab_size)
+        return Expert(*(Side(counts.p(asked), counts.signs(asked)) for asked in (split.tuned, split.scored)))
+
+    def model(self, split: Split, *, long: bool) -> Expert:
+        read = self.long if long else self.short
+        rows = (self.rows(split.tuned), self.rows(split.scored))
+        return Expert(*(Side(read.p[some], read.entropies[some, None].double()) for some in rows))
+
+    def mixed(self, experts: Sequence[Expert], *, gated: bool) -> Mixed:
+        """The model comes first."""
+        tuned, scored = (
+            [
+                torch.stack([getattr(one, side).p for one in experts], dim=1),
+                torch.cat([getattr(one, side).signs for one in experts], dim=1),
+            ]
+            for side in ("tuned", "scored")
+        )
+        weights = mixture_weights(tuned[0])
+        if gated:
+            gate = newer_gate.learned(*tuned, weights=weights)
+            p_tuned, p_scored, weights = gate.mixed(*tuned), gate.mixed(*scored), gate.shares(scored[1]).mean(0)
+        else:
+            p_tuned, p_scored = tuned[0] @ weights, scored[0] @ weights
+        temperatures = [one.temperature for one in experts[1:]]
+        return Mixed(-p_scored.log(), float(-p_tuned.log().mean()), weights.tolist(), temperatures)
+
+    def mixtures(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Records of all of these arms."""
+        nats = {arm: torch.full_like(self.short.nats, torch.nan) for arm in (*MIXTURES, ALONE)}
+        chosen: dict[str, list[Mixed]] = {arm: [] for arm in MIXTURES}
+        for number, split in enumerate(self.texts.splits(seed)):
+            counts, rows = self.counts(split), self.rows(split.scored)
+            nats[ALONE][rows] = -counts.scored.p.log()
+            experts = {long: {COUNTS: counts, **self.experts(split, long=long)} for long in (False, True)}
+            for arm, mixture in MIXTURES.items():
+                some = [experts[mixture.long][kind] for kind in mixture.kinds]
+                mixed = self.mixed([self.model(split, long=mixture.long), *some], gated=mixture.gated)
+                nats[arm][rows] = mixed.nats
+                chosen[arm].append(mixed)
+            print(f"seed {seed}, split {number + 1}: done", flush=True)
+        return {arm: self.record(nats[arm]) | _chosen(chosen.get(arm, [])) for arm in nats}
+
+    # The other arms
+
+    def ppmd(self, seed: int) -> dict[str, Any]:
+        """Of whole documents, each after what is stored: it knows no tokens."""
+        bits = np.zeros(len(self.texts.documents))
+        texts = [document.text.encode() for document in self.texts.documents]
+        for split in self.texts.splits(seed):
+            stored = b"".join(texts[i] + b"\n" for i in split.stored)
+            before = ppmd_size(stored)
+            for i in split.scored:
+                bits[i] = 8 * (ppmd_size(stored + texts[i]) - before)
+        return {"nats_of_all": [round(float(bits[i] * np.log(2)), 4) for i in self.scored]}
+
+    def dynamic(self, seed: int) -> dict[str, Any]:
+        """The model that learns what it has read of the documents to score, at the rate that is best on others."""
+        nats, rates = torch.full_like(self.short.nats, torch.nan), []
+        for number, split in enumerate(self.texts.splits(seed)):
+            path = self.folder / "dynamic" / f"{seed}-{number}.pt"
+            found = newer_states.kept(path, partial(self._adapted, split))
+            nats[self.rows(split.scored)] = found["nats"]
+            rates.append(float(found["rate"]))
+            print(f"{baselines.DYNAMIC}, split {number + 1}: done", flush=True)
+        return self.record(nats) | {"rates": rates}
+
+    def _adapted(self, split: Split) -> dict[str, Tensor]:
+        windows = list(newer_states.by_document(self.tokens, block=self.plan.block))
+        tuned, scored = ([one for i in some for one in windows[i]] for some in (split.tuned, split.scored))
+        some, rates = tuned[: self.plan.rate_blocks], self.plan.rates
+        tried = {rate: float(baselines.adapted(self.learning, some, rate).nats.mean()) for rate in rates}
+        best = min(tried, key=lambda rate: tried[rate])
+        scores = baselines.adapted(self.learning, scored, best)
+        return {"nats": torch.from_numpy(scores.nats), "rate": torch.tensor(best)}
+
+    @cached_property
+    def learning(self) -> MemoryLM:
+        return MemoryLM(PretrainedLM(pretrained=self.plan.model), [])
+
+    def told(self) -> dict[str, Any]:
+        """For the page: the documents and their bytes, and CPU seconds of a token."""
+        choice, texts = self.plan.choice, self.texts
+        what = f"this project's docs and source at `{choice.commit}`" if choice.train is None else name_of(choice.train)
+        if texts.shared_out:
+            how = (
+                f"A seed shares them out to {newer_texts.FOLDS} parts, of which 3 are stored, one is chosen on and one "
+                "is scored, each of them in turn: so every document is scored once by each seed."
+            )
+        else:
+            chosen_on, scored = arguments.told({"heldout": choice.heldout, "test": choice.test})
+            how = (
+                f"A seed draws four fifths of it to store, and four fifths of {chosen_on} to choose on; scored is "
+                f"{scored}."
+            )
+        near = self.near
+        asked = int((near[False].cache[:, 0] >= 0).sum())
+        return {
+            "model": name_of(self.plan.model),
+            "what": what,
+            "how": how,
+            "documents": len(texts.documents),
+            "tokens": sum(texts.sizes),
+            "names": [texts.documents[i].name for i in self.scored],
+            "bytes": self.sums(self.n_bytes * self.new),
+            "bytes_of_all": self.sums(self.n_bytes),
+            "seconds": [
+                self.short.seconds / len(self.short.nats),
+                self.long.seconds / len(self.long.nats),
+                near[False].seconds / asked,
+            ],
+            "bytes_of_a_token": self.short.states.shape[1] * self.short.states.element_size(),
+        }
+
+    def scores(self) -> Scores:
+        """Of the documents to choose on, of the first split."""
+        rows = self.rows(self.texts.splits(self.plan.seeds[0])[0].tuned)
+        columns = (self.short.targets, self.short.documents, self.short.positions)
+        targets, documents, positions = (column[rows].numpy() for column in columns)
+        return Scores(self.short.nats[rows].numpy(), targets, documents, positions, positions % self.plan.block)
+
+
+def _chosen(each: Sequence[Mixed]) -> dict[str, Any]:
+    """Means over the splits, and every temperature."""
+    if not each:
+        return {}
+    return {
+        "tuning_nats": float(np.mean([mixed.tuning_nats for mixed in each])),
+        "weights": np.mean([mixed.weights for mixed in each], axis=0).tolist(),
+        "temperatures": [mixed.temperatures for mixed in each],
+    }
+
+
+def run(plan: Plan, folder: Path, *, quick: bool = False) -> None:
+    """Every arm and seed that is not done yet."""
+    with store.counted(folder):
+        experiment = Experiment(plan, folder)
+        first = experiment.texts.splits(plan.seeds[0])[0]
+        for part, numbers in asdict(first).items():
+            newer_texts.write(folder / "texts" / part, [experiment.texts.documents[i] for i in numbers])
+        entry.keep(folder, 0, experiment.scores())
+    if not entry.proceed(folder, plan.rules, quick=quick):
+        return
+    with store.counted(folder):
+        (folder / newer_page.TEXTS).write_text(json.dumps(experiment.told()), encoding="utf-8")
+    for seed in plan.seeds:
+        _do(folder, seed, (*MIXTURES, ALONE), lambda seed=seed: experiment.mixtures(seed))
+        if importlib.util.find_spec("pyppmd"):
+            _do(folder, seed, (baselines.PPMD,), lambda seed=seed: {baselines.PPMD: experiment.ppmd(seed)})
+    for seed in plan.seeds[: plan.dynamic_seeds]:
+        _do(folder, seed, (baselines.DYNAMIC,), lambda seed=seed: {baselines.DYNAMIC: experiment.dynamic(seed)})
+
+
+def _do(folder: Path, seed: int, arms: Sequence[str], make: Callable[[], dict[str, dict[str, Any]]]) -> None:
+    """What of these is not there yet."""
+    done = {(record["arm"], record["seed"]) for record in store.records(folder)}
+    missing = [arm for arm in arms if (arm, seed) not in done]
+    if not missing:
+        return
+    with store.counted(folder):
+        found = make()
+    for arm in missing:
+        store.append(folder, {"arm": arm, "seed": seed, **found[arm]})
+    print(f"{', '.join(missing)}, seed {seed}: done", flush=True)
 
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.newer", description=__doc__)
-    parser.add_argument("--commit", default=COMMIT, help="whose files are read")
-    parser.add_argument("--tokens", type=int, default=newer_texts.Choice.tokens, help="of all files together, at most")
+    add_texts(parser)
+    parser.add_argument("--quick", action="store_true", help="in small: one seed, few tokens")
+    parser.add_argument("--commit", default=newer_texts.COMMIT, help="whose docs and source are read without texts")
+    parser.add_argument("--tokens", type=int, default=Choice.tokens, help="of all documents together, at most")
     parser.add_argument("--model", default="models/smollm2", help="a directory of Hugging Face's")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_newer"), help="where results are kept")
+    parser.add_argument("--out", default=None, help="folder of the page; docs, or with --quick WORK")
     plans.add_allowance(parser)
     options = parser.parse_args(words)
+    if not Path(options.model).is_dir():
+        print(f"{options.model} is missing, so the part on a pretrained model is left out: `make smollm2` brings it")
+        return
+    if options.train is None and (options.heldout, options.test) != (None, None):
+        raise InputError("--heldout and --test need --train (make: TRAIN): the text to store")
     torch.set_num_threads(1)
-    plan = Plan(options.model, newer_texts.Choice(options.commit, options.tokens))
+    choice = Choice(options.train, options.heldout, options.test, options.commit, options.tokens)
+    plan = Plan(options.model, choice)
+    plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    plans.begin(folder, plan.rules, quick=False, allow_uncommitted=options.allow_uncommitted)
-    print(run(plan, folder))
-    print(plans.told(folder, plan.rules, [record["arm"] for record in store.records(folder)]))
+    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    run(plan, folder, quick=options.quick)
+    out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
+    print(newer_page.write(folder, plan.rules, out, command=command_of("experiment-memory", options)))
 
 
 if __name__ == "__main__":

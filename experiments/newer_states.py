@@ -1,15 +1,18 @@
-"""What a model makes of a text, computed once for all arms: its states, and its nats of every token.
+"""What a model makes of each document, computed once and kept: its states, and its nats of every token.
 
-Shapes: N scored tokens, T positions of a block, D width.
+Shapes: N scored tokens of all documents, n of one, T positions of a block, D width.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,93 +20,86 @@ from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import TokenWindows
 from lightning_app.io import replacing
-from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.losses import IGNORE, token_nll
 
-CHUNK = 256  # tokens that are searched for at once
+Columns = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Read:
-    """A text as a model reads it.
+    """Documents as a model reads them, each by itself in windows of `block` tokens that do not overlap.
 
     Attributes:
-        states: (N, D) last ones, from which each token was predicted; (0, D) where they are not kept.
+        states: (N, D) last ones, from which each token was predicted.
         nats: (N,) float64 of each token.
+        entropies: (N,) nats of the model's prediction.
         targets: (N,) the tokens.
-        ids: (N,) the tokens before them.
-        documents: (N,) index of each one's document.
-        keys: (N,) key of it.
-        positions: (N,) of `ids` within it.
-        seconds: CPU time.
+        positions: (N,) of the token before each within its document.
+        ends: where each document ends.
+        seconds: CPU time of all.
     """
 
     states: Tensor
     nats: Tensor
+    entropies: Tensor
     targets: Tensor
-    ids: Tensor
-    documents: Tensor
-    keys: Tensor
     positions: Tensor
-    seconds: Tensor
-
-    @property
-    def width(self) -> int:
-        return self.states.shape[1]
+    ends: list[int]
+    seconds: float
 
     @property
     def p(self) -> Tensor:
         """(N,) the model's probability of each token."""
         return (-self.nats).exp()
 
-    def contexts(self) -> Iterator[tuple[slice, TokenContext]]:
-        """The text in chunks (1, T), each token new."""
-        for start in range(0, len(self.nats), CHUNK):
-            at = slice(start, min(start + CHUNK, len(self.nats)))
-            yield (
-                at,
-                TokenContext.of(
-                    ids=self.ids[None, at],
-                    next_ids=self.targets[None, at],
-                    documents=self.keys[None, at],
-                    positions=self.positions[None, at],
-                    new=torch.ones(1, at.stop - at.start, dtype=torch.bool),
-                    rows=torch.zeros(1, dtype=torch.int64),
-                    segments=torch.zeros(at.stop - at.start, dtype=torch.int64),
-                ),
-            )
+    def of(self, document: int) -> slice:
+        return slice(self.ends[document - 1] if document else 0, self.ends[document])
+
+    @property
+    def documents(self) -> Tensor:
+        """(N,) number of each token's document."""
+        return torch.arange(len(self.ends)).repeat_interleave(torch.tensor([0, *self.ends]).diff())
 
 
-def read_once(
-    path: Path,
-    backbone: Callable[[], Backbone],
-    tokens: TokenArray,
-    *,
-    block: int,
-    by_document: bool,
-    keep_states: bool = True,
-) -> Read:
-    """From the file if it is there. Windows of `block` tokens do not overlap, as in `validate`."""
+def digest_of(model: str) -> str:
+    """Of the weights in a directory: what is kept is theirs."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(model).glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def kept(path: Path, make: Callable[[], Columns]) -> Columns:
+    """From the file if it is there, else made and kept."""
     if path.exists():
-        return Read(**torch.load(path, weights_only=True))
-    windows = windows_of(tokens, block=block, by_document=by_document)
-    start, parts = time.process_time(), []
-    for i, window in enumerate(windows):
-        parts.append(_of_window(backbone(), window, keep_states=keep_states))
-        if i % 50 == 0:
-            print(f"{path.stem}: window {i + 1} of {len(windows)}", flush=True)
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    found = Read(*columns, seconds=torch.tensor(time.process_time() - start))
+        return dict(torch.load(path, weights_only=True))
+    columns = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        torch.save({one.name: getattr(found, one.name) for one in fields(found)}, file)
-    return found
+        torch.save(columns, file)
+    return columns
 
 
-def windows_of(tokens: TokenArray, *, block: int, by_document: bool) -> list[Batch]:
-    """A text (1, T) by (1, T), T at most `block`: padding is cut off."""
-    windows = TokenWindows(tokens, min(block, tokens.n_tokens - 1), respect_documents=by_document)
-    return [_real(windows.__getitems__([i])) for i in range(len(windows))]
+def read(tokens: TokenArray, backbone: Callable[[], Backbone], *, block: int, folder: Path) -> Read:
+    """All documents; `folder` is for a model and a block, and a document's file there named by its tokens."""
+    found = []
+    for windows in by_document(tokens, block=block):
+        document, key = (int(column[0, 0]) for column in (windows[0].document_ids, windows[0].document_keys))
+        found.append(kept(folder / f"{key:016x}.pt", lambda windows=windows: _made(backbone(), windows)))
+        print(f"{block} tokens at once: document {document + 1} of {tokens.n_documents}", flush=True)
+    columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    ends = np.cumsum([len(one["nats"]) for one in found]).tolist()
+    return Read(**columns | {"seconds": float(columns["seconds"].sum())}, ends=ends)  # type: ignore[arg-type]
+
+
+def by_document(tokens: TokenArray, *, block: int) -> Iterator[list[Batch]]:
+    """Windows (1, T) of each document, T at most `block`: padding is cut off."""
+    windows = TokenWindows(tokens, min(block, tokens.n_tokens - 1), respect_documents=True)
+    batches = (_real(windows.__getitems__([i])) for i in range(len(windows)))
+    for _, some in groupby(batches, key=lambda batch: int(batch.document_ids[0, 0])):
+        yield list(some)
 
 
 def _real(batch: Batch) -> Batch:
@@ -111,12 +107,23 @@ def _real(batch: Batch) -> Batch:
     return batch.each(lambda column: column[:, :length])
 
 
+def _made(backbone: Backbone, windows: Sequence[Batch]) -> Columns:
+    start = time.process_time()
+    parts = [_of_window(backbone, window) for window in windows]
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return columns | {"seconds": torch.tensor([time.process_time() - start])}
+
+
 @torch.no_grad()
-def _of_window(backbone: Backbone, batch: Batch, *, keep_states: bool) -> tuple[Tensor, ...]:
-    """All columns of `Read` but the time."""
+def _of_window(backbone: Backbone, batch: Batch) -> Columns:
     scored = batch.targets[0] != IGNORE
     states = backbone.hidden(backbone.embed(batch.input_ids)).last[:, scored]
-    nats = token_nll(backbone.logits(states), batch.targets[:, scored])[0].double()
-    others = (batch.targets, batch.input_ids, batch.document_ids, batch.document_keys, batch.positions)
-    kept = states[0].float() if keep_states else states[0, :0].float()
-    return (kept, nats, *(column[0, scored] for column in others))
+    logits, targets = backbone.logits(states), batch.targets[:, scored]
+    entropies = torch.special.entr(logits.softmax(-1)).sum(-1)
+    return {
+        "states": states[0].float(),
+        "nats": token_nll(logits, targets)[0].double(),
+        "entropies": entropies[0],
+        "targets": targets[0],
+        "positions": batch.positions[0, scored],
+    }

@@ -1,5 +1,5 @@
-"""This project's docs and source at a commit as a text that is newer than a model: what a memory is built on, what its
-weights are chosen on, and what is scored.
+"""The documents that a memory is built on, that its weights are chosen on, and that are scored: this project's docs and
+source at a commit, which a model of before has not seen, or any texts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.texts import held_out, several
 from lightning_app.data.corpus import Document
 from lightning_app.data.overlap import WORDS, runs_of
 from lightning_app.data.token_array import TokenArray
@@ -19,54 +20,143 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-BYTES = range(1000, 20_001)  # of a file: no single one decides
-PARTS = {"built": 1 / 2, "tuned": 1 / 6, "scored": 1 / 3}  # shares of the tokens, of docs and of source alike
+COMMIT = "5c06773"  # whose files are read where no text is given
+BYTES = range(1000, 20_001)  # of a file of the commit: no single one decides
+FOLDS = 5  # of a text that is shared out: 3 are stored, 1 is chosen on, 1 is scored, each of them in turn
+SHARES = (3 / 5, 1 / 5, 1 / 5)  # of the tokens, where there are three texts
+DRAWN = 4 / 5  # of the tokens of a text to store, and of one to choose on, that a seed draws from three texts
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which files of the repository are read.
+    """Which documents are read.
 
     Attributes:
-        commit: whose files.
-        tokens: of all of them together, at most; docs come first.
-        seed: of their order.
+        train, heldout, test: sources to store, to choose on and to score. `train` alone is shared out, and so are the
+            files of the commit where there is none.
+        tokens: of all documents together, at most.
+        most: bytes of a file of the commit.
     """
 
-    commit: str
-    tokens: int = 100_000
-    seed: int = 0
+    train: str | None = None
+    heldout: str | None = None
+    test: str | None = None
+    commit: str = COMMIT
+    tokens: int = 50_000
+    most: int = BYTES.stop - 1
+
+    @property
+    def given(self) -> tuple[str | None, ...]:
+        return self.train, self.heldout, self.test
 
 
-def parts(choice: Choice, tokenizer: Tokenizer) -> dict[str, list[Document]]:
-    """Documents (files) by part; each kind, docs and source, is shared out by itself."""
-    left, found = choice.tokens, {name: list[Document]() for name in PARTS}
-    for documents in _kinds(choice):
-        chosen = []
-        for document in documents:
-            if (n := len(tokenizer.encode(document.text))) <= left:
-                left -= n
-                chosen.append((document, n))
-        for name, some in zip(PARTS, _shared_out([n for _, n in chosen], list(PARTS.values())), strict=True):
-            found[name] += [chosen[i][0] for i in some]
+@dataclass(frozen=True)
+class Split:
+    """Numbers of documents."""
+
+    stored: tuple[int, ...]
+    tuned: tuple[int, ...]
+    scored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All documents.
+
+    Attributes:
+        sizes: tokens of each.
+        parts: numbers of the documents to store, to choose on and to score; of a text that is shared out, of its kinds.
+        shared_out: whether each part is.
+    """
+
+    documents: list[Document]
+    sizes: list[int]
+    parts: list[list[int]]
+    shared_out: bool
+
+    def splits(self, seed: int) -> list[Split]:
+        """Each document that is to be scored is so in one of them."""
+        draw = np.random.default_rng((seed, 1))
+        if not self.shared_out:
+            stored, tuned, scored = self.parts
+            return [Split(self._most(stored, draw), self._most(tuned, draw), tuple(scored))]
+        folds = self._folds(draw)
+        return [
+            Split(_flat([fold for j, fold in enumerate(folds) if (j - i) % FOLDS > 1]), tuned, scored)
+            for i, (scored, tuned) in enumerate(zip(folds, [*folds[1:], folds[0]], strict=True))
+        ]
+
+    def _folds(self, draw: np.random.Generator) -> list[tuple[int, ...]]:
+        """Of each kind as many tokens in all of them as whole documents allow."""
+        folds: list[list[int]] = [[] for _ in range(FOLDS)]
+        for kind in self.parts:
+            order = draw.permutation(kind).tolist()
+            cuts = _shared_out([self.sizes[i] for i in order], [1 / FOLDS] * FOLDS)
+            for fold, cut in zip(folds, cuts, strict=True):
+                fold += [order[i] for i in cut]
+        if not all(folds):
+            raise InputError(
+                f"{len(self.documents)} documents cannot be shared out to {FOLDS} parts of about as many tokens: give "
+                "a text of more documents, or TRAIN, HELDOUT and TEST"
+            )
+        return [tuple(fold) for fold in folds]
+
+    def _most(self, part: Sequence[int], draw: np.random.Generator) -> tuple[int, ...]:
+        order = draw.permutation(part).tolist()
+        return tuple(order[i] for i in _shared_out([self.sizes[i] for i in order], [DRAWN, 1 - DRAWN])[0]) or (
+            order[0],
+        )
+
+
+def chosen(choice: Choice, tokenizer: Tokenizer) -> Texts:
+    """The documents in an order drawn at random, as many as fit into the tokens; the same text is in there once."""
+    parts, shares = _sources(choice)
+    draw = np.random.default_rng(0)
+    documents: list[Document] = []
+    sizes: list[int] = []
+    numbers: list[list[int]] = []
+    for part, share in zip(parts, np.cumsum(shares), strict=True):
+        limit = share * choice.tokens - sum(sizes)  # with what the parts before it left
+        some = _that_fit(part, {document.text for document in documents}, limit, tokenizer, draw)
+        numbers.append(list(range(len(documents), len(documents) + len(some))))
+        documents += [document for document, _ in some]
+        sizes += [size for _, size in some]
+    return Texts(documents, sizes, numbers, shared_out=choice.heldout is None)
+
+
+def _sources(choice: Choice) -> tuple[list[list[Document]], tuple[float, ...]]:
+    """By part, and their shares of the tokens."""
+    if choice.train is None:
+        return _of_commit(choice), (1 / 2, 1 / 2)
+    if choice.heldout is None:
+        return [several(choice.train)], (1.0,)
+    return [several(choice.train), *held_out(choice.heldout, choice.test)], SHARES
+
+
+def _that_fit(
+    documents: Sequence[Document], known: set[str], limit: float, tokenizer: Tokenizer, draw: np.random.Generator
+) -> list[tuple[Document, int]]:
+    """With their tokens."""
+    found = []
+    for i in draw.permutation(len(documents)):
+        size = len(tokenizer.encode(documents[i].text))
+        if 1 < size <= limit and documents[i].text not in known:
+            known.add(documents[i].text)
+            found.append((documents[i], size))
+            limit -= size
+    if not found:
+        raise InputError(f"none of {len(documents)} documents has {limit:,.0f} tokens or fewer: give more --tokens")
     return found
 
 
-def _kinds(choice: Choice) -> list[list[Document]]:
-    """Docs and source, each in an order drawn at random."""
+def _of_commit(choice: Choice) -> list[list[Document]]:
+    """Docs and source."""
     names = _git("ls-tree", "-r", "--name-only", choice.commit).splitlines()
     docs = [name for name in names if name.endswith(".md")]
     source = [name for name in names if name.startswith("lightning_app/") and name.endswith(".py")]
-    draw = np.random.default_rng(choice.seed)
-    shuffled = [[some[i] for i in draw.permutation(len(some))] for some in (docs, source)]
-    return [
-        [document for name in some if len((document := _file(choice.commit, name)).text.encode()) in BYTES]
-        for some in shuffled
-    ]
-
-
-def _file(commit: str, name: str) -> Document:
-    return Document(_git("show", f"{commit}:{name}"), name=name)
+    files = [[Document(_git("show", f"{choice.commit}:{name}"), name=name) for name in some] for some in (docs, source)]
+    sizes = range(BYTES.start, choice.most + 1)
+    return [[document for document in some if len(document.text.encode()) in sizes] for some in files]
 
 
 def _git(*words: str) -> str:
@@ -74,6 +164,10 @@ def _git(*words: str) -> str:
     if done.returncode:
         raise InputError(f"git {' '.join(words)} failed ({done.stderr.strip()}): the files come from a clone's history")
     return done.stdout
+
+
+def _flat(folds: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(i for fold in folds for i in fold)
 
 
 def _shared_out(sizes: Sequence[int], shares: Sequence[float]) -> list[range]:
@@ -87,7 +181,8 @@ def write(folder: Path, documents: Sequence[Document]) -> None:
     """One file each, as the commands `memory` and `validate` read them."""
     folder.mkdir(parents=True, exist_ok=True)
     for document in documents:
-        (folder / f"{document.name.replace('/', '-')}.txt").write_text(document.text, encoding="utf-8")
+        name = re.sub(r"[^\w.#-]", "-", document.name)
+        (folder / f"{name}.txt").write_text(document.text, encoding="utf-8")
 
 
 def bytes_of(tokens: TokenArray, tokenizer: Tokenizer) -> np.ndarray:
@@ -96,17 +191,16 @@ def bytes_of(tokens: TokenArray, tokenizer: Tokenizer) -> np.ndarray:
     return tokenizer.token_bytes()[tokens.ids[at]] + tokens.other_bytes(at)
 
 
-def new_tokens(
-    documents: Sequence[Document], known: Sequence[Document], *, n_bytes: np.ndarray, offsets: np.ndarray
-) -> np.ndarray:
-    """(N,) bool: the tokens that share no run of 8 words with a known document.
+def new_tokens(documents: Sequence[Document], *, n_bytes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) bool: the tokens that share no run of 8 words with another document.
 
     Args:
         n_bytes: (N,) of each token, see `bytes_of`.
         offsets: where each document's tokens begin, and N.
     """
-    seen = np.unique(np.concatenate([runs_of(document.text) for document in known]))
-    shared = [_shared(document.text, seen) for document in documents]
+    runs = [np.unique(runs_of(document.text)) for document in documents]
+    found, counts = np.unique(np.concatenate(runs), return_counts=True)
+    shared = [_shared(document.text, found[counts > 1]) for document in documents]
     of_each = zip(shared, np.split(n_bytes, offsets[1:-1]), strict=True)
     return np.concatenate([_untouched(bytes_shared, sizes) for bytes_shared, sizes in of_each])
 

@@ -141,7 +141,15 @@ def begin(folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool) -
     store.append(folder, run, RUNS)
 
 
-# The page
+# The page, and the results beside it
+
+
+def publish(folder: Path, rules: Rules, path: Path) -> None:
+    """All results, behind a line with their plan."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plan = {"plan": asdict(rules), "runs": store.records(folder, RUNS), "cpu_hours": round(store.cpu_hours(folder), 3)}
+    lines = [json.dumps(line) for line in (plan, *store.records(folder))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def told(folder: Path, rules: Rules, ran: Sequence[str]) -> str:

@@ -70,11 +70,11 @@ def cut(document: Document, starts: Sequence[int]) -> list[Document]:
 def held_out(heldout: str, test: str | None) -> tuple[list[Document], list[Document]]:
     """What everything is chosen on and what is scored: two texts, or the halves of one. One without documents, such as
     a single file without titles, is cut into pieces: intervals are over documents."""
-    texts = [_several(path) for path in (heldout, test) if path is not None]
+    texts = [several(path) for path in (heldout, test) if path is not None]
     return halves(texts[0]) if test is None else (texts[0], texts[1])
 
 
-def _several(path: str) -> list[Document]:
+def several(path: str) -> list[Document]:
     found = articles(path)
     return found if len(found) > 1 else pieces(path)
 
