@@ -106,8 +106,9 @@ speedrun: .venv/bench ## who learns most of a text in so many CPU seconds? into 
 TEXTS = $(if $(or $(TRAIN),$(FIRST)),--train "$(or $(TRAIN),$(FIRST))") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(TEST),--test "$(TEST)")
 SECOND_TEXT = $(if $(or $(SECOND),$(UNSEEN)),--second "$(or $(SECOND),$(UNSEEN))")
 
-experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (3 CPU hours at most are planned)
+experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (twice 3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.memory $(TEXTS) $(ARGS)
+	$(BIN)/python -m experiments.newer $(TEXTS) $(ARGS)
 
 experiment-art: .venv/user ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.continual $(TEXTS) $(SECOND_TEXT) $(ARGS)

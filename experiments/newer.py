@@ -30,8 +30,8 @@ from experiments import (
     arguments,
     baselines,
     entry,
+    newer_arms,
     newer_experts,
-    newer_gate,
     newer_page,
     newer_states,
     newer_texts,
@@ -39,7 +39,8 @@ from experiments import (
     store,
 )
 from experiments.arguments import ROOT, add_texts, called, command_of, name_of
-from experiments.newer_experts import SCALES, Near, best_of, p_of_memory
+from experiments.newer_arms import ALONE, COUNTS, MIXTURES, Expert, Mixed, Rows
+from experiments.newer_experts import Counts, Near
 from experiments.newer_states import Read
 from experiments.newer_texts import Choice, Split
 from experiments.runs import Scores
@@ -48,43 +49,9 @@ from lightning_app.data.compressors import ppmd_size
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.errors import InputError
-from lightning_app.memory.knn import mixture_weights
 from lightning_app.memory.model import MemoryLM
 from lightning_app.models.pretrained import PretrainedLM
 
-PLAIN, LONG = "512 tokens of context", "2,048 tokens of context"
-COUNTS, CACHE, KNN, STORING = "n-grams", "cache", "kNN", "kNN, storing"
-ALONE = "n-grams alone"
-ALL = (KNN, COUNTS, CACHE)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """What joins the model; with the longer context, and with weights for each token, or not."""
-
-    kinds: tuple[str, ...] = ()
-    long: bool = False
-    gated: bool = False
-
-
-MIXTURES = {
-    PLAIN: Mixture(),
-    LONG: Mixture(long=True),
-    "n-grams": Mixture((COUNTS,)),
-    "cache": Mixture((CACHE,)),
-    "n-grams + cache": Mixture((COUNTS, CACHE)),
-    "n-grams + cache, gated": Mixture((COUNTS, CACHE), gated=True),
-    "kNN": Mixture((KNN,)),
-    "kNN, storing": Mixture((STORING,)),
-    "kNN, gated": Mixture((KNN,), gated=True),
-    "kNN, storing, gated": Mixture((STORING,), gated=True),
-    "kNN + n-grams + cache": Mixture(ALL),
-    "kNN + n-grams + cache, gated": Mixture(ALL, gated=True),
-    "2,048 + n-grams + cache, gated": Mixture((COUNTS, CACHE), long=True, gated=True),
-    "2,048 + kNN": Mixture((KNN,), long=True),
-    "2,048 + kNN, gated": Mixture((KNN,), long=True, gated=True),
-    "2,048 + kNN + n-grams + cache, gated": Mixture(ALL, long=True, gated=True),
-}
 RULES = plans.read("newer")
 
 
@@ -119,33 +86,6 @@ def quick(plan: Plan) -> Plan:
     """In small, to see that it runs."""
     small = replace(plan.choice, tokens=8000, most=3000)
     return replace(plan, choice=small, seeds=plan.seeds[:1], rates=plan.rates[1:2])
-
-
-@dataclass(frozen=True)
-class Side:
-    """What an expert says of tokens: (Q,) probabilities, and (Q, F) what a gate may know before each."""
-
-    p: Tensor
-    signs: Tensor
-
-
-@dataclass(frozen=True)
-class Expert:
-    """A cache, a memory, counts or the model itself, of the tokens to choose on and of those to score."""
-
-    tuned: Side
-    scored: Side
-    temperature: float | None = None
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """The model with some experts: nats of the tokens to score, and what was chosen."""
-
-    nats: Tensor
-    tuning_nats: float
-    weights: list[float]
-    temperatures: list[float | None]
 
 
 class Experiment:
@@ -236,92 +176,37 @@ class Experiment:
 
     # Experts, and the arms that are mixtures of them with the model
 
-    def experts(self, split: Split, *, long: bool) -> dict[str, Expert]:
-        """Those that are read off states."""
-        read, near = (self.long if long else self.short), self.near[long]
-        tuned, scored = self.rows(split.tuned), self.rows(split.scored)
-        stored = torch.isin(read.documents, torch.tensor(split.stored))
-        finite = near.distances[tuned][near.distances[tuned].isfinite()]
-        scale = float(finite.double().mean()) if len(finite) else 1.0
-
-        def memory(own: bool, rows: Tensor) -> newer_experts.Candidates:
-            found = newer_experts.in_memory(near, rows, stored)
-            return newer_experts.joined(found, newer_experts.before(near, rows)) if own else found
-
-        def found_by(look: Callable[[Tensor], newer_experts.Candidates]) -> Expert:
-            of_tuned, of_scored = look(tuned), look(scored)
-            T = scale * SCALES[best_of(read.p[tuned], lambda g: p_of_memory(of_tuned, read, tuned, scale * SCALES[g]))]
-            return Expert(
-                *(
-                    Side(p_of_memory(of, read, rows, T), newer_experts.signs(of, read, T))
-                    for of, rows in ((of_tuned, tuned), (of_scored, scored))
-                ),
-                T,
-            )
-
-        return {
-            KNN: found_by(partial(memory, False)),
-            STORING: found_by(partial(memory, True)),
-            CACHE: self._cache(read, near, tuned, scored, scale),
-        }
-
-    def _cache(self, read: Read, near: Near, tuned: Tensor, scored: Tensor, scale: float) -> Expert:
-        best = best_of(read.p[tuned], partial(newer_experts.p_of_cache, near, read, tuned))
-        sides = [
-            Side(
-                newer_experts.p_of_cache(near, read, rows, best),
-                newer_experts.signs(newer_experts.before(near, rows), read, scale / 8),
-            )
-            for rows in (tuned, scored)
-        ]
-        return Expert(*sides, newer_experts.thetas_of(read)[best])
-
-    def counts(self, split: Split) -> Expert:
-        counts = newer_experts.Counts(self.tokens, self.short, split.stored, self.tokenizer.vocab_size)
-        return Expert(*(Side(counts.p(asked), counts.signs(asked)) for asked in (split.tuned, split.scored)))
-
-    def model(self, split: Split, *, long: bool) -> Expert:
-        read = self.long if long else self.short
-        rows = (self.rows(split.tuned), self.rows(split.scored))
-        return Expert(*(Side(read.p[some], read.entropies[some, None].double()) for some in rows))
-
-    def mixed(self, experts: Sequence[Expert], *, gated: bool) -> Mixed:
-        """The model comes first."""
-        tuned, scored = (
-            [
-                torch.stack([getattr(one, side).p for one in experts], dim=1),
-                torch.cat([getattr(one, side).signs for one in experts], dim=1),
-            ]
-            for side in ("tuned", "scored")
-        )
-        weights = mixture_weights(tuned[0])
-        if gated:
-            gate = newer_gate.learned(*tuned, weights=weights)
-            p_tuned, p_scored, weights = gate.mixed(*tuned), gate.mixed(*scored), gate.shares(scored[1]).mean(0)
-        else:
-            p_tuned, p_scored = tuned[0] @ weights, scored[0] @ weights
-        temperatures = [one.temperature for one in experts[1:]]
-        return Mixed(-p_scored.log(), float(-p_tuned.log().mean()), weights.tolist(), temperatures)
-
     def mixtures(self, seed: int) -> dict[str, dict[str, Any]]:
         """Records of all of these arms."""
         nats = {arm: torch.full_like(self.short.nats, torch.nan) for arm in (*MIXTURES, ALONE)}
         chosen: dict[str, list[Mixed]] = {arm: [] for arm in MIXTURES}
         for number, split in enumerate(self.texts.splits(seed)):
-            counts, rows = self.counts(split), self.rows(split.scored)
-            nats[ALONE][rows] = -counts.scored.p.log()
-            experts = {long: {COUNTS: counts, **self.experts(split, long=long)} for long in (False, True)}
+            rows = self.rows(split.scored)
+            experts = {long: self.experts(split, long=long) for long in (False, True)}
+            nats[ALONE][rows] = -experts[False][COUNTS].scored.p.log()
             for arm, mixture in MIXTURES.items():
-                some = [experts[mixture.long][kind] for kind in mixture.kinds]
-                mixed = self.mixed([self.model(split, long=mixture.long), *some], gated=mixture.gated)
+                some = [experts[mixture.long][kind] for kind in ("", *mixture.kinds)]
+                mixed = newer_arms.mixed(some, gated=mixture.gated)
                 nats[arm][rows] = mixed.nats
                 chosen[arm].append(mixed)
             print(f"seed {seed}, split {number + 1}: done", flush=True)
         return {arm: self.record(nats[arm]) | _chosen(chosen.get(arm, [])) for arm in nats}
 
+    def experts(self, split: Split, *, long: bool) -> dict[str, Expert]:
+        """By name; the model has none."""
+        read = self.long if long else self.short
+        stored = torch.isin(read.documents, torch.tensor(split.stored))
+        rows = Rows(self.rows(split.tuned), self.rows(split.scored), stored)
+        counts = Counts(self.tokens, read, split.stored, self.tokenizer.vocab_size)
+        return {
+            "": newer_arms.of_model(read, rows),
+            COUNTS: newer_arms.of_counts(counts, split.tuned, split.scored),
+            **newer_arms.of_states(read, self.near[long], rows),
+        }
+
     # The other arms
 
-    def ppmd(self, seed: int) -> dict[str, Any]:
+    def ppmd(self, seed: int) -> dict[str, dict[str, Any]]:
         """Of whole documents, each after what is stored: it knows no tokens."""
         bits = np.zeros(len(self.texts.documents))
         texts = [document.text.encode() for document in self.texts.documents]
@@ -330,9 +215,9 @@ class Experiment:
             before = ppmd_size(stored)
             for i in split.scored:
                 bits[i] = 8 * (ppmd_size(stored + texts[i]) - before)
-        return {"nats_of_all": [round(float(bits[i] * np.log(2)), 4) for i in self.scored]}
+        return {baselines.PPMD: {"nats_of_all": [round(float(bits[i] * np.log(2)), 4) for i in self.scored]}}
 
-    def dynamic(self, seed: int) -> dict[str, Any]:
+    def dynamic(self, seed: int) -> dict[str, dict[str, Any]]:
         """The model that learns what it has read of the documents to score, at the rate that is best on others."""
         nats, rates = torch.full_like(self.short.nats, torch.nan), []
         for number, split in enumerate(self.texts.splits(seed)):
@@ -341,7 +226,7 @@ class Experiment:
             nats[self.rows(split.scored)] = found["nats"]
             rates.append(float(found["rate"]))
             print(f"{baselines.DYNAMIC}, split {number + 1}: done", flush=True)
-        return self.record(nats) | {"rates": rates}
+        return {baselines.DYNAMIC: self.record(nats) | {"rates": rates}}
 
     def _adapted(self, split: Split) -> dict[str, Tensor]:
         windows = list(newer_states.by_document(self.tokens, block=self.plan.block))
@@ -422,21 +307,21 @@ def run(plan: Plan, folder: Path, *, quick: bool = False) -> None:
     with store.counted(folder):
         (folder / newer_page.TEXTS).write_text(json.dumps(experiment.told()), encoding="utf-8")
     for seed in plan.seeds:
-        _do(folder, seed, (*MIXTURES, ALONE), lambda seed=seed: experiment.mixtures(seed))
+        _do(folder, seed, (*MIXTURES, ALONE), experiment.mixtures)
         if importlib.util.find_spec("pyppmd"):
-            _do(folder, seed, (baselines.PPMD,), lambda seed=seed: {baselines.PPMD: experiment.ppmd(seed)})
+            _do(folder, seed, (baselines.PPMD,), experiment.ppmd)
     for seed in plan.seeds[: plan.dynamic_seeds]:
-        _do(folder, seed, (baselines.DYNAMIC,), lambda seed=seed: {baselines.DYNAMIC: experiment.dynamic(seed)})
+        _do(folder, seed, (baselines.DYNAMIC,), experiment.dynamic)
 
 
-def _do(folder: Path, seed: int, arms: Sequence[str], make: Callable[[], dict[str, dict[str, Any]]]) -> None:
+def _do(folder: Path, seed: int, arms: Sequence[str], make: Callable[[int], dict[str, dict[str, Any]]]) -> None:
     """What of these is not there yet."""
     done = {(record["arm"], record["seed"]) for record in store.records(folder)}
     missing = [arm for arm in arms if (arm, seed) not in done]
     if not missing:
         return
     with store.counted(folder):
-        found = make()
+        found = make(seed)
     for arm in missing:
         store.append(folder, {"arm": arm, "seed": seed, **found[arm]})
     print(f"{', '.join(missing)}, seed {seed}: done", flush=True)
@@ -446,6 +331,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.newer", description=__doc__)
     add_texts(parser)
     parser.add_argument("--quick", action="store_true", help="in small: one seed, few tokens")
+    parser.add_argument("--workers", help="of the other part of `make experiment-memory`; here one process does all")
     parser.add_argument("--commit", default=newer_texts.COMMIT, help="whose docs and source are read without texts")
     parser.add_argument("--tokens", type=int, default=Choice.tokens, help="of all documents together, at most")
     parser.add_argument("--model", default="models/smollm2", help="a directory of Hugging Face's")

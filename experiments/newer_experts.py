@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,11 +56,10 @@ def thetas_of(read: Read) -> list[float]:
 def near(read: Read, *, storable: Sequence[int], asked: Sequence[int], folder: Path) -> Near:
     """Of documents that are chosen on or scored, among those that can be stored; `folder` has a file for each."""
     may = torch.isin(read.documents, torch.tensor(storable))
-    found = []
-    for i in range(len(read.ends)):
-        make = _searched if i in asked else _nothing
-        found.append(kept(folder / f"{i}.pt", lambda i=i, make=make: make(read, i, may)))
-        print(f"searched for document {i + 1} of {len(read.ends)}", flush=True)
+    found = [
+        kept(folder / f"{i}.pt", partial(_searched if i in asked else _nothing, read, i, may))
+        for i in range(len(read.ends))
+    ]
     columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     return Near(**columns | {"seconds": float(columns["seconds"].sum())})  # type: ignore[arg-type]
 
@@ -111,6 +111,13 @@ def _cache(read: Read, rows: slice, own: slice, inner: Tensor) -> Tensor:
     match = read.targets[own] == read.targets[rows, None]
     p = torch.stack([p_of_target(-inner, match, temperature=T) for T in thetas_of(read)], dim=1)
     return p.where(inner.isfinite().any(-1, keepdim=True), -1.0)
+
+
+def usual_distance(near: Near, rows: Tensor) -> float:
+    """Mean distance to what is near."""
+    found = near.distances[rows]
+    finite = found[found.isfinite()]
+    return float(finite.double().mean()) if len(finite) else 1.0
 
 
 def p_of_cache(near: Near, read: Read, rows: Tensor, number: int) -> Tensor:

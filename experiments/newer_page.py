@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import baselines, entry, plans
+from experiments import baselines, entry, plans, report
 from experiments.statistics import HOW, Interval, change
 from experiments.store import Record, records
 
@@ -91,13 +91,14 @@ def write(folder: Path, rules: plans.Rules, out: Path, *, command: str) -> str:
 
 
 def _put(path: Path, page: str) -> None:
-    """In place of the section that is there, or at the end."""
+    """In place of the section that is there, or before the last one, which `experiments.memory` writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    start = before.find(SECTION)
+    start = before.find(SECTION) if SECTION in before else before.find(report.SECTION)
     start = len(before) if start < 0 else start
-    after = re.search(r"^## ", before[start + len(SECTION) :], re.MULTILINE)
-    rest = before[start + len(SECTION) + after.start() :] if after else ""
+    after = before[start:].removeprefix(SECTION)
+    next_one = re.search(r"^## ", after, re.MULTILINE)
+    rest = after[next_one.start() :] if next_one else ""
     path.write_text(f"{before[:start]}{page}{chr(10) if rest else ''}{rest}", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def kept(path: Path, make: Callable[[], Columns]) -> Columns:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         torch.save(columns, file)
+    print(f"{path.parent.name}/{path.stem}: kept", flush=True)
     return columns
 
 
@@ -86,9 +88,8 @@ def read(tokens: TokenArray, backbone: Callable[[], Backbone], *, block: int, fo
     """All documents; `folder` is for a model and a block, and a document's file there named by its tokens."""
     found = []
     for windows in by_document(tokens, block=block):
-        document, key = (int(column[0, 0]) for column in (windows[0].document_ids, windows[0].document_keys))
-        found.append(kept(folder / f"{key:016x}.pt", lambda windows=windows: _made(backbone(), windows)))
-        print(f"{block} tokens at once: document {document + 1} of {tokens.n_documents}", flush=True)
+        key = int(windows[0].document_keys[0, 0])
+        found.append(kept(folder / f"{key:016x}.pt", partial(_made, backbone, windows)))
     columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     ends = np.cumsum([len(one["nats"]) for one in found]).tolist()
     return Read(**columns | {"seconds": float(columns["seconds"].sum())}, ends=ends)  # type: ignore[arg-type]
@@ -107,9 +108,9 @@ def _real(batch: Batch) -> Batch:
     return batch.each(lambda column: column[:, :length])
 
 
-def _made(backbone: Backbone, windows: Sequence[Batch]) -> Columns:
-    start = time.process_time()
-    parts = [_of_window(backbone, window) for window in windows]
+def _made(backbone: Callable[[], Backbone], windows: Sequence[Batch]) -> Columns:
+    model, start = backbone(), time.process_time()
+    parts = [_of_window(model, window) for window in windows]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return columns | {"seconds": torch.tensor([time.process_time() - start])}
 

@@ -1,21 +1,38 @@
-"""The files of a commit are shared out, what they share is left out, and the arms are what the readers compute."""
+"""Texts are shared out so that each document is scored once, what they share is left out, and the arms are what the
+readers compute."""
 
 from __future__ import annotations
 
+import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from experiments import baselines, newer, newer_arms, newer_states, newer_texts, store
+from experiments import (
+    baselines,
+    newer,
+    newer_arms,
+    newer_experts,
+    newer_gate,
+    newer_page,
+    newer_states,
+    newer_texts,
+    plans,
+    report,
+    store,
+)
+from experiments.newer_texts import Choice
 from experiments.runs import context_of
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import prepare_tokens
-from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers.base import Reader, TokenContext
+from lightning_app.memory.readers.distribution import CacheReader, KNNReader
 from lightning_app.models.losses import token_nll
 from lightning_app.peers import token_ids
 from tests import families, tokenizers
@@ -47,89 +64,232 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "HEAD"
 
 
-def test_docs_and_source_are_in_every_part_and_no_file_is_in_two(commit: str):
-    choice = newer_texts.Choice(commit, tokens=10_000)
-    found = newer_texts.parts(choice, tokenizers.made("smollm2"))
-    names = {part: [document.name for document in documents] for part, documents in found.items()}
-    assert sorted(name for some in names.values() for name in some) == sorted(
+def test_each_document_is_scored_once_by_a_seed_and_never_stored_then(commit: str):
+    texts = newer_texts.chosen(Choice(commit=commit, tokens=10_000), tokenizers.made("smollm2"))
+    assert sorted(document.name for document in texts.documents) == sorted(
         [*(f"doc{i}.md" for i in range(8)), *(f"lightning_app/part{i}.py" for i in range(12))]
     )
-    assert {part: (sum(n.endswith(".md") for n in some), len(some)) for part, some in names.items()} == {
-        "built": (4, 10),
-        "tuned": (1, 3),
-        "scored": (3, 7),
-    }
-    assert all(document.text != "changed" for documents in found.values() for document in documents)
-    assert names["built"] != sorted(names["built"])
-    tokens = sum(len(tokenizers.made("smollm2").encode(d.text)) for some in found.values() for d in some)
-    fewer = newer_texts.parts(newer_texts.Choice(commit, tokens=tokens // 4), tokenizers.made("smollm2"))
-    assert 0 < sum(len(some) for some in fewer.values()) < 6
+    assert all(document.text != "changed" for document in texts.documents)
+    splits = texts.splits(0)
+    assert len(splits) == 5
+    assert sorted(i for split in splits for i in split.scored) == list(range(20))
+    for split in splits:
+        assert sorted((*split.stored, *split.tuned, *split.scored)) == list(range(20))
+        of_docs = [sum(texts.documents[i].name.startswith("doc") for i in part) for part in vars(split).values()]
+        assert of_docs[0] in (4, 5, 6)
+        assert min(of_docs) >= 1
+    assert texts.splits(0) == splits
+    assert texts.splits(1)[0] != splits[0]
+
+
+def test_as_many_are_read_as_fit_into_the_tokens(commit: str):
+    tokenizer = tokenizers.made("smollm2")
+    whole = newer_texts.chosen(Choice(commit=commit, tokens=10_000), tokenizer)
+    fewer = newer_texts.chosen(Choice(commit=commit, tokens=sum(whole.sizes) // 2), tokenizer)
+    assert 6 <= len(fewer.documents) <= 12
+    assert sum(fewer.sizes) <= sum(whole.sizes) // 2
+    with pytest.raises(InputError, match=r"none of 8 documents has 5 tokens or fewer: give more --tokens"):
+        newer_texts.chosen(Choice(commit=commit, tokens=10), tokenizer)
+    with pytest.raises(InputError, match=r"2 documents cannot be shared out to 5 parts"):
+        replace(whole, documents=whole.documents[:2], parts=[[0, 1]]).splits(0)
+
+
+def test_three_texts_keep_their_roles(tmp_path: Path):
+    for name, numbers in {"train": range(10), "heldout": range(8, 14), "test": range(20, 23)}.items():
+        (tmp_path / name).mkdir()
+        for i in numbers:
+            (tmp_path / name / f"{i}.txt").write_text(prose(i))
+    given = (str(tmp_path / name) for name in ("train", "heldout", "test"))
+    texts = newer_texts.chosen(Choice(*given, tokens=10_000), tokenizers.made("smollm2"))
+    assert [len(part) for part in texts.parts] == [10, 4, 3]  # what is to be learned is not chosen on
+    (one,), (other,) = texts.splits(0), texts.splits(1)
+    assert (len(one.stored), len(one.tuned), one.scored) == (8, 3, (14, 15, 16))
+    assert {*one.stored} < {*texts.parts[0]}
+    assert {*one.stored} != {*other.stored}
+    halves = newer_texts.chosen(Choice(str(tmp_path / "train"), str(tmp_path / "heldout")), tokenizers.made("smollm2"))
+    assert [len(part) for part in halves.parts] == [10, 3, 1]
 
 
 def test_without_its_history_the_commit_is_named(commit: str):
     with pytest.raises(InputError, match=r"git ls-tree .* 0123abc failed .*from a clone's history"):
-        newer_texts.parts(newer_texts.Choice("0123abc"), tokenizers.made("smollm2"))
+        newer_texts.chosen(Choice(commit="0123abc"), tokenizers.made("smollm2"))
 
 
 def test_tokens_of_shared_runs_of_8_words_are_left_out(tmp_path: Path):
     tokenizer = tokenizers.made("smollm2")
     shared = "one twö three  four\nfive six seven eight"
-    document = Document(f"Before it {shared} and 'nine' after it.")
-    known = [Document(f"elsewhere {shared.replace('  ', ' ')} ends"), Document("nine after it. and so on and on on")]
-    tokens = prepare_tokens([document, Document("short")], tokenizer, tmp_path)
+    documents = [
+        Document(f"Before it {shared} and 'nine' after it."),
+        Document("short"),
+        Document(f"elsewhere {shared.replace('  ', ' ')} ends"),
+        Document("nine after it. and so on and on on"),
+    ]
+    tokens = prepare_tokens(documents, tokenizer, tmp_path)
     assert tokens.has_other_bytes  # it has no token for ö
     n_bytes = newer_texts.bytes_of(tokens, tokenizer)
-    assert n_bytes.sum() == len((document.text + "short").encode())
-    new = newer_texts.new_tokens([document, Document("short")], known, n_bytes=n_bytes, offsets=tokens.offsets)
-    ids = tokenizer.encode(document.text)
+    assert n_bytes.sum() == len("".join(document.text for document in documents).encode())
+    new = newer_texts.new_tokens(documents, n_bytes=n_bytes, offsets=tokens.offsets)
+    ids = tokenizer.encode(documents[0].text)
     kept = b"".join(tokenizer.decode_bytes([x]) for x, one in zip(ids, new, strict=False) if one).decode()
     assert kept == "Before it and 'nine' after it."
-    assert new[len(ids) :].all()  # the end of text, and the other document
-    assert len(new) == len(ids) + 1 + len(tokenizer.encode("short")) + 1
+    assert new[len(ids) : tokens.offsets[2]].all()  # the end of text, and the other document
+    assert new[tokens.offsets[3] :].all()
+    assert len(new) == tokens.n_tokens
+
+
+def test_a_gate_learns_whom_to_listen_to():
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 2, generator=draw, dtype=torch.float64)
+    first_knows = features[:, 0] > 0
+    p = torch.stack([torch.where(first_knows, 0.9, 0.1), torch.where(first_knows, 0.1, 0.9)], dim=1).double()
+    even = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    gate = newer_gate.learned(p, features, weights=even)
+    assert float(-gate.mixed(p, features).log().mean()) < 0.25 < float(-(p @ even).log().mean()) - 0.4
+    torch.testing.assert_close(gate.shares(features).sum(-1), torch.ones(400, dtype=torch.float64))
+    constant = newer_gate.learned(p, torch.ones_like(features), weights=even)  # nothing to tell by
+    assert float(-constant.mixed(p, torch.ones_like(features)).log().mean()) == pytest.approx(0.693, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(families.save("LLaMA", tmp_path_factory.mktemp("newer") / "model"))
+
+
+@pytest.fixture
+def plan(model: str, commit: str) -> newer.Plan:
+    choice = Choice(commit=commit, tokens=1800)
+    return newer.Plan(model, choice, seeds=(0, 1), block=16, long_block=32, rates=(1e-3,), rate_blocks=1)
+
+
+def context(read: newer_states.Read, rows: torch.Tensor) -> TokenContext:
+    """Of these tokens, as one row."""
+    return TokenContext.of(
+        ids=read.targets[rows][None],  # not looked at
+        next_ids=read.targets[rows][None],
+        documents=read.documents[rows][None] + 1,
+        positions=read.positions[rows][None],
+        new=torch.ones(1, len(rows), dtype=torch.bool),
+        rows=torch.zeros(1, dtype=torch.int64),
+        segments=torch.zeros(len(rows), dtype=torch.int64),
+    )
+
+
+def p_by(reader: Reader, experiment: newer.Experiment, read: newer_states.Read, rows: torch.Tensor) -> torch.Tensor:
+    """(Q,) of tokens of one document, by a reader that has half of the word."""
+    with torch.no_grad():
+        states = read.states[rows][None]
+        logits, _ = reader.at_logits(experiment.backbone.logits(states), states, context(read, rows))
+    return (-token_nll(logits, read.targets[rows][None])[0]).exp().double()
+
+
+@torch.no_grad()
+def test_a_memory_and_a_cache_are_what_the_readers_compute(plan: newer.Plan, tmp_path: Path):
+    experiment = newer.Experiment(replace(plan, seeds=(0,)), tmp_path / "work")
+    read, near, split = experiment.short, experiment.near[False], experiment.texts.splits(0)[0]
+    rows = experiment.rows(split.scored[:1])
+    stored = torch.isin(read.documents, torch.tensor(split.stored))
+    # what the model says is that of whole windows
+    window = next(iter(newer_states.by_document(experiment.tokens, block=16)))[0]
+    logits = MemoryLM(experiment.backbone, []).eval().run(window.input_ids, context_of(window)).logits
+    wanted = token_nll(logits, window.targets)[0]
+    torch.testing.assert_close(read.nats[: len(wanted)].float(), wanted)
+
+    knn = KNNReader(memory_size=len(read.nats), num_search_results=len(read.nats), lam=0.5, temperature=3.0)
+    knn.build(width=read.states.shape[1], vocab_size=experiment.tokenizer.vocab_size)
+    known = stored.nonzero()[:, 0]
+    knn.bank.write(
+        context(read, known).update_of(read.states[known][None], torch.ones(1, len(known)) > 0), training=False
+    )
+    found = newer_experts.in_memory(near, rows, stored)
+    assert found[0].isfinite().sum(1).min() >= 64  # of all other documents the nearest
+    every = newer_experts.joined((found[0], found[1]))
+    p = newer_experts.p_of_memory(every, read, rows, 3.0)
+    expected = p_by(knn.eval(), experiment, read, rows)
+    torch.testing.assert_close(0.5 * p + 0.5 * read.p[rows], expected, atol=2e-3, rtol=0.05)
+
+    number = 10
+    theta = 1 / newer_experts.thetas_of(read)[number]
+    cache = CacheReader(memory_size=1, lam=0.5, theta=theta, scope="document")
+    cache.build(width=read.states.shape[1], vocab_size=experiment.tokenizer.vocab_size)
+    p = newer_experts.p_of_cache(near, read, rows, number)
+    torch.testing.assert_close(
+        0.5 * p + 0.5 * read.p[rows], p_by(cache.eval(), experiment, read, rows), atol=1e-5, rtol=1e-3
+    )
+
+
+def test_counts_are_of_what_is_stored(plan: newer.Plan, tmp_path: Path):
+    experiment = newer.Experiment(plan, tmp_path / "work")
+    split, read, size = experiment.texts.splits(0)[0], experiment.short, experiment.tokenizer.vocab_size
+    ids, offsets = token_ids(experiment.tokens), experiment.tokens.offsets
+    counts = baselines.counts_of(torch.cat([ids[offsets[i] : offsets[i + 1]] for i in split.stored]), size)
+    mine = newer_experts.Counts(experiment.tokens, read, split.stored, size)
+    document = split.scored[-1]
+    text = ids[offsets[document] : offsets[document + 1]]
+    expected = counts.distribution(text[None, 2:6])[0, text[6]]
+    assert float(mine.p([document])[5]) == pytest.approx(float(expected))
+    assert len(mine.p(split.scored)) == len(experiment.rows(split.scored))
+    order = mine.signs([document])[5]
+    contexts = [" ".join(map(str, text[6 - k : 6].tolist())) for k in range(1, 5)]
+    stream = " ".join(str(int(x)) for i in split.stored for x in ids[offsets[i] : offsets[i + 1] - 1])
+    assert int(order) == sum(f" {one} " in f" {stream} " for one in contexts)
 
 
 @pytest.mark.slow
-def test_the_arms_are_what_the_readers_compute_and_each_is_done_once(
-    commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(newer_states, "CHUNK", 16)
-    model = families.save("LLaMA", tmp_path / "model")
-    plan = newer.Plan(str(model), newer_texts.Choice(commit, tokens=1500), block=16, long_block=32)
-    folder = tmp_path / "work"
-    folder.mkdir()
-    table = newer.run(plan, folder)
-    records = {record["arm"]: record for record in store.records(folder)}
-    assert len(records) == len(table.splitlines()) - 4 == 11
-    plain, dynamic = (
-        np.load(folder / f"{records[x]['number']}.npy") for x in (next(iter(records)), "dynamic evaluation")
-    )
-    assert dynamic[:16] == pytest.approx(plain[:16], abs=1e-4)  # nothing is learned before the first block is scored
-    assert dynamic[16:].mean() < plain[16:].mean()
-    assert records["memory"]["weights"][1] > 0
-    assert records["memory"]["seconds_before"] > 0
+def test_each_arm_is_done_once_and_the_page_has_all(plan: newer.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "work" / "one"
+    plans.begin(folder, plan.rules, quick=True, allow_uncommitted=False)
+    newer.run(plan, folder, quick=True)
+    found = {(record["arm"], record["seed"]): record for record in store.records(folder)}
+    arms = (*newer_arms.MIXTURES, newer_arms.ALONE, baselines.PPMD)
+    assert set(found) == {(arm, seed) for arm in arms for seed in (0, 1)} | {(baselines.DYNAMIC, 0)}
+    assert set(arms) | {baselines.DYNAMIC} == set(plan.rules.arms) == set(newer_page.ORDER)
+    plain, dynamic = (np.array(found[arm, 0]["nats_of_all"]) for arm in (newer_arms.PLAIN, baselines.DYNAMIC))
+    assert plain.tolist() == found[newer_arms.PLAIN, 1]["nats_of_all"]
+    assert dynamic.sum() < plain.sum()
+    for weighed in ("kNN", "n-grams + cache"):
+        assert sum(found[weighed, 0]["weights"]) == pytest.approx(1)
+        fixed, gated = (found[arm, 0]["tuning_nats"] for arm in (weighed, f"{weighed}, gated"))
+        assert gated <= fixed + 1e-6
+    out = tmp_path / "docs"
+    out.mkdir()
+    (out / "memory.md").write_text("# A page\n\n" + newer_page.SECTION + "\n\nold\n\n## Next\n\nstays\n")
+    page = newer_page.write(folder, plan.rules, out, command="make it")
+    text = (out / "memory.md").read_text()
+    assert text.startswith("# A page\n\n" + page[:20])
+    assert text.endswith("\n\n## Next\n\nstays\n")
+    assert "old" not in text.split()
+    assert all(f"| {arm} |" in page for arm in newer_page.ORDER)
+    assert "Planned and not run" not in page
+    first, *lines = map(json.loads, (out / "results" / newer_page.RESULTS).read_text().splitlines())
+    assert first["plan"]["primary"] == plan.rules.primary
+    assert lines == store.records(folder)
 
-    experiment = newer.Experiment(plan, folder)
-    knn = experiment.reader("memory", [experiment.built, experiment.tuned])
-    tuned = records["memory"]
-    knn.tune(lam=tuned["weights"][1], temperature=tuned["temperatures"][0])
-    lm = MemoryLM(experiment.backbone, [])
-    lm.readers = torch.nn.ModuleList([knn])
-    batch = TokenWindows(experiment.tokens("scored"), 16).__getitems__([0])
-    with torch.no_grad():
-        wanted = token_nll(lm.eval().run(batch.input_ids, context_of(batch)).logits, batch.targets)[0]
-    number = tuned["number"]
-    torch.testing.assert_close(torch.from_numpy(np.load(folder / f"{number}.npy"))[:16].float(), wanted)
+    kept = (folder / store.RESULTS).read_text().splitlines()
+    (folder / store.RESULTS).write_text("\n".join(kept[:-1]) + '\n{"arm": "memo')
 
-    read, known, every = experiment.tuned, *(token_ids(experiment.tokens(x)) for x in ("built", "tuned"))
-    found = newer_arms.p_of_counts(known, every, read, experiment.tokens("tuned"), experiment.backbone.vocab_size)
-    counts = baselines.counts_of(known, experiment.backbone.vocab_size)
-    at = int(experiment.tokens("tuned").offsets[1])  # the first token of the second document
-    i = int((read.documents == 1).nonzero()[0])
-    expected = counts.distribution(every[None, at - 3 : at + 1])[0, read.targets[i]]
-    assert float(found[i]) == pytest.approx(float(expected))
+    def again(*_: object) -> None:
+        raise AssertionError("it is kept")
 
-    lines = (folder / store.RESULTS).read_text().splitlines()
-    (folder / store.RESULTS).write_text("\n".join(lines[:-1]) + '\n{"arm": "memo')
-    monkeypatch.setattr(newer_states, "_of_window", None)  # what the model made of the texts is kept
-    assert newer.run(plan, folder).splitlines()[:-3] == table.splitlines()[:-3]
-    assert len(store.records(folder)) == 11
+    for owner, name in ((newer_states, "_made"), (newer_experts, "_searched"), (newer.Experiment, "_adapted")):
+        monkeypatch.setattr(owner, name, again)
+    newer.run(plan, folder, quick=True)
+    assert store.records(folder) == [found[record["arm"], record["seed"]] for record in store.records(folder)]
+    assert len(store.records(folder)) == len(found)
+
+
+def test_the_section_stands_before_the_one_that_another_experiment_writes(tmp_path: Path):
+    path = tmp_path / "memory.md"
+    for before in (f"# A\n\n{report.SECTION}\n\nb\n", f"# A\n\n{newer_page.SECTION}\n\nold\n\n{report.SECTION}\n\nb\n"):
+        path.write_text(before)
+        newer_page._put(path, f"{newer_page.SECTION}\n\nnew\n")
+        assert path.read_text() == f"# A\n\n{newer_page.SECTION}\n\nnew\n\n{report.SECTION}\n\nb\n"
+    path.write_text("# A\n\n")
+    newer_page._put(path, f"{newer_page.SECTION}\n")
+    assert path.read_text() == f"# A\n\n{newer_page.SECTION}\n"
+
+
+def test_without_the_model_it_says_how_to_get_it(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    newer.main(["--model", str(tmp_path / "none"), "--work", str(tmp_path)])
+    assert capsys.readouterr().out.endswith("is left out: `make smollm2` brings it\n")
+    with pytest.raises(InputError, match="--heldout and --test need --train"):
+        newer.main(["--model", str(tmp_path), "--heldout", "x"])
