@@ -110,8 +110,8 @@ def _setting(plan: dict[str, Any], command: str) -> str:
         f"{unseen}, which is of another kind, and on {plan['items']} sentences whose last word is to be guessed. "
         f"Seeds: {', '.join(map(str, plan['seeds']))}. {HOW} "
         "In the column of the cloze test documents are its sentences. The sizes given here and the default "
-        "strategy were chosen on WikiText-2 and tiny Shakespeare, in an exploration before: the figures of these "
-        "flatter that strategy."
+        "strategy were chosen on WikiText-2's validation split and tiny Shakespeare, in an exploration before: the "
+        "figures of these flatter that strategy."
     )
 
 
