@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import entry, plans, store
+from experiments import entry, plans, store, untrained
 from experiments.arguments import name_of, told
 from experiments.arms import ARMS, ART_OPTIONS, EWC_ARM, PLAIN, RANDOM
 from experiments.levels import REFERENCE, WITHIN, at_level, crossing
@@ -93,6 +93,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         parts += [
             _arms(continual, probes=plan["probes"], steps=plan["steps"]),
             picture,
+            untrained.told(folder),
             _targets(continual, rules.margins[EWC_ARM]),
             _trials(store.records(folder)),
         ]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import art_page, entry, plans, store
+from experiments import art_page, entry, plans, store, untrained
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.arms import (
     ARMS,
@@ -247,6 +247,14 @@ def domains_of(plan: Plan, folder: Path) -> Domains:
     return prepare_domains(plan.train, plan.heldout, plan.second, plan.test, vocab_size=plan.vocab_size, folder=folder)
 
 
+def keep_untrained(plan: Plan, folder: Path) -> None:
+    """What needs no training knows both domains, and forgets neither."""
+    domains = domains_of(plan, folder)
+    both, parts = (domains.first.train, domains.second.train), {"first": domains.first, "second": domains.second}
+    texts = {f"{name} domain": untrained.Text(both, part.val, part.test) for name, part in parts.items()}
+    untrained.keep(folder, texts, domains.tokenizer)
+
+
 def learn_second(job: Job) -> None:
     """Train an arm on the second domain, score it on its way, and keep the numbers."""
     if job.key in done(job.folder):
@@ -334,6 +342,7 @@ def out_of(options: argparse.Namespace, folder: Path) -> Path:
 
 def main(words: list[str] | None = None) -> None:
     plan, folder, options = parsed(words, prog="python -m experiments.continual", about=__doc__)
+    keep_untrained(plan, folder)
     (do, some), *others = jobs(plan, folder)
     store.do_all(do, some, workers=options.workers, folder=folder)
     for do, some in others if entry.proceed(folder, plan.rules, quick=options.quick) else []:

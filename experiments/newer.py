@@ -84,7 +84,7 @@ class Plan:
 
 def quick(plan: Plan) -> Plan:
     """In small, to see that it runs."""
-    small = replace(plan.choice, tokens=8000, most=3000)
+    small = replace(plan.choice, tokens=6000, most=2500)
     return replace(plan, choice=small, seeds=plan.seeds[:1], rates=plan.rates[1:2])
 
 
@@ -231,9 +231,11 @@ class Experiment:
     def _adapted(self, split: Split) -> dict[str, Tensor]:
         windows = list(newer_states.by_document(self.tokens, block=self.plan.block))
         tuned, scored = ([one for i in some for one in windows[i]] for some in (split.tuned, split.scored))
-        some, rates = tuned[: self.plan.rate_blocks], self.plan.rates
-        tried = {rate: float(baselines.adapted(self.learning, some, rate).nats.mean()) for rate in rates}
-        best = min(tried, key=lambda rate: tried[rate])
+        best, *others = self.plan.rates
+        if others:
+            some = tuned[: self.plan.rate_blocks]
+            tried = {rate: float(baselines.adapted(self.learning, some, rate).nats.mean()) for rate in self.plan.rates}
+            best = min(tried, key=lambda rate: tried[rate])
         scores = baselines.adapted(self.learning, scored, best)
         return {"nats": torch.from_numpy(scores.nats), "rate": torch.tensor(best)}
 

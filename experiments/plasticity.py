@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import plans, plasticity_page, store
+from experiments import plans, plasticity_page, store, untrained
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.cloze import Item, accuracy, items_of
 from experiments.continual import Texts
@@ -216,8 +216,18 @@ class Evidence:
 
     def test(self) -> dict[str, Texts]:
         """Blocks of the text to score, and of the one of another kind."""
-        unseen = prepare_tokens(pieces(self.plan.second), self.tokenizer, self.folder / "tokens")
-        return {"test": self._blocks(self.corpus.test), "unseen": self._blocks(unseen)}
+        return {"test": self._blocks(self.corpus.test), "unseen": self._blocks(self._unseen)}
+
+    @property
+    def _unseen(self) -> TokenArray:
+        return prepare_tokens(pieces(self.plan.second), self.tokenizer, self.folder / "tokens")
+
+    def keep_untrained(self) -> None:
+        """What counts and a compressor make of both texts."""
+        tests = {"text to score": self.corpus.test, "unseen text": self._unseen}
+        learned, val = [self.corpus.train], self.corpus.val
+        texts = {name: untrained.Text(learned, val, test) for name, test in tests.items()}
+        untrained.keep(self.folder, texts, self.tokenizer)
 
     def heldout(self) -> Texts:
         """Blocks of the text to choose on."""
@@ -544,6 +554,7 @@ def parsed(words: Sequence[str] | None) -> tuple[Plan, Path, argparse.Namespace]
 
 def main(words: Sequence[str] | None = None) -> None:
     plan, folder, options = parsed(words)
+    Evidence(plan, folder).keep_untrained()
     store.do_all(train_base, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers, folder=folder)
     store.do_all(score_all, [Job(plan, folder, seed) for seed in plan.seeds], workers=options.workers, folder=folder)
     every = [Job(plan, folder, seed, arm) for arm in arms(plan) for seed in plan.seeds]

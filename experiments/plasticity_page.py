@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plans, store
+from experiments import plans, store, untrained
 from experiments.arguments import name_of, told
 from experiments.plans import commit
 from experiments.statistics import HOW, Interval, change, difference
@@ -89,8 +89,8 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         draw(results, out / PICTURE)
         parts += [f"![What heads cost that go, before and after fine-tuning]({PICTURE})", _before(results)]
     if UNPRUNED in results.arms:
-        parts += [_after(results, steps=plan["finetuning"]), _targets(results, rules.margins)]
-    page = "\n\n".join(parts) + "\n"
+        parts += [_after(results, steps=plan["finetuning"]), untrained.told(folder), _targets(results, rules.margins)]
+    page = "\n\n".join(part for part in parts if part) + "\n"
     path = out / "plasticity.md"
     before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
     path.write_text(before + page, encoding="utf-8")

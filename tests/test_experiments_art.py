@@ -106,11 +106,21 @@ def test_all_arms_run_in_small_go_on_and_become_a_page(plan: Plan, tmp_path: Pat
         novelty.run_job(Job(plan, folder, seed, PLAIN, None))
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "art.md").write_text(f"# How it works\n\n{art_page.SECTION}\n\nolder results\n")
+    continual.keep_untrained(plan, folder)
     page = art_page.write(folder, asdict(plan), tmp_path / "docs", command="this test")
     assert (tmp_path / "docs" / art_page.PICTURE).stat().st_size > 10_000
     whole = (tmp_path / "docs" / "art.md").read_text()
     assert whole == f"# How it works\n\n{page}"
-    for words in (*TRIED, "### Trials", "### Novelty", "Mahalanobis", "random bytes", "### Clusters", "k-means"):
+    for words in (
+        *TRIED,
+        "### Trials",
+        "### Novelty",
+        "Mahalanobis",
+        "random bytes",
+        "### Clusters",
+        "k-means",
+        "| n-grams + cache |",
+    ):
         assert words in page
 
 

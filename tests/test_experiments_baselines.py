@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import baselines, counted, memory, plans, report, store
+from experiments import baselines, counted, memory, plans, report, store, untrained
 from experiments.memory import Plan
 from experiments.runs import Training, blocks, read
 from experiments.texts import Texts, prepare
 from lightning_app.memory.model import MemoryLM
-from lightning_app.models.ngrams import UNKNOWN
+from lightning_app.models.ngrams import UNKNOWN, NGramCounts
 from lightning_app.peers import token_ids
 from tests.test_experiments import article
 
@@ -55,6 +55,29 @@ def test_they_are_of_the_tokens_that_the_model_is_scored_on(plan: Plan, texts: T
     assert ids[1:].tolist() == scores.targets.tolist()
     p = baselines.p_of_next(baselines.counts_of(token_ids(texts.train), 300), ids)
     assert float(-p.log().mean()) < 0.8 * scores.nats.mean()  # a model that has learned nothing
+
+
+def test_what_was_read_counts_from_then_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(untrained, "AT_ONCE", 7)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(5, size=40))
+    p = untrained.so_far(ids, 3, 5)
+    counts = NGramCounts.of(ids[:21], order=3, vocab_size=5)
+    for i in (21, 24, 27):
+        assert float(p[i]) == pytest.approx(float(counts.distribution(ids[None, i - 2 : i])[0, ids[i]]))
+    assert len(p) == 40
+    assert p[:7].tolist() == pytest.approx([0.2] * 7)  # nothing is known
+
+
+def test_it_stands_beside_what_is_trained(texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    of = {"mine": untrained.Text([texts.train], texts.val, texts.test)}
+    untrained.keep(tmp_path, of, texts.tokenizer)
+    first = untrained.told(tmp_path)
+    rows = dict(row.strip("| ").split(" | ") for row in first.splitlines()[4:7])
+    assert list(rows) == ["n-grams", "n-grams + cache", "PPMd"]
+    assert float(rows["n-grams + cache"]) <= float(rows["n-grams"]) < 8
+    monkeypatch.setattr(untrained, "_of", None)  # it is done once
+    untrained.keep(tmp_path, of, texts.tokenizer)
+    assert untrained.told(tmp_path) == first
 
 
 def test_mixtures_by_hand():

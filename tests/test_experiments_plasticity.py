@@ -100,7 +100,9 @@ def test_arms_run_in_small_go_on_and_become_a_page(
     store.do_all(plasticity.score_all, jobs, workers=1, folder=folder)
     store.do_all(plasticity.finetune, every, workers=1, folder=folder)
     assert (folder / store.RESULTS).read_bytes() == before  # nothing is done twice
+    Evidence(plan, folder).keep_untrained()
     page = plasticity_page.write(folder, asdict(plan), tmp_path, command="make it")
+    assert "| bits per byte | text to score | unseen text |" in page
     assert (tmp_path / plasticity_page.PICTURE).stat().st_size > 10_000
     assert all(f"| {arm.name} |" in page for arm in SMALL[1:])
     assert "beats each random draw at 30%" in page
