@@ -84,7 +84,7 @@ class Plan:
 
 def quick(plan: Plan) -> Plan:
     """In small, to see that it runs."""
-    small = replace(plan.choice, tokens=6000, most=2500)
+    small = replace(plan.choice, tokens=8000, most=6000)
     return replace(plan, choice=small, seeds=plan.seeds[:1], rates=plan.rates[1:2])
 
 
@@ -159,7 +159,7 @@ class Experiment:
     def sums(self, values: np.ndarray) -> list[float]:
         """(N,) -> of each document that is scored."""
         sums = np.bincount(self.short.documents.numpy(), weights=values, minlength=len(self.texts.documents))
-        return [round(float(x), 4) for x in sums[self.scored]]
+        return [round(float(x), 2) for x in sums[self.scored]]
 
     def record(self, nats: Tensor) -> dict[str, Any]:
         """Sums by document of the new tokens and of all, and how many of the new ones are helped and hurt."""
@@ -215,7 +215,7 @@ class Experiment:
             before = ppmd_size(stored)
             for i in split.scored:
                 bits[i] = 8 * (ppmd_size(stored + texts[i]) - before)
-        return {baselines.PPMD: {"nats_of_all": [round(float(bits[i] * np.log(2)), 4) for i in self.scored]}}
+        return {baselines.PPMD: {"nats_of_all": [round(float(bits[i] * np.log(2)), 2) for i in self.scored]}}
 
     def dynamic(self, seed: int) -> dict[str, dict[str, Any]]:
         """The model that learns what it has read of the documents to score, at the rate that is best on others."""
