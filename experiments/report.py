@@ -62,7 +62,8 @@ class Results:
 
 
 def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str:
-    """The last section of `out`/memory.md, which is also printed; the picture lies in `out`/images."""
+    """The last section of `out`/memory.md, which is also printed; the picture lies in `out`/images, the records in
+    `out`/results."""
     results, rules = Results(folder), plans.Rules(**plan["rules"])
     (out / "images").mkdir(parents=True, exist_ok=True)
     picture = draw(results, out / "images" / "memory_size.png")
@@ -82,6 +83,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
     path = out / "memory.md"
     before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
     path.write_text(before + page, encoding="utf-8")
+    plans.publish(folder, rules, out / "results" / "memory.jsonl")
     return page
 
 

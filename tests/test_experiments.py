@@ -96,6 +96,9 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     page = report.write(folder, memory.asdict(plan), tmp_path / "docs", command="this test")
     assert (tmp_path / "docs" / "images" / "memory_size.png").stat().st_size > 1000
     assert written.read_text() == f"# How it works\n\n{page}"
+    first, *others = map(json.loads, (tmp_path / "docs" / "results" / "memory.jsonl").read_text().splitlines())
+    assert first["plan"]["question"] == plan.rules.question
+    assert others == again
     for arm in report.ARMS:
         assert f"\n| {arm} | {1 if arm == 'PPMd' else 2} |" in page
     assert "Planned and not run" not in page
