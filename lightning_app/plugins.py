@@ -90,6 +90,7 @@ IDEAS = (
             "CacheReader": f"{READERS}.distribution:CacheReader",
             "KNNReader": f"{READERS}.distribution:KNNReader",
             "NGramReader": f"{READERS}.ngram:NGramReader",
+            "PointerReader": f"{READERS}.pointer:PointerReader",
             "TrimeReader": f"{READERS}.distribution:TrimeReader",
         },
         commands={"memory": "lightning_app.memory.tools.command:command"},

@@ -12,7 +12,15 @@ from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader, TrimeReader
+from lightning_app.memory.readers import (
+    AttentionReader,
+    CacheReader,
+    ConcatReader,
+    KNNReader,
+    PointerReader,
+    Reader,
+    TrimeReader,
+)
 from lightning_app.memory.slots import Entries
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.kinds import units_in
@@ -21,11 +29,29 @@ from lightning_app.training.module import LanguageModule
 
 WIDTH, BLOCK, LAYERS, HEADS = 16, 24, 2, 4
 SPAN = 6  # bytes of text that go with each entry
+
+
+class Learned(PointerReader):
+    """One that has left its start: random numbers where all were 0."""
+
+    def build_layers(self, width: int, vocab_size: int) -> None:
+        super().build_layers(width, vocab_size)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in (self.metric_change.weight, self.age_bias, self.gate.outer.weight):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def learned_pointer(**options: Any) -> PointerReader:
+    return Learned(**options)
+
+
 READERS: dict[str, Callable[..., Reader]] = {
     "attention": AttentionReader,
     "concat": ConcatReader,
     "knn": lambda **o: KNNReader(lam=0.25, temperature=20.0, **o),
     "trime": TrimeReader,
+    "pointer": lambda **o: learned_pointer(**{"scope": "shared"} | o),
     "cache": lambda **o: CacheReader(lam=0.3, theta=0.1, **{"scope": "shared"} | o),
 }
 Made = tuple[LanguageModule, Tokenizer]

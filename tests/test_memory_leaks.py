@@ -21,13 +21,21 @@ from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.model import MemoryLM
-from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
+from lightning_app.memory.readers import (
+    AttentionReader,
+    CacheReader,
+    ConcatReader,
+    KNNReader,
+    PointerReader,
+    TrimeReader,
+)
 from lightning_app.memory.readers.base import Reader, TokenContext
 from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
 from tests.advice import SHORT, advised
+from tests.made_models import learned_pointer
 
 V, D, T, SIZE = 32, 16, 12, 40
 OWN, OTHER = 5, 900  # documents
@@ -40,6 +48,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "concat": lambda: ConcatReader(memory_size=SIZE, num_search_results=T),  # all of its block and one more
     "knn": lambda: KNNReader(memory_size=SIZE, num_search_results=4, temperature=1.0),
     "cache": lambda: CacheReader(memory_size=SIZE, lam=0.5, theta=1.0),
+    "pointer": lambda: learned_pointer(memory_size=SIZE, lam=0.5, theta=1.0),
     "trime": lambda: TrimeReader(memory_size=SIZE, num_search_results=4),
 }
 each = pytest.mark.parametrize(
@@ -125,7 +134,7 @@ def test_an_entry_of_the_own_document_is_read_only_behind_its_position(name: str
     seen = run(model, ids)
     assert torch.allclose(seen[:, :t], without[:, :t], atol=1e-5)
     assert not torch.allclose(seen[:, t], without[:, t], atol=1e-5)
-    if not isinstance(reader, CacheReader | TrimeReader):  # by distance
+    if not isinstance(reader, CacheReader | PointerReader | TrimeReader):  # by distance
         context = context_of(ids, segment_length)
         found, distances = reader.bank.search(query(model, ids, t)[None].expand(1, T, D), context.rows, context.entries)
         assert (found[0, :t, 0] == -1).all()

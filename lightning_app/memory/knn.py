@@ -30,17 +30,13 @@ def neighbour_weights(distances: Tensor, found: Tensor, *, temperature: Tensor |
     return weights / weights.sum(-1, keepdim=True).clamp_min(1.0)  # the nearest weighs 1, so a sum below 1 is 0
 
 
-def neighbour_distribution(
-    distances: Tensor, tokens: Tensor, *, temperature: Tensor | float, vocab_size: int
-) -> Tensor:
-    """(..., K) distances and next tokens -> p (..., V): each token has the weight of its neighbours together.
+def spread(weights: Tensor, tokens: Tensor, *, vocab_size: int) -> Tensor:
+    """(..., K) weights and next tokens -> p (..., V): each token has the weight of its neighbours together.
 
-    Khandelwal et al. 2020 (arXiv:1911.00172), eq. 2. A token of -1 is not a neighbour. Rows without any are all 0.
+    Khandelwal et al. 2020 (arXiv:1911.00172), eq. 2. What has no weight may have any token. Rows without any are all 0.
     """
-    found = (tokens >= 0) & distances.isfinite()
-    weights = neighbour_weights(distances, found, temperature=temperature)
     p = weights.new_zeros(*tokens.shape[:-1], vocab_size)
-    return p.scatter_add(-1, tokens.where(found, 0), weights)
+    return p.scatter_add(-1, tokens.clamp_min(0), weights)
 
 
 def interpolated(log_p: Tensor, p_memory: Tensor, *, lam: Tensor | float) -> Tensor:

@@ -20,7 +20,14 @@ from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import Memory, VardaGPT
 from lightning_app.memory.model import MemoryLM
-from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, TrimeReader
+from lightning_app.memory.readers import (
+    AttentionReader,
+    CacheReader,
+    ConcatReader,
+    KNNReader,
+    PointerReader,
+    TrimeReader,
+)
 from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_capacity
 from lightning_app.models.decoder import Decoder
@@ -79,6 +86,7 @@ KINDS: dict[str, Callable[[], Extension]] = {
     "ConcatReader": lambda: learned(ConcatReader),
     "KNNReader": lambda: memory(KNNReader),
     "CacheReader": lambda: memory(CacheReader, streams=4),
+    "PointerReader": lambda: memory(PointerReader, streams=4),
     "TrimeReader": lambda: memory(TrimeReader),
 }
 

@@ -4,19 +4,26 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_app.errors import InputError
 from lightning_app.memory.knn import (
     interpolated,
     joined_with_memory,
     mixture_weights,
-    neighbour_distribution,
+    neighbour_weights,
     p_of_target,
+    spread,
     tuned_interpolation,
 )
 
 INF = math.inf
 LN2 = math.log(2)
+
+
+def neighbour_distribution(distances: Tensor, tokens: Tensor, *, temperature: float, vocab_size: int) -> Tensor:
+    found = (tokens >= 0) & distances.isfinite()
+    return spread(neighbour_weights(distances, found, temperature=temperature), tokens, vocab_size=vocab_size)
 
 
 def test_neighbours_with_the_same_token_add_up():

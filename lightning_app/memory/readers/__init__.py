@@ -5,5 +5,15 @@ from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.readers.concat import ConcatReader
 from lightning_app.memory.readers.distribution import CacheReader, KNNReader, TrimeReader
 from lightning_app.memory.readers.ngram import NGramReader
+from lightning_app.memory.readers.pointer import PointerReader
 
-__all__ = ["AttentionReader", "CacheReader", "ConcatReader", "KNNReader", "NGramReader", "Reader", "TrimeReader"]
+__all__ = [
+    "AttentionReader",
+    "CacheReader",
+    "ConcatReader",
+    "KNNReader",
+    "NGramReader",
+    "PointerReader",
+    "Reader",
+    "TrimeReader",
+]

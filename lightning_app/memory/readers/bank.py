@@ -167,6 +167,12 @@ class MemoryBank(nn.Module):
             return self.shared.payload(ids).tokens
         return torch.stack([self.of(row).payload(ids[b]).tokens for b, row in enumerate(rows.tolist())])
 
+    def next_ids(self, rows: Tensor) -> Tensor:
+        """(B,) the id that the next entry of each row's memory will get."""
+        if self.scope == "shared" or not self.size():
+            return self.shared.next_id.expand(len(rows))
+        return torch.stack([self.of(row).next_id for row in rows.tolist()])
+
     def of(self, row: int) -> AssociativeMemory:
         """The memory of a stream."""
         if self.scope == "shared":

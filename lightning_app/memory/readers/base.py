@@ -151,6 +151,28 @@ class ReaderOutput:
     distances: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a reader says of the next token by itself.
+
+    Attributes:
+        p: (B, T, V) float32, 0 everywhere where it has nothing to say.
+        lam: share of it in what comes out, unless a `GatedMixture` decides: a scalar, or (B, T, 1).
+        features: (B, T, F) how sure it is, `Reader.features` numbers without a gradient.
+        found: the entries that it is made of, with their weights in `p`; None: of none.
+    """
+
+    p: Tensor
+    lam: Tensor
+    features: Tensor
+    found: Candidates | None = None
+
+    def reads(self, share: Tensor) -> Callable[[], Candidates] | None:
+        """`ReaderOutput.reads` where the reader has a share (scalar or (B, T, 1)) of the probability."""
+        found = self.found
+        return None if found is None else lambda: replace(found, weights=share * found.weights)
+
+
 class Reader(Extension, ABC):
     """Reads from a bank of memories of its own. Concrete readers override `around`, `at_states` or `at_logits`.
 
@@ -171,6 +193,8 @@ class Reader(Extension, ABC):
     reads_input = False  # overrides `around`
     reads_tokens = False  # which the states do not tell
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
+    mixes = False  # has a distribution of its own, which `says` gives
+    features = 0  # of `Said.features`
     advanced_type: type[AdvancedMemory] = AdvancedMemory
     group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`
 
@@ -274,6 +298,11 @@ class Reader(Extension, ABC):
     def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """(B, T, V) logits, and the states that they were computed from; log-probabilities are logits too."""
         return logits, ReaderOutput()
+
+    def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
+        """(B, T, V) log-probabilities of the model, and its states, both float32 -> what a reader that `mixes` says in
+        their place, in training too."""
+        raise NotImplementedError(f"{type(self).__name__} has no distribution of its own")
 
 
 def merged(outputs: list[ReaderOutput]) -> ReaderOutput:

@@ -16,15 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.knn import (
-    interpolated,
-    joined_with_memory,
-    neighbour_distribution,
-    neighbour_weights,
-)
+from lightning_app.memory.knn import interpolated, joined_with_memory, neighbour_weights, spread
 from lightning_app.memory.nearness import Metric
-from lightning_app.memory.readers.bank import Candidates, MemoryBank, Scope, own_ids
-from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, Writes
+from lightning_app.memory.readers.bank import Candidates, MemoryBank, MemoryUpdate, Scope, own_ids
+from lightning_app.memory.readers.base import Reader, ReaderOutput, Said, TokenContext, Writes
 from lightning_app.memory.slots import Entries, joined, mapped
 
 
@@ -90,11 +85,18 @@ def _all_of(
     return readable_of(ids, -(states @ memory.get_all_embeddings().T), known.tokens, readable)
 
 
-def earlier_in_block(states: Tensor, context: TokenContext, *, own_document_only: bool = False) -> Candidates:
-    """Earlier positions of each position's own block, at a distance of -h.h_i; gradients reach both sides."""
+def earlier_in_block(
+    states: Tensor, context: TokenContext, *, queries: Tensor | None = None, own_document_only: bool = False
+) -> Candidates:
+    """Earlier positions of each position's own block, at a distance of -q.h_i; gradients reach both sides.
+
+    Args:
+        queries: q, (B, T, D); None: the states.
+    """
     readable = context.earlier(by_segment=False, own_document_only=own_document_only)
     own = own_ids(torch.arange(states.shape[1], device=states.device))
-    return readable_of(own, -(states @ states.mT), context.entries.tokens[:, None, :], readable)
+    distances = -((states if queries is None else queries) @ states.mT)
+    return readable_of(own, distances, context.entries.tokens[:, None, :], readable)
 
 
 def other_rows(states: Tensor, context: TokenContext) -> Candidates:
@@ -114,7 +116,7 @@ def other_rows(states: Tensor, context: TokenContext) -> Candidates:
 
 
 class DistributionReader(Reader):
-    """What the three share: entries are last states (B, T, D), and what is found changes the logits."""
+    """What all share: entries are last states (B, T, D), and what is found changes the logits."""
 
     @abstractmethod
     def __init__(self, **kwargs: Any):
@@ -130,14 +132,6 @@ class DistributionReader(Reader):
     @abstractmethod
     def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
         """What each of the states (B, T, D), in float32, may read."""
-
-    @abstractmethod
-    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
-        """(B, T, V) logits in float32 -> those with what was found."""
-
-    @abstractmethod
-    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
-        """(B, T, C) probability that each entry gave to its next token, of what `changed` returned."""
 
     @property
     def metric(self) -> Metric:
@@ -155,29 +149,51 @@ class DistributionReader(Reader):
             return found.distances.new_ones(())
         return self.bank.distinct(found.ids.masked_fill(~found.found, -1), context.rows)
 
-    def reads_now(self) -> bool:
-        """Whether it changes the logits now: in evaluation, as the mixture of two distributions is not trained."""
-        return not self.training
+    def statistics(self, found: Candidates, context: TokenContext) -> dict[str, Tensor]:
+        return {**found_statistics(found), "distinct": self.distinct(found, context)}
+
+    def update(self, states: Tensor, context: TokenContext) -> MemoryUpdate | None:
+        """Every state with a next token is stored."""
+        if not self.writes_now():
+            return None
+        written = context.new & (context.entries.tokens >= 0)
+        return context.update_of(states.float(), written, span_length=self.bank.shared.span_length)
+
+
+class InterpolatedReader(DistributionReader):
+    """What was found makes a distribution, which is mixed in: lam p + (1 - lam) p_model."""
+
+    mixes = True
+    features = 1  # the largest weight of an entry
+
+    @abstractmethod
+    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
+        """(B, T, C) weights of the entries, which sum to 1; 0 for those that must not be read."""
+
+    @abstractmethod
+    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
+        """`Said.lam`."""
+
+    def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
+        found = self.neighbours(states, context)
+        shares = self.shares(found, context)
+        p = spread(shares, found.entries.tokens, vocab_size=log_p.shape[-1])
+        lam = self.share_of_all(log_p, states, shares)
+        said = Said(p, lam, shares.detach().amax(-1, keepdim=True), replace(found, weights=shares))
+        return said, ReaderOutput(statistics=self.statistics(found, context), update=self.update(states, context))
 
     def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
-        """With log-probabilities, or unnormalised ones, in float32."""
-        written = context.new & (context.entries.tokens >= 0)
-        span = self.bank.shared.span_length
-        update = context.update_of(states.float(), written, span_length=span) if self.writes_now() else None
-        if not self.reads_now():
-            return logits, ReaderOutput(update=update)
+        """With log-probabilities in float32, in evaluation: training does not read."""
+        if self.training:
+            return logits, ReaderOutput(update=self.update(states, context))
         with torch.autocast(states.device.type, enabled=False):
-            found = self.neighbours(states.float(), context)
-            changed = self.changed(logits.float(), found)
-            statistics = {**found_statistics(found), "distinct": self.distinct(found, context)}
-
-        def reads() -> Candidates:
-            return replace(found, weights=self.weights(changed, found))
-
-        return changed, ReaderOutput(statistics=statistics, update=update, reads=reads)
+            log_p = logits.float().log_softmax(-1)
+            said, output = self.says(log_p, states.float(), context)
+            mixed = interpolated(log_p, said.p, lam=said.lam)
+        return mixed, replace(output, reads=said.reads(said.lam))
 
 
-class KNNReader(DistributionReader):
+class KNNReader(InterpolatedReader):
     """kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172, eq. 2 and 3): lam p_knn + (1 - lam) p_model.
 
     Args:
@@ -212,14 +228,14 @@ class KNNReader(DistributionReader):
     def metric(self) -> Metric:
         return self.bank.shared.metric
 
-    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
-        return _mixed(logits, found, lam=self.lam, temperature=self.temperature)
+    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
+        return neighbour_weights(found.distances, found.found, temperature=self.temperature)
 
-    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
-        return self.lam * neighbour_weights(found.distances, found.found, temperature=self.temperature)
+    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
+        return self.lam
 
 
-class CacheReader(DistributionReader):
+class CacheReader(InterpolatedReader):
     """Continuous cache (Grave et al. 2016, arXiv:1612.04426, eq. 2 and 3): p_cache = softmax(theta h.h_i), mixed in.
 
     It reads all entries of the row's memory, whose size is that of the cache, and what its own block has seen.
@@ -264,11 +280,11 @@ class CacheReader(DistributionReader):
         parts = [all_stored(self.bank, states, context), earlier_in_block(states, context, own_document_only=own)]
         return joined(parts, dim=-1)
 
-    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
-        return _mixed(logits, found, lam=self.lam, temperature=1 / self.theta)
+    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
+        return neighbour_weights(found.distances, found.found, temperature=1 / self.theta)
 
-    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
-        return self.lam * neighbour_weights(found.distances, found.found, temperature=1 / self.theta)
+    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
+        return self.lam
 
 
 class TrimeReader(DistributionReader):
@@ -320,9 +336,6 @@ class TrimeReader(DistributionReader):
     def config(self) -> dict[str, Any]:
         return {**super().config(), "temperature": self.temperature, "weight": self.weight, "batch": self.batch}
 
-    def reads_now(self) -> bool:
-        return True
-
     def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
         parts = [earlier_in_block(states, context, own_document_only=self.scope == "document")]
         if self.training and self.batch and len(states) > 1:
@@ -343,25 +356,24 @@ class TrimeReader(DistributionReader):
         products = (vectors @ states[..., None])[..., 0]
         return readable_of(ids, -products, self.bank.tokens(ids, context.rows), ids >= 0)
 
-    def changed(self, logits: Tensor, found: Candidates) -> Tensor:
-        return joined_with_memory(logits, self._scores(found), found.entries.tokens)
+    def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
+        """With log-probabilities that are not normalised, in float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            found = self.neighbours(states.float(), context)
+            scores = self._scores(found)
+            changed = joined_with_memory(logits.float(), scores, found.entries.tokens)
 
-    def weights(self, changed: Tensor, found: Candidates) -> Tensor:
-        return (self._scores(found) - changed.logsumexp(-1, keepdim=True)).exp()
+        def reads() -> Candidates:
+            return replace(found, weights=(scores - changed.logsumexp(-1, keepdim=True)).exp())
+
+        statistics, update = self.statistics(found, context), self.update(states, context)
+        return changed, ReaderOutput(statistics=statistics, update=update, reads=reads)
 
     def _scores(self, found: Candidates) -> Tensor:
         """(B, T, C) logits of the entries."""
         scale = math.sqrt(self.bank.shared.memory_dim) * self.log_temperature.exp()
         scores = self.log_weight - found.distances.where(found.found, 0.0) / scale  # inf / scale has no gradient
         return scores.masked_fill(~found.found, -torch.inf)
-
-
-def _mixed(logits: Tensor, found: Candidates, *, lam: Tensor, temperature: Tensor) -> Tensor:
-    """log of lam p_memory + (1 - lam) p_model, (B, T, V)."""
-    p_memory = neighbour_distribution(
-        found.distances, found.entries.tokens, temperature=temperature, vocab_size=logits.shape[-1]
-    )
-    return interpolated(logits.log_softmax(-1), p_memory, lam=lam)
 
 
 def _check(**options: float) -> None:

@@ -20,7 +20,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.knn import interpolated
 from lightning_app.memory.persistence import keeping_types
 from lightning_app.memory.readers.bank import MemoryUpdate
-from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
+from lightning_app.memory.readers.base import Reader, ReaderOutput, Said, TokenContext
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.generation import RECENT
 from lightning_app.models.ngrams import NGramCounts
@@ -131,6 +131,8 @@ class NGramReader(Reader):
     """
 
     reads_tokens = True
+    mixes = True
+    features = 1  # how much of the context was counted
     keeps_types = True  # of `lam`, under bf16-true
     lam: Tensor
     bank: TextBank  # type: ignore[assignment]  # what `Memory` asks of a bank, and no vectors
@@ -178,21 +180,30 @@ class NGramReader(Reader):
             rank_zero_warn(f"NGramReader counts {self.memory_size:,} of {text.n_tokens:,} training tokens: memory_size")
         self.bank.hold(torch.from_numpy(ids.astype(np.int32)))
 
+    def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
+        contexts = context.last_tokens(self.order - 1).flatten(0, 1)
+        counts = self.bank.counts if self.bank.size() else None
+        p = torch.zeros_like(log_p) if counts is None else counts.distribution(contexts).view_as(log_p)
+        length = contexts[:, 0] * 0 if counts is None else counts.longest_known(contexts)
+        features = (length / self.order).view(*log_p.shape[:-1], 1)
+        output = ReaderOutput(statistics={"lam": self.lam.clone()}, update=self._update(states, context))
+        return Said(p, self.lam, features), output
+
+    def _update(self, states: Tensor, context: TokenContext) -> MemoryUpdate | None:
+        written = context.new & (context.entries.tokens >= 0)
+        return context.update_of(states, written) if self.writes_now() else None
+
     def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
         """With log-probabilities in float32, in evaluation."""
         if self.training:
             return logits, ReaderOutput()
-        written = context.new & (context.entries.tokens >= 0)
-        update = context.update_of(states, written) if self.writes_now() else None
         if not self.bank.size():
-            return logits, ReaderOutput(update=update)
+            return logits, ReaderOutput(update=self._update(states, context))
         with torch.autocast(states.device.type, enabled=False):
             log_p = logits.float().log_softmax(-1)
-            contexts = context.last_tokens(self.order - 1).flatten(0, 1)
-            p_ngram = self.bank.counts.distribution(contexts).view_as(log_p)
-            mixed = interpolated(log_p, p_ngram, lam=self.lam)
-            self._keep(log_p, p_ngram, context)
-        return mixed, ReaderOutput(statistics={"lam": self.lam.clone()}, update=update)
+            said, output = self.says(log_p, states, context)
+            self._keep(log_p, said.p, context)
+        return interpolated(log_p, said.p, lam=said.lam), output
 
     # The choice of the weight
 

@@ -1,0 +1,54 @@
+"""How much of a prediction comes from elsewhere, token by token: small networks that start as a fixed share.
+
+Shapes: B batch, T positions, D width, V vocabulary, F features, K shares.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_app.training.distributed import mean_over_ranks
+
+LEAST = 1e-30  # a probability, whose logarithm is finite
+
+
+class Gate(nn.Module):
+    """K numbers of each position, to be added to the logits of shares: 0 until it has learned.
+
+    Args:
+        width: D; the state is seen normalised.
+        features: F.
+        hidden: width of the one hidden layer.
+        shares: K.
+    """
+
+    def __init__(self, width: int, features: int, hidden: int, shares: int = 1):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width + features, hidden), nn.Linear(hidden, shares)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, states: Tensor, features: Tensor) -> Tensor:
+        """(B, T, D), (B, T, F) -> (B, T, K)."""
+        seen = nn.functional.layer_norm(states, states.shape[-1:])
+        return self.outer(nn.functional.gelu(self.inner(torch.cat([seen, features], dim=-1))))
+
+
+def sureness(log_p: Tensor) -> Tensor:
+    """(B, T, V) -> (B, T, 2) entropy as a share of the most there can be, and the largest probability."""
+    p = log_p.exp()
+    entropy = torch.special.entr(p).sum(-1) / torch.log(torch.tensor(float(log_p.shape[-1])))
+    return torch.stack([entropy, p.amax(-1)], dim=-1)
+
+
+def of_targets(p: Tensor, targets: Tensor) -> Tensor:
+    """(B, T, V) -> (B, T) that of each target; where there is none (-1), any."""
+    return p.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+
+
+def mean_nats(p: Tensor, real: Tensor) -> Tensor:
+    """Mean -log p (B, T) over the positions that are `real`, on all ranks."""
+    n = real.sum()
+    nats = -p.clamp_min(LEAST).log().where(real, 0.0).sum() / n.clamp_min(1)
+    return mean_over_ranks(nats, n)
