@@ -88,6 +88,7 @@ IDEAS = (
             "AttentionReader": f"{READERS}.attention:AttentionReader",
             "ConcatReader": f"{READERS}.concat:ConcatReader",
             "CacheReader": f"{READERS}.distribution:CacheReader",
+            "GatedMixture": f"{READERS}.mixture:GatedMixture",
             "KNNReader": f"{READERS}.distribution:KNNReader",
             "NGramReader": f"{READERS}.ngram:NGramReader",
             "PointerReader": f"{READERS}.pointer:PointerReader",

@@ -16,6 +16,7 @@ from lightning_app.memory.readers import (
     AttentionReader,
     CacheReader,
     ConcatReader,
+    GatedMixture,
     KNNReader,
     PointerReader,
     Reader,
@@ -31,19 +32,35 @@ WIDTH, BLOCK, LAYERS, HEADS = 16, 24, 2, 4
 SPAN = 6  # bytes of text that go with each entry
 
 
-class Learned(PointerReader):
+class LearnedPointer(PointerReader):
     """One that has left its start: random numbers where all were 0."""
 
     def build_layers(self, width: int, vocab_size: int) -> None:
         super().build_layers(width, vocab_size)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in (self.metric_change.weight, self.age_bias, self.gate.outer.weight):
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        _move(self.metric_change.weight, self.age_bias, self.gate.outer.weight)
+
+
+class LearnedMixture(GatedMixture):
+    """The same."""
+
+    def build(self, *, width: int, vocab_size: int) -> None:
+        super().build(width=width, vocab_size=vocab_size)
+        _move(self.gate.outer.weight)
+
+
+@torch.no_grad()
+def _move(*parameters: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in parameters:
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def learned_pointer(**options: Any) -> PointerReader:
-    return Learned(**options)
+    return LearnedPointer(**options)
+
+
+def learned_mixture(**options: Any) -> GatedMixture:
+    return LearnedMixture(**options)
 
 
 READERS: dict[str, Callable[..., Reader]] = {
@@ -76,6 +93,8 @@ def fill(module: VardaGPT, source: str) -> None:
     module.memory.documents[7] = "/home/somebody/texts/source.txt"
     ids = torch.tensor([list(source.encode())])
     for reader in module.backbone.readers:
+        if not reader.bank.memories:
+            continue
         inner = module.backbone.backbone
         states = inner.embed(ids) if reader.reads_input else inner.states(ids[:, -BLOCK:]).last
         n = states.shape[1] - 1

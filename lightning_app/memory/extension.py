@@ -18,6 +18,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
+from lightning_app.memory.readers.mixture import GatedMixture
 from lightning_app.memory.slots import joined, mapped
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import Backbone
@@ -48,6 +49,7 @@ class Memory(Extension):
         readers: of memories, in the order in which they change states and logits.
         segment_length: see `MemoryLM`.
         isolate_segments: see `MemoryLM`.
+        freeze: see `MemoryLM`; a fit of the readers alone also leaves the text that is counted as it is.
 
     Attributes:
         readers: those; they are parts of the model.
@@ -59,10 +61,16 @@ class Memory(Extension):
     lm: MemoryLM
     readers: Sequence[Reader]
 
-    def __init__(self, readers: list[Reader], segment_length: int | None = None, isolate_segments: bool = True):
+    def __init__(
+        self,
+        readers: list[Reader],
+        segment_length: int | None = None,
+        isolate_segments: bool = True,
+        freeze: bool = False,
+    ):
         super().__init__()
         object.__setattr__(self, "readers", readers)
-        self.segment_length, self.isolate_segments = segment_length, isolate_segments
+        self.segment_length, self.isolate_segments, self.freeze = segment_length, isolate_segments, freeze
         self.documents: dict[int, str] = {}
         self._session_position = 0
         self._counts: dict[str, float] = {}  # of the last step
@@ -75,6 +83,7 @@ class Memory(Extension):
             "readers": [describe(reader) for reader in self.readers],
             "segment_length": self.segment_length,
             "isolate_segments": self.isolate_segments,
+            "freeze": self.freeze,
         }
 
     @property
@@ -86,7 +95,7 @@ class Memory(Extension):
     def wrap(self, backbone: Backbone) -> MemoryLM:
         if isinstance(backbone, MemoryLM):
             raise InputError("the model has a memory already: give all readers to one Memory")
-        lm = MemoryLM(backbone, self.readers, self.segment_length, self.isolate_segments)
+        lm = MemoryLM(backbone, self.readers, self.segment_length, self.isolate_segments, self.freeze)
         object.__setattr__(self, "lm", lm)  # not as a part: it is the module's
         return lm
 
@@ -97,14 +106,25 @@ class Memory(Extension):
     def use_data(self, data: TextDataModule, *, stage: str, rank: int) -> None:
         self.lm.first_row = rank * data.dataloader.batch_size
         for reader in self.readers:
-            reader.use_data(data, stage=stage, rank=rank)
+            if not (self.freeze and reader.reads_tokens):  # what is counted belongs to the model
+                reader.use_data(data, stage=stage, rank=rank)
         if stage != "fit":
             return
+        self._check_counts()
         self._warn_if_nothing_learns_to_store(data.block_size)
         if not data.streamed("train"):
             text = data.tokens("train")
             keys = text.keys_of(np.arange(text.n_documents)).tolist()
             self.documents |= dict(zip(keys, text.names, strict=True))
+
+    def _check_counts(self) -> None:
+        """A gate that learns on the text that is counted would trust the counts in everything."""
+        counted = any(isinstance(reader, GatedMixture) and reader.reads_tokens for reader in self.readers)
+        if counted and not self.freeze:
+            raise InputError(
+                "a GatedMixture over NGramReader learns on a text that is not counted: train the model and count "
+                "without the mixture, then fit it from there (--init_from) with freeze: true and another text"
+            )
 
     def _warn_if_nothing_learns_to_store(self, block_size: int) -> None:
         if any(reader.by_segment for reader in self.readers) and (
@@ -303,6 +323,7 @@ class VardaGPT(LanguageModule):
         readers: see `Memory`; None: an `AttentionReader`.
         segment_length: see `MemoryLM`.
         isolate_segments: see `MemoryLM`.
+        freeze: see `Memory`.
         extensions: further ones; they join before the memory.
         kwargs: see `LanguageModule`.
 
@@ -318,10 +339,11 @@ class VardaGPT(LanguageModule):
         readers: list[Reader] | None = None,
         segment_length: int | None = None,
         isolate_segments: bool = True,
+        freeze: bool = False,
         extensions: list[Extension] | None = None,
         **kwargs: Any,
     ):
-        memory = Memory([AttentionReader()] if readers is None else readers, segment_length, isolate_segments)
+        memory = Memory([AttentionReader()] if readers is None else readers, segment_length, isolate_segments, freeze)
         super().__init__(backbone, extensions=[*(extensions or []), memory], **kwargs)
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, merged
+from lightning_app.memory.readers.mixture import GatedMixture
 from lightning_app.models.backbone import Backbone, Cache, Forward, HiddenStates
 from lightning_app.models.registry import describe
 
@@ -55,6 +56,7 @@ class MemoryLM(Backbone):
             block is one segment.
         isolate_segments: segments do not see each other, so that the context is L tokens, and what lies before can
             only be had from a memory. Otherwise the context is the block.
+        freeze: train the readers alone: no weight of the language model, which has no dropout either.
 
     Attributes:
         first_row: number of a batch's first row among those of all ranks.
@@ -71,9 +73,12 @@ class MemoryLM(Backbone):
         readers: Sequence[Reader],
         segment_length: int | None = None,
         isolate_segments: bool = True,
+        freeze: bool = False,
     ):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.freeze = backbone, freeze
+        if freeze:
+            backbone.requires_grad_(False)
         self.vocab_size, self.width = backbone.vocab_size, backbone.width
         self.context_length = segment_length if isolate_segments else None  # None: as long as the block
         self.max_length = backbone.max_length if self.context_length is None else self.context_length
@@ -92,8 +97,24 @@ class MemoryLM(Backbone):
         self.readers = cast(Sequence[Reader], nn.ModuleList(readers))
         if sum(reader.reads_input for reader in self.readers) > 1:
             raise InputError("two readers at the input: only one can be given, others read states or logits")
-        for reader in self.readers:
+        for i, reader in enumerate(self.readers):
+            if isinstance(reader, GatedMixture):
+                self._check_last(reader, i)
+                reader.join(self.readers[:i])
             reader.build(width=backbone.width, vocab_size=backbone.vocab_size)
+
+    def _check_last(self, mixture: GatedMixture, place: int) -> None:
+        if place + 1 < len(self.readers):
+            raise InputError(
+                f"GatedMixture is reader {place + 1} of {len(self.readers)}: it mixes what those before it say, so it "
+                "stands last"
+            )
+
+    def train(self, mode: bool = True) -> MemoryLM:
+        super().train(mode)
+        if self.freeze:
+            self.backbone.eval()
+        return self
 
     @property
     def attention_width(self) -> int:  # type: ignore[override]
@@ -146,6 +167,7 @@ class MemoryLM(Backbone):
             "readers": [describe(reader) for reader in self.readers],
             "segment_length": self.segment_length,
             "isolate_segments": self.isolate_segments,
+            "freeze": self.freeze,
         }
 
     def flops_per_token(self, length: int) -> int:
@@ -179,9 +201,8 @@ class MemoryLM(Backbone):
         for reader, done in zip(self.readers, reader_outputs, strict=True):
             last, output = reader.at_states(last, context)
             done.append(output)
-        logits = self.backbone.logits(last)
-        for reader, done in zip(self.readers, reader_outputs, strict=True):
-            logits, output = reader.at_logits(logits, last, context)
+        logits, outputs = self._read_logits(last, context)
+        for output, done in zip(outputs, reader_outputs, strict=True):
             done.append(output)
         return MemoryStates(
             HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in reader_outputs]
@@ -229,6 +250,16 @@ class MemoryLM(Backbone):
         """All segments at once: (B, S L) -> (B S, L, D) -> (B, S L, D)."""
         return _joined(self.backbone.states(ids.reshape(-1, length), layers=layers), len(ids))
 
+    def _read_logits(self, states: Tensor, context: TokenContext) -> tuple[Tensor, list[ReaderOutput]]:
+        """(B, T, D) last states -> logits, and what each reader did to them."""
+        logits, outputs = self.backbone.logits(states), []
+        if self.readers and isinstance(mixture := self.readers[-1], GatedMixture):
+            return mixture.read(self.readers[:-1], logits, states, context)
+        for reader in self.readers:
+            logits, output = reader.at_logits(logits, states, context)
+            outputs.append(output)
+        return logits, outputs
+
     # The Backbone contract, for generation: the session's own text is read once it has been written
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -259,10 +290,7 @@ class MemoryLM(Backbone):
 
     def _logits(self, hidden: Tensor, recent: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, T, V) behind tokens that were drawn; see `TokenContext.of_next_tokens`."""
-        logits, context = self.backbone.logits(hidden), TokenContext.of_next_tokens(hidden, recent)
-        for reader in self.readers:
-            logits, _ = reader.at_logits(logits, hidden, context)
-        return logits
+        return self._read_logits(hidden, TokenContext.of_next_tokens(hidden, recent))[0]
 
     def next_logits(self, ids: Tensor, *, mask: Tensor | None, cache: Cache | None, recent: Tensor) -> Tensor:
         return self._logits(self.hidden(self.embed(ids), mask=mask, cache=cache).last[:, -1:], recent)[:, -1]

@@ -24,6 +24,7 @@ from lightning_app.memory.readers import (
     AttentionReader,
     CacheReader,
     ConcatReader,
+    GatedMixture,
     KNNReader,
     PointerReader,
     TrimeReader,
@@ -87,6 +88,7 @@ KINDS: dict[str, Callable[[], Extension]] = {
     "KNNReader": lambda: memory(KNNReader),
     "CacheReader": lambda: memory(CacheReader, streams=4),
     "PointerReader": lambda: memory(PointerReader, streams=4),
+    "GatedMixture": lambda: Memory([memory(CacheReader, streams=4), memory(PointerReader, streams=4), GatedMixture()]),
     "TrimeReader": lambda: memory(TrimeReader),
 }
 

@@ -13,13 +13,13 @@ from lightning_app.memory.readers import CacheReader, KNNReader, NGramReader
 from lightning_app.training.adapting import AdaptationOptions, adapting
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
-from tests.made_models import BLOCK, READERS, decoder, fill, ready
+from tests.made_models import BLOCK, READERS, decoder, fill, learned_mixture, learned_pointer, ready
 
 SOURCE = "what the teacher shows and forgets what nobody asks about again"
 TEXT = bytes(range(256)) + b"the model learns what the teacher shows and forgets what nobody asks about again " * 10
 STORE = {"memory_size": 300, "num_search_results": 5}
 BOTH = ["knn and cache", "cache, adapting"]  # each alone is fast
-WAYS = [*READERS, "plain", "ngram", "ngram that writes", "adapting", *BOTH]
+WAYS = [*READERS, "plain", "ngram", "ngram that writes", "mixture", "adapting", *BOTH]
 
 
 def made(way: str) -> LanguageModule:
@@ -28,6 +28,13 @@ def made(way: str) -> LanguageModule:
     readers: dict[str, Callable[[], list]] = {
         "knn and cache": lambda: [KNNReader(temperature=20.0, **STORE), CacheReader(lam=0.3, **STORE)],
         "cache": lambda: [CacheReader(lam=0.3, memory_size=300)],
+        "mixture": lambda: [
+            NGramReader(order=4),
+            KNNReader(temperature=20.0, **STORE),
+            CacheReader(**STORE),
+            learned_pointer(memory_size=300),
+            learned_mixture(),
+        ],
         "ngram": lambda: [NGramReader(order=4)],
         "ngram that writes": lambda: [NGramReader(order=4, writes="evaluation")],
         **{one: lambda one=one: [READERS[one](**STORE)] for one in READERS if one != "cache"},
@@ -35,10 +42,10 @@ def made(way: str) -> LanguageModule:
     if name not in readers:
         return ready(ArticleGPT(decoder()))[0]
     module = VardaGPT(decoder(), readers[name]())
-    if "ngram" in name:
-        module.backbone.readers[0].bank.hold(torch.tensor(list(SOURCE.encode())))
-    else:
-        fill(module, SOURCE)
+    for reader in module.backbone.readers:
+        if isinstance(reader, NGramReader):
+            reader.bank.hold(torch.tensor(list(SOURCE.encode())))
+    fill(module, SOURCE)
     return ready(module)[0]
 
 
@@ -65,7 +72,9 @@ def test_a_mixture_sums_to_1_and_what_comes_later_changes_nothing(way: str):
     module, adapts, changed_at = made(way), "adapting" in way, 20 * BLOCK + 7
     whole = logits(module, TEXT, adapts=adapts)
     assert len(whole) >= 1000
-    if way.startswith(("knn", "cache", "ngram", "pointer")):  # of other logits the softmax makes probabilities
+    if way.startswith(
+        ("knn", "cache", "ngram", "pointer", "mixture")
+    ):  # of other logits the softmax makes probabilities
         assert whole.double().logsumexp(-1).abs().max() < 1e-6
     other = TEXT[:changed_at] + bytes(255 - byte for byte in TEXT[changed_at:])
     changed = logits(module, other, adapts=adapts)

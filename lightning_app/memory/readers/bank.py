@@ -207,6 +207,25 @@ class MemoryBank(nn.Module):
         return counts
 
 
+class NoBank(nn.Module):
+    """In the place of a bank, of a reader that keeps nothing."""
+
+    memories: Sequence[AssociativeMemory] = ()
+    in_evaluation = False
+
+    def size(self) -> int:
+        return 0
+
+    def begin_evaluation(self) -> None:
+        """Nothing is copied."""
+
+    end_evaluation = begin_evaluation
+
+    @contextmanager
+    def outside_evaluation(self) -> Iterator[None]:
+        yield
+
+
 def _different(ids: Tensor) -> int:
     """How many different ids (n,) there are. They lie close together: to sort many takes longer."""
     if not len(ids):

@@ -23,7 +23,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.extension import Memory
 from lightning_app.memory.knn import Interpolation, tuned_interpolation
 from lightning_app.memory.model import MemoryLM, MemoryStates
-from lightning_app.memory.readers import KNNReader
+from lightning_app.memory.readers import GatedMixture, KNNReader
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.slots import Entries
 from lightning_app.models.losses import IGNORE, token_nll
@@ -142,7 +142,10 @@ def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skip
 def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext, MemoryStates]:
     """States and logits as they are before the kNN memory changes them."""
     model = MemoryLM(of.lm.backbone, [], of.lm.segment_length, of.lm.isolate_segments)
-    model.readers = cast(Any, nn.ModuleList(reader for reader in of.lm.readers if reader is not knn))
+    model.readers = cast(
+        Any,
+        nn.ModuleList(reader for reader in of.lm.readers if reader is not knn and not isinstance(reader, GatedMixture)),
+    )
     batch = batch.to(of.device).padded(model.segment)
     context = of.lm.context(batch)
     return context, model.run(batch.input_ids, context)

@@ -28,7 +28,7 @@ from lightning_app.training.module import LanguageModule
 from lightning_app.training.wrapping import wrapped_as
 from lightning_app.yaml_file import LINKED
 
-OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "extensions", "art")
+OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "freeze", "extensions", "art")
 PLAIN = ("ArticleGPT", "CausalLM", "VardaGPT")  # with a memory each is a VardaGPT
 UNKNOWN_BLOCK = 512
 HEADER = """\

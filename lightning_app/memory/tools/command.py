@@ -164,7 +164,7 @@ def list_documents(args: argparse.Namespace) -> None:
         if len(documents) > len(rows):
             rows.append((f"... and {len(documents) - len(rows)} more", f"--documents {len(documents)} shows all"))
         title = f"{opened.path}: {type(reader).__name__}"
-        counted = [("documents", f"{len(documents):,}")] if reader.bank.memories else []  # n-grams know none
+        counted = [("documents", f"{len(documents):,}")] if reader.bank.memories else []  # others know none
         print(format_table([*_memory_rows(reader), *counted, *rows], title=title))
 
 
@@ -236,6 +236,8 @@ def _memory_rows(reader: Reader) -> list[tuple[str, str]]:
     if isinstance(reader, NGramReader):
         counted = ("tokens counted", f"{reader.bank.size():,} of at most {reader.memory_size:,}")
         return [counted, ("n-grams", f"up to {reader.order} tokens"), ("lam", f"{float(reader.lam):.3f}")]
+    if not reader.bank.memories:
+        return [("entries", "none: it mixes what the others say")]
     memory, n = reader.bank.shared, reader.bank.size()
     several = f" in {len(reader.bank.memories)} memories" if len(reader.bank.memories) > 1 else ""
     options = memory.config()
