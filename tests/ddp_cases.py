@@ -22,7 +22,7 @@ from lightning_app.art.network import AdvancedART
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.readers import AttentionReader, CacheReader
+from lightning_app.memory.readers import AttentionReader, CacheReader, GatedMixture, PointerReader, Reader
 from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs
@@ -137,7 +137,9 @@ def varda(*, streams: bool) -> VardaGPT:
         advanced=AdvancedReader(store_free_steps=2, store_rise_steps=3, hard_deletion_after=5),
     )
     own = CacheReader(memory_size=50, streams=BATCH, writes="always", forgetfulness_factor=0.1)
-    module = VardaGPT(decoder(), [learned, own] if streams else [learned], segment_length=8, scheduler=None)
+    pointer = PointerReader(memory_size=50, streams=BATCH, writes="always", forgetfulness_factor=0.1)
+    readers: list[Reader] = [learned, own, pointer, GatedMixture()] if streams else [learned]
+    module = VardaGPT(decoder(), readers, segment_length=8, scheduler=None)
     module.register_buffer("other", torch.zeros(()))
     return module
 

@@ -59,7 +59,7 @@ from lightning_app.training.checkpoint_keys import (
 )
 from lightning_app.training.checks import say_if_ids_differ
 from lightning_app.training.commit import UNKNOWN, commit
-from lightning_app.training.wrapping import is_wrapped, wrapped_as
+from lightning_app.training.wrapping import added, is_wrapped, wrapped_as
 
 if TYPE_CHECKING:
     from lightning_app.training.module import LanguageModule
@@ -169,7 +169,8 @@ def take_shape(module: LanguageModule, model: Description) -> None:
 
 def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
     """Take the weights of another run. An extension that the checkpoint lacks starts anew; what it holds of one
-    that this module lacks stays behind; one that both have goes on. A memory is one, with all of its readers.
+    that this module lacks stays behind; one that both have goes on. A memory is one, with all of its readers; those
+    behind the checkpoint's start anew.
 
     Raises:
         InputError: anything else in which the two differ, such as other readers.
@@ -181,14 +182,15 @@ def start_from(module: LanguageModule, raw: dict[str, Any]) -> None:
     state = named_as(own, wrapped_as(module, raw[WEIGHTS]))
     ours, theirs = ({_extension_of(name) for name in names} for names in (own, state))
     kept = {name: tensor for name, tensor in state.items() if _extension_of(name) in ours}
-    new = {name: tensor for name, tensor in own.items() if _extension_of(name) not in theirs}
+    more = added(own, state)
+    new = {name: tensor for name, tensor in own.items() if _extension_of(name) not in theirs or name in more}
     module.on_load_checkpoint({**raw, WEIGHTS: kept | new, OPTIMIZERS: []})
     module.load_state_dict(kept | new)
     for i, extension in enumerate(module.extensions):
         if f"{OF_EXTENSIONS}{i}" in ours - theirs:
             extension.attach(module.backbone.without_memory)
             rank_zero_info(f"{OF_EXTENSIONS}{i} starts anew: the checkpoint has none")
-    if model is not None and is_wrapped(own) != is_wrapped(raw[WEIGHTS]):
+    if model is not None and (more or is_wrapped(own) != is_wrapped(raw[WEIGHTS])):
         _say_what_wraps(extensions_in(describe(module)), extensions_in(model))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.models.registry import Description, describe, differing, is_description
 from lightning_app.training.checkpoint_keys import OF_EXTENSIONS
-from lightning_app.training.wrapping import is_wrapped
+from lightning_app.training.wrapping import added, is_wrapped
 
 if TYPE_CHECKING:
     from lightning_app.training.module import LanguageModule
@@ -30,10 +30,14 @@ def check_fits(module: LanguageModule, weights: Mapping[str, Tensor], model: Des
     """
     own = module.state_dict()
     other = own.keys() ^ weights.keys() if module.strict_loading else set()
-    other |= {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+    other |= {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape} - _any_length(
+        module
+    )
     if other and model is not None:
         # see `training.checkpoint.start_from`
-        anew = all(name.startswith(OF_EXTENSIONS) for name in other) or is_wrapped(own) != is_wrapped(weights)
+        more = added(own, weights)
+        anew = all(name.startswith(OF_EXTENSIONS) or name in more for name in other)
+        anew = anew or is_wrapped(own) != is_wrapped(weights)
         _check_extensions(extensions_in(describe(module)), extensions_in(model), anew=anew)
     for misfit in _misfits(module, own, weights, model):
         raise InputError(misfit)
@@ -68,10 +72,15 @@ def _named(extensions: Counter[str]) -> str:
     return ", ".join(extensions.elements())
 
 
+def _any_length(module: LanguageModule) -> set[str]:
+    """Names of the tensors that take the length that a checkpoint has."""
+    return {f"{part}.{name}" for part, x in module.named_modules() for name in getattr(x, "any_length", ())}
+
+
 def _misfits(
     module: LanguageModule, own: Mapping[str, Tensor], given: Mapping[str, Tensor], model: Description | None
 ) -> Iterator[str]:
-    any_length = {f"{part}.{name}" for part, x in module.named_modules() for name in getattr(x, "any_length", ())}
+    any_length = _any_length(module)
     for name, tensor in given.items():
         if name in own and name not in any_length and own[name].shape != tensor.shape:
             yield (

@@ -41,6 +41,21 @@ def wrapped_as(module: LanguageModule, state: Mapping[str, Tensor]) -> dict[str,
     return {_renamed(name, owners, INNER, ""): x for name, x in state.items() if not _is_around(name, owners)}
 
 
+def added(own: Iterable[str], given: Iterable[str]) -> set[str]:
+    """Of two wrapped models, the names of `own` that belong to a part around the model, such as a memory's reader, of
+    which `given` has no tensor."""
+    own, given = set(own), set(given)
+    if not is_wrapped(own) or not is_wrapped(given):
+        return set()
+    there = {_part(name) for name in given}
+    return {name for name in own if _is_around(name, [MODEL]) and _part(name) not in there}
+
+
+def _part(name: str) -> str:
+    """`backbone.readers.0` of `backbone.readers.0.bank.0.vectors`."""
+    return ".".join(name.split(".")[:3])
+
+
 def _owners(module: LanguageModule) -> Iterator[str]:
     """Starts of names: of the model, and of its copies in extensions."""
     yield MODEL

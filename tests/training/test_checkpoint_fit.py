@@ -36,6 +36,7 @@ MODULES: dict[str, Callable[[], LanguageModule]] = {
     "joined": lambda: CausalLM(decoder(), extensions=[Memory([knn()])]),
     "two": lambda: VardaGPT(decoder(), [knn(), knn()]),
     "cache": lambda: VardaGPT(decoder(), [CacheReader(memory_size=8)]),
+    "one more": lambda: VardaGPT(decoder(), [knn(), CacheReader(memory_size=8)]),
     "larger": lambda: VardaGPT(decoder(), [KNNReader(memory_size=9)]),
     "art": lambda: ARTGPT2(decoder()),
     "both": lambda: VardaGPT(decoder(), [knn()], extensions=[ARTRegularizer()]),
@@ -100,6 +101,12 @@ def test_a_memory_more_or_less(
             "plain",
             f"this model lacks the checkpoint's KNNReader: give KNNReader {AS_IT_WAS}",
             "the checkpoint's KNNReader stays behind: this model has none",
+        ),
+        (
+            "memory",
+            "one more",
+            "the checkpoint lacks this model's CacheReader: leave out CacheReader",
+            "the checkpoint has no CacheReader, which starts anew; the model's weights are the checkpoint's",
         ),
         (
             "art",
