@@ -184,11 +184,6 @@ class NGramCounts:
             level.mix_into(p, hashes, known)
         return p
 
-    def longest_known(self, contexts: Tensor) -> Tensor:
-        """(P, n - 1) contexts, as in `distribution` -> (P,) int64 how many of the last tokens were counted together."""
-        found = [level.find(hashes)[1] & known for level, hashes, known in self._known(contexts)[1:]]
-        return torch.stack(found, dim=1).long().cumprod(1).sum(1)
-
     def probabilities(self, text: Tensor) -> Tensor:
         """(N,) -> (N,) float64 of each of its tokens after those before it in this text."""
         before = torch.cat([text.new_full((self.order - 1,), UNKNOWN), text[:-1]])

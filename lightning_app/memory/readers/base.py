@@ -158,13 +158,13 @@ class Said:
     Attributes:
         p: (B, T, V) float32, 0 everywhere where it has nothing to say.
         lam: share of it in what comes out, unless a `GatedMixture` decides: a scalar, or (B, T, 1).
-        features: (B, T, F) how sure it is, `Reader.features` numbers without a gradient.
+        features: (B, T, F) how sure it is, beside what `p` shows: `Reader.features` numbers; None: no more.
         found: the entries that it is made of, with their weights in `p`; None: of none.
     """
 
     p: Tensor
     lam: Tensor
-    features: Tensor
+    features: Tensor | None = None
     found: Candidates | None = None
 
     def reads(self, share: Tensor) -> Callable[[], Candidates] | None:

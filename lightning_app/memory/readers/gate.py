@@ -5,6 +5,8 @@ Shapes: B batch, T positions, D width, V vocabulary, F features, K shares.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -35,10 +37,9 @@ class Gate(nn.Module):
         return self.outer(nn.functional.gelu(self.inner(torch.cat([seen, features], dim=-1))))
 
 
-def sureness(log_p: Tensor) -> Tensor:
-    """(B, T, V) -> (B, T, 2) entropy as a share of the most there can be, and the largest probability."""
-    p = log_p.exp()
-    entropy = torch.special.entr(p).sum(-1) / torch.log(torch.tensor(float(log_p.shape[-1])))
+def sureness(p: Tensor) -> Tensor:
+    """(B, T, V) probabilities -> (B, T, 2) entropy as a share of the most there can be, and the largest of them."""
+    entropy = torch.special.entr(p).sum(-1) / math.log(p.shape[-1])
     return torch.stack([entropy, p.amax(-1)], dim=-1)
 
 

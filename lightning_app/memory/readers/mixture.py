@@ -5,7 +5,7 @@ Shapes: B batch, T positions, D width, V vocabulary, F features, K readers that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,10 +27,10 @@ class GatedMixture(Reader):
     """Stands last, and mixes what those before it say, with learned shares: p = sum_k w_k p_k over model and readers.
 
     With the readers in their order, P_0 = p_model and P_k = g_k p_k + (1 - g_k) P_(k - 1), g_k = sigmoid(logit lam_k +
-    z_k), where lam_k is what the reader has alone. z is a small network on the state, the entropy and largest p of the
-    model, the largest p of each reader, what reader and model say of each other's likeliest token, and the length of
-    the match of n-grams or the largest weight of an entry (gated experts: Jacobs et al. 1991,
-    doi:10.1162/neco.1991.3.1.79). It starts at 0: the mixture is what the readers give one after the other.
+    z_k), where lam_k is what the reader has alone. z is a small network on the state, entropy and largest p of model
+    and readers, what they say of each other's likeliest token, and the largest weight of an entry (gated experts:
+    Jacobs et al. 1991, doi:10.1162/neco.1991.3.1.79). It starts at 0: the mixture is what the readers give one after
+    the other.
 
     A fit trains it, and the readers that learn, by the term `mixture`; the model gets no gradient from it and is
     trained as without. So the text must be one that neither the model nor counts have seen: see `MemoryLM.freeze`.
@@ -102,7 +102,8 @@ class GatedMixture(Reader):
 
     def _gates(self, log_p: Tensor, states: Tensor, said: Sequence[Said]) -> list[Tensor]:
         """K times (B, T, 1): what each reader has of what it makes with all before it; 0 where it says nothing."""
-        z = self.gate(states, torch.cat([sureness(log_p), *(_features(log_p, one) for one in said)], dim=-1).detach())
+        features = [sureness(log_p.exp()), *(_features(log_p, one) for one in said)]
+        z = self.gate(states, torch.cat(features, dim=-1).detach())
         return [
             (one.lam.logit() + z[..., k : k + 1]).sigmoid().where(one.p.sum(-1, keepdim=True) > 0, 0.0)
             for k, one in enumerate(said)
@@ -110,16 +111,15 @@ class GatedMixture(Reader):
 
 
 def _features(log_p: Tensor, said: Said) -> Tensor:
-    """(B, T, OF_EACH + F) of one reader."""
-    highest, best = said.p.max(-1, keepdim=True)
-    of_best = log_p.gather(-1, best).exp()
+    """(B, T, OF_EACH + F) of one reader: how sure it is, and what model and reader say of each other's likeliest."""
+    of_best = log_p.gather(-1, said.p.argmax(-1, keepdim=True)).exp()
     of_models = said.p.gather(-1, log_p.argmax(-1, keepdim=True))
-    there = (highest > 0).to(highest)
-    return torch.cat([there, highest, of_best, of_models, said.features], dim=-1)
+    more = [] if said.features is None else [said.features]
+    return torch.cat([sureness(said.p), of_best, of_models, *more], dim=-1)
 
 
 def _nats(
-    log_p: Tensor, said: Sequence[tuple[Said, ReaderOutput]], gates: Sequence[Tensor], context: TokenContext
+    log_p: Tensor, said: Iterable[tuple[Said, ReaderOutput]], gates: Sequence[Tensor], context: TokenContext
 ) -> Tensor:
     targets = context.entries.tokens
     p = of_targets(log_p, targets).exp()

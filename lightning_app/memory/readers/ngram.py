@@ -132,7 +132,6 @@ class NGramReader(Reader):
 
     reads_tokens = True
     mixes = True
-    features = 1  # how much of the context was counted
     keeps_types = True  # of `lam`, under bf16-true
     lam: Tensor
     bank: TextBank  # type: ignore[assignment]  # what `Memory` asks of a bank, and no vectors
@@ -184,10 +183,8 @@ class NGramReader(Reader):
         contexts = context.last_tokens(self.order - 1).flatten(0, 1)
         counts = self.bank.counts if self.bank.size() else None
         p = torch.zeros_like(log_p) if counts is None else counts.distribution(contexts).view_as(log_p)
-        length = contexts[:, 0] * 0 if counts is None else counts.longest_known(contexts)
-        features = (length / self.order).view(*log_p.shape[:-1], 1)
         output = ReaderOutput(statistics={"lam": self.lam.clone()}, update=self._update(states, context))
-        return Said(p, self.lam, features), output
+        return Said(p, self.lam), output
 
     def _update(self, states: Tensor, context: TokenContext) -> MemoryUpdate | None:
         written = context.new & (context.entries.tokens >= 0)

@@ -107,7 +107,7 @@ class PointerReader(InterpolatedReader):
         return torch.where(found.ids <= OWN, position + (found.ids - OWN), before - found.ids)
 
     def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
-        features = torch.cat([sureness(log_p), shares.amax(-1, keepdim=True)], dim=-1)
+        features = torch.cat([sureness(log_p.exp()), shares.amax(-1, keepdim=True)], dim=-1)
         return self.gate(states, features.detach()).sigmoid()
 
     def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
