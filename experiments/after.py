@@ -7,15 +7,16 @@ readers give (checked on some blocks), for one pass over the text. Shapes: N tok
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments import baselines, counted
+from experiments import baselines, counted, gated
 from experiments.runs import Scores, blocks, context_of, read, seconds_per_token
 from experiments.statistics import bits_per_byte
 from experiments.texts import Texts
@@ -50,6 +51,7 @@ class Options:
         tuning_blocks: of the validation text that weights are chosen on.
         sizes: of the datastore, for the picture.
         curve_every: of so many blocks of the test text the picture shows one.
+        gated: how the arms with a gate are taught.
     """
 
     cache_size: int = 2000
@@ -60,6 +62,7 @@ class Options:
     tuning_blocks: int = 300
     sizes: tuple[int, ...] = (1000, 3000, 10_000, 30_000, 100_000, 300_000)
     curve_every: int = 8
+    gated: gated.Options = gated.Options()  # noqa: RUF009
 
     def memory(self, size: int) -> dict[str, Any]:
         """Options of a datastore."""
@@ -107,7 +110,7 @@ class Looked:
 
 def arms_of(options: Options, *, first: bool) -> tuple[str, ...]:
     """All lines that `run` leaves; the first seed draws the picture too."""
-    both = (*ARMS, *counted.ARMS)
+    both = (*ARMS, *counted.ARMS, *gated.ARMS)
     return (*both, *(f"knn of {size}" for size in options.sizes)) if first else both
 
 
@@ -117,17 +120,35 @@ def run(
     """Build, tune, test, and keep what is missing."""
     entries = _entries(plain, texts, test)
     tuning = list(blocks(texts.val, test[0].input_ids.shape[1], at_most=options.tuning_blocks))
-    if {*ARMS, *counted.ARMS} & set(missing):
+    if {*ARMS, *counted.ARMS, *gated.ARMS} & set(missing):
         model = with_readers(plain, options, entries)
         tuned, tested = look(model, tuning, options), look(model, test, options)
         chosen = _tune(tuned, options, model)
         results = _test(model, texts, test, tested, chosen, options)
-        for arm, record, nats in [*results, *_with_counts(model, texts, test, tuned, tested, options)]:
+        results += _with_counts(model, texts, test, tuned, tested, options)
+        taught: Iterable[Result] = ()
+        if set(gated.ARMS) & set(missing):
+            start = _start({arm: record for arm, record, _ in results}, plain, options)
+            taught = gated.run(plain, texts, tuning, test, start, options.gated, seed=seed)
+        for arm, record, nats in chain(results, taught):
             if arm in missing:
                 keep(arm, record, nats)
     for size in options.sizes:
         if f"knn of {size}" in missing:
             keep(f"knn of {size}", _of_size(plain, texts, tuning, test, size, entries, options, seed=seed))
+
+
+def _start(found: Mapping[str, dict[str, Any]], plain: MemoryLM, options: Options) -> gated.Start:
+    """Where the arms with a gate begin, from the records of those with fixed weights."""
+    cache, both, width = found["cache"], found[counted.WITH_CACHE], plain.width
+    return gated.Start(
+        cache_size=options.cache_size,
+        lam=cache["weights"][1],
+        theta=cache["theta"] / width,
+        weights=both["weights"],
+        cache_theta=both["theta"] / width,
+        counts_bytes=found[counted.COUNTS]["memory_bytes"],
+    )
 
 
 def with_readers(plain: MemoryLM, options: Options, entries: MemoryUpdate) -> MemoryLM:

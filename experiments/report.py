@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import baselines, counted, entry, plans
+from experiments import baselines, counted, entry, gated, plans
 from experiments.arguments import name_of, told
 from experiments.plans import commit
 from experiments.statistics import HOW, Interval, by_document, change, helped_and_hurt
@@ -17,7 +17,7 @@ from experiments.store import Record, records
 
 SECTION = "## Does it help?"  # the last one of its page
 BASELINES = ("longer context", *counted.ARMS, baselines.DYNAMIC, baselines.PPMD)  # what a memory must beat
-MEMORIES = ("more parameters", "cache", "concat", "knn", "knn + cache", "trime")
+MEMORIES = ("more parameters", "cache", "concat", "knn", "knn + cache", "trime", *gated.ARMS)
 ARMS = ("no memory", *BASELINES, *MEMORIES)
 
 
@@ -173,7 +173,7 @@ def _targets(results: Results, margins: Mapping[str, float]) -> str:
         found = results.change(best, counted.WITH_CACHE)
         name = f"{best} at least 2 % below {counted.WITH_CACHE}, interval clear of zero"
         lines.append((name, found, found.mean <= -2 and found.high < 0))
-    for arm in ("trime", "knn + cache"):
+    for arm in (arm for arm in ("trime", "knn + cache", gated.POINTER) if results.by_arm[arm]):
         found = results.change(arm, "cache")
         lines.append((f"{arm} below the cache, interval clear of zero", found, found.high < 0))
     rows = [f"| {name} | {found} | {'met' if met else 'missed'} |" for name, found, met in lines]

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,9 +139,11 @@ def read(model: MemoryLM, batches: list[Batch]) -> Scores:
     written = [reader for reader in model.readers if reader.writes != "never"]  # a datastore need not be copied
     for reader in written:
         reader.bank.begin_evaluation()
-    nats = []
+    nats: list[Tensor] = []
+    before: Tensor | None = None  # what counts of tokens know of the block before
     for batch in batches:
-        found = model.run(batch.input_ids, context_of(batch))
+        found = model.run(batch.input_ids, replace(context_of(batch), earlier_ids=before))
+        before = batch.input_ids
         nats.append(token_nll(found.logits, batch.targets))
         write(model, found, training=False)
     for reader in written:

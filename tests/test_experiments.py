@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import after, continual, memory, report, store
+from experiments import after, continual, gated, memory, report, store
 from experiments.memory import Job, Plan
 from experiments.runs import Scores, Training, blocks, training_batches
 from experiments.texts import articles, halves, prepare
@@ -47,7 +47,14 @@ def plan(tmp_path: Path) -> Plan:
         ),
         concat={"memory_size": 50},
         trime=memory.TRIME | {"memory_size": 30, "num_search_results": 30},
-        after=after.Options(cache_size=20, k=4, tuning_blocks=5, sizes=(10, 40), curve_every=2),
+        after=after.Options(
+            cache_size=20,
+            k=4,
+            tuning_blocks=5,
+            sizes=(10, 40),
+            curve_every=2,
+            gated=gated.Options(streams=2, epochs=1, looks=2, hidden=4),
+        ),
         scored_blocks=8,
     )
 
@@ -74,7 +81,7 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     jobs += [(arm, seed) for arm in ("after", "dynamic evaluation") for seed in (0, 1)] + [("PPMd", 0)]
     assert run(plan, folder) == jobs
     lines = (folder / store.RESULTS).read_text().splitlines()
-    assert len(lines) == 2 * 12 + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
+    assert len(lines) == 2 * 14 + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
     assert run(plan, folder) == []
 
     # Cut off within the last line of the cache's, and the model of one arm is gone with its line
