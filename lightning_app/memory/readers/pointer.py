@@ -96,15 +96,18 @@ class PointerReader(InterpolatedReader):
 
     def shares(self, found: Candidates, context: TokenContext) -> Tensor:
         near = self.log_scale.exp() * -found.distances.where(found.found, 0.0)  # scale x inf has no gradient
-        scores = near + self.age_bias[log2_of(self._ages(found, context))]
-        return neighbour_weights(-scores, found.found, temperature=1.0)
+        ages = log2_of(self._ages(found.ids[:, :1], context))
+        bias = self.age_bias.expand(*ages.shape[:2], AGES).gather(-1, ages)
+        return neighbour_weights(-near - bias, found.found, temperature=1.0)
 
-    def _ages(self, found: Candidates, context: TokenContext) -> Tensor:
-        """(B, T, C) how many tokens ago each was seen: 1 is the one before; of the memory's, how many were written."""
-        position = torch.arange(found.ids.shape[1], device=found.ids.device)[:, None]
-        written = (context.new & (context.entries.tokens >= 0)).long()
-        before = (written.cumsum(1) - written)[..., None] + self.bank.next_ids(context.rows)[:, None, None]
-        return torch.where(found.ids <= OWN, position + (found.ids - OWN), before - found.ids)
+    def _ages(self, ids: Tensor, context: TokenContext) -> Tensor:
+        """(B, 1, C) candidates, the same at all positions -> (B, T, C) float32, how many tokens ago each was seen: 1 is
+        the one before. Of the memory's it is how many were written since."""
+        own, T = ids <= OWN, context.ids.shape[1]
+        written = (context.new & (context.entries.tokens >= 0)).float()
+        before = (written.cumsum(1) - written)[..., None]
+        first = torch.where(own, ids - OWN, self.bank.next_ids(context.rows)[:, None, None] - ids).float()
+        return first + torch.where(own, torch.arange(float(T), device=ids.device)[:, None], before)
 
     def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
         features = torch.cat([sureness(log_p.exp()), shares.amax(-1, keepdim=True)], dim=-1)
@@ -134,5 +137,5 @@ class PointerReader(InterpolatedReader):
 
 
 def log2_of(ages: Tensor) -> Tensor:
-    """floor(log2 age) of ages from 1 on, at most AGES - 1; int64."""
-    return (torch.frexp(ages.clamp_min(1).float()).exponent - 1).clamp_max(AGES - 1).long()
+    """floor(log2 age) of ages in float32, from 0 to AGES - 1; int64. It is the exponent of such a number."""
+    return ((ages.clamp(1.0, 2.0 ** (AGES - 1)).view(torch.int32) >> 23) - 127).long()
