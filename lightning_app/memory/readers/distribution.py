@@ -46,6 +46,15 @@ def found_statistics(candidates: Candidates) -> dict[str, Tensor]:
     return {"found": found.float().mean(), "hit_distance": mean}
 
 
+def match_of(found: Candidates, scores: Tensor) -> Tensor:
+    """(B, T, 3) largest weight of an entry, highest score, and log of all entries' sum of exp(score), the last two in
+    tens; 0 where nothing was found. How alike the best are says more than their weights, which sum to 1 in any case."""
+    largest = found.weights.detach().amax(-1, keepdim=True)
+    best = scores.detach().masked_fill(~found.found, -torch.inf).amax(-1, keepdim=True)
+    match = torch.cat([largest, best / 10, (best - largest.log()) / 10], dim=-1)
+    return match.where(largest > 0, 0.0)
+
+
 def retrieved(bank: MemoryBank, states: Tensor, context: TokenContext) -> Candidates:
     """The entries nearest to each of the states (B, T, D)."""
     ids, distances = bank.search(states.detach(), context.rows, context.entries)
@@ -164,22 +173,27 @@ class InterpolatedReader(DistributionReader):
     """What was found makes a distribution, which is mixed in: lam p + (1 - lam) p_model."""
 
     mixes = True
-    features = 1  # the largest weight of an entry
+    features = 3  # see `match_of`
 
     @abstractmethod
-    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
-        """(B, T, C) weights of the entries, which sum to 1; 0 for those that must not be read."""
+    def scores(self, found: Candidates, context: TokenContext) -> Tensor:
+        """(B, T, C) whose softmax over what may be read are the weights of the entries."""
+
+    def weighed(self, states: Tensor, context: TokenContext) -> tuple[Candidates, Tensor]:
+        """What was found, with its weights, which sum to 1, and `match_of` it."""
+        found = self.neighbours(states, context)
+        scores = self.scores(found, context)
+        found = replace(found, weights=neighbour_weights(-scores, found.found, temperature=1.0))
+        return found, match_of(found, scores)
 
     @abstractmethod
-    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
-        """`Said.lam`."""
+    def share_of_all(self, log_p: Tensor, states: Tensor, found: Candidates, match: Tensor) -> Tensor:
+        """`Said.lam`, from what `weighed` gives."""
 
     def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
-        found = self.neighbours(states, context)
-        shares = self.shares(found, context)
-        p = spread(shares, found.entries.tokens, vocab_size=log_p.shape[-1])
-        lam = self.share_of_all(log_p, states, shares)
-        said = Said(p, lam, shares.detach().amax(-1, keepdim=True), replace(found, weights=shares))
+        found, match = self.weighed(states, context)
+        p = spread(found.weights, found.entries.tokens, vocab_size=log_p.shape[-1])
+        said = Said(p, self.share_of_all(log_p, states, found, match), match, found)
         return said, ReaderOutput(statistics=self.statistics(found, context), update=self.update(states, context))
 
     def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
@@ -228,10 +242,10 @@ class KNNReader(InterpolatedReader):
     def metric(self) -> Metric:
         return self.bank.shared.metric
 
-    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
-        return neighbour_weights(found.distances, found.found, temperature=self.temperature)
+    def scores(self, found: Candidates, context: TokenContext) -> Tensor:
+        return -found.distances / self.temperature
 
-    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
+    def share_of_all(self, log_p: Tensor, states: Tensor, found: Candidates, match: Tensor) -> Tensor:
         return self.lam
 
 
@@ -280,10 +294,10 @@ class CacheReader(InterpolatedReader):
         parts = [all_stored(self.bank, states, context), earlier_in_block(states, context, own_document_only=own)]
         return joined(parts, dim=-1)
 
-    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
-        return neighbour_weights(found.distances, found.found, temperature=1 / self.theta)
+    def scores(self, found: Candidates, context: TokenContext) -> Tensor:
+        return -found.distances * self.theta
 
-    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
+    def share_of_all(self, log_p: Tensor, states: Tensor, found: Candidates, match: Tensor) -> Tensor:
         return self.lam
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_app.training.distributed import mean_over_ranks
 
+SMALL = 1e-4  # a share, below which the gate sees no difference
 LEAST = 1e-30  # a probability, whose logarithm is finite
 
 
@@ -20,21 +21,24 @@ class Gate(nn.Module):
 
     Args:
         width: D; the state is seen normalised.
-        features: F.
+        features: F, most of them shares: their logarithms are seen too.
         hidden: width of the one hidden layer.
         shares: K.
     """
 
     def __init__(self, width: int, features: int, hidden: int, shares: int = 1):
         super().__init__()
-        self.inner, self.outer = nn.Linear(width + features, hidden), nn.Linear(hidden, shares)
+        self.inner, self.outer = nn.Linear(width + 2 * features, hidden), nn.Linear(hidden, shares)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, states: Tensor, features: Tensor) -> Tensor:
         """(B, T, D), (B, T, F) -> (B, T, K)."""
         seen = nn.functional.layer_norm(states, states.shape[-1:])
-        return self.outer(nn.functional.gelu(self.inner(torch.cat([seen, features], dim=-1))))
+        logs = (
+            features.clamp_min(SMALL).log() / 4
+        )  # a small share differs from a smaller one as much as from a large one
+        return self.outer(nn.functional.gelu(self.inner(torch.cat([seen, features, logs], dim=-1))))
 
 
 def sureness(p: Tensor) -> Tensor:

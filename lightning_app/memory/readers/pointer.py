@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.knn import neighbour_weights
 from lightning_app.memory.persistence import keeping_types
 from lightning_app.memory.readers.bank import OWN, Candidates, Scope
 from lightning_app.memory.readers.base import ReaderOutput, Said, TokenContext, Writes
@@ -86,7 +85,7 @@ class PointerReader(InterpolatedReader):
         nn.init.zeros_(self.metric_change.weight)
         self.log_scale = nn.Parameter(torch.tensor([math.log(self.theta)]))
         self.age_bias = nn.Parameter(torch.zeros(AGES))
-        self.gate = Gate(width, 3, self.hidden)
+        self.gate = Gate(width, 8, self.hidden)
         nn.init.constant_(self.gate.outer.bias, math.log(self.lam / (1 - self.lam)))
 
     def neighbours(self, states: Tensor, context: TokenContext) -> Candidates:
@@ -94,11 +93,10 @@ class PointerReader(InterpolatedReader):
         block = earlier_in_block(states, context, queries=queries, own_document_only=own)
         return joined([all_stored(self.bank, queries, context), block], dim=-1) if self.bank.size() else block
 
-    def shares(self, found: Candidates, context: TokenContext) -> Tensor:
+    def scores(self, found: Candidates, context: TokenContext) -> Tensor:
         near = self.log_scale.exp() * -found.distances.where(found.found, 0.0)  # scale x inf has no gradient
         ages = log2_of(self._ages(found.ids[:, :1], context))
-        bias = self.age_bias.expand(*ages.shape[:2], AGES).gather(-1, ages)
-        return neighbour_weights(-near - bias, found.found, temperature=1.0)
+        return near + self.age_bias.expand(*ages.shape[:2], AGES).gather(-1, ages)
 
     def _ages(self, ids: Tensor, context: TokenContext) -> Tensor:
         """(B, 1, C) candidates, the same at all positions -> (B, T, C) float32, how many tokens ago each was seen: 1 is
@@ -109,8 +107,8 @@ class PointerReader(InterpolatedReader):
         first = torch.where(own, ids - OWN, self.bank.next_ids(context.rows)[:, None, None] - ids).float()
         return first + torch.where(own, torch.arange(float(T), device=ids.device)[:, None], before)
 
-    def share_of_all(self, log_p: Tensor, states: Tensor, shares: Tensor) -> Tensor:
-        features = torch.cat([sureness(log_p.exp()), shares.amax(-1, keepdim=True)], dim=-1)
+    def share_of_all(self, log_p: Tensor, states: Tensor, found: Candidates, match: Tensor) -> Tensor:
+        features = torch.cat([sureness(log_p.exp()), match, _agreement(log_p, found)], dim=-1)
         return self.gate(states, features.detach()).sigmoid()
 
     def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
@@ -126,14 +124,25 @@ class PointerReader(InterpolatedReader):
 
     def _taught(self, log_p: Tensor, states: Tensor, context: TokenContext) -> ReaderOutput:
         """What the entries say of the targets alone, which is all that the loss needs."""
-        found, targets = self.neighbours(states, context), context.entries.tokens
-        shares = self.shares(found, context)
-        own = (shares * (found.entries.tokens == targets[..., None])).sum(-1)
-        gate = self.share_of_all(log_p, states, shares)[..., 0]
+        targets, (found, match) = context.entries.tokens, self.weighed(states, context)
+        own = _weight_of(targets[..., None], found)[..., 0]
+        gate = self.share_of_all(log_p, states, found, match)[..., 0]
         lam = gate.where(found.found.any(-1), 0.0)
         term = mean_nats(lam * own + (1 - lam) * of_targets(log_p, targets).exp(), context.new & (targets >= 0))
         statistics = {**self.statistics(found, context), "gate": gate.detach().mean()}
         return ReaderOutput({"pointer": (1.0, term)}, statistics, self.update(states, context))
+
+
+def _agreement(log_p: Tensor, found: Candidates) -> Tensor:
+    """(B, T, 3) what entries and model give to the heaviest entry's token, and entries to the model's likeliest one."""
+    token = found.entries.tokens.gather(-1, found.weights.argmax(-1, keepdim=True)).clamp_min(0)
+    theirs, of_models = (_weight_of(one, found) for one in (token, log_p.argmax(-1, keepdim=True)))
+    return torch.cat([theirs, log_p.gather(-1, token).exp(), of_models], dim=-1)
+
+
+def _weight_of(tokens: Tensor, found: Candidates) -> Tensor:
+    """(B, T, 1) tokens -> (B, T, 1) weight of all entries that they follow."""
+    return (found.weights * (found.entries.tokens == tokens)).sum(-1, keepdim=True)
 
 
 def log2_of(ages: Tensor) -> Tensor:
