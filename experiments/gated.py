@@ -44,10 +44,10 @@ class Options:
         hidden: width of each gate's network.
     """
 
-    streams: int = 8
+    streams: int = 4
     epochs: int = 2
-    looks: int = 8
-    lr: float = 3e-3
+    looks: int = 4
+    lr: float = 1e-2
     warmup_steps: int = 20
     weight_decay: float = 0.1
     clip: float = 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lightning_app.models.generation import GenerationOptions
 from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.module import LanguageModule
+from tests.conftest import Run
 from tests.memory.test_extension import IDS, decoder, fit
 
 ROWS = 4
@@ -110,3 +113,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(counted: dict[str, Any], tmp_pat
     assert torch.equal(said[0], said[1])
     assert torch.equal(said[1], said[2])
     assert not any(p.requires_grad for p in alone.backbone.core.parameters())
+
+
+def test_the_config_in_the_documents_runs(main: Run, config: Callable[..., str]):
+    """Behind a run with counts, in small."""
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    (block,) = re.findall(r"```yaml\n(# gate.yaml\n.*?)```", page, flags=re.DOTALL)
+    Path("gate.yaml").write_text(block)
+    Path("kept.txt").write_text(" ".join(sorted(Path("train.txt").read_text().split())))
+    counts = [{"class_path": "NGramReader", "init_args": {"order": 5}}]
+    first = config({"model": {"init_args": {"extensions": counts}}})
+    main("fit", "--config", first)
+    best = "runs/tiny/version_0/checkpoints/best.ckpt"
+    main("fit", "--config", first, "--config", "gate.yaml", "--init_from", best)
+    before, after = (load_module(path)[0].backbone for path in (best, "runs/gate/version_0/checkpoints/last.ckpt"))
+    assert [type(reader) for reader in after.readers] == [NGramReader, CacheReader, PointerReader, GatedMixture]
+    assert torch.equal(after.readers[0].bank.text, before.readers[0].bank.text)
+    assert bool(after.readers[3].gate.outer.weight.any())
+    assert all(torch.equal(x, y) for x, y in zip(before.core.parameters(), after.core.parameters(), strict=True))
