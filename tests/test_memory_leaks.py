@@ -86,9 +86,7 @@ def query(model: MemoryLM, ids: Tensor, t: int) -> Tensor:
     """(1, M) what the reader searches with at position t of the first row."""
     (reader,) = model.readers
     found = model.run(ids, context_of(ids, model.segment_length))
-    if isinstance(reader, AttentionReader):
-        return F.normalize(reader.fc_query(found.before[:1, t]), dim=-1)
-    return model.backbone.embed(ids)[:1, t] if isinstance(reader, ConcatReader) else found.before[:1, t]
+    return reader.queries(model.backbone.embed(ids)[:1, t] if isinstance(reader, ConcatReader) else found.before[:1, t])
 
 
 def plant(reader: Reader, vectors: Tensor, *, document: int, position: int = 0, token: int = 3) -> Tensor:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from lightning_app.data.batch import Batch
@@ -17,6 +18,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext, merged
 from lightning_app.memory.readers.mixture import GatedMixture
 from lightning_app.models.backbone import Backbone, Cache, Forward, HiddenStates
+from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.registry import describe
 
 
@@ -196,8 +198,11 @@ class MemoryLM(Backbone):
         if ids.shape[1] % length:
             raise InputError(f"a block of {ids.shape[1]} tokens is not a multiple of segment_length {length}")
         reader_outputs: list[list[ReaderOutput]] = [[] for _ in self.readers]
+        context = replace(context, embed=self.backbone.embed)
         states = self._read_input(ids, context, length, reader_outputs, layers, memory_input)
         last = states.last
+        if any(reader.wants_nats for reader in self.readers):
+            context = replace(context, nats=self._nats(last, context))
         for reader, done in zip(self.readers, reader_outputs, strict=True):
             last, output = reader.at_states(last, context)
             done.append(output)
@@ -207,6 +212,12 @@ class MemoryLM(Backbone):
         return MemoryStates(
             HiddenStates(last, states.layers), logits, states.last, [merged(done) for done in reader_outputs]
         )
+
+    @torch.no_grad()
+    def _nats(self, states: Tensor, context: TokenContext) -> Tensor:
+        """(B, T) of each next token, by the backbone alone; 0 where it is unknown."""
+        tokens = context.entries.tokens
+        return token_nll(self.backbone.logits(states), tokens.masked_fill(tokens < 0, IGNORE))
 
     def states(self, ids: Tensor, *, layers: Sequence[int] = ()) -> HiddenStates:
         """(B, T) ids of a whole block -> states as they would be without any reader; T need not fill its segments."""
@@ -273,7 +284,7 @@ class MemoryLM(Backbone):
         cache: Cache | None = None,
         layers: Sequence[int] = (),
     ) -> HiddenStates:
-        context = TokenContext.of_next_tokens(embeddings)
+        context = replace(TokenContext.of_next_tokens(embeddings), embed=self.backbone.embed)
 
         def hidden(some: Tensor) -> HiddenStates:
             return self.backbone.hidden(some, mask=mask, cache=cache, layers=layers)

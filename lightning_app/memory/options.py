@@ -11,7 +11,8 @@ from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
 
 IndexType = Literal["flat", "ivf", "ivfpq", "hnsw"]
-Eviction = Literal["oldest", "least_recently_used", "least_useful"]
+Eviction = Literal["oldest", "least_recently_used", "least_useful", "random", "least_surprising", "lowest_score"]
+COMPETING = ("random", "least_surprising", "lowest_score")  # a new entry may be the one that goes
 Storage = Literal["float32", "float16"]
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 CHOICES = {"index_type": IndexType, "metric": Metric, "eviction": Eviction, "dtype": Storage}
@@ -32,7 +33,10 @@ class AdvancedMemory:
         ef_construction: candidates of `hnsw` while it is built.
         ef_search: candidates of `hnsw` in a search.
         eviction: `oldest`: smallest id. `least_recently_used`: last added or touched at the earliest tick.
-            `least_useful`: smallest (1 + uses) x strength. Equal ones: smallest id.
+            `least_useful`: smallest (1 + uses) x strength. Of the other three the new entries compete with the old:
+            `random` keeps a uniform sample of all that was ever written; `least_surprising` those whose next token had
+            the most nats when it was seen; `lowest_score` those that the reader's writer scores highest. Equal ones:
+            smallest id.
         dtype: of the stored vectors; searches compute in float32.
         path: a file that holds the vectors instead of RAM (an index of another type than `flat` has copies in RAM).
         seed: of `forget_randomly`, and of an index's clusters.

@@ -43,7 +43,7 @@ class Entries:
         vectors: (..., D).
         ages: (...) int64, training steps since it was added.
         uses: (...) int64, how often it was touched.
-        strengths: (...) float32, 1 when added.
+        strengths: (...) float32, 1 when added, or what `eviction` goes by.
     """
 
     tokens: Tensor = _MINUS_ONE

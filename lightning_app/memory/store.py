@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_app.errors import InputError
 from lightning_app.memory.index import SlotIndex
 from lightning_app.memory.mapped import MappedVectors
-from lightning_app.memory.options import MemoryOptions
+from lightning_app.memory.options import COMPETING, MemoryOptions
 from lightning_app.memory.persistence import check_state, keeping_types
 from lightning_app.memory.search import SlotSearch, origin_of
 from lightning_app.memory.slots import (
@@ -44,7 +44,8 @@ class AssociativeMemory(nn.Module):
 
     Ids are given in ascending order and never again, not even after `reset`; removing or evicting renumbers nothing.
     A full memory evicts before it adds: the entries that were there before the new ones, and those of `add`'s own
-    batch only where the batch alone exceeds `memory_size` (its first ones; their ids no longer exist).
+    batch only where the batch alone exceeds `memory_size` (its first ones; their ids no longer exist), or where
+    `eviction` lets the new ones compete with the old.
 
     Args:
         options: see `MemoryOptions`.
@@ -129,17 +130,40 @@ class AssociativeMemory(nn.Module):
         """Store vectors (N, D) -> their ids (N,), ascending; evicts what the capacity asks for.
 
         Args:
-            payload: tokens, documents, positions (N,) and spans (N, S) as far as they are known; no more is read.
+            payload: tokens, documents, positions (N,) and spans (N, S) as far as they are known, and strengths (N,)
+                where `eviction` goes by a score; no more is read.
         """
         rows = stored_vectors(vectors, self.vectors)
         given = self._given(payload, count=len(rows))
         first = int(self.next_id)
         ids = torch.arange(first, first + len(rows), device=self.device)
         self.next_id += len(rows)
-        kept = slice(max(0, len(rows) - self.memory_size), None)
         new = new_rows(rows, given, ids=ids, clock=self.clock, span_length=self.span_length)
+        new["strengths"] = self._strengths(new["strengths"], payload, first=first)
+        kept = self._admitted(new["strengths"])
         self._put({name: column[kept] for name, column in new.items()}, ids=ids[kept].cpu().numpy())
         return ids
+
+    def _strengths(self, ones: Tensor, payload: Entries, *, first: int) -> Tensor:
+        """(N,) of new entries, of which `first` is the first id: a draw is the same on all ranks and after a resume."""
+        if self.options.eviction == "random":
+            drawn = np.random.default_rng([self.options.seed, first]).random(len(ones))
+            return torch.from_numpy(drawn).to(ones)
+        if self.options.eviction not in COMPETING or not payload.strengths.dim():
+            return ones
+        return payload.strengths.to(ones)
+
+    def _admitted(self, strengths: Tensor) -> Tensor | slice:
+        """Which of the new entries (N,) find a place."""
+        excess = len(self) + len(strengths) - self.memory_size
+        if self.options.eviction not in COMPETING:
+            return slice(max(0, len(strengths) - self.memory_size), None)
+        if excess <= 0:
+            return slice(None)
+        all_of_them = torch.cat([self.strengths[: len(self)], strengths])
+        stay = torch.ones_like(all_of_them, dtype=torch.bool)
+        stay[all_of_them.argsort(stable=True)[:excess]] = False  # of equal ones the old go first
+        return stay[len(self) :]
 
     def _put(self, rows: dict[str, Tensor], *, ids: Rows) -> None:
         """Write new entries into the free slots, then over those that have to go; nothing moves."""
@@ -153,6 +177,8 @@ class AssociativeMemory(nn.Module):
         """(M,) worth of the entry in each slot: the least is evicted first. None: the oldest is."""
         if self.options.eviction == "oldest":
             return None
+        if self.options.eviction in COMPETING:
+            return self.strengths.cpu().numpy()
         recency = self.options.eviction == "least_recently_used"
         return (self.used if recency else (1 + self.uses) * self.strengths).cpu().numpy()
 

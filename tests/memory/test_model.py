@@ -7,10 +7,12 @@ import torch
 
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.options import AdvancedMemory
 from lightning_app.memory.readers import AttentionReader, CacheReader, ConcatReader, KNNReader, Reader
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.losses import token_nll
 
 V, D, T = 17, 8, 12
 
@@ -93,6 +95,45 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
         states = model.hidden(model.embed(ids()[:, t : t + 1]), cache=with_cache)
         cached.append(model.logits(states.last))
     torch.testing.assert_close(torch.cat(cached, dim=1), after, rtol=1e-4, atol=1e-4)
+
+
+SURPRISING = {"eviction": "least_surprising"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AttentionReader(memory_size=5, store_cost=None, advanced=AdvancedReader(**SURPRISING)),
+        lambda: CacheReader(memory_size=5, scope="shared", advanced=AdvancedMemory(**SURPRISING)),
+    ],
+    ids=["attention", "cache"],
+)
+def test_what_the_backbone_did_not_expect_stays_in_the_memory(make: Callable[[], Reader]):
+    """By its nats, without those that a reader's logits would have."""
+    model = MemoryLM(decoder(), [make()]).eval()
+    tokens = ids()[:1]
+    model.backbone.transformer["wte"].weight.mul_(9)
+    (output,) = model.run(tokens, context(tokens)).reader_outputs
+    assert output.update is not None
+    model.readers[0].bank.write(output.update, training=False)
+    nats = token_nll(model.backbone(tokens)[:, :-1], tokens[:, 1:])[0]
+    best = nats.topk(5).indices.sort().values
+    stored = model.readers[0].bank.shared.payload(model.readers[0].bank.shared.ids())
+    assert stored.positions.tolist() == best.tolist()
+    torch.testing.assert_close(stored.strengths, nats[best])
+
+
+@pytest.mark.parametrize(
+    ("reader", "words"),
+    [
+        (lambda: CacheReader(advanced=AdvancedMemory(eviction="lowest_score")), "CacheReader learns no score"),
+        (lambda: ConcatReader(advanced=AdvancedReader(**SURPRISING)), "it reads before the model"),
+    ],
+)
+def test_a_rule_that_a_reader_cannot_follow_is_refused(reader: Callable[[], Reader], words: str):
+    with pytest.raises(InputError, match=words):
+        MemoryLM(decoder(), [reader()])
 
 
 @pytest.mark.parametrize(

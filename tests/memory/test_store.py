@@ -156,6 +156,38 @@ def test_evicted_entries_are_those_the_rule_says():
         assert memory.ids().tolist() == left, eviction
 
 
+@pytest.mark.parametrize("eviction", ["least_surprising", "lowest_score"])
+def test_by_a_score_the_new_compete_with_the_old(eviction: str):
+    memory = AssociativeMemory(3, D, eviction=eviction)
+
+    def add(*scores: float) -> list[int]:
+        memory.add(rows(len(scores), seed=int(memory.next_id)), Entries(strengths=torch.tensor(scores)))
+        return memory.ids().tolist()
+
+    assert add(2.0, 5.0) == [0, 1]
+    assert add(1.0, 3.0, 4.0) == [1, 3, 4]  # 0 goes, and 2 is not let in
+    assert add(0.5) == [1, 3, 4]
+    assert add(3.0) == [1, 4, 6]  # of equal ones the new stays
+    assert add(9.0, 8.0, 7.0, 7.0, 1.0) == [7, 8, 10]
+    assert memory.payload(memory.ids()).strengths.tolist() == [9, 8, 7]
+
+
+def test_a_random_memory_is_a_uniform_sample_of_all_that_was_written():
+    def kept(seed: int) -> torch.Tensor:
+        memory = AssociativeMemory(8, D, eviction="random", seed=seed)
+        for start in range(0, 64, 4):
+            memory.add(rows(4, seed=start))
+        return memory.ids()
+
+    assert torch.equal(kept(3), kept(3))
+    ids = torch.cat([kept(seed) for seed in range(24)])
+    counts = torch.histc(ids.float(), bins=4, min=0, max=63)
+    assert len(ids) == 24 * 8
+    assert (counts - 48).abs().max() < 24  # four deviations of a binomial of 192 and 1 / 4
+    unlimited = AssociativeMemory(4, D, eviction="random")
+    assert unlimited.add(rows(4)).tolist() == unlimited.ids().tolist()
+
+
 def test_an_old_use_counts_less_than_being_new():
     memory = AssociativeMemory(2, D, eviction="least_useful")
     memory.touch(memory.add(rows(1)))

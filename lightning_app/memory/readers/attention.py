@@ -27,7 +27,8 @@ class AttentionReader(LearnedReader):
 
     A state h reads sum_j w_j exp(s_j) m_j / (sum_j w_j exp(s_j) + exp(null)) with s_j = scale cos(q(h), m_j), over what
     the memory returns to q(h) and what earlier segments of the block would store; w_j is the store decision (hard
-    forward, its probability backward) times what deletions left of entry j. `null` lets a state read nothing.
+    forward, its probability backward) times what deletions left of entry j. `null` lets a state read nothing. With
+    `next_token` m_j + fc_next(e_j) is read, where e_j is the embedding of the token that followed entry j.
 
     Args:
         scale: at first; it is learned, up to 100.
@@ -68,22 +69,15 @@ class AttentionReader(LearnedReader):
 
     @torch.no_grad()
     def _start_as_attention_over_states(self) -> None:
-        """Query, key and value are the same rotation at first, so that similar states find each other from the start.
-
-        So is what is to be deleted: at first that which looks like what a state would store itself.
-        """
-        rotation = nn.init.orthogonal_(self.writer.fc_storable_vector.weight)
-        self.fc_query.weight.copy_(rotation)
-        self.fc_read.weight.copy_(self.start * rotation.t())
-        self.writer.fc_deletable_vector.weight.copy_(rotation)
-        for layer in (self.fc_query, self.writer.fc_storable_vector, self.writer.fc_deletable_vector):
-            nn.init.zeros_(layer.bias)
+        """Query, key and value are the same rotation at first."""
+        self._start_in_one_space(self.fc_query)
+        self.fc_read.weight.copy_(self.start * self.fc_query.weight.t())
 
     def queries(self, vectors: Tensor) -> Tensor:
         return F.normalize(self.fc_query(vectors).float(), dim=-1)
 
     def at_states(self, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
-        queries, decisions = self.queries(states), self.writer(states)
+        queries, decisions = self.queries(states), self._decided(states)
         with torch.autocast(states.device.type, enabled=False):
             read, output = self._read(queries, decisions, context)
         return states + self.fc_read(read.to(states.dtype)), output
@@ -110,6 +104,9 @@ class AttentionReader(LearnedReader):
         total = total.clamp_min(1e-30)  # the highest may be of an entry that is not stored
         k = self.results
         read = ((mass[..., None, :k] @ found.entries.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
+        if self.next_token:
+            stored, own = (self._followers(one.tokens, context) for one in (found.entries, context.entries))
+            read = read + self.fc_next(((mass[..., None, :k] @ stored)[..., 0, :] + mass[..., k:] @ own) / total)
         gate = (mass.sum(-1) / total[..., 0])[context.new]
         terms = {}
         if self.retrieval_weight > 0:

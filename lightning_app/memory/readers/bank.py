@@ -195,12 +195,12 @@ class MemoryBank(nn.Module):
             counts["deletions"] += _remove(memory, _ids_of(update.removed, row))
             memory.touch(_ids_of(update.used, row))
             new = update.entries[update.rows == row]
-            n, before = len(new.vectors), memory.size()
+            counts["writes"] += len(new.vectors)
+            if self.scope == "document" and len(new.vectors):
+                new = _of_last_document(memory, new)  # before they could compete for places
+            before = memory.size() + len(new.vectors)
             memory.add(new.vectors, new)
-            counts["writes"] += n
-            counts["evictions"] += before + n - memory.size()
-            if self.scope == "document" and n:
-                _keep_document(memory, int(new.documents[-1]))
+            counts["evictions"] += before - memory.size()
         for memory in self.active if training else ():
             memory.tick()
             counts["forgotten"] += memory.forget_randomly()
@@ -246,8 +246,11 @@ def _remove(memory: AssociativeMemory, ids: Tensor) -> int:
     return len(there)
 
 
-def _keep_document(memory: AssociativeMemory, document: int) -> None:
+def _of_last_document(memory: AssociativeMemory, new: Entries) -> Entries:
+    """Those of the new entries that belong to the last one's document; of the others the memory keeps none."""
+    document = new.documents[-1]
     ids = memory.ids()
     others = ids[memory.payload(ids).documents != document]
     if len(others):
         memory.remove(others)
+    return new[new.documents == document]

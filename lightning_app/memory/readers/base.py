@@ -18,7 +18,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
 from lightning_app.memory.options import AdvancedMemory, IndexType, MemoryOptions
 from lightning_app.memory.readers.bank import Candidates, MemoryBank, MemoryUpdate, Scope
-from lightning_app.memory.slots import Entries, joined
+from lightning_app.memory.slots import UNKNOWN, Entries, joined
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import HiddenStates
 from lightning_app.models.extension import Extension
@@ -40,6 +40,9 @@ class TokenContext:
         rows: (B,) the stream that each row continues.
         segments: (T,) number of each position's segment; all 0 where the block is one segment.
         earlier_ids: (B, K) the tokens before the first, -1 where they are unknown.
+        embed: the backbone's, from ids (...) to (..., D), for readers that read the token behind an entry.
+        nats: (B, T) -log of the probability that the backbone alone gave to the next token, 0 where that is unknown;
+            given where a reader's `eviction` goes by it.
     """
 
     ids: Tensor
@@ -48,9 +51,11 @@ class TokenContext:
     rows: Tensor
     segments: Tensor
     earlier_ids: Tensor | None = None
+    embed: Callable[[Tensor], Tensor] | None = None
+    nats: Tensor | None = None
 
     @classmethod
-    def of(cls, *, next_ids: Tensor, documents: Tensor, positions: Tensor, **others: Tensor) -> TokenContext:
+    def of(cls, *, next_ids: Tensor, documents: Tensor, positions: Tensor, **others: Any) -> TokenContext:
         """All columns (B, T), rows (B,) and segments (T,) by name -> the context."""
         return cls(entries=Entries(tokens=next_ids, documents=documents, positions=positions), **others)
 
@@ -125,10 +130,19 @@ class TokenContext:
         padded = nn.functional.pad(self.ids, (max(0, length - 1), 0), value=-1)
         return padded.unfold(1, max(1, length), 1)[:, :, :length]
 
-    def update_of(self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0) -> MemoryUpdate:
-        """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them."""
+    def update_of(
+        self, vectors: Tensor, chosen: Tensor, *, span_length: int = 0, scores: Tensor | None = None
+    ) -> MemoryUpdate:
+        """What `chosen` (B, T) bool positions write: their `vectors` (B, T, M), with what is known of them.
+
+        Args:
+            scores: (B, T) by which they compete where the memory is full; None: the nats, where they are known.
+        """
         rows, none = self.rows[:, None].expand_as(self.ids), self.rows.new_zeros(0, 2)
-        entries = replace(self.entries, spans=self.spans(span_length), vectors=vectors.detach())[chosen]
+        by = self.nats if scores is None else scores
+        strengths = UNKNOWN.strengths if by is None else by.detach().float()
+        known = replace(self.entries, spans=self.spans(span_length), vectors=vectors.detach(), strengths=strengths)
+        entries = known[chosen]
         return MemoryUpdate(rows[chosen], entries, removed=none, used=none)
 
 
@@ -192,6 +206,7 @@ class Reader(Extension, ABC):
 
     reads_input = False  # overrides `around`
     reads_tokens = False  # which the states do not tell
+    scores_entries = False  # has what `lowest_score` goes by
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
     mixes = False  # has a distribution of its own, which `says` gives
     features = 0  # of `Said.features`
@@ -199,6 +214,11 @@ class Reader(Extension, ABC):
     group = "Memory"  # which joins the model for all readers: what follows are its hooks, not those of `Extension`
 
     bank: MemoryBank
+
+    @property
+    def wants_nats(self) -> bool:
+        """Whether `TokenContext.nats` decides what stays in its memory."""
+        return self.advanced.eviction == "least_surprising"
 
     @property
     def metric(self) -> Metric:
@@ -244,6 +264,11 @@ class Reader(Extension, ABC):
         rare = {one.name: getattr(self.advanced, one.name) for one in fields(AdvancedMemory)}
         if rare["path"] and self.scope != "shared":
             raise InputError(f"path is {rare['path']!r} with scope {self.scope!r}: one file, one memory")
+        if rare["eviction"] == "lowest_score" and not self.scores_entries:
+            raise InputError(
+                f"eviction is 'lowest_score', but {type(self).__name__} learns no score: give least_surprising, or "
+                "AttentionReader"
+            )
         self.bank = MemoryBank(
             lambda: AssociativeMemory(memory_dim=dim, **self._memory_options, **rare), self.scope, self.streams
         )

@@ -12,9 +12,12 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_app.errors import InputError
 from lightning_app.memory.nearness import Metric
+from lightning_app.memory.readers.attention import LARGEST_SCALE
 from lightning_app.memory.readers.bank import Candidates, own_ids
 from lightning_app.memory.readers.base import ReaderOutput, TokenContext
 from lightning_app.memory.readers.learned import Deletions, LearnedReader
@@ -22,44 +25,68 @@ from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers,
 from lightning_app.memory.slots import Entries, joined
 from lightning_app.models.backbone import HiddenStates
 
+SCALE = 10.0  # of cosines at first; it is learned
+LITTLE = 0.02  # of what was found is added at first
 BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
 
 
 class ConcatReader(LearnedReader):
     """The k nearest stored vectors, each weighted by the softmax of their scores, beside the input of the backbone.
 
-    x = fc([embedding, w_1 m_1, ..., w_k m_k]), nearest first, zeros where there is no entry. The memory is searched
-    once for all positions; with `segment_length` the segments then run one after the other, and a later one finds what
-    earlier ones would store too.
+    x = fc([embedding, w_1 v_1, ..., w_k v_k]), nearest first, zeros where there is no entry. v_j = m_j + fc_next(e_j)
+    is what was stored with the embedding of the token that followed, w = softmax(scale cos(q, m_j)). The memory is
+    searched once for all positions; with `segment_length` the segments then run one after the other, and a later one
+    finds what earlier ones would store too.
 
     Args:
+        metric: `cosine`: query and entry are one rotation at first, and the angle between them counts. With `l2` or
+            `inner_product` it is as it was: embeddings are searched for among states, where all of them find the
+            entries nearest to the origin, w = softmax(-scale |q - m_j|^2 / M), and the next token is not read.
         kwargs: see `LearnedReader`.
+
+    Raises:
+        InputError: entries are to be kept by the model's nats, which are not known yet where the input is read.
     """
 
     reads_input = True
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(self, metric: Metric = "cosine", **kwargs: Any):
+        super().__init__(metric=metric, next_token=metric == "cosine", **kwargs)
+        if self.wants_nats:
+            raise InputError("eviction is 'least_surprising', which ConcatReader cannot: it reads before the model")
+
+    def config(self) -> dict[str, Any]:
+        config = super().config()
+        config.pop("next_token")
+        return config
 
     def build_layers(self, width: int, vocab_size: int) -> None:
         super().build_layers(width, vocab_size)
         assert self.memory_dim is not None
         same = width == self.memory_dim
-        self.fc_query = nn.Identity() if same else nn.Linear(width, self.memory_dim, bias=False)
+        if self.next_token:
+            query = nn.Linear(width, self.memory_dim)
+            self._start_in_one_space(query)
+        self.fc_query = (
+            query if self.next_token else nn.Identity() if same else nn.Linear(width, self.memory_dim, bias=False)
+        )
         self.fc = nn.Linear(width + self.results * self.memory_dim, width)
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE if self.next_token else 1)))
         with torch.no_grad():  # at first the input passes unchanged, with a little of what was found
-            nn.init.normal_(self.fc.weight, std=0.02 / math.sqrt(self.results))
+            nn.init.normal_(self.fc.weight, std=LITTLE / math.sqrt(self.results))
+            if self.next_token:  # turned back into the space of states, which is that of embeddings where both are tied
+                self.fc.weight[:, width:] = LITTLE * query.weight.t().repeat(1, self.results)
             self.fc.weight[:, :width] = torch.eye(width)
             nn.init.zeros_(self.fc.bias)
 
     @property
     def metric(self) -> Metric:
-        """Within a block distances are l2, however the memory is searched."""
-        return "l2"
+        """Within a block distances are cosine or l2, however the memory is searched."""
+        return "cosine" if self.next_token else "l2"
 
     def queries(self, vectors: Tensor) -> Tensor:
-        return self.fc_query(vectors).float()
+        queries = self.fc_query(vectors).float()
+        return F.normalize(queries, dim=-1) if self.next_token else queries
 
     def around(
         self,
@@ -77,7 +104,7 @@ class ConcatReader(LearnedReader):
             results, nearest, chosen = self._results(queries[:, columns], block, columns)
             states = hidden(self.fc(torch.cat([embeddings[:, columns], results.to(embeddings.dtype)], dim=-1)))
             read.append(nearest)
-            decisions = self.writer(states.last)
+            decisions = self._decided(states.last)
             block.add(states, decisions)
             with torch.autocast(embeddings.device.type, enabled=False):
                 block.delete(self._deletions(decisions, nearest, chosen), hard=self.hard)
@@ -100,18 +127,28 @@ class ConcatReader(LearnedReader):
         """
         with torch.autocast(queries.device.type, enabled=False):
             found, own, store, visible = block.candidates(columns, own_document_only=self.scope == "document")
-            k, M = self.results, queries.shape[-1]
-            squared = squared_distances(queries, found, own)
+            distances, scale = self._distances(queries, found, own)
             with torch.no_grad():
-                best, chosen = squared.masked_fill(~(visible & (store > 0.5)), math.inf).topk(k, -1, largest=False)
+                unseen = ~(visible & (store > 0.5))
+                best, chosen = distances.masked_fill(unseen, math.inf).topk(self.results, -1, largest=False)
             there = best.isfinite()
-            squared = squared.gather(-1, chosen)
-            scores = (-self.log_scale.exp() / M * squared).masked_fill(~there, -math.inf)
+            distances = distances.gather(-1, chosen)
+            scores = (-scale * distances).masked_fill(~there, -math.inf)
             mass = (scores - scores.amax(-1, keepdim=True).clamp_min(-1e30)).exp() * store.gather(-1, chosen)
             weights = mass / mass.sum(-1, keepdim=True).clamp_min(1e-6)
-            vectors, ids = _chosen_vectors(found, own, chosen), block.ids_of(columns, chosen).where(there, -1)
-            nearest = Candidates(ids, squared, Entries(vectors=vectors), weights)
+            vectors, ids = _chosen_of(found, own, chosen), block.ids_of(columns, chosen).where(there, -1)
+            nearest = Candidates(ids, distances, Entries(vectors=vectors), weights)
+            if self.next_token:
+                vectors = vectors + self.fc_next(self._followers(block.tokens_of(columns, chosen), block.context))
             return (weights[..., None] * vectors).flatten(-2), nearest, chosen
+
+    def _distances(self, queries: Tensor, found: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, k + E) from the queries to all candidates, and by how much a score falls with them."""
+        if not self.next_token:
+            return squared_distances(queries, found, own), self.log_scale.exp() / queries.shape[-1]
+        near = (F.normalize(found, dim=-1) @ queries[..., None])[..., 0]
+        cosines = torch.cat([near, queries @ F.normalize(own, dim=-1).mT], dim=-1)
+        return 1 - cosines, self.log_scale.exp().clamp_max(LARGEST_SCALE)
 
     def _deletions(self, decisions: Decisions, nearest: Candidates, chosen: Tensor) -> Deletions:
         distances = (decisions.deletable[..., None, :] - nearest.entries.vectors).square().sum(-1)
@@ -119,7 +156,7 @@ class ConcatReader(LearnedReader):
         return self._delete(decisions, (distances + 1e-12).sqrt(), chosen, allowed)
 
 
-def _chosen_vectors(found: Tensor, own: Tensor, chosen: Tensor) -> Tensor:
+def _chosen_of(found: Tensor, own: Tensor, chosen: Tensor) -> Tensor:
     """(B, L, k, M) found, (B, E, M) own block, (B, L, k) numbers of candidates -> (B, L, k, M)."""
     B, L, k, M = found.shape
     of_memory = found.gather(2, chosen.clamp_max(k - 1)[..., None].expand(B, L, k, M))
@@ -162,6 +199,11 @@ class _Block:
         k = self.results
         stored = self.found.ids[:, columns].gather(-1, chosen.clamp_max(k - 1))
         return torch.where(chosen < k, stored, own_ids(chosen - k))
+
+    def tokens_of(self, columns: slice, chosen: Tensor) -> Tensor:
+        """(B, L, k) token that followed each of a segment's candidates with these numbers."""
+        found, own = self.found.entries.tokens[:, columns], self.context.entries.tokens[:, : columns.start]
+        return _chosen_of(found[..., None], own[..., None], chosen)[..., 0]
 
     def add(self, states: HiddenStates, decisions: Decisions) -> None:
         """Append a segment's states and decisions."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
@@ -22,11 +23,13 @@ from lightning_app.memory.options import AdvancedMemory
 from lightning_app.memory.readers.bank import Candidates, MemoryUpdate
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.readers.writer import Decisions, Writer
-from lightning_app.memory.slots import Entries
+from lightning_app.memory.slots import UNKNOWN, Entries
 from lightning_app.models.weighing import Over
 from lightning_app.training.distributed import mean_over_ranks
 
 MOST_DISTANCES = 2**24  # that torch takes a quantile of
+LEAST_SHARE = 1 / 16  # of a block that is stored in training without a price
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the interval evenly
 
 
 class DeletionThreshold(nn.Module):
@@ -117,7 +120,11 @@ class LearnedReader(Reader):
     """Base of AttentionReader and ConcatReader: the writer, its loss terms, and the memory update.
 
     Args:
-        store_cost: weight of the mean store probability in the loss, once it has risen.
+        store_cost: weight of the mean store probability in the loss, once it has risen: the price of an entry. None:
+            nothing has a price and nothing is decided; every new token is stored, and `memory_size` is the budget: what
+            stays is decided by `advanced.eviction`. With `lowest_score` training stores a share of each block, another
+            one in each step, so that scores are learned for small and large budgets.
+        next_token: an entry also carries the token that followed, and is read with its embedding.
         target_rate: share of the positions to be stored; None: whatever pays.
         deletion: whether the model may delete.
         advanced: see `AdvancedReader`.
@@ -125,6 +132,7 @@ class LearnedReader(Reader):
     """
 
     by_segment = True
+    scores_entries = True
     advanced_type = AdvancedReader
     advanced: AdvancedReader
     means_over: Mapping[str, Over] = {"store": "targets", "budget": "targets"}
@@ -134,30 +142,36 @@ class LearnedReader(Reader):
     @abstractmethod
     def __init__(
         self,
-        store_cost: float = 0.1,
+        store_cost: float | None = 0.1,
         target_rate: float | None = None,
         deletion: bool = True,
+        next_token: bool = False,
         advanced: AdvancedReader = AdvancedReader(),
         **kwargs: Any,
     ):
         super().__init__(advanced=advanced, **kwargs)
-        if store_cost < 0:
-            raise InputError(f"store_cost is {store_cost}; it must be at least 0")
+        if store_cost is not None and store_cost < 0:
+            raise InputError(f"store_cost is {store_cost}; it must be at least 0, or null: no price, a hard budget")
+        if store_cost is None and target_rate is not None:
+            raise InputError(f"target_rate is {target_rate} and store_cost null, with which every token is stored")
         if target_rate is not None and not 0 <= target_rate <= 1:
             raise InputError(f"target_rate is {target_rate}; it must lie in [0, 1]")
         self.store_cost, self.target_rate, self.deletion = store_cost, target_rate, deletion
+        self.next_token = next_token
         self.threshold = DeletionThreshold(self.advanced.delete_quantile)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def config(self) -> dict[str, Any]:
         own = {"store_cost": self.store_cost, "target_rate": self.target_rate, "deletion": self.deletion}
-        return {**super().config(), **own}
+        return {**super().config(), **own, "next_token": self.next_token}
 
     def build_layers(self, width: int, vocab_size: int) -> None:
         assert self.memory_dim is not None
         self.results = self.bank.shared.num_search_results
         self.span_length = self.bank.shared.span_length
         self.writer = Writer(width, self.memory_dim, self.results)
+        if self.next_token:
+            self.fc_next = nn.Linear(width, self.memory_dim, bias=False)
 
     def follow_step(self, distances: Tensor | None) -> None:
         self.steps += 1
@@ -170,10 +184,36 @@ class LearnedReader(Reader):
         return int(self.steps) >= self.advanced.hard_deletion_after
 
     @torch.no_grad()
+    def _start_in_one_space(self, *layers: nn.Linear) -> None:
+        """These layers, like what is stored, what is to be deleted and next tokens, are one rotation at first, so that
+        similar states find each other from the start, and what looks like one's own entry is what one would delete."""
+        rotation = nn.init.orthogonal_(self.writer.fc_storable_vector.weight)
+        for layer in (*layers, self.writer.fc_deletable_vector, *([self.fc_next] if self.next_token else [])):
+            layer.weight.copy_(rotation)
+        for layer in (*layers, self.writer.fc_storable_vector, self.writer.fc_deletable_vector):
+            nn.init.zeros_(layer.bias)
+
+    def _followers(self, tokens: Tensor, context: TokenContext) -> Tensor:
+        """(...) tokens that followed entries -> (..., D) their embeddings, as long as a normalised state; 0 for -1."""
+        assert context.embed is not None
+        embedded = F.normalize(context.embed(tokens.clamp_min(0)).float(), dim=-1)
+        return embedded * (embedded.shape[-1] ** 0.5 * (tokens >= 0))[..., None]
+
+    def _decided(self, states: Tensor) -> Decisions:
+        """What the states (B, T, D) offer; with a hard budget all of it, or in training a share that scores best."""
+        decisions = self.writer(states)
+        if self.store_cost is not None:
+            return decisions
+        if self.training and self.advanced.eviction == "lowest_score":
+            return decisions.best_stored(LEAST_SHARE ** ((int(self.steps) * GOLDEN) % 1))
+        return decisions.all_stored()
+
+    @torch.no_grad()
     def _search(self, queries: Tensor, context: TokenContext) -> Candidates:
         """The k nearest entries of (B, T, M) queries, with their vectors in fp32, without a graph."""
         ids, distances = self.bank.search(queries.detach().float(), context.rows, context.entries)
-        return Candidates(ids, distances, Entries(vectors=self.bank.vectors(ids, context.rows).float()))
+        tokens = self.bank.tokens(ids, context.rows) if self.next_token else UNKNOWN.tokens
+        return Candidates(ids, distances, Entries(tokens, vectors=self.bank.vectors(ids, context.rows).float()))
 
     def _delete(self, decisions: Decisions, distances: Tensor, chosen: Tensor, there: Tensor) -> Deletions:
         """(B, T, k) L2 distances to the chosen candidates; `there` where there is one."""
@@ -188,11 +228,11 @@ class LearnedReader(Reader):
     def _terms(self, decisions: Decisions, context: TokenContext) -> dict[str, tuple[float, Tensor]]:
         real = context.new.float()
         mean = self._mean((decisions.store * real).sum() / real.sum().clamp_min(1), real.sum())
-        unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum()
+        unused = decisions.vectors.sum() + decisions.delete.sum() + decisions.deletable.sum() + decisions.score.sum()
         mean = mean + 0 * unused  # DDP wants each layer in the graph, also where nothing has been read yet
         free, rise = self.advanced.store_free_steps, self.advanced.store_rise_steps
         risen = (int(self.steps) - free) / max(1, rise)
-        terms = {"store": (self.store_cost * min(1.0, max(0.0, risen)), mean)}
+        terms = {"store": ((self.store_cost or 0.0) * min(1.0, max(0.0, risen)), mean)}
         if self.target_rate is not None:
             terms["budget"] = (self.advanced.budget_weight, (mean - self.target_rate).square())
         return terms
@@ -231,7 +271,12 @@ class LearnedReader(Reader):
         gone = deletions.decided & (deletions.chosen < self.results) & context.new[..., None] & hard
         ids = found.ids.gather(-1, deletions.chosen.clamp_max(self.results - 1))
         return replace(
-            context.update_of(decisions.vectors, chosen, span_length=self.span_length),
+            context.update_of(
+                decisions.vectors,
+                chosen,
+                span_length=self.span_length,
+                scores=decisions.score if self.advanced.eviction == "lowest_score" else None,
+            ),
             removed=_with_rows(ids, gone, context.rows),
             used=_with_rows(found.ids, (found.ids >= 0) & context.new[..., None], context.rows),
         )

@@ -6,7 +6,7 @@ the positions of its own block. M memory_dim, U distinct entries that the memory
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,14 @@ class Decisions:
 
     Attributes:
         vectors: (B, T, M) what it would store.
+        score: (B, T) logit of storing it.
         store: (B, T) probability of storing it.
         delete: (B, T, k) logit of deleting each of its k best candidates.
         deletable: (B, T, M) what a vector to be deleted looks like.
     """
 
     vectors: Tensor
+    score: Tensor
     store: Tensor
     delete: Tensor
     deletable: Tensor
@@ -38,6 +40,18 @@ class Decisions:
     def stored(self) -> Tensor:
         """(B, T) bool."""
         return self.store > 0.5
+
+    def all_stored(self) -> Decisions:
+        """The same, but for the decision: everything is stored."""
+        return replace(self, store=torch.ones_like(self.store))
+
+    def best_stored(self, share: float) -> Decisions:
+        """Of each row the `share` of the positions with the highest scores; what is stored has a gradient.
+
+        So positions compete: a score that rises above that of the last one that is stored takes its place.
+        """
+        limit = self.score.detach().quantile(1 - share, dim=1, keepdim=True)
+        return replace(self, store=(self.score - limit).sigmoid())
 
 
 class Writer(nn.Module):
@@ -63,9 +77,12 @@ class Writer(nn.Module):
 
     def forward(self, states: Tensor) -> Decisions:
         """(B, T, D) -> what they offer, in fp32."""
+        vectors = self.fc_storable_vector(states).float()
+        score = self.fc_store_decision(states)[..., 0].float()
         return Decisions(
-            self.fc_storable_vector(states).float(),
-            self.fc_store_decision(states)[..., 0].float().sigmoid(),
+            vectors,
+            score,
+            score.sigmoid(),
             self.fc_delete_decision(states).float(),
             self.fc_deletable_vector(states).float(),
         )

@@ -62,6 +62,63 @@ def test_it_is_attention_over_the_memory_earlier_segments_and_nothing(stored: in
     assert torch.equal(output.update.entries.vectors, reader.writer(states).vectors[reader.writer(states).stored])
 
 
+@torch.no_grad()
+def test_it_reads_the_tokens_that_followed_what_it_reads():
+    """Of stored entries and of earlier segments, by their embeddings, which are as long as a normalised state."""
+    reader = reader_with(next_token=True, deletion=False)
+    reader.fc_next.weight.normal_()
+    table, states = torch.randn(20, D), torch.randn(1, T, D)
+    assert reader.writer(states).stored.all()
+    reader.bank.shared.add(torch.randn(2, D), Entries(tokens=torch.tensor([7, -1])))
+    found, _ = reader.at_states(states, replace(context(), embed=table.__getitem__))
+    followers = torch.cat([F.normalize(table[[7]], dim=-1), torch.zeros(1, D), F.normalize(table[1 : L + 1], dim=-1)])
+    values = torch.cat([reader.bank.shared.get_all_embeddings(), reader.writer(states).vectors[0, :L]])
+    scores = reader.scale * F.cosine_similarity(reader.fc_query(states[0, L])[None], values, dim=-1)
+    weights = torch.cat([scores, reader.null[None]]).softmax(0)[:-1]
+    read = weights @ values + D**0.5 * reader.fc_next(weights @ followers)
+    torch.testing.assert_close(found[0, L], states[0, L] + reader.fc_read(read), rtol=1e-4, atol=1e-4)
+
+
+def test_with_a_hard_budget_training_stores_the_best_share_and_the_score_is_taught():
+    reader = reader_with(store_cost=None, deletion=False, eviction="lowest_score", memory_size=4).train()
+    states, shares = torch.randn(1, 64, D), []
+    session = TokenContext.of_session(torch.arange(64)[None] % 20, start=0, new=64)
+    some = replace(session, segments=torch.arange(64) // 16)
+    for _ in range(6):
+        found, output = reader.at_states(states, some)
+        assert output.update is not None
+        stored, score = output.update.entries, reader.writer(states).score[0]
+        assert stored.strengths.min() == score.topk(len(stored.strengths)).values[-1]  # the best ones
+        shares.append(len(stored.strengths) / 64)
+        reader.follow_step(None)
+    assert len(set(shares)) == 6
+    assert 1 / 16 <= min(shares) < 0.3 < 0.7 < max(shares) <= 1
+    found.square().mean().backward()
+    assert reader.writer.fc_store_decision.weight.grad is not None
+    assert reader.writer.fc_store_decision.weight.grad.any()
+    weight, _ = output.terms["store"]
+    assert weight == 0
+    assert AttentionReader(**reader.config()).store_cost is None
+
+
+@torch.no_grad()
+def test_with_a_hard_budget_an_evaluation_offers_everything_and_the_memory_keeps_the_best():
+    reader = reader_with(store_cost=None, deletion=False, eviction="lowest_score", memory_size=4)
+    reader.writer.fc_store_decision.bias.fill_(-9.0)  # by a price nothing would be stored
+    states = torch.randn(1, T, D)
+    update = reader.at_states(states, context())[1].update
+    assert update is not None
+    assert len(update.rows) == T
+    reader.bank.write(update, training=False)
+    best = reader.writer(states).score[0].topk(4).indices.sort().values
+    torch.testing.assert_close(reader.bank.shared.get_all_embeddings(), reader.writer(states).vectors[0, best])
+
+
+def test_a_share_of_what_is_all_stored_is_refused():
+    with pytest.raises(InputError, match=r"target_rate is 0.1 and store_cost null"):
+        AttentionReader(store_cost=None, target_rate=0.1)
+
+
 def test_with_a_start_of_0_it_changes_nothing_until_it_has_learned():
     reader = reader_with(start=0.0)
     assert AttentionReader(**reader.config()).start == 0

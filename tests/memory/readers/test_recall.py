@@ -19,6 +19,8 @@ from lightning_app.former import options_of_today
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import TokenContext
+from lightning_app.memory.readers.concat import ConcatReader
+from lightning_app.memory.readers.learned import LearnedReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.losses import IGNORE
 
@@ -87,12 +89,12 @@ def context(ids: Tensor, *, start: int = 0) -> TokenContext:
     return replace(TokenContext.of_session(ids, start=start, new=T), segments=torch.arange(T) // L)
 
 
-def recaller(seed: int, **options: Any) -> MemoryLM:
+def recaller(seed: int, kind: type[LearnedReader] = AttentionReader, **options: Any) -> MemoryLM:
     torch.manual_seed(seed)
     decoder = Decoder(vocab_size=VOCABULARY, block_size=L, embedding_dim=48, layers=1, heads=4)
     memory = {"memory_size": CAPACITY, "num_search_results": 4, "forgetfulness_factor": 0.0, **options}
     memory = options_of_today(memory, "AttentionReader")
-    reader = AttentionReader(scope="stream", streams=ROWS, writes="evaluation", **memory)
+    reader = kind(scope="stream", streams=ROWS, writes="evaluation", **memory)
     return MemoryLM(decoder, [reader], segment_length=L)
 
 
@@ -130,7 +132,7 @@ class Recall:
 def recall(model: MemoryLM, batch: Streams, *, write: str = "learned", rate: float = 0.0) -> Recall:
     """Read streams (ROWS, T) segment by segment, as the `write` says: learned, at random at a rate, or nothing."""
     (reader,) = model.readers
-    assert isinstance(reader, AttentionReader)
+    assert isinstance(reader, LearnedReader)
     generator = torch.Generator().manual_seed(0)
     right, probabilities = [], []
     reader.bank.begin_evaluation()
@@ -166,9 +168,13 @@ def streams_of(name: str, seed: int) -> Streams:
     return streams(where, segments=24, generator=generator)
 
 
-def trained(seed: int) -> MemoryLM:
+PRICE = {"store_free_steps": 200, "store_rise_steps": 50, "store_cost": 0.05}
+BUDGET = {"store_cost": None, "eviction": "lowest_score"}
+
+
+def trained(seed: int, kind: type[LearnedReader] = AttentionReader, **options: Any) -> MemoryLM:
     """By short streams, with questions everywhere."""
-    model = recaller(seed, deletion=False, store_free_steps=200, store_rise_steps=50, store_cost=0.05)
+    model = recaller(seed, kind, deletion=False, **options)
     generator = torch.Generator().manual_seed(seed)
     where = torch.arange(PAIRS).expand(48, PAIRS)
     train(model, [streams(where, segments=PAIRS + 2, generator=generator, dense=True) for _ in range(250)])
@@ -182,7 +188,7 @@ each_seed = pytest.mark.parametrize("seed", [0, 1, 2])
 @each_seed
 def test_values_are_recalled_beyond_the_context_and_little_else_is_stored(seed: int):
     """Storing as much at random is worse, and storing nothing is guessing."""
-    model = trained(seed)
+    model = trained(seed, **PRICE)
     for name in ("behind noise", "spread"):
         batch = streams_of(name, seed)
         found = recall(model, batch)
@@ -191,6 +197,31 @@ def test_values_are_recalled_beyond_the_context_and_little_else_is_stored(seed: 
         assert found.elsewhere < 0.1, name
     assert recall(model, batch, write="at random", rate=found.rate).accuracy < 0.65
     assert recall(model, batch, write="nothing").accuracy < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AttentionReader, ConcatReader])
+def test_with_a_hard_budget_the_score_keeps_what_will_be_asked_for(kind: type[LearnedReader]):
+    """Nine entries of 96, without a price: cross-entropy alone taught which. The latest nine, or any, are no help."""
+    model = trained(0, kind, **BUDGET)
+    (reader,) = model.readers
+    for name in ("behind noise", "spread"):
+        assert recall(model, streams_of(name, 0)).accuracy > 0.8, name
+    for rule in ("oldest", "random"):
+        (memory,) = {memory.options for memory in reader.bank.memories}
+        for one in reader.bank.memories:
+            one.options = replace(memory, eviction=rule)
+        assert recall(model, streams_of("spread", 0)).accuracy < 0.5, rule
+        for one in reader.bank.memories:
+            one.options = memory
+
+
+@pytest.mark.slow
+def test_concat_recalls_what_it_stores():
+    """Queries and entries have one space, and an entry says what followed."""
+    model = trained(0, ConcatReader, store_free_steps=100, store_rise_steps=50, store_cost=0.05)
+    assert recall(model, streams_of("spread", 0)).accuracy > 0.9
+    assert recall(model, streams_of("spread", 0), write="nothing").accuracy < 0.15
 
 
 def rebound(seed: int, *, deletion: bool) -> float:
