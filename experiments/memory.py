@@ -1,6 +1,6 @@
 """Does a memory help? `python -m experiments.memory [--quick] [--train PATH --heldout PATH [--test PATH]]`
 
-Seven arms, all of them small language models trained from scratch on one text for equal steps in the same data order,
+Arms, all of them small language models trained from scratch on one text for equal steps in the same data order,
 and scored on the same held-out tokens. Each arm and seed appends its results to a file once it is done, and a run that
 was interrupted goes on from there. Writes the last section of docs/memory.md, and
 docs/images/memory_size.png (with `--quick` into the folder of the results).
@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of on
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import after, baselines, entry, plans, report, store
+from experiments import after, baselines, entry, plans, report, store, storing
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
@@ -31,6 +31,7 @@ from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
 from lightning_app.io import replacing
 from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.readers.concat import ConcatReader
 from lightning_app.memory.readers.distribution import TrimeReader
@@ -39,7 +40,7 @@ from lightning_app.training.allocator import tune_allocator
 
 PLAIN, LONGER = "no memory", "longer context"
 TIMES_LONGER = 4
-TRAINED = ("more parameters", LONGER, "concat", "trime")  # beside the one without memory
+TRAINED = ("more parameters", LONGER, "concat", "attention", "trime")  # beside the one without memory
 TIMED_BLOCKS = 100
 RULES = plans.read("memory")
 TRAINING = Training(steps=RULES.steps, validations=RULES.validations, patience=RULES.patience)
@@ -55,8 +56,8 @@ class Plan:
         model: options of the Decoder.
         wider: those of the arm with as many parameters as `concat`.
         trime: options of its reader. It trains on the batch, and has a memory where it is tested.
-        concat: options of its reader.
-        after: what is read off the trained model without memory.
+        concat, attention: options of their readers.
+        after, storing: what is read off the trained model without memory.
         scored_blocks: of each held-out text; None: all.
     """
 
@@ -69,8 +70,10 @@ class Plan:
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     training: Training = TRAINING
     concat: dict[str, Any] = field(default_factory=lambda: dict(CONCAT))
+    attention: dict[str, Any] = field(default_factory=lambda: dict(ATTENTION))
     trime: dict[str, Any] = field(default_factory=lambda: dict(TRIME))
     after: after.Options = after.Options()  # noqa: RUF009
+    storing: storing.Options = storing.Options()  # noqa: RUF009
     scored_blocks: int | None = None
 
     @property
@@ -82,9 +85,20 @@ class Plan:
 TRIME: dict[str, Any] = {"memory_size": 2000, "num_search_results": 2000, "writes": "evaluation"}
 
 
-# Each block is one segment, as the other arms' context is the block. So nothing teaches it what to store, and with a
-# cost it would close its memory.
-CONCAT: dict[str, Any] = {"memory_size": 10_000, "store_cost": 0.0}
+# A hard budget in place of a price per entry, and a memory of its own for each stream.
+BUDGET: dict[str, Any] = {
+    "memory_size": 2000,
+    "store_cost": None,
+    "deletion": False,
+    "scope": "stream",
+    "forgetfulness_factor": 0.0,
+    "advanced": {"eviction": "lowest_score"},  # which the writer is taught within the block
+}
+# Its segments do not see each other, as a segment's input depends on what the one before stores: each has the context
+# that the other arms have, and several are a block, so that its writer is taught.
+CONCAT: dict[str, Any] = {**BUDGET, "num_search_results": 5}
+ATTENTION: dict[str, Any] = {**BUDGET, "num_search_results": 64, "next_token": True}
+SEGMENTS = 4  # of a block, for the writers of both
 
 
 def quick(plan: Plan) -> Plan:
@@ -94,8 +108,10 @@ def quick(plan: Plan) -> Plan:
         seeds=plan.seeds[:1],
         model=MODEL | {"embedding_dim": 64, "heads": 2},
         training=replace(plan.training, steps=60, warmup_steps=10, validations=2, validation_blocks=20),
-        concat=CONCAT | {"memory_size": 1000},
+        concat=CONCAT | {"memory_size": 500},
+        attention=ATTENTION | {"memory_size": 500},
         trime=TRIME | {"memory_size": 500, "num_search_results": 500},
+        storing=replace(plan.storing, budgets=(64, 256), decays=(0.0, 0.01), steps=10, of_attention=(64,)),
         after=replace(plan.after, cache_size=500, tuning_blocks=30, sizes=(1000, 3000), curve_every=4),
         scored_blocks=100,
     )
@@ -108,26 +124,35 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
     """An untrained one of an arm."""
     if arm == "more parameters":
         return widened(plan)
+    training = training_of(plan, arm)
+    streams = {"streams": training.batch_size}
     readers: dict[str, list[Reader]] = {
         PLAIN: [],
         LONGER: [],
-        "concat": [ConcatReader(**plan.concat)],
+        "concat": [ConcatReader(**plan.concat, **streams)],
+        "attention": [AttentionReader(**plan.attention, **streams)],
         "trime": [TrimeReader(**plan.trime)],
     }
-    return MemoryLM(_decoder(plan, plan.model | {"block_size": training_of(plan, arm).block_size}), readers[arm])
+    segment = training.block_size // SEGMENTS if training.streams else None
+    backbone = _decoder(plan, plan.model | {"block_size": training.block_size})
+    return MemoryLM(backbone, readers[arm], segment, isolate_segments=arm == "concat")
 
 
 def training_of(plan: Plan, arm: str) -> Training:
-    """Of an arm: with a longer context as many tokens a step, in fewer and longer blocks."""
+    """Of an arm: with longer blocks as many tokens a step, in fewer of them; by streams where a memory is one's own."""
     usual = plan.training
-    if arm != LONGER:
+    if arm == "attention":
+        return replace(usual, streams=True)
+    times = {LONGER: TIMES_LONGER, "concat": SEGMENTS}.get(arm, 1)
+    if times == 1:
         return usual
     return replace(
         usual,
-        block_size=TIMES_LONGER * usual.block_size,
-        batch_size=max(1, usual.batch_size // TIMES_LONGER),
+        block_size=times * usual.block_size,
+        batch_size=max(1, usual.batch_size // times),
         group=1,
-        validation_blocks=max(1, usual.validation_blocks // TIMES_LONGER),
+        streams=arm == "concat",
+        validation_blocks=max(1, usual.validation_blocks // times),
     )
 
 
@@ -171,6 +196,10 @@ class Job:
     def arms(self) -> tuple[str, ...]:
         """All lines that it leaves."""
         first = self.seed == self.plan.seeds[0]
+        if self.arm == storing.ARM:
+            return self.plan.storing.arms
+        if self.arm == "attention":
+            return ("attention", *self.plan.storing.arms_of_attention)
         return after.arms_of(self.plan.after, first=first) if self.arm is None else (self.arm,)
 
 
@@ -193,12 +222,16 @@ def run_job(job: Job) -> None:
         after.run(
             model, texts, scored_blocks(texts, job.plan), job.plan.after, seed=job.seed, missing=missing, keep=keep
         )
+    elif job.arm == storing.ARM:
+        score_storing(job, texts, missing)
     elif job.arm == baselines.PPMD:
         score_ppmd(job)
     elif job.arm == baselines.DYNAMIC:
         score_dynamic(job, texts)
-    else:
+    elif job.arm in missing:
         score_trained(job, job.arm, texts)
+    if job.arm == "attention":
+        score_budgets(job, texts, missing)
     print(f"{', '.join(missing)}, seed {job.seed}: done", flush=True)
 
 
@@ -245,6 +278,26 @@ def score_ppmd(job: Job) -> None:
     found = baselines.ppmd(job.plan.train, job.plan.heldout, job.plan.test)
     if found is not None:
         append(job, baselines.PPMD, found)
+
+
+def score_storing(job: Job, texts: Texts, missing: Sequence[str]) -> None:
+    """All rules and budgets at once: the states are read once."""
+    model, plan = trained(job, PLAIN, texts)[0], job.plan
+    options = replace(plan.storing, seed=job.seed)
+    for arm, record, nats in storing.run(model, texts, tuning_blocks(texts, plan), scored_blocks(texts, plan), options):
+        if arm in missing:
+            append(job, arm, record, nats)
+
+
+def score_budgets(job: Job, texts: Texts, missing: Sequence[str]) -> None:
+    """The trained arm under smaller budgets, by its own score and by recency."""
+    model, plan = trained(job, "attention", texts)[0], job.plan
+    test = scored_blocks(texts, plan)
+    for size in plan.storing.of_attention:
+        for rule in storing.OF_ATTENTION:
+            if (arm := storing.arm(rule, size, "attention ")) in missing:
+                scores = read(storing.under(model, size, rule), test)
+                append(job, arm, {"test_bpb": scores.bits_per_byte(texts.test, texts.token_bytes)}, scores.nats)
 
 
 def score_dynamic(job: Job, texts: Texts) -> None:
@@ -305,7 +358,7 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
     """What can be done at once, after what came before."""
-    arms: list[tuple[str | None, ...]] = [(PLAIN,), TRAINED, (None, baselines.DYNAMIC)]
+    arms: list[tuple[str | None, ...]] = [(PLAIN,), TRAINED, (None, baselines.DYNAMIC, storing.ARM)]
     stages = [[Job(plan, folder, seed, arm) for arm in stage for seed in plan.seeds] for stage in arms]
     return [*stages[:2], [*stages[2], Job(plan, folder, plan.seeds[0], baselines.PPMD)]]
 

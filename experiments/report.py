@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import baselines, counted, entry, gated, plans
+from experiments import baselines, counted, entry, gated, plans, storing_page
 from experiments.arguments import name_of, told
 from experiments.plans import commit
 from experiments.statistics import HOW, Interval, by_document, change, helped_and_hurt
@@ -17,7 +17,7 @@ from experiments.store import Record, records
 
 SECTION = "## Does it help?"  # the last one of its page
 BASELINES = ("longer context", *counted.ARMS, baselines.DYNAMIC, baselines.PPMD)  # what a memory must beat
-MEMORIES = ("more parameters", "cache", "concat", "knn", "knn + cache", "trime", *gated.ARMS)
+MEMORIES = ("more parameters", "cache", "concat", "attention", "knn", "knn + cache", "trime", *gated.ARMS)
 ARMS = ("no memory", *BASELINES, *MEMORIES)
 
 
@@ -75,6 +75,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         _main_table(results),
         _trainings(results),
         _targets(results, rules.margins),
+        storing_page.section(results, plan["storing"]["budgets"], plan["storing"]["of_attention"]),
         _search_table(results),
         _choices(results),
         "![Bits per byte against the size of the datastore](images/memory_size.png)" if picture else "",

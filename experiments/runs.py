@@ -6,6 +6,7 @@ Shapes: B rows, T positions, N scored tokens.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class Training:
     Attributes:
         block_size: T, in training and evaluation.
         group: blocks of a batch that follow each other in the text: what trime learns to read.
+        streams: each row of the batches is a text of its own, block after block: what a memory of a stream learns from.
         steps: at most.
         validations: how often, evenly spread, the best state so far is looked for.
         patience: training ends after so many validations in a row without a better one; 0: it does all steps.
@@ -49,6 +51,7 @@ class Training:
     block_size: int = 128
     batch_size: int = 8
     group: int = 4
+    streams: bool = False
     steps: int = 800
     lr: float = 2e-3
     warmup_steps: int = 100
@@ -102,9 +105,10 @@ class Scores:
         return bits_per_byte(self.nats, self.n_bytes(text, token_bytes))
 
 
-def context_of(batch: Batch) -> TokenContext:
+def context_of(batch: Batch, segment_length: int | None = None) -> TokenContext:
     """Where the tokens of a batch are from; all of them are new."""
     ids, targets = batch.input_ids, batch.targets
+    T = ids.shape[1]
     return TokenContext.of(
         ids=ids,
         next_ids=targets.where(targets != IGNORE, -1),
@@ -112,7 +116,7 @@ def context_of(batch: Batch) -> TokenContext:
         positions=batch.positions,
         new=batch.attention_mask,
         rows=torch.arange(len(ids)),
-        segments=torch.zeros(ids.shape[1], dtype=torch.int64),
+        segments=torch.arange(T) // (segment_length or T),
     )
 
 
@@ -134,15 +138,17 @@ def blocks(tokens: TokenArray, block_size: int, *, every: int = 1, at_most: int 
 
 @torch.no_grad()
 def read(model: MemoryLM, batches: list[Batch]) -> Scores:
-    """Read a text, writing to a copy of the memories."""
+    """Read a text, writing to copies of the memories, which are empty at first."""
     model.eval()
     written = [reader for reader in model.readers if reader.writes != "never"]  # a datastore need not be copied
     for reader in written:
         reader.bank.begin_evaluation()
+        for memory in reader.bank.active:
+            memory.reset()
     nats: list[Tensor] = []
     before: Tensor | None = None  # what counts of tokens know of the block before
     for batch in batches:
-        found = model.run(batch.input_ids, replace(context_of(batch), earlier_ids=before))
+        found = model.run(batch.input_ids, replace(context_of(batch, model.segment_length), earlier_ids=before))
         before = batch.input_ids
         nats.append(token_nll(found.logits, batch.targets))
         write(model, found, training=False)
@@ -160,11 +166,12 @@ def seconds_per_token(model: MemoryLM, batches: list[Batch], *, warmup: int = 20
 
 
 def training_batches(tokens: TokenArray, options: Training, seed: int) -> Iterator[Batch]:
-    """Without end: `batch_size / group` places of the text, drawn at random, with `group` blocks in a row at each.
-
-    Each epoch cuts the text elsewhere.
+    """Without end: `batch_size / group` places of the text, drawn at random, with `group` blocks in a row at each; or
+    `batch_size` streams. Each epoch cuts the text elsewhere.
     """
     windows = TokenWindows(tokens, options.block_size, shift=True)
+    if options.streams:
+        yield from _stream_batches(windows, options, seed)
     side_by_side = np.arange(options.group)
     places = len(windows) // options.group
     at_once = options.batch_size // options.group
@@ -181,6 +188,20 @@ def training_batches(tokens: TokenArray, options: Training, seed: int) -> Iterat
             chosen = order[start : start + at_once, None] + side_by_side  # (batch_size / group, group)
             yield windows.__getitems__(chosen.flatten().tolist())
         epoch += 1
+
+
+def _stream_batches(windows: TokenWindows, options: Training, seed: int) -> Iterator[Batch]:
+    """Each row goes through its share of the text, and in each epoch through another share."""
+    length = len(windows) // options.batch_size
+    if not length:
+        raise InputError(
+            f"{options.batch_size} streams, but the training text has {len(windows)} blocks: give more text"
+        )
+    for epoch in itertools.count():
+        windows.set_epoch(epoch, seed)
+        rows = np.random.default_rng((seed, epoch, 2)).permutation(options.batch_size) * length
+        for at in range(length):
+            yield windows.__getitems__((rows + at).tolist())
 
 
 def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dict[str, float]:
@@ -228,7 +249,7 @@ def new_optimizer(model: torch.nn.Module, options: Training) -> torch.optim.Opti
 
 def _step(model: MemoryLM, batch: Batch, optimizer: torch.optim.Optimizer, clip: float) -> None:
     with fast_precision():
-        found = model.run(batch.input_ids, context_of(batch))
+        found = model.run(batch.input_ids, context_of(batch, model.segment_length))
         loss = cross_entropy(found.logits, batch.targets)
     for output in found.reader_outputs:
         for weight, term in output.terms.values():

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import after, continual, gated, memory, report, store
+from experiments import after, continual, gated, memory, report, store, storing
 from experiments.memory import Job, Plan
-from experiments.runs import Scores, Training, blocks, training_batches
+from experiments.runs import Scores, Training, blocks, context_of, training_batches
 from experiments.texts import articles, halves, prepare
 from lightning_app.data.batch import IGNORE
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.errors import InputError
+from lightning_app.models.losses import cross_entropy
 from lightning_app.training.evaluation import Evaluation
 from tests import tokenizers
 
@@ -45,7 +46,9 @@ def plan(tmp_path: Path) -> Plan:
         training=Training(
             block_size=16, batch_size=2, group=2, steps=4, warmup_steps=1, validations=2, validation_blocks=3
         ),
-        concat={"memory_size": 50},
+        concat=memory.CONCAT | {"memory_size": 50},
+        attention=memory.ATTENTION | {"memory_size": 50, "num_search_results": 4},
+        storing=storing.Options(thetas=(4.0,), decays=(0.0, 0.01), steps=2),
         trime=memory.TRIME | {"memory_size": 30, "num_search_results": 30},
         after=after.Options(
             cache_size=20,
@@ -78,10 +81,11 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(memory, "tune_allocator", lambda: True)
     folder = tmp_path / "work"
     jobs = [(arm, seed) for arm in (memory.PLAIN, *memory.TRAINED) for seed in (0, 1)]
-    jobs += [(arm, seed) for arm in ("after", "dynamic evaluation") for seed in (0, 1)] + [("PPMd", 0)]
+    jobs += [(arm, seed) for arm in ("after", "dynamic evaluation", "storing") for seed in (0, 1)] + [("PPMd", 0)]
     assert run(plan, folder) == jobs
     lines = (folder / store.RESULTS).read_text().splitlines()
-    assert len(lines) == 2 * 14 + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
+    budgets = len(plan.storing.arms) + len(plan.storing.arms_of_attention)
+    assert len(lines) == 2 * (15 + budgets) + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
     assert run(plan, folder) == []
 
     # Cut off within the last line of the cache's, and the model of one arm is gone with its line
@@ -108,6 +112,8 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     assert others == again
     for arm in report.ARMS:
         assert f"\n| {arm} | {1 if arm == 'PPMd' else 2} |" in page
+    assert "\n| 2,000 | " in page
+    assert " recency with 256 entries." in page
     assert "Planned and not run" not in page
     assert "nan" not in page
 
@@ -161,6 +167,26 @@ def test_data_order_depends_on_the_seed_alone_and_a_group_follows_the_text(plan:
     assert a.targets[0, -1] == a.input_ids[1, 0]  # two blocks side by side
     with pytest.raises(InputError, match="groups of 3"):
         next(training_batches(texts.train, replace(plan.training, group=3), 0))
+
+
+def test_streams_go_on_where_they_ended_and_an_arm_of_one_teaches_its_writer(plan: Plan, tmp_path: Path):
+    texts = prepare(plan.train, plan.heldout, None, vocab_size=300, folder=tmp_path)
+    for arm in ("concat", "attention"):
+        training = memory.training_of(plan, arm)
+        batches = training_batches(texts.train, training, 0)
+        a, b = next(batches), next(batches)
+        assert a.targets[:, -1].equal(b.input_ids[:, 0])
+        assert a.input_ids.numel() == plan.training.batch_size * plan.training.block_size * (
+            2 if arm == "concat" else 1
+        )
+        torch.manual_seed(0)
+        model = memory.new_model(arm, plan).train()
+        found = model.run(a.input_ids, context_of(a, model.segment_length))
+        cross_entropy(found.logits, a.targets).backward()
+        for name in ("fc_storable_vector", "fc_store_decision"):
+            gradient = getattr(model.readers[0].writer, name).weight.grad
+            assert gradient is not None, (arm, name)
+            assert gradient.any(), (arm, name)
 
 
 def test_the_wider_model_has_as_many_parameters_as_concat(plan: Plan):

@@ -37,6 +37,8 @@ class AdvancedMemory:
             `random` keeps a uniform sample of all that was ever written; `least_surprising` those whose next token had
             the most nats when it was seen; `lowest_score` those that the reader's writer scores highest. Equal ones:
             smallest id.
+        fading: what an entry's score (of `least_surprising` and `lowest_score`, in nats) loses while `memory_size`
+            others are written. 0: what was once worth the most stays for ever.
         dtype: of the stored vectors; searches compute in float32.
         path: a file that holds the vectors instead of RAM (an index of another type than `flat` has copies in RAM).
         seed: of `forget_randomly`, and of an index's clusters.
@@ -49,6 +51,7 @@ class AdvancedMemory:
     ef_construction: int = 100
     ef_search: int = 64
     eviction: Eviction = "oldest"
+    fading: float = 4.0
     dtype: Storage = "float32"
     path: str | None = None
     seed: int = 0
@@ -89,6 +92,8 @@ class MemoryOptions(AdvancedMemory):
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least {least}")
+        if self.fading < 0:
+            raise InputError(f"fading is {self.fading}: give a number from 0 on")
         if not 0 <= self.forgetfulness_factor < 1:
             raise InputError(f"forgetfulness_factor is {self.forgetfulness_factor}: give a number from 0 to below 1")
         if self.index_type in ("ivf", "ivfpq"):

@@ -140,7 +140,7 @@ class AssociativeMemory(nn.Module):
         self.next_id += len(rows)
         new = new_rows(rows, given, ids=ids, clock=self.clock, span_length=self.span_length)
         new["strengths"] = self._strengths(new["strengths"], payload, first=first)
-        kept = self._admitted(new["strengths"])
+        kept = self._admitted(new["strengths"], ids)
         self._put({name: column[kept] for name, column in new.items()}, ids=ids[kept].cpu().numpy())
         return ids
 
@@ -153,17 +153,24 @@ class AssociativeMemory(nn.Module):
             return ones
         return payload.strengths.to(ones)
 
-    def _admitted(self, strengths: Tensor) -> Tensor | slice:
+    def _admitted(self, strengths: Tensor, ids: Tensor) -> Tensor | slice:
         """Which of the new entries (N,) find a place."""
         excess = len(self) + len(strengths) - self.memory_size
         if self.options.eviction not in COMPETING:
             return slice(max(0, len(strengths) - self.memory_size), None)
         if excess <= 0:
             return slice(None)
-        all_of_them = torch.cat([self.strengths[: len(self)], strengths])
+        old = slice(0, len(self))
+        all_of_them = torch.cat([self._scores(self.strengths[old], self.slot_ids[old]), self._scores(strengths, ids)])
         stay = torch.ones_like(all_of_them, dtype=torch.bool)
         stay[all_of_them.argsort(stable=True)[:excess]] = False  # of equal ones the old go first
         return stay[len(self) :]
+
+    def _scores(self, strengths: Tensor, ids: Tensor) -> Tensor:
+        """(N,) float64, by which entries compete: all scores fade alike, so a later one is worth more from the start."""
+        if self.options.eviction == "random":
+            return strengths.double()
+        return strengths.double() + self.options.fading / self.memory_size * ids
 
     def _put(self, rows: dict[str, Tensor], *, ids: Rows) -> None:
         """Write new entries into the free slots, then over those that have to go; nothing moves."""
@@ -178,7 +185,7 @@ class AssociativeMemory(nn.Module):
         if self.options.eviction == "oldest":
             return None
         if self.options.eviction in COMPETING:
-            return self.strengths.cpu().numpy()
+            return self._scores(self.strengths, self.slot_ids).cpu().numpy()
         recency = self.options.eviction == "least_recently_used"
         return (self.used if recency else (1 + self.uses) * self.strengths).cpu().numpy()
 

@@ -97,7 +97,7 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
     torch.testing.assert_close(torch.cat(cached, dim=1), after, rtol=1e-4, atol=1e-4)
 
 
-SURPRISING = {"eviction": "least_surprising"}
+SURPRISING = {"eviction": "least_surprising", "fading": 0.0}
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ def test_evicted_entries_are_those_the_rule_says():
 
 @pytest.mark.parametrize("eviction", ["least_surprising", "lowest_score"])
 def test_by_a_score_the_new_compete_with_the_old(eviction: str):
-    memory = AssociativeMemory(3, D, eviction=eviction)
+    memory = AssociativeMemory(3, D, eviction=eviction, fading=0.0)
 
     def add(*scores: float) -> list[int]:
         memory.add(rows(len(scores), seed=int(memory.next_id)), Entries(strengths=torch.tensor(scores)))
@@ -170,6 +170,21 @@ def test_by_a_score_the_new_compete_with_the_old(eviction: str):
     assert add(3.0) == [1, 4, 6]  # of equal ones the new stays
     assert add(9.0, 8.0, 7.0, 7.0, 1.0) == [7, 8, 10]
     assert memory.payload(memory.ids()).strengths.tolist() == [9, 8, 7]
+
+
+def test_a_score_fades_with_what_is_written_after_it():
+    """By 2 while two entries are written: an old 3 is worth as much as a new 1."""
+    memory = AssociativeMemory(2, D, eviction="lowest_score", fading=2.0)
+
+    def add(*scores: float) -> list[int]:
+        memory.add(rows(len(scores), seed=int(memory.next_id)), Entries(strengths=torch.tensor(scores)))
+        return memory.ids().tolist()
+
+    assert add(3.0, 9.0) == [0, 1]
+    assert add(0.5) == [0, 1]  # 3 - 2 > 0.5
+    assert add(0.5) == [1, 3]  # 3 - 3 < 0.5
+    with pytest.raises(InputError, match=r"fading is -1"):
+        AssociativeMemory(2, D, fading=-1.0)
 
 
 def test_a_random_memory_is_a_uniform_sample_of_all_that_was_written():
