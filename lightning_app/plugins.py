@@ -92,6 +92,7 @@ IDEAS = (
             "KNNReader": f"{READERS}.distribution:KNNReader",
             "NGramReader": f"{READERS}.ngram:NGramReader",
             "PointerReader": f"{READERS}.pointer:PointerReader",
+            "PromptReader": f"{READERS}.prompt:PromptReader",
             "TrimeReader": f"{READERS}.distribution:TrimeReader",
         },
         commands={"memory": "lightning_app.memory.tools.command:command"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lightning_app.art.extension import ARTRegularizer
+from lightning_app.data.corpus import Document
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.former import options_of_today
 from lightning_app.memory.extension import VardaGPT
@@ -19,10 +21,13 @@ from lightning_app.memory.readers import (
     GatedMixture,
     KNNReader,
     PointerReader,
+    PromptReader,
     Reader,
     TrimeReader,
 )
 from lightning_app.memory.slots import Entries
+from lightning_app.memory.tools import build
+from lightning_app.memory.tools.build import Text
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.training.compositions import ArticleGPT
@@ -74,9 +79,9 @@ READERS: dict[str, Callable[..., Reader]] = {
 Made = tuple[LanguageModule, Tokenizer]
 
 
-def decoder() -> Decoder:
+def decoder(block_size: int = BLOCK) -> Decoder:
     torch.manual_seed(0)
-    backbone = Decoder(vocab_size=257, block_size=BLOCK, embedding_dim=WIDTH, layers=LAYERS, heads=HEADS)
+    backbone = Decoder(vocab_size=257, block_size=block_size, embedding_dim=WIDTH, layers=LAYERS, heads=HEADS)
     torch.nn.init.normal_(backbone.transformer["wte"].weight, std=1.0)
     return backbone
 
@@ -154,3 +159,20 @@ def pruned() -> Made:
 @pytest.fixture
 def plain() -> Made:
     return ready(ArticleGPT(decoder()))
+
+
+FOUND = {"fox.txt": "The quick brown fox jumps over it.", "sea.txt": "Waves come in from the sea and go out."}
+
+
+def finding(folder: Path) -> Made:
+    """A model that puts one of these texts before a prompt."""
+    backbone = decoder(block_size=256)
+    for block in backbone.blocks:
+        torch.nn.init.normal_(block.attn.c_attn.weight)  # what stands before changes what follows
+        torch.nn.init.normal_(block.attn.c_proj.weight)
+    reader = PromptReader(memory_size=200, num_search_results=16)
+    module, tokenizer = ready(VardaGPT(backbone, [reader]))
+    documents = [Document(text, name=f"/home/somebody/{name}") for name, text in FOUND.items()]
+    text = Text.of(documents, tokenizer, str(folder), block_size=64, stride=None)
+    build.fill(module.memory, reader, text, range(len(documents)), skipped=[])
+    return module, tokenizer

@@ -19,10 +19,11 @@ from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.readers.mixture import GatedMixture
+from lightning_app.memory.readers.prompt import PromptReader
 from lightning_app.memory.slots import joined, mapped
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.extension import Extension, Outputs
+from lightning_app.models.extension import Extension, Found, Outputs
 from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.registry import describe
 from lightning_app.models.stored import Draw, Stored, text_of
@@ -35,6 +36,7 @@ SESSION_CHUNK = 16  # tokens
 T = TypeVar("T")
 FEW = 0.1  # of the entries that look-ups could have found: so few mean that they find the same ones all the time
 EVIDENCE = 10_000  # entries that an evaluation has looked up, for this to be said
+UNKNOWN = "unknown"  # name of a document that nothing is known of
 HELPED = 0.01  # nats: a token counts as helped or hurt by the memory beyond this
 
 
@@ -282,6 +284,40 @@ class Memory(Extension):
                 ids = torch.cat([ids, token[:, None]], dim=1)
                 yield token
 
+    @torch.no_grad()
+    def queries(self, reader: Reader, ids: Sequence[int]) -> Tensor:
+        """What a reader searches with behind each of T ids -> (T, M)."""
+        inner = self.lm.backbone
+        embeddings = inner.embed(torch.tensor([ids], device=self.device))
+        if reader.reads_input:
+            return reader.queries(embeddings)[0]
+        states = inner.hidden(embeddings).last
+        for earlier in self.readers:
+            if earlier is reader:
+                break
+            states, _ = earlier.at_states(states, TokenContext.of_next_tokens(states))
+        return reader.queries(states)[0]
+
+    @property
+    def finds(self) -> bool:
+        return any(isinstance(reader, PromptReader) for reader in self.readers)
+
+    def found_for(self, prompt: str, tokenizer: Tokenizer) -> list[Found]:
+        return [
+            found
+            for one in self.readers
+            if isinstance(one, PromptReader)
+            for found in self._nearest(one, prompt, tokenizer)
+        ]
+
+    def _nearest(self, reader: PromptReader, prompt: str, tokenizer: Tokenizer) -> list[Found]:
+        if not prompt.strip() or not reader.bank.size():
+            return []
+        ids = tokenizer.prompt(prompt)[-min(reader.query_length, self.lm.max_length or reader.query_length) :]
+        passages = reader.nearest(self.queries(reader, ids))
+        each = [(reader.text(one, tokenizer), name_of(one.document, self.documents)) for one in passages]
+        return [Found(text, document) for text, document in each if text]
+
     def _chunk(self) -> int:
         """How many tokens a session writes at once. Each write costs a forward over the whole context."""
         return self.lm.context_length or SESSION_CHUNK
@@ -355,6 +391,11 @@ class VardaGPT(LanguageModule):
     def config(self) -> dict[str, Any]:
         others = [describe(extension) for extension in self.extensions[:-1]]
         return {**super().config(), "extensions": others, **self.memory.config()}
+
+
+def name_of(key: int, names: Mapping[int, str]) -> str:
+    """Where a document is from; `key:...` where only the content is known."""
+    return names.get(key, UNKNOWN if key == -1 else f"key:{key:x}")
 
 
 def memory_of(module: LanguageModule) -> Memory | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,14 @@ from lightning_app.models.weighing import Over, Terms
 if TYPE_CHECKING:
     from lightning_app.data.datamodule import TextDataModule
     from lightning_app.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Found:
+    """A text that belongs before a prompt, and the name of the document that it is from."""
+
+    text: str
+    document: str
 
 
 class Extension(nn.Module):
@@ -123,6 +132,15 @@ class Extension(nn.Module):
     def during_generation(self, tokens: Iterator[Tensor], ids: Tensor) -> Iterator[Tensor]:
         """The tokens, (B,) each, that continue (B, T) ids; what is between two of them is this extension's time."""
         return tokens
+
+    @property
+    def finds(self) -> bool:
+        """Whether `found_for` may find something."""
+        return False
+
+    def found_for(self, prompt: str, tokenizer: Tokenizer) -> Sequence[Found]:
+        """Texts to put before a prompt, in this order."""
+        return ()
 
     @property
     def texts_share_batches(self) -> bool:

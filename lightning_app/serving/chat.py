@@ -21,6 +21,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.serving.before import Before
 from lightning_app.serving.generate import continue_text
 from lightning_app.serving.turns import take_turns
 from lightning_app.training import arguments
@@ -48,6 +49,7 @@ class Conversation:
     Attributes:
         stop: strings that end an answer, beside the template's.
         system: what stands before the conversation; "": nothing.
+        found_in: documents whose text stood before the last question.
     """
 
     module: LanguageModule
@@ -57,11 +59,14 @@ class Conversation:
     stop: list[str] = field(default_factory=list)
     system: str = ""
     messages: list[Message] = field(default_factory=list)
+    found_in: Sequence[str] = ()
 
     def prompt(self) -> str:
-        """What the model sees, as the template writes it."""
+        """What the model sees, as the template writes it, with what its memory finds for the last question."""
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return self.template.render([*system, *self.messages])
+        before = Before.chat(self.messages, self.module, self.tokenizer)
+        self.found_in = before.documents
+        return self.template.render([*system, *before.put_in(self.messages)])
 
     def answer(self) -> Iterator[str]:
         """Pieces of an answer to the last message, as they are drawn; what came is kept, even if it was interrupted."""
@@ -193,6 +198,8 @@ class Session:
         except KeyboardInterrupt:
             self._write(" [interrupted]")
         self._write("\n")
+        if self.talk.found_in:
+            self._say(f"[found in {', '.join(self.talk.found_in)}]")
 
     def _command(self, name: str, rest: str) -> None:
         if name not in self._commands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.generation import GenerationOptions
+from lightning_app.serving.before import Before
 from lightning_app.serving.prompts import answers_as_completed, in_order, read_prompts, write_answers
 from lightning_app.serving.streaming import TextStream
 from lightning_app.training import arguments
@@ -91,11 +93,14 @@ def command(argv: Sequence[str]) -> None:
         for answer in in_order(answers):
             print(json.dumps(answer, ensure_ascii=False), flush=True)
         return
+    before = Before.prompt(args.prompt, module, tokenizer)
     for i in range(args.num_samples):
         if args.num_samples > 1:
             print(f"--- sample {i + 1}, seed {args.seed + i}")
         print(args.prompt, end="", flush=True)
         own = replace(options, seed=options.seed + i)
-        for piece in continue_text(args.prompt, module, tokenizer, own, stop=stop):
+        for piece in continue_text(before.put(args.prompt), module, tokenizer, own, stop=stop):
             print(piece, end="", flush=True)
         print()
+    if before.documents:
+        print(f"found in {', '.join(before.documents)}", file=sys.stderr)

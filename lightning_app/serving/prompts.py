@@ -13,12 +13,13 @@ from lightning_app.errors import InputError
 from lightning_app.io import write_atomic, writing_into
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.serving.batching import Batcher, Job
+from lightning_app.serving.before import Before
 from lightning_app.training.module import LanguageModule
 from lightning_app.utf8 import decode
 
 # What a row may say beside its prompt and `stop`: options of its own.
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-ANSWER = ("text", "finish_reason", "tokens")  # what an answer adds to its row
+ANSWER = ("text", "finish_reason", "tokens", "found_in")  # what an answer adds to its row
 Row = dict[str, Any]
 
 
@@ -64,7 +65,8 @@ def answers_as_completed(
     num_samples: int = 1,
     batch_size: int = 16,
 ) -> Iterator[tuple[int, Row]]:
-    """Each row, `num_samples` times, with `text`, `finish_reason`, `tokens`, `seed`, and its number among all.
+    """Each row, `num_samples` times, with `text`, `finish_reason`, `tokens`, `seed`, and its number among all; with
+    `found_in` where a memory has put texts of these documents before the prompt.
 
     Sample i draws with seed + i, each prompt with the same seeds: a text is that of `continue_text`.
 
@@ -73,9 +75,11 @@ def answers_as_completed(
     """
     batcher = Batcher(module, tokenizer, batch_size=batch_size)
     each = [(row, _options(row, options, i), _stops(row, stop)) for row in rows for i in range(num_samples)]
+    before = [Before.prompt(row["prompt"], module, tokenizer) for row in rows]
     results = [_Result() for _ in each]
-    for (row, own, stops), result in zip(each, results, strict=True):
-        batcher.waiting.append(Job(tokenizer.prompt(row["prompt"]), own, stops, result.add))
+    for i, ((row, own, stops), result) in enumerate(zip(each, results, strict=True)):
+        prompt = before[i // num_samples].put(row["prompt"])
+        batcher.waiting.append(Job(tokenizer.prompt(prompt), own, stops, result.add))
 
     def answers() -> Iterator[tuple[int, Row]]:
         left = set(range(len(each)))
@@ -84,7 +88,8 @@ def answers_as_completed(
             batcher.step()
             for i in sorted(i for i in left if results[i].finish_reason is not None):
                 left.remove(i)
-                yield i, {**each[i][0], **vars(results[i]), "seed": each[i][1].seed}
+                said = before[i // num_samples].said
+                yield i, {**each[i][0], **vars(results[i]), **said, "seed": each[i][1].seed}
 
     return answers()
 

@@ -21,7 +21,7 @@ from lightning_app.data.strategies import shards_parameters
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Outputs
-from lightning_app.models.extension import Extension, grouped
+from lightning_app.models.extension import Extension, Found, grouped
 from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
 from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
 from lightning_app.models.losses import IGNORE, cross_entropy
@@ -185,6 +185,15 @@ class LanguageModule(L.LightningModule, ABC):
         for extension in self.extensions:
             tokens = extension.during_generation(tokens, ids)
         yield from tokens
+
+    @property
+    def finds(self) -> bool:
+        """Whether something may belong before a prompt."""
+        return any(extension.finds for extension in self.extensions)
+
+    def found_for(self, prompt: str, tokenizer: Tokenizer) -> list[Found]:
+        """What belongs before a prompt; see `Extension.found_for`."""
+        return [found for extension in self.extensions for found in extension.found_for(prompt, tokenizer)]
 
     @contextmanager
     def session(self) -> Iterator[None]:

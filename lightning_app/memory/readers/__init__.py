@@ -7,6 +7,7 @@ from lightning_app.memory.readers.distribution import CacheReader, KNNReader, Tr
 from lightning_app.memory.readers.mixture import GatedMixture
 from lightning_app.memory.readers.ngram import NGramReader
 from lightning_app.memory.readers.pointer import PointerReader
+from lightning_app.memory.readers.prompt import PromptReader
 
 __all__ = [
     "AttentionReader",
@@ -16,6 +17,7 @@ __all__ = [
     "KNNReader",
     "NGramReader",
     "PointerReader",
+    "PromptReader",
     "Reader",
     "TrimeReader",
 ]

@@ -9,11 +9,11 @@ from pathlib import PurePath
 from typing import Any
 
 from lightning_app.data.seen_text import SeenText
-from lightning_app.memory.extension import Memory, memory_of
+from lightning_app.memory.extension import UNKNOWN, Memory, memory_of
 from lightning_app.memory.model import MemoryStates
 from lightning_app.memory.readers.bank import OWN, Candidates
 from lightning_app.memory.readers.base import Reader
-from lightning_app.memory.tools.inspect import UNKNOWN, Neighbour, neighbours, shown
+from lightning_app.memory.tools.inspect import Neighbour, neighbours, shown
 from lightning_app.models.extension import Outputs
 from lightning_app.training.module import LanguageModule
 

@@ -30,6 +30,7 @@ from lightning_app.yaml_file import LINKED
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "freeze", "extensions", "art")
 PLAIN = ("ArticleGPT", "CausalLM", "VardaGPT")  # with a memory each is a VardaGPT
+FILLED = ("KNNReader", "PromptReader")  # what `memory build` fills
 UNKNOWN_BLOCK = 512
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
@@ -140,17 +141,17 @@ class Opened:
             write_atomic(Path(path).with_suffix(".yaml"), (header + text).encode())
 
 
-def with_reader(opened: Opened, options: dict[str, Any]) -> Opened:
-    """The model with an empty `KNNReader` of these options: behind its other readers, or for the one that it has."""
+def with_reader(opened: Opened, options: dict[str, Any], part: str = "KNNReader") -> Opened:
+    """The model with an empty reader of these options, one of `FILLED`: behind its others, or for that which it has."""
     description = copy.deepcopy(describe(opened.module))
     options_of = _memory_options(description)
     readers = options_of.get("readers", [])
     number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
-    kept = readers[number]["options"] if number < len(readers) else {}
+    kept = readers[number]["options"] if number < len(readers) and readers[number]["part"] == part else {}
     given = options_of_today({**options, "path": None}, "KNNReader")
     fixed = {"scope": "shared", "streams": 1, "writes": "never"}
     fixed["advanced"] = {**kept.get("advanced", {}), **given["advanced"]}
-    made = {"part": "KNNReader", "version": 1, "options": {**kept, **given, **fixed}}
+    made = {"part": part, "version": 1, "options": {**kept, **given, **fixed}}
     options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
     module: LanguageModule = build(description)
     own, state = f"backbone.readers.{number}.", wrapped_as(module, opened.module.state_dict())
@@ -175,7 +176,7 @@ def _memory_options(description: Description) -> dict[str, Any]:
 
 
 def _is_knn(reader: dict[str, Any]) -> bool:
-    return reader["part"] == "KNNReader"
+    return reader["part"] in FILLED
 
 
 def with_capacity(opened: Opened, n: int) -> Opened:

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from lightning_app.data.chat_encoding import WrittenChats, template_of
 from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
+from lightning_app.memory.extension import name_of
 from lightning_app.memory.options import IndexType, Storage
 from lightning_app.memory.readers import KNNReader, NGramReader
 from lightning_app.memory.readers.base import Reader
@@ -28,14 +29,13 @@ from lightning_app.memory.tools.build import (
     tune,
     wanted,
 )
-from lightning_app.memory.tools.checkpoint import Opened, with_capacity, with_reader
+from lightning_app.memory.tools.checkpoint import FILLED, Opened, with_capacity, with_reader
 from lightning_app.memory.tools.inspect import (
     NOISE,
     Neighbour,
     entries_by_document,
     keys_of,
     n_bytes,
-    name_of,
     problems,
     recall,
     remove_documents,
@@ -48,6 +48,8 @@ VECTORS_PER_CLUSTER = 39  # fewer and k-means of `ivf` has too little to learn f
 MOST_CLUSTERS = 1024
 CACHE = ".cache/tokens"
 SHOWN = 30  # documents
+NEIGHBOURS = {"KNNReader": 256, "PromptReader": 16}  # k where none is given
+OF_PROMPTS = ("passages", "passage_length")
 
 
 def command(argv: Sequence[str]) -> None:
@@ -68,7 +70,7 @@ def build(args: argparse.Namespace) -> None:
     text = _text(plain, _documents(plain, args.text, split="train", option="--text"), args)
     numbers, skipped = wanted(text, ())
     n = count_entries(text, numbers)
-    opened = with_reader(plain, _options(args, n))
+    opened = with_reader(plain, _options(args, n), args.reader)
     filled = _fill(opened, text, numbers, skipped, args)
     tuned = _tune(opened, args)
     opened.write(output, with_config=True)
@@ -110,13 +112,14 @@ def _text(opened: Opened, documents: Iterable[Document], args: argparse.Namespac
 def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
     """The options of the KNNReader for `n` entries: what was given, and clusters that fit."""
     names = ("num_search_results", "index_type", "num_clusters", "nprobe", "dtype", "span_length", "lam", "temperature")
+    names += OF_PROMPTS if args.reader == "PromptReader" else ()
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     size = max(n, 1) if args.memory_size is None else args.memory_size
     if str(args.index_type).startswith("ivf"):
         clusters = given.setdefault("num_clusters", max(1, min(MOST_CLUSTERS, size // VECTORS_PER_CLUSTER)))
         given.setdefault("nprobe", min(clusters, max(8, clusters // 16)))
-    if "num_search_results" in given:
-        given["num_search_results"] = min(given["num_search_results"], size)  # the default is for larger texts
+    k = given.get("num_search_results", NEIGHBOURS[args.reader])
+    given["num_search_results"] = min(k, size)  # the default is for larger texts
     return {"memory_size": size, **given}
 
 
@@ -139,6 +142,8 @@ def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
     if all(given):
         return None
     config = opened.config()
+    if args.tune is None and args.reader == "PromptReader":  # its weight is 0, unless it is asked for
+        return None
     documents = documents_at(args.tune, config) if args.tune else documents_of_run(config, "val")
     return None if documents is None else tune(opened.memory, opened.knn, _text(opened, documents, args))
 
@@ -299,9 +304,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", help="file, folder, pattern, JSONL file or hf:name; the run's training text")
+    parser.add_argument(
+        "--reader", choices=FILLED, default=FILLED[0], help="PromptReader puts what it finds before a prompt, as text"
+    )
     parser.add_argument("--tune", help="text that lam and temperature are tuned on; the run's validation text")
     parser.add_argument("--memory_size", type=int, help="most entries; as many as the text has")
-    parser.add_argument("--num_search_results", type=int, default=256, help="k of each token's search")
+    parser.add_argument(
+        "--num_search_results", type=int, help="k of each token's search; 256, and 16 of a PromptReader"
+    )
     parser.add_argument("--index_type", choices=get_args(IndexType), default="flat", help="flat is exact")
     parser.add_argument(
         "--num_clusters", type=int, help="of ivf and ivfpq; a cluster for every 39 vectors, 1024 at most"
@@ -309,6 +319,8 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nprobe", type=int, help="clusters that a query looks into; a sixteenth, 8 at least")
     parser.add_argument("--dtype", choices=get_args(Storage), default="float32", help="of the stored vectors")
     parser.add_argument("--span_length", type=int, default=16, help="tokens of text kept with each entry")
+    parser.add_argument("--passages", type=int, help="that a PromptReader puts before a prompt; 1")
+    parser.add_argument("--passage_length", type=int, help="tokens of one; 256")
     parser.add_argument("--lam", type=float, help="weight of the memory, instead of tuning (with --temperature)")
     parser.add_argument("--temperature", type=float, help="of the distances, instead of tuning (with --lam)")
 

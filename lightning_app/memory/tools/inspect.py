@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.extension import Memory
-from lightning_app.memory.readers.base import Reader, TokenContext
+from lightning_app.memory.extension import Memory, name_of
+from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.store import AssociativeMemory
 
 SAMPLE = 500  # stored vectors that `check` searches for
 NOISE = 0.1  # of the noisy ones, times the root mean square of a vector
 HALF = "\N{REPLACEMENT CHARACTER}"  # for bytes that are not a character
-UNKNOWN = "unknown"  # name of a document that nothing is known of
 SAME = 1e-4  # relative difference of two distances that count as equal
 
 
@@ -51,11 +50,6 @@ def entries_by_document(memories: Iterable[AssociativeMemory]) -> dict[int, int]
         keys, numbers = memory.documents[: memory.size()].unique(return_counts=True)
         counts.update(dict(zip(keys.tolist(), numbers.tolist(), strict=True)))
     return dict(counts.most_common())
-
-
-def name_of(key: int, names: dict[int, str]) -> str:
-    """Its source; `key:...` where only the content is known."""
-    return names.get(key, UNKNOWN if key == -1 else f"key:{key:x}")
 
 
 def keys_of(document: str, held: Iterable[int], names: dict[int, str]) -> list[int]:
@@ -110,27 +104,12 @@ class Neighbour:
     position: int
 
 
-@torch.no_grad()
-def queries_of(of: Memory, reader: Reader, ids: Tensor) -> Tensor:
-    """What a reader searches with behind each of (1, T) ids -> (T, M)."""
-    inner = of.lm.backbone
-    embeddings = inner.embed(ids)
-    if reader.reads_input:
-        return reader.queries(embeddings)[0]
-    states = inner.hidden(embeddings).last
-    for earlier in of.readers:
-        if earlier is reader:
-            break
-        states, _ = earlier.at_states(states, TokenContext.of_next_tokens(states))
-    return reader.queries(states)[0]
-
-
 def search(of: Memory, reader: Reader, tokenizer: Tokenizer, text: str, *, k: int, block: int) -> list[Neighbour]:
     """The k entries nearest to the state behind a text, of which the last `block` tokens count; nearest first."""
     ids = tokenizer.prompt(text)[-min(block, of.lm.max_length or block) :]
     if not text:
         raise InputError("the query is empty: give the text whose continuation is looked for")
-    query = queries_of(of, reader, torch.tensor([ids], device=of.device))[-1:]
+    query = of.queries(reader, ids)[-1:]
     found: list[Neighbour] = []
     for memory in reader.bank.memories:
         nearest_ids, distances = memory.search(query[0], k)

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from lightning_app.errors import InputError
+from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.embeddings import embed
 from lightning_app.serving.explain import explain
 from lightning_app.serving.server.completions import BROKEN, Answer, BrokenError
@@ -32,6 +33,7 @@ from lightning_app.serving.server.schema import (
     CompletionRequest,
     EmbeddingRequest,
     ExplainRequest,
+    each_of,
     error,
 )
 from lightning_app.serving.server.service import RefusedError, Service
@@ -97,7 +99,7 @@ def _add_texts(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions", response_model=None)
     async def completions(request: CompletionRequest, http: Request) -> Response:
-        answer = service.completion(request)
+        answer = service.completion(request, await _found(request, service, http))
         if request.stream:
             return Events(answer, service)
         whole = answer.whole(service.engine) if request.logprobs is None else _scored(answer, request, service)
@@ -105,7 +107,7 @@ def _add_texts(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(request: ChatRequest, http: Request) -> Response:
-        answer = service.chat(request)
+        answer = service.chat(request, await _found(request, service, http))
         if request.stream:
             return Events(answer, service)
         return JSONResponse(await _whole(answer.whole(service.engine), answer, service, http))
@@ -126,6 +128,14 @@ def _add_texts(app: FastAPI, service: Service) -> None:
     async def explained(request: ExplainRequest, http: Request) -> dict[str, Any]:
         work = partial(explain, service.module, service.tokenizer, request.text)
         return await _unless_gone(_called(service, work), http)
+
+
+async def _found(request: CompletionRequest | ChatRequest, service: Service, http: Request) -> list[Before]:
+    """What the memory puts before each prompt; no model waits for a call that finds nothing."""
+    if not service.module.finds:
+        return [NOTHING] * (1 if isinstance(request, ChatRequest) else len(each_of(request.prompt)))
+    service.check_model(request.model)
+    return await _unless_gone(_called(service, partial(service.found, request)), http)
 
 
 async def _embedded(texts: Sequence[Sequence[int]], service: Service) -> list[Tensor]:

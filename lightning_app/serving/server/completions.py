@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lightning_app.models.generation import GenerationOptions
 from lightning_app.serving.batching import Job
+from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.server.engine import FAILED, Engine
 from lightning_app.serving.server.schema import Sampling, error, usage
 
@@ -42,6 +43,7 @@ class Answer:
     Args:
         prompts: tokens of each; every one is continued `n` times, with seeds that count on.
         before: what each choice's text begins with (its prompt, where `echo` asks for it).
+        found: what a memory has put before each prompt, of whose documents the answer tells.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Answer:
         *,
         stop: Sequence[str],
         before: Sequence[str] = (),
+        found: Sequence[Before] = (),
     ):
         self.kind, self.request, self.prompts = kind, request, prompts
         self.id = f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
@@ -60,6 +63,7 @@ class Answer:
         self._queue: asyncio.Queue[Said] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._before = [text for text in before for _ in range(request.n)]
+        self._found = [one.said for one in found or [NOTHING] * len(prompts) for _ in range(request.n)]
         each = [ids for ids in prompts for _ in range(request.n)]
         own = [replace(options, seed=options.seed + i % request.n) for i in range(len(each))]
         self.jobs = [Job(ids, o, stop, self._listener(i)) for i, (ids, o) in enumerate(zip(each, own, strict=True))]
@@ -121,7 +125,11 @@ class Answer:
 
     def _choice(self, i: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         said = {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
-        return {"index": i, **said, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": i, **said, "logprobs": None, "finish_reason": finish_reason, **self._said(i, finish_reason)}
+
+    def _said(self, i: int, finish_reason: str | None) -> dict[str, Any]:
+        """At the end of a choice, in which documents the memory has found what stood before its prompt."""
+        return self._found[i] if finish_reason else {}
 
     # In events
 
@@ -146,9 +154,9 @@ class Answer:
             return self._delta(piece.choice, {"content": piece.text} if piece.text else {}, piece.finish_reason)
         return self._choice(piece.choice, piece.text, piece.finish_reason)
 
-    @staticmethod
-    def _delta(i: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": i, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _delta(self, i: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+        said = {"index": i, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**said, **self._said(i, finish_reason)}
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
         name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"

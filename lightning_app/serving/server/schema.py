@@ -176,6 +176,10 @@ class ChatRequest(Sampling):
     function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
+    def plain(self) -> list[dict[str, Any]]:
+        """The messages as a chat template takes them."""
+        return [message.plain() for message in self.messages]
+
     @property
     def most(self) -> int | None:
         """Tokens of an answer; None: as many as the server gives."""
@@ -206,6 +210,12 @@ class ExplainRequest(Strict):
     """POST /explain."""
 
     text: str
+
+
+def each_of(texts: Texts) -> list[str] | list[list[int]]:
+    """The prompts of a request, one or several."""
+    several = isinstance(texts, list) and not isinstance(texts[0], int)
+    return texts if several else [texts]  # type: ignore[return-value,list-item]
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -10,9 +10,10 @@ from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.server.completions import Answer, Kind
 from lightning_app.serving.server.engine import Engine
-from lightning_app.serving.server.schema import ChatRequest, CompletionRequest, Sampling, Texts, error
+from lightning_app.serving.server.schema import ChatRequest, CompletionRequest, Sampling, Texts, each_of, error
 from lightning_app.training.module import LanguageModule
 
 
@@ -89,23 +90,41 @@ class Service:
 
     def all_ids(self, texts: Texts, param: str) -> list[list[int]]:
         """The ids of each prompt of a request."""
-        several = isinstance(texts, list) and not isinstance(texts[0], int)
-        each = texts if several else [texts]
-        return [self.ids(text, param) for text in each]  # type: ignore[arg-type]
+        return [self.ids(text, param) for text in each_of(texts)]
 
     def check_count(self, texts: int, param: str) -> None:
         """Refuse a request for more texts than may be under way: it would have to wait for ever."""
         if texts > (most := self.limits.max_requests):
             raise RefusedError(400, f"{texts} texts are asked for, and at most {most} may be at once", param=param)
 
-    def completion(self, request: CompletionRequest) -> Answer:
-        prompts = self.all_ids(request.prompt, "prompt")
+    def found(self, request: CompletionRequest | ChatRequest) -> list[Before]:
+        """What the memory puts before each prompt of a request; for the engine's thread. A prompt that is to be scored
+        or echoed stays as it is."""
+        if isinstance(request, ChatRequest):
+            return [Before.chat(request.plain(), self.module, self.tokenizer)]
+        prompts = each_of(request.prompt)
+        if request.echo or request.logprobs is not None:
+            return [NOTHING] * len(prompts)
+        texts = [one if isinstance(one, str) else self.tokenizer.decode(one) for one in prompts]
+        return [Before.prompt(text, self.module, self.tokenizer) for text in texts]
+
+    def _with(self, before: Before, prompt: str | Sequence[int], ids: list[int]) -> list[int]:
+        """The ids of a prompt with what stands before it; those of the prompt alone were counted."""
+        if not before.texts:
+            return ids
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(before.put(prompt))
+        return [*self.tokenizer.prompt(before.put("")), *ids]
+
+    def completion(self, request: CompletionRequest, found: Sequence[Before]) -> Answer:
+        given = zip(found, each_of(request.prompt), self.all_ids(request.prompt, "prompt"), strict=True)
+        prompts = [self._with(*one) for one in given]
         before = [self.tokenizer.decode(ids) for ids in prompts] if request.echo else []
         if request.max_tokens == 0 and not request.echo:
             raise RefusedError(400, "max_tokens is 0, which leaves nothing without echo: true", param="max_tokens")
         if request.logprobs is not None:
             self._check_logprobs(request, max(len(ids) for ids in prompts) + request.max_tokens)
-        return self._answer("completion", request, prompts, request.max_tokens, request.stops(), before)
+        return self._answer("completion", request, prompts, request.max_tokens, request.stops(), before, found)
 
     def _check_logprobs(self, request: CompletionRequest, length: int) -> None:
         most = self.module.backbone.max_length
@@ -120,15 +139,18 @@ class Service:
             )
             raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
 
-    def chat(self, request: ChatRequest) -> Answer:
+    def chat(self, request: ChatRequest, found: Sequence[Before]) -> Answer:
         if request.offered and "tools" not in self.template.text_for(request.offered):
             message = f"{self.template.name} has no place for tools, so the model would not see them; leave them out"
             raise RefusedError(400, message, param="tools")
-        prompt = self.template.render([message.plain() for message in request.messages], tools=request.offered)
+        prompt = self.template.render(request.plain(), tools=request.offered)
         most = self.limits.max_new_tokens if request.most is None else request.most
         stop = [*request.stops(), *self.template.stop]
         ids = self.ids(prompt_ids(prompt, self.tokenizer), "messages")
-        return self._answer("chat", request, [ids], most, stop)
+        if found[0].texts:
+            prompt = self.template.render(found[0].put_in(request.plain()), tools=request.offered)
+            ids = prompt_ids(prompt, self.tokenizer)
+        return self._answer("chat", request, [ids], most, stop, found=found)
 
     def _answer(
         self,
@@ -138,6 +160,7 @@ class Service:
         most: int,
         stop: list[str],
         before: Sequence[str] = (),
+        found: Sequence[Before] = (),
     ) -> Answer:
         self.check_model(request.model)
         if most > self.limits.max_new_tokens:
@@ -145,7 +168,7 @@ class Service:
             raise RefusedError(400, message, param="max_tokens")
         self.check_count(len(prompts) * request.n, "n")
         options = request.options(max(1, most), self.module.backbone.core.sampling)
-        answer = Answer(kind, request, prompts, options, stop=stop, before=before)
+        answer = Answer(kind, request, prompts, options, stop=stop, before=before, found=found)
         if most:
             self.engine.submit(*answer.jobs)
         else:

@@ -18,6 +18,7 @@ from lightning_app import closing
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.cli import main as command
 from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import PromptReader
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_reader
@@ -524,3 +525,23 @@ def test_counts_of_ngrams_are_listed_and_nothing_else(folder: Path, fails: Calla
     listed = run("memory", "list", "--ckpt_path", path)
     assert re.search(rf"tokens counted +{ENTRIES + 3} of", listed)  # with an end of each text
     assert "documents" not in listed
+
+
+def test_a_memory_whose_texts_stand_before_prompts(folder: Path):
+    """Built, added to and deleted from as any other; its answers are those of the model that sees the text."""
+    run("memory", "build", "--ckpt_path", PLAIN, "--output", "prompt.ckpt", "--reader", "PromptReader", "--passages", 2)
+    module, tokenizer = load_module("prompt.ckpt")
+    assert isinstance(module, VardaGPT)
+    (reader,) = module.memory.readers
+    assert isinstance(reader, PromptReader)
+    assert (float(reader.lam), reader.passages, reader.bank.shared.num_search_results) == (0.0, 2, 16)
+    found = module.found_for("the quick brown fox", tokenizer)
+    assert found[0].text == TEXTS["fox"]
+    assert len(found) == 2
+    run("memory", "delete", "--ckpt_path", "prompt.ckpt", "--document", "fox.txt")
+    Path("new.txt").write_text(changed := TEXTS["fox"].replace("jumps", "leaps"))
+    run("memory", "add", "--ckpt_path", "prompt.ckpt", "--text", "new.txt")
+    module, _ = load_module("prompt.ckpt")
+    assert module.found_for("the quick brown fox", tokenizer)[0].text == changed
+    assert "PromptReader" in run("memory", "list", "--ckpt_path", "prompt.ckpt")
+    run("validate", "--config", "prompt.yaml", "--ckpt_path", "prompt.ckpt")
