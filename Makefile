@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench speedrun experiment-memory experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench speedrun experiment-memory experiment-facts experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -109,6 +109,12 @@ SECOND_TEXT = $(if $(or $(SECOND),$(UNSEEN)),--second "$(or $(SECOND),$(UNSEEN))
 experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (twice 3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.memory $(TEXTS) $(ARGS)
 	$(BIN)/python -m experiments.newer $(TEXTS) $(ARGS)
+
+experiment-facts: .venv/user models/smollm2 ## does a model know what only its memory was told? SEED=0, into docs/facts.md (3 CPU hours at most are planned)
+	$(BIN)/python -m experiments.facts $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+models/smollm2:
+	$(MAKE) smollm2
 
 experiment-art: .venv/user ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.continual $(TEXTS) $(SECOND_TEXT) $(ARGS)

@@ -59,6 +59,7 @@ def test_the_command_of_a_page_names_the_texts():
         ("experiment-art FIRST=a HELDOUT=b SECOND=d", 'novelty --train "a" --heldout "b" --second "d"'),
         ("experiment-plasticity TRAIN=a HELDOUT=b UNSEEN=d", 'plasticity --train "a" --heldout "b" --second "d"'),
         ("experiment-plasticity ARGS=--quick", "plasticity --quick"),
+        ("experiment-facts SEED=3 ARGS=--quick", "facts --seed 3 --quick"),
     ],
 )
 def test_make_hands_them_on(words: str, said: str):

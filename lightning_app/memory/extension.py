@@ -291,6 +291,8 @@ class Memory(Extension):
         embeddings = inner.embed(torch.tensor([ids], device=self.device))
         if reader.reads_input:
             return reader.queries(embeddings)[0]
+        if (layer := reader.layer(len(inner.blocks))) is not None:
+            return reader.queries(inner.hidden(embeddings, layers=[layer]).layers[layer])[0]
         states = inner.hidden(embeddings).last
         for earlier in self.readers:
             if earlier is reader:

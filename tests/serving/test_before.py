@@ -27,9 +27,13 @@ def said(made: Made, prompt: str, stop: tuple[str, ...] = ()) -> str:
     return "".join(continue_text(prompt, *made, OPTIONS, stop=stop))
 
 
+def asked_by(text: str, question: str) -> str:
+    return f"Answer the question by the text.\n\nText: {text}\nQuestion: {question}"
+
+
 def test_nothing_changes_nothing():
     messages = [{"role": "user", "content": "what"}]
-    assert NOTHING.put("what") == "what"
+    assert NOTHING.put("what") == NOTHING.ask("what") == "what"
     assert NOTHING.put_in(messages) is messages
     assert NOTHING.said == {}
 
@@ -47,7 +51,7 @@ def test_only_the_last_message_of_a_user_is_searched_for(made):
     assert before.documents == ("fox.txt",)
     assert before.put_in([*asked, {"role": "user", "content": FOX}]) == [
         *asked,
-        {"role": "user", "content": f"{FOUND['fox.txt']}\n\n{FOX}"},
+        {"role": "user", "content": asked_by(FOUND["fox.txt"], FOX)},
     ]
 
 
@@ -87,7 +91,7 @@ def test_a_conversation(made):
     talk = Conversation(*made, ChatTemplate(), OPTIONS)
     lines = iter([FOX, SEA, "/prompt", "/quit"])
     Session(talk, read=lambda: next(lines), write=shown.append).run()
-    first = f"User: {FOUND['fox.txt']}\n\n{FOX}\nAssistant:"
+    first = f"User: {asked_by(FOUND['fox.txt'], FOX)}\nAssistant:"
     assert talk.messages[1]["content"] == said(made, first, PLAIN_STOP).strip()
     assert [one for one in shown if one.startswith("[found")] == ["[found in fox.txt]\n", "[found in sea.txt]\n"]
     assert talk.messages[0]["content"] == FOX  # what was found is not a part of what was said

@@ -297,6 +297,10 @@ class Reader(Extension, ABC):
         """What the memory is searched with: from the embeddings (`reads_input`) or last states (..., D) -> (..., M)."""
         return vectors.float()
 
+    def layer(self, blocks: int) -> int | None:
+        """Number of the layer of so many whose states the memory holds; None: the last states, or the embeddings."""
+        return None
+
     def follow_step(self, distances: Tensor | None) -> None:
         """Called once after each optimizer step, with `ReaderOutput.distances` of all its batches and ranks."""
 

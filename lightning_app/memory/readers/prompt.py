@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.memory.nearness import Metric
+from lightning_app.memory.readers.base import ReaderOutput, TokenContext
 from lightning_app.memory.readers.distribution import KNNReader
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
@@ -40,19 +42,20 @@ class Passage:
 class PromptReader(KNNReader):
     """Puts the passages before a prompt that are nearest to it, in `generate`, `chat` and `serve`.
 
-    The memory is that of a `KNNReader`: states with the tokens that followed, from which the text is had again. The
-    states of the prompt are searched for one by one, and a passage has from each of them how much nearer its nearest
-    entry is than the farthest that was found: words that stand everywhere count little (late interaction, Khattab and
-    Zaharia 2020, arXiv:2004.12832). Only a prompt's last `query_length` tokens count, of a chat's the last message.
+    Its memory is filled as that of a `KNNReader`, with states and the tokens that followed, from which the text is had
+    again; but nothing is mixed into the logits. The states of the prompt are searched for one by one, and a passage has
+    from each of them how much nearer its nearest entry is than the farthest that was found, so that words that stand
+    everywhere count little (late interaction: Khattab and Zaharia 2020, arXiv:2004.12832).
 
     Args:
         passages: how many are put before the prompt, the nearest first.
         passage_length: tokens; a passage has a quarter more on both sides, and a document that is no longer is one.
-        query_length: tokens.
-        lam: weight of the neighbours' distribution beside that; 0: none.
-        num_search_results: K, of each state of the prompt.
+        query_length: tokens of the prompt that count, its last ones; of a chat's, of its last message.
+        depth: of the layer whose states are searched, from 0 (the first one) to 1 (the last one): what is said again in
+            other words is found better where a model does not predict yet.
+        num_search_results: of each state of the prompt.
         span_length: at least 1, or the first token of each document is missing.
-        kwargs: see `KNNReader`.
+        kwargs: see `Reader` and `AssociativeMemory`.
     """
 
     def __init__(
@@ -60,26 +63,42 @@ class PromptReader(KNNReader):
         passages: int = 1,
         passage_length: int = 256,
         query_length: int = 128,
-        lam: float = 0.0,
+        depth: float = 0.3,
         num_search_results: int = 16,
+        metric: Metric = "cosine",
         span_length: int = 1,
         **kwargs: Any,
     ):
-        super().__init__(lam=lam, num_search_results=num_search_results, span_length=span_length, **kwargs)
-        own = {"passages": passages, "passage_length": passage_length, "query_length": query_length}
-        if wrong := [f"{name} is {value}" for name, value in own.items() if value < 1]:
-            raise InputError(f"{wrong[0]}; it must be at least 1")
-        if self.scope != "shared":
-            raise InputError(f"scope is {self.scope!r}; PromptReader finds documents of one memory: leave it 'shared'")
-        self.passages, self.passage_length, self.query_length = passages, passage_length, query_length
+        super().__init__(
+            lam=0.0, num_search_results=num_search_results, metric=metric, span_length=span_length, **kwargs
+        )
+        lengths = {"passages": passages, "passage_length": passage_length, "query_length": query_length}
+        if wrong := [f"{name} is {value}; it must be at least 1" for name, value in lengths.items() if value < 1]:
+            raise InputError(wrong[0])
+        if not 0 <= depth <= 1:
+            raise InputError(f"depth is {depth}; it must lie between 0 (the first layer) and 1 (the last one)")
+        if self.scope != "shared" or self.writes != "never":
+            given = f"scope is {self.scope!r} and writes {self.writes!r}"
+            raise InputError(f"{given}; PromptReader has one memory that `memory build` fills: leave both out")
+        self.passages, self.passage_length, self.query_length, self.depth = *lengths.values(), depth
+
+    def tune(self, *, lam: float, temperature: float) -> None:
+        """It has no weight: what it finds is read by the model."""
+        if lam:
+            raise InputError("a PromptReader has no lam and no temperature to give or tune: leave them out, and --tune")
+        super().tune(lam=lam, temperature=temperature)
 
     def config(self) -> dict[str, Any]:
-        own = {"passages": self.passages, "passage_length": self.passage_length, "query_length": self.query_length}
-        return {**super().config(), **own}
+        names = ("passages", "passage_length", "query_length", "depth")
+        inherited = {name: value for name, value in super().config().items() if name not in ("lam", "temperature")}
+        return {**inherited, **{name: getattr(self, name) for name in names}}
 
-    def reads_now(self) -> bool:
-        """What was put before the prompt is read by the model itself."""
-        return super().reads_now() and float(self.lam) > 0
+    def layer(self, blocks: int) -> int:
+        return min(blocks - 1, int(self.depth * blocks))
+
+    def at_logits(self, logits: Tensor, states: Tensor, context: TokenContext) -> tuple[Tensor, ReaderOutput]:
+        """As they are."""
+        return logits, ReaderOutput()
 
     @torch.no_grad()
     def nearest(self, states: Tensor) -> list[Passage]:

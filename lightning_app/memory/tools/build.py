@@ -129,7 +129,7 @@ def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skip
         scored = _scored(batch, chosen)
         if not scored.any():
             continue
-        states = run_without(of, knn, batch)[1].states.last[:, : scored.shape[1]].float()
+        states = _kept(of, knn, run_without(of, knn, batch)[1])[:, : scored.shape[1]].float()
         spans = text.spans(batch, scored, length=memory.span_length)
         tokens, documents, positions = (x[scored] for x in (batch.targets, batch.document_keys, batch.positions))
         payload = Entries(tokens, documents, positions, spans)
@@ -137,6 +137,11 @@ def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skip
     keys = text.keys()
     of.documents |= {keys[i]: text.tokens.names[i] for i in numbers}
     return Filled(len(numbers), entries, skipped)
+
+
+def _kept(of: Memory, knn: KNNReader, found: MemoryStates) -> Tensor:
+    layer = knn.layer(len(of.lm.blocks))
+    return found.states.last if layer is None else found.states.layers[layer]
 
 
 def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext, MemoryStates]:
@@ -148,7 +153,8 @@ def run_without(of: Memory, knn: KNNReader, batch: Batch) -> tuple[TokenContext,
     )
     batch = batch.to(of.device).padded(model.segment)
     context = of.lm.context(batch)
-    return context, model.run(batch.input_ids, context)
+    layer = knn.layer(len(model.blocks))
+    return context, model.run(batch.input_ids, context, layers=() if layer is None else [layer])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import name_of
 from lightning_app.memory.options import IndexType, Storage
-from lightning_app.memory.readers import KNNReader, NGramReader
+from lightning_app.memory.readers import KNNReader, NGramReader, PromptReader
 from lightning_app.memory.readers.base import Reader
 from lightning_app.memory.tools.build import (
     Filled,
@@ -112,8 +112,8 @@ def _text(opened: Opened, documents: Iterable[Document], args: argparse.Namespac
 def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
     """The options of the KNNReader for `n` entries: what was given, and clusters that fit."""
     names = ("num_search_results", "index_type", "num_clusters", "nprobe", "dtype", "span_length", "lam", "temperature")
-    names += OF_PROMPTS if args.reader == "PromptReader" else ()
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    own = OF_PROMPTS if args.reader == "PromptReader" else ()
+    given = {name: value for name in (*names, *own) if (value := getattr(args, name)) is not None}
     size = max(n, 1) if args.memory_size is None else args.memory_size
     if str(args.index_type).startswith("ivf"):
         clusters = given.setdefault("num_clusters", max(1, min(MOST_CLUSTERS, size // VECTORS_PER_CLUSTER)))
@@ -142,7 +142,7 @@ def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
     if all(given):
         return None
     config = opened.config()
-    if args.tune is None and args.reader == "PromptReader":  # its weight is 0, unless it is asked for
+    if args.tune is None and args.reader == "PromptReader":  # which has none
         return None
     documents = documents_at(args.tune, config) if args.tune else documents_of_run(config, "val")
     return None if documents is None else tune(opened.memory, opened.knn, _text(opened, documents, args))
@@ -253,7 +253,9 @@ def _memory_rows(reader: Reader) -> list[tuple[str, str]]:
         ("index", _index(options)),
         ("num_search_results", str(memory.num_search_results)),
     ]
-    if isinstance(reader, KNNReader):
+    if isinstance(reader, PromptReader):
+        rows += [("passages", f"{reader.passages} of {reader.passage_length} tokens")]
+    elif isinstance(reader, KNNReader):
         rows += [("lam", f"{float(reader.lam):.4g}"), ("temperature", f"{float(reader.temperature):.4g}")]
     return rows
 

@@ -212,7 +212,7 @@ class ExplainRequest(Strict):
     text: str
 
 
-def each_of(texts: Texts) -> list[str] | list[list[int]]:
+def each_of(texts: Texts) -> list[str | list[int]]:
     """The prompts of a request, one or several."""
     several = isinstance(texts, list) and not isinstance(texts[0], int)
     return texts if several else [texts]  # type: ignore[return-value,list-item]

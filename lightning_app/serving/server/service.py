@@ -116,7 +116,8 @@ class Service:
             return self.tokenizer.prompt(before.put(prompt))
         return [*self.tokenizer.prompt(before.put("")), *ids]
 
-    def completion(self, request: CompletionRequest, found: Sequence[Before]) -> Answer:
+    def completion(self, request: CompletionRequest, found: Sequence[Before] = ()) -> Answer:
+        found = found or [NOTHING] * len(each_of(request.prompt))
         given = zip(found, each_of(request.prompt), self.all_ids(request.prompt, "prompt"), strict=True)
         prompts = [self._with(*one) for one in given]
         before = [self.tokenizer.decode(ids) for ids in prompts] if request.echo else []
@@ -139,7 +140,7 @@ class Service:
             )
             raise RefusedError(400, message, param="logprobs", code="context_length_exceeded")
 
-    def chat(self, request: ChatRequest, found: Sequence[Before]) -> Answer:
+    def chat(self, request: ChatRequest, found: Sequence[Before] = (NOTHING,)) -> Answer:
         if request.offered and "tools" not in self.template.text_for(request.offered):
             message = f"{self.template.name} has no place for tools, so the model would not see them; leave them out"
             raise RefusedError(400, message, param="tools")

@@ -471,6 +471,7 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
         (("build", "--ckpt_path", PLAIN, "--text", "nowhere.txt"), "no such file: nowhere.txt"),
         (("build", "--ckpt_path", PLAIN, "--memory_size", "0"), "memory_size is 0: give at least 1"),
         (("build", "--ckpt_path", PLAIN, "--lam", "2"), "lam is 2.0; it must lie between 0 and 1"),
+        (("build", "--ckpt_path", PLAIN, "--reader", "PromptReader", "--tune", "val.txt"), "PromptReader has no lam"),
         (("build", "--ckpt_path", PLAIN, "--device", "abacus"), "device 'abacus' cannot be used here"),
         (("build", "--ckpt_path", "nowhere.ckpt"), "there is no checkpoint nowhere.ckpt"),
         (("build", "--ckpt_path", "alone.ckpt"), "no config of the run lies beside alone.ckpt: .* --text PATH"),
@@ -534,7 +535,7 @@ def test_a_memory_whose_texts_stand_before_prompts(folder: Path):
     assert isinstance(module, VardaGPT)
     (reader,) = module.memory.readers
     assert isinstance(reader, PromptReader)
-    assert (float(reader.lam), reader.passages, reader.bank.shared.num_search_results) == (0.0, 2, 16)
+    assert (reader.passages, reader.bank.shared.num_search_results, reader.metric) == (2, 16, "cosine")
     found = module.found_for("the quick brown fox", tokenizer)
     assert found[0].text == TEXTS["fox"]
     assert len(found) == 2

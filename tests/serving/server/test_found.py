@@ -41,7 +41,8 @@ def test_what_is_scored_or_echoed_stays_as_it_is(server):
 
 def test_a_chat_whole_and_in_events(server):
     messages = [{"role": "user", "content": FOX}]
-    wanted = alone(server, f"User: {FOUND['fox.txt']}\n\n{FOX}\nAssistant:", server.service.template.stop)
+    asked = f"Answer the question by the text.\n\nText: {FOUND['fox.txt']}\nQuestion: {FOX}"
+    wanted = alone(server, f"User: {asked}\nAssistant:", server.service.template.stop)
     (choice,) = server.post("/v1/chat/completions", messages=messages, **ASKED).json()["choices"]
     assert choice["message"]["content"] == wanted.lstrip()
     assert choice["found_in"] == ["fox.txt"]
