@@ -25,7 +25,7 @@ from lightning_app.serving.turns import take_turns
 from lightning_app.training.module import LanguageModule
 
 MOST = 16  # tokens of an answer
-READ = 64  # entries of each token that say which document it is from
+READ = 16  # entries of each token that say which document it is from
 EXACT = (
     f"A model answers in a chat, greedily, with at most {MOST} tokens. An answer is exact if the words that are looked "
     "for, without marks and in small letters, stand in it one behind the other."
@@ -59,10 +59,10 @@ class Asker:
         """Each question in a conversation of its own."""
         start = time.process_time()
         talk = Conversation(self.module, self.tokenizer, self.template, self.options)
-        text = "".join(talk.ask(before.put(question))).strip()
+        text = "".join(talk.ask(before.ask(question))).strip()
         seconds = time.process_time() - start
         named = [*before.documents, *talk.found_in]
-        return Said(text, named[0] if named else self._read(before.put(question), text), seconds)
+        return Said(text, named[0] if named else self._read(question, text), seconds)
 
     @torch.inference_mode()
     def _read(self, question: str, text: str) -> str | None:

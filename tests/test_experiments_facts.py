@@ -147,6 +147,7 @@ def ran(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_all_arms_and_stages_are_run_and_kept(ran: Path):
     answers = [record for record in store.records(ran) if record["kind"] == "answers"]
     assert [record["arm"] for record in answers if record["stage"] == "told"] == list(ARMS)
@@ -156,6 +157,7 @@ def test_all_arms_and_stages_are_run_and_kept(ran: Path):
     assert not list(ran.glob("*/*-deleted.*")) + list(ran.glob("*/*-changed.*"))
 
 
+@pytest.mark.slow
 def test_what_stands_before_the_question_names_its_document(ran: Path):
     by = {(r["arm"], r["stage"]): r["said"] for r in store.records(ran) if r["kind"] == "answers"}
     assert all(one["named"] == one["document"] for one in by["document in the prompt", "told"])
@@ -167,6 +169,7 @@ def test_what_stands_before_the_question_names_its_document(ran: Path):
         assert not {one["named"] for one in by[arm, "deleted"]} & gone
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing_anew(ran: Path, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     before = (ran / store.RESULTS).read_bytes()
@@ -179,6 +182,7 @@ def test_a_second_call_does_nothing_anew(ran: Path, directory: Path, tmp_path: P
     assert all(f"| {arm} |" in page for arm in ARMS)
 
 
+@pytest.mark.slow
 def test_the_page_keeps_what_stands_before_the_results(ran: Path, tmp_path: Path):
     (tmp_path / "facts.md").write_text(f"# Head\n\n{facts_page.SECTION}\n\nold\n")
     facts_page.write(ran, json.loads((ran / "plan.json").read_text()), tmp_path)
