@@ -68,7 +68,7 @@ class Plan:
 
 def quick(plan: Plan) -> Plan:
     """In small."""
-    return replace(plan, documents=6, asked=2, tuned=3, trials=2)
+    return replace(plan, documents=4, asked=1, tuned=2, trials=2)
 
 
 class Experiment:
@@ -199,7 +199,9 @@ def run(plan: Plan, folder: Path) -> None:
     experiment = Experiment(plan, folder)
     for arm in ARMS:
         experiment.ask(arm, "told", experiment.told, experiment.world.articles)
+    experiment.tuning.drop()
     experiment.edit()
+    experiment.told.drop()
 
 
 def main(words: list[str] | None = None) -> None:

@@ -17,7 +17,6 @@ from lightning_app.serving.before import Before
 Setting = Mapping[str, Any]
 Answer = Callable[[Article, Fact], Said]
 ORDER = 5  # of the n-grams
-ROOM = 2000  # tokens of a conversation, beside the documents, in the cache
 LAMS = (0.3, 0.6, 0.9)
 FLATNESS = (1 / 64, 1 / 16, 1 / 4)  # temperatures, times the scale of the distances
 SINGLE = ("n-grams", "cache", "knn")  # which the mixture has
@@ -90,9 +89,9 @@ def _ngrams(library: Library, setting: Setting) -> NGramReader:
 
 
 def _cache(library: Library, setting: Setting) -> CacheReader:
-    size = len(library.entries.tokens) + ROOM
-    theta = 1 / (setting["flatness"] * library.square)
-    return CacheReader(lam=setting["lam"], theta=theta, memory_size=size, scope="shared")
+    """A cache of the documents alone: one that has read the question says it again."""
+    theta, size = 1 / (setting["flatness"] * library.square), len(library.entries.tokens)
+    return CacheReader(lam=setting["lam"], theta=theta, memory_size=size, scope="shared", writes="never")
 
 
 def _knn(library: Library, setting: Setting) -> KNNReader:

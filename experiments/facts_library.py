@@ -81,7 +81,8 @@ class Library:
         return Library(self.model, self.folder, (*left.articles, *articles), stage)
 
     def drop(self) -> None:
-        """Remove the checkpoints of this stage: half a gigabyte each."""
+        """Remove the checkpoints of this stage, half a gigabyte each, and what was read of them."""
+        self._loaded.clear()
         for path in self.folder.glob(f"*-{self.stage}.*"):
             path.unlink()
 

@@ -56,7 +56,7 @@ class Article:
     @property
     def text(self) -> str:
         answers = [fact.answer for fact in self.facts]
-        return " ".join(sentence.format(*answers) for sentence in self.sentences) + "\n"
+        return " ".join(sentence.format(*answers) for sentence in self.sentences)
 
 
 class Names:

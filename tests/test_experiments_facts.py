@@ -152,7 +152,7 @@ def test_all_arms_and_stages_are_run_and_kept(ran: Path):
     answers = [record for record in store.records(ran) if record["kind"] == "answers"]
     assert [record["arm"] for record in answers if record["stage"] == "told"] == list(ARMS)
     assert {(r["arm"], r["stage"], r["asked"]) for r in answers if r["stage"] != "told"} == {
-        (arm, stage, n) for arm in ("knn", "prompt") for stage, n in (("deleted", 12), ("changed", 6))
+        (arm, stage, n) for arm in ("knn", "prompt") for stage, n in (("deleted", 4), ("changed", 2))
     }
     assert not list(ran.glob("*/*-deleted.*")) + list(ran.glob("*/*-changed.*"))
 
@@ -163,8 +163,8 @@ def test_what_stands_before_the_question_names_its_document(ran: Path):
     assert all(one["named"] == one["document"] for one in by["document in the prompt", "told"])
     assert all(one["named"] is None for arm in ("no memory", "n-grams") for one in by[arm, "told"])
     for arm in ("knn", "cache", "prompt", "word overlap"):
-        assert all(one["named"] in {f"text-{i:02}.txt" for i in range(6)} for one in by[arm, "told"])
-    gone = {f"text-{i:02}.txt" for i in range(3)}
+        assert all(one["named"] in {f"text-{i:02}.txt" for i in range(4)} for one in by[arm, "told"])
+    gone = {f"text-{i:02}.txt" for i in range(2)}
     for arm in ("knn", "prompt"):
         assert not {one["named"] for one in by[arm, "deleted"]} & gone
 

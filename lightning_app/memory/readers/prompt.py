@@ -118,7 +118,7 @@ class PromptReader(KNNReader):
 
 
 def best(known: Entries, distances: Tensor, *, length: int, most: int) -> list[Passage]:
-    """Of what was found (T, K): the passages of `length` tokens with the highest gains."""
+    """The passages of `length` tokens with the highest gains, among what was found (T, K)."""
     gains = (distances.amax(1, keepdim=True) - distances).nan_to_num(0.0, posinf=0.0)
     places = torch.stack([known.documents, known.positions // length], dim=-1).flatten(0, 1)
     places, numbers = places.unique(dim=0, return_inverse=True)  # (P, 2)
