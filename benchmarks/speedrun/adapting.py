@@ -17,7 +17,7 @@ from lightning_app.training.checkpoint import load_module
 
 OVERLAY = "configs/overlays/adapting.yaml"
 COUNTING = [{"class_path": "NGramReader", "init_args": {"order": 5, "writes": "evaluation"}}]
-BATCH_SIZE = 16  # windows that are scored before a step: each batch makes all counts anew, so that 1 takes an hour
+BATCH_SIZE = 1  # windows that are scored before a step
 BPB = re.compile(r"test/bpb[^\d\n]+([\d.]+)")
 
 

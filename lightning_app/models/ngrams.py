@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MULTIPLIER = -7046029254386353131  # an odd number; a product with it, modulo 2^64, spreads the bits
 UNKNOWN = -1  # a token of a context that is not known
@@ -53,7 +53,7 @@ class Level:
         return cls(none, none.int(), (1 << vocab_size.bit_length()) - 1)
 
     def keys(self, hashes: Tensor, tokens: Tensor | int) -> Tensor:
-        """Of contexts, and of the tokens after them."""
+        """Keys of n-grams: hashes of contexts, and the tokens after these."""
         return (hashes & ~self.low) | tokens
 
     def with_more(self, grams: Tensor) -> tuple[Level, Tensor]:
@@ -77,7 +77,7 @@ class Level:
     def sums(self) -> Tensor:
         """(3, E + 1) of the counts before each entry, and how many of these are 1, and 2."""
         each = torch.stack([self.counts, (self.counts == 1).int(), (self.counts == 2).int()])
-        return nn.functional.pad(each.cumsum(1, dtype=torch.int32), (1, 0))
+        return torch.cat([each.new_zeros(3, 1), each.cumsum(1, dtype=torch.int32)], dim=1)
 
     def kept(self, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """(C,) share of the probability that each context leaves to the shorter one, and the sum of its counts."""
@@ -167,7 +167,7 @@ class NGramCounts:
 
     @property
     def n_bytes(self) -> int:
-        """Of all that predicting needs."""
+        """Bytes of all that predicting needs."""
         return sum(t.nbytes for level in self.levels for t in (level.grams, level.counts, level.sums))
 
     @property
