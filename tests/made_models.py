@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -37,35 +37,32 @@ WIDTH, BLOCK, LAYERS, HEADS = 16, 24, 2, 4
 SPAN = 6  # bytes of text that go with each entry
 
 
-class LearnedPointer(PointerReader):
-    """One that has left its start: random numbers where all were 0."""
-
-    def build_layers(self, width: int, vocab_size: int) -> None:
-        super().build_layers(width, vocab_size)
-        _move(self.metric_change.weight, self.age_bias, self.gate.outer.weight)
-
-
-class LearnedMixture(GatedMixture):
-    """The same."""
-
-    def build(self, *, width: int, vocab_size: int) -> None:
-        super().build(width=width, vocab_size=vocab_size)
-        _move(self.gate.outer.weight)
-
-
-@torch.no_grad()
-def _move(*parameters: torch.Tensor) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for parameter in parameters:
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-
-
 def learned_pointer(**options: Any) -> PointerReader:
-    return LearnedPointer(**options)
+    """One that has left its start: random numbers where all are 0 there."""
+    return _moved(PointerReader(**options), "metric_change.weight", "age_bias", "gate.outer.weight")
 
 
 def learned_mixture(**options: Any) -> GatedMixture:
-    return LearnedMixture(**options)
+    """The same."""
+    return _moved(GatedMixture(**options), "gate.outer.weight")
+
+
+R = TypeVar("R", bound=Reader)
+
+
+def _moved(reader: R, *names: str) -> R:
+    build = reader.build
+
+    def build_and_move(**sizes: int) -> None:
+        build(**sizes)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name in names:
+                parameter = reader.get_parameter(name)
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+    object.__setattr__(reader, "build", build_and_move)
+    return reader
 
 
 READERS: dict[str, Callable[..., Reader]] = {

@@ -233,14 +233,17 @@ def own_modules(reading: Callable[..., Any]) -> dict[str, Callable[[], LanguageM
         "head_size": lambda: ArticleGPT(decoder(head_size=6)),
         "head_gates": lambda: ArticleGPT(decoder(head_gates=True)),
         **{name: lambda name=name: CausalLM(pruned(family(name))) for name in FAMILIES},
-        **{name: lambda name=name: reading(name, SOURCE)[0] for name in ("attention", "concat", "knn", "trime")},
+        **{
+            name: lambda name=name: reading(name, SOURCE)[0]
+            for name in ("attention", "concat", "knn", "trime", "pointer")
+        },
         "cache": lambda: reading("cache", SOURCE, segment_length=8)[0],
         "hnsw": lambda: reading("knn", SOURCE, index_type="hnsw", dtype="float16")[0],
     }
 
 
 OWN = ("removed", "rotary", "head_size", "head_gates", *FAMILIES)
-OWN += ("attention", "concat", "knn", "trime", "cache", "hnsw")
+OWN += ("attention", "concat", "knn", "trime", "pointer", "cache", "hnsw")
 OFTEN = ("removed", "knn")  # of the families, and of the readers
 
 
@@ -262,7 +265,7 @@ def test_other_models_bring_their_code(of_own_code, reading, name):
         imports = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
         assert not [node.module for node in imports if str(node.module).startswith("lightning_app")]
     with_memory = (done.folder / "memory_store.py").exists()
-    assert with_memory == (name in ("attention", "concat", "knn", "trime", "cache", "hnsw"))
+    assert with_memory == (name in ("attention", "concat", "knn", "trime", "pointer", "cache", "hnsw"))
     assert (done.folder / "plasticity_units.py").exists() == (name in ("removed", *FAMILIES))
 
 

@@ -20,7 +20,7 @@ from tests import tokenizers as kinds
 Made = tuple[LanguageModule, Tokenizer]
 SOURCE = "the model learns what the teacher shows"  # what memories hold
 TEXT = "the teacher learns"  # of one byte each: tokens are characters
-NAMES = ("attention", "concat", "knn", "trime", "cache")
+NAMES = ("attention", "concat", "knn", "trime", "cache", "pointer")
 ALL = 1000  # entries
 each_reader = pytest.mark.parametrize("name", NAMES)
 
@@ -130,7 +130,7 @@ def test_an_entry_without_a_source_says_so(name: str, reading: Callable[..., Mad
     assert {entry["document"] for id, entry in entries.items() if id} == {"key:7"}
 
 
-@pytest.mark.parametrize("name", ["knn", "trime", "cache"])
+@pytest.mark.parametrize("name", ["knn", "trime", "cache", "pointer"])
 def test_weights_are_what_entries_add_to_the_probability_of_their_token(name: str, reading: Callable[..., Made]):
     module, tokenizer = reading(name, SOURCE)
     found, ids = explain(module, tokenizer, TEXT, entries=ALL), ids_of(TEXT)
