@@ -95,9 +95,9 @@ BUDGET: dict[str, Any] = {
     "advanced": {"eviction": "lowest_score"},  # which the writer is taught within the block
 }
 # Its segments do not see each other, as a segment's input depends on what the one before stores: each has the context
-# that the other arms have, and several are a block, so that its writer is taught.
-CONCAT: dict[str, Any] = {**BUDGET, "num_search_results": 5}
-ATTENTION: dict[str, Any] = {**BUDGET, "num_search_results": 64, "next_token": True}
+# that the other arms have, and several are a block, in which its writer is taught; the memory is for the test.
+CONCAT: dict[str, Any] = {**BUDGET, "num_search_results": 5, "writes": "evaluation"}
+ATTENTION: dict[str, Any] = {**BUDGET, "num_search_results": 32, "next_token": True}
 SEGMENTS = 4  # of a block, for the writers of both
 
 
@@ -133,13 +133,13 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
         "attention": [AttentionReader(**plan.attention, **streams)],
         "trime": [TrimeReader(**plan.trime)],
     }
-    segment = training.block_size // SEGMENTS if training.streams else None
+    segment = training.block_size // SEGMENTS if arm in ("concat", "attention") else None
     backbone = _decoder(plan, plan.model | {"block_size": training.block_size})
     return MemoryLM(backbone, readers[arm], segment, isolate_segments=arm == "concat")
 
 
 def training_of(plan: Plan, arm: str) -> Training:
-    """Of an arm: with longer blocks as many tokens a step, in fewer of them; by streams where a memory is one's own."""
+    """Of an arm: with longer blocks as many tokens a step, in fewer of them; by streams where training has a memory."""
     usual = plan.training
     if arm == "attention":
         return replace(usual, streams=True)
@@ -151,7 +151,6 @@ def training_of(plan: Plan, arm: str) -> Training:
         block_size=times * usual.block_size,
         batch_size=max(1, usual.batch_size // times),
         group=1,
-        streams=arm == "concat",
         validation_blocks=max(1, usual.validation_blocks // times),
     )
 

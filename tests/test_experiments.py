@@ -175,7 +175,7 @@ def test_streams_go_on_where_they_ended_and_an_arm_of_one_teaches_its_writer(pla
         training = memory.training_of(plan, arm)
         batches = training_batches(texts.train, training, 0)
         a, b = next(batches), next(batches)
-        assert a.targets[:, -1].equal(b.input_ids[:, 0])
+        assert a.targets[:, -1].equal(b.input_ids[:, 0]) == training.streams == (arm == "attention")
         assert a.input_ids.numel() == plan.training.batch_size * plan.training.block_size * (
             2 if arm == "concat" else 1
         )

@@ -167,7 +167,7 @@ class AssociativeMemory(nn.Module):
         return stay[len(self) :]
 
     def _scores(self, strengths: Tensor, ids: Tensor) -> Tensor:
-        """(N,) float64, by which entries compete: scores fade alike, so a later one is worth more from the start."""
+        """(N,) float64, by which entries compete: all fade alike, so a later one is worth more from the start."""
         if self.options.eviction == "random":
             return strengths.double()
         return strengths.double() + self.options.fading / self.memory_size * ids

@@ -179,10 +179,9 @@ def test_the_nearest_vectors_stand_beside_the_input(reading: Callable[..., Made]
     reads = reader_of(explain(module, tokenizer, TEXT, entries=ALL))["reads"]
     assert len(reads) == len(TEXT)
     for read in reads:
-        squared = (stored - queries[read["position"]]).square().sum(-1)
-        nearest = squared.topk(3, largest=False).values
-        assert sorted(entry["distance"] for entry in read["entries"]) == pytest.approx(nearest.tolist(), abs=1e-3)
-        shares = (-nearest / stored.shape[1]).softmax(0)
+        nearest = torch.cosine_similarity(stored, queries[[read["position"]]], dim=-1).topk(3).values
+        assert [entry["similarity"] for entry in read["entries"]] == pytest.approx(nearest.tolist(), abs=1e-3)
+        shares = (10 * nearest).softmax(0)
         assert [entry["weight"] for entry in read["entries"]] == pytest.approx(shares.tolist(), abs=1e-4)
 
 
@@ -190,7 +189,7 @@ def test_the_nearest_vectors_stand_beside_the_input(reading: Callable[..., Made]
 def test_later_segments_read_what_earlier_ones_would_store(
     name: str, segment_length: int, reading: Callable[..., Made]
 ):
-    module, tokenizer = reading(name, "so it", segment_length=segment_length)
+    module, tokenizer = reading(name, "so it", segment_length=segment_length, num_search_results=8)  # 4 are stored
     reads = reader_of(explain(module, tokenizer, TEXT, entries=ALL))["reads"]
     own = [[entry for entry in read["entries"] if entry["id"] is None] for read in reads]
     assert not any(own[:segment_length])

@@ -105,8 +105,9 @@ class AttentionReader(LearnedReader):
         k = self.results
         read = ((mass[..., None, :k] @ found.entries.vectors)[..., 0, :] + mass[..., k:] @ decisions.vectors) / total
         if self.next_token:
-            stored, own = (self._followers(one.tokens, context) for one in (found.entries, context.entries))
-            read = read + self.fc_next(((mass[..., None, :k] @ stored)[..., 0, :] + mass[..., k:] @ own) / total)
+            own = context.entries.tokens[:, None].expand(-1, mass.shape[1], -1)
+            followed = self._mean_follower(mass / total, torch.cat([found.entries.tokens, own], dim=-1), context)
+            read = read + self.fc_next(followed)
         gate = (mass.sum(-1) / total[..., 0])[context.new]
         terms = {}
         if self.retrieval_weight > 0:
@@ -123,6 +124,12 @@ class AttentionReader(LearnedReader):
             reads=lambda: Candidates(_candidate_ids(found.ids), 1 - cosines, weights=mass / total),
         )
         return read, output
+
+    def _mean_follower(self, weights: Tensor, tokens: Tensor, context: TokenContext) -> Tensor:
+        """(B, T, C) weights of candidates, and the tokens that followed them -> (B, T, D) mean of their embeddings."""
+        distinct, where = tokens.unique(return_inverse=True)
+        of_tokens = weights.new_zeros(*weights.shape[:2], len(distinct)).scatter_add(-1, where, weights)
+        return of_tokens @ self._followers(distinct, context)
 
     def _retrieval(self, scores: Tensor, visible: Tensor, ids: Tensor, context: TokenContext) -> Tensor:
         """-log of the softmax's mass on candidates with the same next token, where there are some.

@@ -247,7 +247,7 @@ def _remove(memory: AssociativeMemory, ids: Tensor) -> int:
 
 
 def _of_last_document(memory: AssociativeMemory, new: Entries) -> Entries:
-    """Those of the new entries that belong to the last one's document; of the others the memory keeps none."""
+    """The new entries of the last one's document; the memory loses what it has of others."""
     document = new.documents[-1]
     ids = memory.ids()
     others = ids[memory.payload(ids).documents != document]

@@ -26,7 +26,7 @@ from lightning_app.memory.slots import Entries, joined
 from lightning_app.models.backbone import HiddenStates
 
 SCALE = 10.0  # of cosines at first; it is learned
-LITTLE = 0.02  # of what was found is added at first
+LITTLE = 0.004  # of what was found is added at first: it is some 16 long, and a new embedding 0.2
 BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
 
 
@@ -73,7 +73,7 @@ class ConcatReader(LearnedReader):
         self.fc = nn.Linear(width + self.results * self.memory_dim, width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE if self.next_token else 1)))
         with torch.no_grad():  # at first the input passes unchanged, with a little of what was found
-            nn.init.normal_(self.fc.weight, std=LITTLE / math.sqrt(self.results))
+            nn.init.normal_(self.fc.weight, std=0.02 / math.sqrt(self.results))
             if self.next_token:  # turned back into the space of states, which is that of embeddings where both are tied
                 self.fc.weight[:, width:] = LITTLE * query.weight.t().repeat(1, self.results)
             self.fc.weight[:, :width] = torch.eye(width)

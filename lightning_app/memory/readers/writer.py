@@ -46,7 +46,7 @@ class Decisions:
         return replace(self, store=torch.ones_like(self.store))
 
     def best_stored(self, share: float) -> Decisions:
-        """Of each row the `share` of the positions with the highest scores; what is stored has a gradient.
+        """The same, but each row stores the `share` of its positions with the highest scores; scores get the gradient.
 
         So positions compete: a score that rises above that of the last one that is stored takes its place.
         """
