@@ -16,6 +16,13 @@ from experiments.facts_asked import Asker, exact
 from experiments.facts_forms import KINDS, POOLS
 from experiments.facts_library import Overlap
 from experiments.facts_world import ENDS, RUN, Names, runs, words_of, world
+from lightning_app.data.corpus import Document
+from lightning_app.data.tokenizers import load_tokenizer
+from lightning_app.memory.extension import VardaGPT
+from lightning_app.memory.readers import PromptReader
+from lightning_app.memory.tools.build import Text, fill
+from lightning_app.models.extension import Found
+from lightning_app.models.pretrained import PretrainedLM
 from tests import tokenizers
 
 
@@ -189,3 +196,18 @@ def test_the_page_keeps_what_stands_before_the_results(ran: Path, tmp_path: Path
     page = (tmp_path / "facts.md").read_text()
     assert page.startswith(f"# Head\n\n{facts_page.SECTION}\n\nWritten by `make experiment-facts`")
     assert "old" not in page
+
+
+@pytest.mark.slow
+def test_smollm2_finds_the_documents_of_questions_in_other_words(tmp_path: Path):
+    """All of them, and their text comes back letter by letter: 10 questions about 5 documents."""
+    if not (facts.ROOT / "models" / "smollm2").is_dir():
+        pytest.skip("`make smollm2` has not run")
+    made, tokenizer = world(1000, documents=5), load_tokenizer(str(facts.ROOT / "models" / "smollm2"))
+    reader = PromptReader(memory_size=2000)
+    module = VardaGPT(PretrainedLM(pretrained=str(facts.ROOT / "models" / "smollm2"), freeze=True), [reader]).eval()
+    documents = [Document(article.text, name=article.name) for article in made.articles]
+    text = Text.of(documents, tokenizer, str(tmp_path), block_size=512, stride=None)
+    fill(module.memory, reader, text, range(5), skipped=[])
+    found = [module.found_for(fact.question, tokenizer) for article in made.articles for fact in article.facts[::3]]
+    assert found == [[Found(article.text, article.name)] for article in made.articles for _ in range(2)]

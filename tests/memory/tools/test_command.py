@@ -546,3 +546,22 @@ def test_a_memory_whose_texts_stand_before_prompts(folder: Path):
     assert module.found_for("the quick brown fox", tokenizer)[0].text == changed
     assert "PromptReader" in run("memory", "list", "--ckpt_path", "prompt.ckpt")
     run("validate", "--config", "prompt.yaml", "--ckpt_path", "prompt.ckpt")
+
+
+@pytest.mark.slow
+def test_a_reader_of_a_config_is_filled_after_the_fit(folder: Path):
+    """It learns nothing and writes nothing: the texts are those that are added."""
+    reader = {"class_path": "PromptReader", "init_args": {"passage_length": 8, "memory_size": 5, "depth": 1.0}}
+    init_args = {**LEARNED["init_args"], "readers": [reader], "segment_length": None}
+    Path("asked.yaml").write_text(
+        yaml.safe_dump({**CONFIG, "name": "asked", "model": {**LEARNED, "init_args": init_args}})
+    )
+    run("fit", "--config", "asked.yaml")
+    module, tokenizer = load_module(CKPT.format("asked"))
+    assert module.finds
+    assert module.found_for("the quick brown fox", tokenizer) == []
+    run("memory", "add", "--ckpt_path", CKPT.format("asked"), "--text", "texts")
+    module, _ = load_module(CKPT.format("asked"))
+    (found,) = module.found_for("jumps over the lazy dog", tokenizer)
+    assert len(found.text) <= 12
+    assert found.text in TEXTS[Path(found.document).stem]
