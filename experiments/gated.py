@@ -40,12 +40,14 @@ class Options:
     Attributes:
         streams: B, each a part of the text in its order.
         epochs: over it.
+        blocks: of it, at most; None: all.
         looks: how often, evenly spread, the best state so far is looked for on the blocks to choose on.
         hidden: width of each gate's network.
     """
 
     streams: int = 4
     epochs: int = 2
+    blocks: int | None = None
     looks: int = 4
     lr: float = 1e-2
     warmup_steps: int = 20
@@ -134,7 +136,7 @@ def streams(text: TokenArray, tuning: list[Batch], options: Options) -> Iterator
     """(B, T) of what lies behind the blocks to choose on, or of the second half where these are more."""
     windows = TokenWindows(text, tuning[0].input_ids.shape[1])
     first = min(len(tuning), len(windows) // 2)
-    count = (len(windows) - first) // options.streams
+    count = min(len(windows) - first, options.blocks or len(windows)) // options.streams
     if not count:
         raise InputError(f"the text to choose on has {len(windows)} blocks: too few to teach a gate on, give more")
     for i in range(count):

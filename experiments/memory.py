@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import after, baselines, entry, plans, report, store, storing
+from experiments import after, baselines, entry, gated, plans, report, store, storing
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
 from experiments.texts import Texts, prepare
@@ -112,7 +112,14 @@ def quick(plan: Plan) -> Plan:
         attention=ATTENTION | {"memory_size": 500},
         trime=TRIME | {"memory_size": 500, "num_search_results": 500},
         storing=replace(plan.storing, budgets=(64, 256), decays=(0.0, 0.01), steps=10, of_attention=(64,)),
-        after=replace(plan.after, cache_size=500, tuning_blocks=30, sizes=(1000, 3000), curve_every=4),
+        after=replace(
+            plan.after,
+            cache_size=500,
+            tuning_blocks=30,
+            sizes=(1000, 3000),
+            curve_every=4,
+            gated=gated.Options(epochs=1, blocks=80, looks=1),
+        ),
         scored_blocks=100,
     )
 

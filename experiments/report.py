@@ -116,7 +116,9 @@ def _main_table(results: Results) -> str:
         "`more parameters` are what a memory must beat: a context four times as long, trained on as many tokens; "
         "5-grams of the training text alone, with the model, and with its cache too, their weights by "
         "expectation-maximisation on the text to choose on; the model that learns what it has read (dynamic "
-        "evaluation); and PPMd, which has read the training text."
+        "evaluation); and PPMd, which has read the training text. The pointer is a cache with a gate for each token, a "
+        "metric and a bias by age, learned on the rest of the text to choose on; the mixture has such gates for "
+        "counts, cache and pointer."
     )
     return "\n".join(["### Arms", "", head, *rows, "", note])
 

@@ -42,8 +42,8 @@ def wrapped_as(module: LanguageModule, state: Mapping[str, Tensor]) -> dict[str,
 
 
 def added(own: Iterable[str], given: Iterable[str]) -> set[str]:
-    """Names of one wrapped model's tensors, `own`, that belong to a part around the model, such as a memory's reader, of
-    which another one has no tensor among `given`."""
+    """Names of `own` that belong to a part around the model, such as a memory's reader, of which `given` has no tensor;
+    none unless both are of wrapped models."""
     own, given = set(own), set(given)
     if not is_wrapped(own) or not is_wrapped(given):
         return set()

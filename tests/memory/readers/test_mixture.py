@@ -133,6 +133,17 @@ def test_a_description_rebuilds_it():
     assert describe(again) == describe(model)
 
 
+@torch.no_grad()
+def test_in_a_model_of_half_precision_the_gates_keep_their_type():
+    model, ids = model_of(*four(learned_pointer), learned_mixture()), random_ids()
+    whole = model.run(ids, context_of(ids)).logits
+    model.to(torch.bfloat16)
+    half = model.run(ids, context_of(ids)).logits
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.logsumexp(-1), torch.zeros(1, T), rtol=0, atol=1e-6)
+    torch.testing.assert_close(half.exp(), whole.exp(), rtol=0, atol=0.1)
+
+
 def test_without_what_tokens_alone_tell_the_others_are_mixed_as_ever():
     model = model_of(*four(), GatedMixture())
     assert [type(reader) for reader in model.of_states.readers] == [KNNReader, PointerReader, CacheReader]  # type: ignore[attr-defined]
