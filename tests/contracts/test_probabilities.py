@@ -18,7 +18,7 @@ from tests.made_models import BLOCK, READERS, decoder, fill, learned_mixture, le
 SOURCE = "what the teacher shows and forgets what nobody asks about again"
 TEXT = bytes(range(256)) + b"the model learns what the teacher shows and forgets what nobody asks about again " * 10
 STORE = {"memory_size": 300, "num_search_results": 5}
-BOTH = ["knn and cache", "cache, adapting"]  # each alone is fast
+BOTH = ["knn and cache", "cache, adapting", "mixture, adapting"]  # each alone is fast
 WAYS = [*READERS, "plain", "ngram", "ngram that writes", "mixture", "adapting", *BOTH]
 
 
