@@ -40,10 +40,33 @@ AS_IT_WAS = {  # the reader of varda_gpt before its queries and entries had one 
     "class_path": "ConcatReader",
     "init_args": {"metric": "l2", "memory_size": 10000, "num_search_results": 5, "span_length": 16},
 }
+WITH_A_PRICE = {  # varda_gpt_offline before its memory had a budget and streams
+    "data": {"order": "windows", "shift": True, "dataloader": {"shuffle": True}},
+    "model": {
+        "init_args": {
+            "readers": [
+                {
+                    "class_path": "AttentionReader",
+                    "init_args": {
+                        "memory_size": 4000,
+                        "num_search_results": 5,
+                        "scope": "shared",
+                        "streams": 1,
+                        "store_cost": 0.1,
+                        "next_token": False,
+                        "deletion": True,
+                        "forgetfulness_factor": 0.001,
+                        "advanced": {"eviction": "oldest"},
+                    },
+                }
+            ]
+        }
+    },
+}
 SHORT_SEGMENTS = {"model": {"init_args": {"segment_length": 8}}}
 CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-ins for what is downloaded or large
     "art_gpt2": [OF_A_DOWNLOAD],
-    "art_varda": [SHORT_SEGMENTS],
+    "art_varda": [SHORT_SEGMENTS, WITH_A_PRICE],
     "article_gpt_162m": [{"model": {"init_args": {"backbone": SMALL}}}],
     "gpt2": [OF_A_DOWNLOAD],
     "plasticity_smollm2": [{"model": {"init_args": {"backbone": {"init_args": LLAMA}}}}],
@@ -52,7 +75,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-in
     "smollm2_varda": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
     "streaming": [{"data": {"train": {"path": "hf:text:data/articles/train/*.txt"}}}],
     "varda_gpt": [OF_A_DOWNLOAD, SHORT_SEGMENTS, {"model": {"init_args": {"readers": [AS_IT_WAS]}}}],
-    "varda_gpt_offline": [SHORT_SEGMENTS],
+    "varda_gpt_offline": [SHORT_SEGMENTS, WITH_A_PRICE],
 }
 SCHEDULES = {  # within 20 steps
     "controller": {"warmup_steps": 4, "controller_update_freq": 4, "steps": 16},

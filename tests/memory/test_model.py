@@ -97,6 +97,19 @@ def test_readers_of_logits_come_after_each_other_and_generation_reads_the_same_m
     torch.testing.assert_close(torch.cat(cached, dim=1), after, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make", [lambda: AttentionReader(memory_size=9, next_token=True), concat], ids=["attention", "concat"]
+)
+def test_next_tokens_are_read_in_any_precision(make: Callable[[], Reader], dtype: torch.dtype):
+    model = MemoryLM(decoder(), [make()], segment_length=4).eval()
+    expected = model.run(ids(), context(ids())).logits
+    found = model.to(dtype).run(ids(), context(ids())).logits
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
 SURPRISING = {"eviction": "least_surprising", "fading": 0.0}
 
 

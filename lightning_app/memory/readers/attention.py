@@ -107,7 +107,7 @@ class AttentionReader(LearnedReader):
         if self.next_token:
             own = context.entries.tokens[:, None].expand(-1, mass.shape[1], -1)
             followed = self._mean_follower(mass / total, torch.cat([found.entries.tokens, own], dim=-1), context)
-            read = read + self.fc_next(followed)
+            read = read + self._turned(followed)
         gate = (mass.sum(-1) / total[..., 0])[context.new]
         terms = {}
         if self.retrieval_weight > 0:

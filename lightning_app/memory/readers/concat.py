@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from lightning_app.memory.slots import Entries, joined
 from lightning_app.models.backbone import HiddenStates
 
 SCALE = 10.0  # of cosines at first; it is learned
-LITTLE = 0.004  # of what was found is added at first: it is some 16 long, and a new embedding 0.2
+LITTLE = 0.1  # of the length of an embedding has what is added to it at first
 BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
 
 
@@ -75,7 +75,7 @@ class ConcatReader(LearnedReader):
         with torch.no_grad():  # at first the input passes unchanged, with a little of what was found
             nn.init.normal_(self.fc.weight, std=0.02 / math.sqrt(self.results))
             if self.next_token:  # turned back into the space of states, which is that of embeddings where both are tied
-                self.fc.weight[:, width:] = LITTLE * query.weight.t().repeat(1, self.results)
+                self.fc.weight[:, width:] = query.weight.t().repeat(1, self.results)
             self.fc.weight[:, :width] = torch.eye(width)
             nn.init.zeros_(self.fc.bias)
 
@@ -102,7 +102,7 @@ class ConcatReader(LearnedReader):
         read: list[Candidates] = []
         for columns in columns_of:
             results, nearest, chosen = self._results(queries[:, columns], block, columns)
-            states = hidden(self.fc(torch.cat([embeddings[:, columns], results.to(embeddings.dtype)], dim=-1)))
+            states = hidden(self._joined(embeddings[:, columns], results))
             read.append(nearest)
             decisions = self._decided(states.last)
             block.add(states, decisions)
@@ -119,6 +119,14 @@ class ConcatReader(LearnedReader):
             reads=lambda: joined(read, dim=1),
         )
         return block.states, output
+
+    def _joined(self, embeddings: Tensor, results: Tensor) -> Tensor:
+        """(B, L, D) and (B, L, k M) -> (B, L, D). What was found is as long as a state, some 50 times as long as a new
+        embedding: unless it is made shorter, each step of the optimizer changes the input by more than the token."""
+        if self.next_token:
+            lengths = embeddings.detach().float().norm(dim=-1, keepdim=True)
+            results = LITTLE * lengths / math.sqrt(embeddings.shape[-1]) * results
+        return cast(Tensor, self.fc(torch.cat([embeddings, results.to(embeddings.dtype)], dim=-1)))
 
     def _results(self, queries: Tensor, block: _Block, columns: slice) -> tuple[Tensor, Candidates, Tensor]:
         """(B, L, M) queries of a segment -> what they read.
@@ -139,7 +147,7 @@ class ConcatReader(LearnedReader):
             vectors, ids = _chosen_of(found, own, chosen), block.ids_of(columns, chosen).where(there, -1)
             nearest = Candidates(ids, distances, Entries(vectors=vectors), weights)
             if self.next_token:
-                vectors = vectors + self.fc_next(self._followers(block.tokens_of(columns, chosen), block.context))
+                vectors = vectors + self._turned(self._followers(block.tokens_of(columns, chosen), block.context))
             return (weights[..., None] * vectors).flatten(-2), nearest, chosen
 
     def _distances(self, queries: Tensor, found: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -199,6 +199,11 @@ class LearnedReader(Reader):
         embedded = F.normalize(context.embed(tokens.clamp_min(0)).float(), dim=-1)
         return embedded * (embedded.shape[-1] ** 0.5 * (tokens >= 0))[..., None]
 
+    def _turned(self, followers: Tensor) -> Tensor:
+        """(..., D) embeddings of next tokens -> (..., M) as they are read, in fp32 whatever the layers are in."""
+        turned: Tensor = self.fc_next(followers.to(self.fc_next.weight.dtype))
+        return turned.float()
+
     def _decided(self, states: Tensor) -> Decisions:
         """What the states (B, T, D) offer; with a hard budget all of it, or in training a share that scores best."""
         decisions = self.writer(states)

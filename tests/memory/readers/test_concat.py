@@ -46,7 +46,8 @@ def test_the_input_is_joined_by_the_nearest_first_with_the_softmax_of_their_cosi
     followed = torch.tensor([0.0, 0, 2, 0])  # the embedding of token 2, sqrt(D) long
     values = [first * rotation @ at, second * rotation @ (off + followed), torch.zeros(D)]
     embedding = torch.tensor([0.5, 0.0, 0, 0])
-    joined = torch.cat([embedding, *values])
+    shortened = 0.1 * 0.5 / 2 * torch.cat(values)  # a tenth of the embedding's length over that of a state
+    joined = torch.cat([embedding, shortened])
     torch.testing.assert_close(read(reader, embedding[None, None])[0, 0], reader.fc(joined))
     assert not torch.allclose(reader.fc(joined), embedding)
 

@@ -172,12 +172,12 @@ PRICE = {"store_free_steps": 200, "store_rise_steps": 50, "store_cost": 0.05}
 BUDGET = {"store_cost": None, "advanced": {"eviction": "lowest_score", "fading": 0.0}}
 
 
-def trained(seed: int, kind: type[LearnedReader] = AttentionReader, **options: Any) -> MemoryLM:
+def trained(seed: int, kind: type[LearnedReader] = AttentionReader, *, steps: int = 250, **options: Any) -> MemoryLM:
     """By short streams, with questions everywhere."""
     model = recaller(seed, kind, deletion=False, **options)
     generator = torch.Generator().manual_seed(seed)
     where = torch.arange(PAIRS).expand(48, PAIRS)
-    train(model, [streams(where, segments=PAIRS + 2, generator=generator, dense=True) for _ in range(250)])
+    train(model, [streams(where, segments=PAIRS + 2, generator=generator, dense=True) for _ in range(steps)])
     return model
 
 
@@ -203,7 +203,7 @@ def test_values_are_recalled_beyond_the_context_and_little_else_is_stored(seed: 
 @pytest.mark.parametrize("kind", [AttentionReader, ConcatReader])
 def test_with_a_hard_budget_the_score_keeps_what_will_be_asked_for(kind: type[LearnedReader]):
     """Nine entries of 96, without a price: cross-entropy alone taught which. The latest nine, or any, are no help."""
-    model = trained(0, kind, **BUDGET)
+    model = trained(0, kind, steps=400, **BUDGET)
     (reader,) = model.readers
     for name in ("behind noise", "spread"):
         assert recall(model, streams_of(name, 0)).accuracy > 0.8, name
