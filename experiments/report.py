@@ -179,6 +179,9 @@ def _targets(results: Results, margins: Mapping[str, float]) -> str:
     for arm in (arm for arm in ("trime", "knn + cache", gated.POINTER) if results.by_arm[arm]):
         found = results.change(arm, "cache")
         lines.append((f"{arm} below the cache, interval clear of zero", found, found.high < 0))
+    if results.by_arm["attention"]:
+        found = results.change("attention", "no memory")
+        lines.append(("attention below no memory, interval clear of zero", found, found.high < 0))
     rows = [f"| {name} | {found} | {'met' if met else 'missed'} |" for name, found, met in lines]
     for arm, margin in margins.items():
         found = results.change(arm, "no memory")
