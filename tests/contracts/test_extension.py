@@ -27,6 +27,7 @@ from lightning_app.memory.readers import (
     GatedMixture,
     KNNReader,
     PointerReader,
+    PromptReader,
     TrimeReader,
 )
 from lightning_app.memory.readers.learned import AdvancedReader
@@ -86,6 +87,7 @@ KINDS: dict[str, Callable[[], Extension]] = {
     "AttentionReader": lambda: learned(AttentionReader),
     "ConcatReader": lambda: learned(ConcatReader),
     "KNNReader": lambda: memory(KNNReader),
+    "PromptReader": lambda: PromptReader(memory_size=100),
     "CacheReader": lambda: memory(CacheReader, streams=4),
     "PointerReader": lambda: memory(PointerReader, streams=4),
     "GatedMixture": lambda: Memory([memory(CacheReader, streams=4), memory(PointerReader, streams=4), GatedMixture()]),
