@@ -4,7 +4,7 @@ Invented facts in documents of prose, each with a question in other words. A pre
 memory, with each reader that needs no training, and with the text before the question, as it is given and as a search
 finds it. Then half of the documents are deleted and the others changed, by `main.py memory`. What an arm has to choose
 is chosen on facts of another seed, among as many settings for each. Results are kept setting by setting and arm by arm,
-and an interrupted run goes on from there. Writes the last section of docs/facts.md.
+and an interrupted run goes on from there. Writes the last section of docs/facts.md, and docs/results/facts.jsonl.
 """
 
 from __future__ import annotations

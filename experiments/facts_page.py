@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from experiments.statistics import Interval, by_document, change, difference
 
 SECTION = "## What came out"  # the last one of its page
 WHOLE, NOTHING = "document in the prompt", "no memory"
+EXAMPLES = 6  # questions that are shown with their answers
 TARGET, NAMED = 60, 90  # per cent: of what the whole document reaches; of the right answers that name their document
 Said = dict[str, Any]
 
@@ -30,6 +32,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path) -> str:
         _targets(told),
         _edits(answers),
         _relations(told),
+        _examples(told),
         _choices(folder),
         plans.told(folder, rules, list(told)),
     ]
@@ -37,7 +40,24 @@ def write(folder: Path, plan: dict[str, Any], out: Path) -> str:
     path = out / "facts.md"
     before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
     path.write_text(before + page, encoding="utf-8")
+    keep(folder, plan, out / "results")
     return page
+
+
+def keep(folder: Path, plan: dict[str, Any], out: Path) -> None:
+    """The figures without the texts, in facts.jsonl: the plan, its runs, the trials, and each answer as 0 or 1."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [{"plan": plan}, *store.records(folder, plans.RUNS), *map(_figures, store.records(folder))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (out / "facts.jsonl").write_text(text, encoding="utf-8")
+
+
+def _figures(record: store.Record) -> store.Record:
+    if "said" not in record:
+        return record
+    said = record["said"]
+    exact = [int(one["right"]) for one in said]
+    return {**record, "said": exact, "named": [int(one["named"] == one["document"]) for one in said]}
 
 
 def _setting(plan: dict[str, Any]) -> str:
@@ -179,6 +199,19 @@ def _relations(told: dict[str, store.Record]) -> str:
         rows.append(f"| {relation} | {' | '.join(map(_count, own))} |")
     head = [f"| asked for | {' | '.join(arms)} |", "| --- |" + " --- |" * len(arms)]
     return "\n".join(["### By what was asked", "", *head, *rows])
+
+
+def _examples(told: dict[str, store.Record]) -> str:
+    """What some arms say to the first question of some documents."""
+    arms = [arm for arm in (NOTHING, "knn", "prompt", WHOLE) if arm in told]
+    first = {one["document"]: i for i, one in reversed([*enumerate(told[arms[0]]["said"])])}
+    rows = []
+    for i in sorted(first.values())[:EXAMPLES]:
+        own = [told[arm]["said"][i] for arm in arms]
+        cells = [own[0]["question"], own[0]["answer"], *(one["said"] for one in own)]
+        rows.append(f"| {' | '.join(' '.join(cell.replace('|', ' ').split()) for cell in cells)} |")
+    head = [f"| question | answer | {' | '.join(arms)} |", "| --- | --- |" + " --- |" * len(arms)]
+    return "\n".join(["### The first questions", "", *head, *rows])
 
 
 def _choices(folder: Path) -> str:

@@ -187,6 +187,10 @@ def test_a_second_call_does_nothing_anew(ran: Path, directory: Path, tmp_path: P
     assert page.startswith(facts_page.SECTION)
     assert "CPU hours" in page
     assert all(f"| {arm} |" in page for arm in ARMS)
+    kept = [json.loads(line) for line in (tmp_path / "results" / "facts.jsonl").read_text().splitlines()]
+    assert kept[0]["plan"]["seed"] == 0
+    assert [len(one["named"]) for one in kept if one.get("stage") == "told"] == [4] * len(ARMS)
+    assert all(set(one["said"]) <= {0, 1} for one in kept if one.get("stage"))
 
 
 @pytest.mark.slow
@@ -195,7 +199,7 @@ def test_the_page_keeps_what_stands_before_the_results(ran: Path, tmp_path: Path
     facts_page.write(ran, json.loads((ran / "plan.json").read_text()), tmp_path)
     page = (tmp_path / "facts.md").read_text()
     assert page.startswith(f"# Head\n\n{facts_page.SECTION}\n\nWritten by `make experiment-facts`")
-    assert "old" not in page
+    assert "\n\nold\n" not in page
 
 
 @pytest.mark.slow
