@@ -139,10 +139,12 @@ def test_an_option_under_both_names():
 # Configs of before
 
 OTHER_RECIPES = [
+    "art_gpt2_offline",
     "article_gpt",
     "controller",
     "model_parallel",
     "streaming",
+    "varda_gpt_offline",
 ]  # what is trained how is another matter today
 
 

@@ -27,6 +27,7 @@ class Drawn(Dashboard):
 def test_it_draws_after_validations_and_at_the_end(seconds: float, steps: list[int], monkeypatch: pytest.MonkeyPatch):
     """Not after the sanity check: what is refused later leaves the page of an earlier start as it was."""
     monkeypatch.setattr(dashboard, "SECONDS", seconds)
+    monkeypatch.setattr(dashboard, "SHARE", float("inf"))  # a busy machine may take long for nothing
     page = Drawn()
     trainer(page, val_check_interval=1, num_sanity_val_steps=1).fit(Small())
     assert page.at == steps
