@@ -116,7 +116,7 @@ def grid(**values: Sequence[Any]) -> list[Setting]:
     return [dict(zip(values, one, strict=True)) for one in product(*values.values())]
 
 
-PASSAGES = grid(passages=(1, 2, 3), length=(24, 64, 256))
+PASSAGES = grid(passages=(1, 2, 3), length=(64, 128, 256))
 ARMS: dict[str, Arm] = {
     "no memory": Arm((), no_memory),
     "n-grams": Arm(grid(lam=LAMS, order=(3, 4, ORDER)), mixture("n-grams")),
