@@ -45,6 +45,13 @@ READERS: dict[str, Callable[[], Reader]] = {
     "attention, hard": lambda: AttentionReader(
         memory_size=SIZE, num_search_results=4, advanced=AdvancedReader(hard_deletion_after=0)
     ),
+    "attention, next tokens": lambda: AttentionReader(
+        memory_size=SIZE,
+        num_search_results=4,
+        next_token=True,
+        store_cost=None,
+        advanced=AdvancedReader(eviction="lowest_score"),
+    ),
     "concat": lambda: ConcatReader(memory_size=SIZE, num_search_results=T),  # all of its block and one more
     "knn": lambda: KNNReader(memory_size=SIZE, num_search_results=4, temperature=1.0),
     "cache": lambda: CacheReader(memory_size=SIZE, lam=0.5, theta=1.0),

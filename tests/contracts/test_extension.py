@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lightning_app.memory.readers import (
     KNNReader,
     PointerReader,
     PromptReader,
+    Reader,
     TrimeReader,
 )
 from lightning_app.memory.readers.learned import AdvancedReader
@@ -72,7 +74,7 @@ def memory(reader: type, **options: Any) -> Extension:
     return reader(memory_size=100, num_search_results=3, writes="always", **options)
 
 
-def learned(reader: type) -> Extension:
+def learned(reader: Callable[..., Reader]) -> Extension:
     return Memory(
         [reader(memory_size=100, num_search_results=3, advanced=AdvancedReader(hard_deletion_after=2))],
         segment_length=8,
@@ -85,6 +87,7 @@ KINDS: dict[str, Callable[[], Extension]] = {
     "ART": lambda: ARTRegularizer(vigilance=0.9, novelty="margin", capacity=20),
     "ART with an average": lambda: ARTRegularizer(vigilance=0.9, novelty="drift", rehearsal=0.1, capacity=20),
     "AttentionReader": lambda: learned(AttentionReader),
+    "AttentionReader with a budget": lambda: learned(partial(AttentionReader, store_cost=None, next_token=True)),
     "ConcatReader": lambda: learned(ConcatReader),
     "KNNReader": lambda: memory(KNNReader),
     "PromptReader": lambda: PromptReader(memory_size=100),
