@@ -181,6 +181,7 @@ def test_streams_go_on_where_they_ended_and_an_arm_of_one_teaches_its_writer(pla
         )
         torch.manual_seed(0)
         model = memory.new_model(arm, plan).train()
+        model.readers[0].steps.fill_(plan.training.steps + 300)  # after those in which all is stored
         found = model.run(a.input_ids, context_of(a, model.segment_length))
         cross_entropy(found.logits, a.targets).backward()
         for name in ("fc_storable_vector", "fc_store_decision"):

@@ -92,7 +92,7 @@ class AdvancedReader(AdvancedMemory):
 
     Args:
         store_free_steps: steps in which storing costs nothing: with a cost from the start the memory closes before
-            the model has learned to read.
+            the model has learned to read. With a hard budget: in which everything is stored.
         store_rise_steps: steps in which the cost then rises.
         budget_weight: of (mean store probability - target_rate)^2. The mean of accumulated batches is known only after
             their forwards: their step has the mean of these squares over the tokens, which one large batch has not.
@@ -122,8 +122,8 @@ class LearnedReader(Reader):
     Args:
         store_cost: weight of the mean store probability in the loss, once it has risen: the price of an entry. None:
             nothing has a price and nothing is decided; every new token is stored, and `memory_size` is the budget: what
-            stays is decided by `advanced.eviction`. With `lowest_score` training stores a share of each block, another
-            one in each step, so that scores are learned for small and large budgets.
+            stays is decided by `advanced.eviction`. With `lowest_score` training stores, after `store_free_steps`, a
+            share of each block, another one in each step, so that scores are learned for small and large budgets.
         next_token: an entry also carries the token that followed, and is read with its embedding.
         target_rate: share of the positions to be stored; None: whatever pays.
         deletion: whether the model may delete.
@@ -209,7 +209,8 @@ class LearnedReader(Reader):
         decisions = self.writer(states)
         if self.store_cost is not None:
             return decisions
-        if self.training and self.advanced.eviction == "lowest_score":
+        taught = self.advanced.eviction == "lowest_score" and int(self.steps) >= self.advanced.store_free_steps
+        if self.training and taught:
             return decisions.best_stored(LEAST_SHARE ** ((int(self.steps) * GOLDEN) % 1))
         return decisions.all_stored()
 

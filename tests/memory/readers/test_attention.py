@@ -16,6 +16,7 @@ from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.slots import Entries
 
 D, T, L = 8, 6, 3
+BY_SCORE = {"eviction": "lowest_score", "fading": 0.0, "store_free_steps": 1}
 
 
 def reader_with(**options: object) -> AttentionReader:
@@ -80,12 +81,12 @@ def test_it_reads_the_tokens_that_followed_what_it_reads():
 
 
 def test_with_a_hard_budget_training_stores_the_best_share_and_the_score_is_taught():
-    reader = reader_with(
-        store_cost=None, deletion=False, advanced={"eviction": "lowest_score", "fading": 0.0}, memory_size=4
-    ).train()
+    reader = reader_with(store_cost=None, deletion=False, advanced=BY_SCORE, memory_size=4).train()
     states, shares = torch.randn(1, 64, D), []
     session = TokenContext.of_session(torch.arange(64)[None] % 20, start=0, new=64)
     some = replace(session, segments=torch.arange(64) // 16)
+    assert reader.at_states(states, some)[1].statistics["store_rate"] == 1  # it learns to read first
+    reader.follow_step(None)
     for _ in range(6):
         found, output = reader.at_states(states, some)
         assert output.update is not None
@@ -105,9 +106,7 @@ def test_with_a_hard_budget_training_stores_the_best_share_and_the_score_is_taug
 
 @torch.no_grad()
 def test_with_a_hard_budget_an_evaluation_offers_everything_and_the_memory_keeps_the_best():
-    reader = reader_with(
-        store_cost=None, deletion=False, advanced={"eviction": "lowest_score", "fading": 0.0}, memory_size=4
-    )
+    reader = reader_with(store_cost=None, deletion=False, advanced=BY_SCORE, memory_size=4)
     reader.writer.fc_store_decision.bias.fill_(-9.0)  # by a price nothing would be stored
     states = torch.randn(1, T, D)
     update = reader.at_states(states, context())[1].update

@@ -169,7 +169,7 @@ def streams_of(name: str, seed: int) -> Streams:
 
 
 PRICE = {"store_free_steps": 200, "store_rise_steps": 50, "store_cost": 0.05}
-BUDGET = {"store_cost": None, "advanced": {"eviction": "lowest_score", "fading": 0.0}}
+BUDGET = {"store_cost": None, "advanced": {"eviction": "lowest_score", "fading": 0.0, "store_free_steps": 150}}
 
 
 def trained(seed: int, kind: type[LearnedReader] = AttentionReader, *, steps: int = 250, **options: Any) -> MemoryLM:
