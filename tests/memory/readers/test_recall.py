@@ -206,7 +206,8 @@ def test_with_a_hard_budget_the_score_keeps_what_will_be_asked_for(kind: type[Le
     model = trained(0, kind, steps=400, **BUDGET)
     (reader,) = model.readers
     for name in ("behind noise", "spread"):
-        assert recall(model, streams_of(name, 0)).accuracy > 0.7, name
+        assert recall(model, streams_of(name, 0)).accuracy > 0.9, name
+        assert recall(model, streams_of(name, 0), write="nothing").accuracy < 0.2
     for rule in ("oldest", "random"):
         (memory,) = {memory.options for memory in reader.bank.memories}
         for one in reader.bank.memories:
@@ -214,14 +215,6 @@ def test_with_a_hard_budget_the_score_keeps_what_will_be_asked_for(kind: type[Le
         assert recall(model, streams_of("spread", 0)).accuracy < 0.5, rule
         for one in reader.bank.memories:
             one.options = memory
-
-
-@pytest.mark.slow
-def test_concat_recalls_what_it_stores():
-    """Queries and entries have one space, and an entry says what followed."""
-    model = trained(0, ConcatReader, store_free_steps=100, store_rise_steps=50, store_cost=0.05)
-    assert recall(model, streams_of("spread", 0)).accuracy > 0.9
-    assert recall(model, streams_of("spread", 0), write="nothing").accuracy < 0.15
 
 
 def rebound(seed: int, *, deletion: bool) -> float:
