@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from lightning_app.memory.store import AssociativeMemory
 M = 4
 
 
-def bank_with(scope: Scope = "stream", streams: int = 2, **options: float) -> MemoryBank:
+def bank_with(scope: Scope = "stream", streams: int = 2, **options: Any) -> MemoryBank:
     return MemoryBank(lambda: AssociativeMemory(**{"memory_size": 5, "memory_dim": M, **options}), scope, streams)
 
 
@@ -124,6 +127,17 @@ def test_a_document_s_memory_is_cleared_by_the_next_document():
     rows, late = torch.tensor([0, 1]), torch.full((2, 1), 9)
     ids, _ = bank.search(torch.ones(2, 1, M), rows, Entries(documents=torch.full((2, 1), 2), positions=late), k=1)
     assert (ids >= 0).flatten().tolist() == [True, False]  # row 1 holds another document
+
+
+def test_what_a_document_has_written_takes_no_place_from_the_next():
+    """However much it was worth."""
+    bank = bank_with("document", eviction="lowest_score", fading=0.0)
+    before = update([0] * 5, document=1)
+    bank.write(replace(before, entries=replace(before.entries, strengths=torch.full((5,), 9.0))), training=False)
+    new = update([0] * 3, document=2)
+    bank.write(replace(new, entries=replace(new.entries, strengths=torch.ones(3))), training=False)
+    known = bank.memories[0].payload(bank.memories[0].ids())
+    assert known.documents.tolist() == [2, 2, 2]
 
 
 def test_effects_are_joined_in_order():
