@@ -36,37 +36,10 @@ OF_A_DOWNLOAD = {"model": {"init_args": {"backbone": {"init_args": FRESH}}}}
 GROUPED = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
 LLAMA = {"pretrained": None, "architecture": "llama", "options": {**GROUPED, "intermediate_size": 160}}
 SMALL = {"embedding_dim": 32, "layers": 2, "heads": 2, "head_size": 16}
-AS_IT_WAS = {  # the reader of varda_gpt before its queries and entries had one space
-    "class_path": "ConcatReader",
-    "init_args": {"metric": "l2", "memory_size": 10000, "num_search_results": 5, "span_length": 16},
-}
-WITH_A_PRICE = {  # varda_gpt_offline before its memory had a budget and streams
-    "data": {"order": "windows", "shift": True, "dataloader": {"shuffle": True}},
-    "model": {
-        "init_args": {
-            "readers": [
-                {
-                    "class_path": "AttentionReader",
-                    "init_args": {
-                        "memory_size": 4000,
-                        "num_search_results": 5,
-                        "scope": "shared",
-                        "streams": 1,
-                        "store_cost": 0.1,
-                        "next_token": False,
-                        "deletion": True,
-                        "forgetfulness_factor": 0.001,
-                        "advanced": {"eviction": "oldest"},
-                    },
-                }
-            ]
-        }
-    },
-}
 SHORT_SEGMENTS = {"model": {"init_args": {"segment_length": 8}}}
 CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-ins for what is downloaded or large
     "art_gpt2": [OF_A_DOWNLOAD],
-    "art_varda": [SHORT_SEGMENTS, WITH_A_PRICE],
+    "art_varda": [SHORT_SEGMENTS],
     "article_gpt_162m": [{"model": {"init_args": {"backbone": SMALL}}}],
     "gpt2": [OF_A_DOWNLOAD],
     "plasticity_smollm2": [{"model": {"init_args": {"backbone": {"init_args": LLAMA}}}}],
@@ -74,8 +47,8 @@ CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-in
     "smollm2_art": [OF_A_DOWNLOAD],
     "smollm2_varda": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
     "streaming": [{"data": {"train": {"path": "hf:text:data/articles/train/*.txt"}}}],
-    "varda_gpt": [OF_A_DOWNLOAD, SHORT_SEGMENTS, {"model": {"init_args": {"readers": [AS_IT_WAS]}}}],
-    "varda_gpt_offline": [SHORT_SEGMENTS, WITH_A_PRICE],
+    "varda_gpt": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
+    "varda_gpt_offline": [SHORT_SEGMENTS],
 }
 SCHEDULES = {  # within 20 steps
     "controller": {"warmup_steps": 4, "controller_update_freq": 4, "steps": 16},

@@ -197,7 +197,7 @@ class LearnedReader(Reader):
         """(...) tokens that followed entries -> (..., D) their embeddings, as long as a normalised state; 0 for -1."""
         assert context.embed is not None
         embedded = F.normalize(context.embed(tokens.clamp_min(0)).float(), dim=-1)
-        return embedded * (embedded.shape[-1] ** 0.5 * (tokens >= 0))[..., None]
+        return embedded * ((tokens >= 0).to(embedded) * embedded.shape[-1] ** 0.5)[..., None]
 
     def _turned(self, followers: Tensor) -> Tensor:
         """(..., D) embeddings of next tokens -> (..., M) as they are read, in fp32 whatever the layers are in."""

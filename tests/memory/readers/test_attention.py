@@ -64,6 +64,19 @@ def test_it_is_attention_over_the_memory_earlier_segments_and_nothing(stored: in
 
 
 @torch.no_grad()
+def test_what_followed_is_read_in_float32_whatever_the_default():
+    """In 64-true the default is float64, and so is the backbone."""
+    reader = reader_with(next_token=True, deletion=False).double()
+    table = torch.randn(20, D, dtype=torch.float64)
+    torch.set_default_dtype(torch.float64)
+    try:
+        states, _ = reader.at_states(torch.randn(1, T, D), replace(context(), embed=lambda ids: table[ids]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert states.dtype == torch.float64
+
+
+@torch.no_grad()
 def test_it_reads_the_tokens_that_followed_what_it_reads():
     """Of stored entries and of earlier segments, by their embeddings, which are as long as a normalised state."""
     reader = reader_with(next_token=True, deletion=False)
