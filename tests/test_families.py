@@ -6,6 +6,7 @@ All tests of a family share one folder: what is trained in one of them is used b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ class Work:
 
     def lora(self) -> Path:
         return self.fit("lora", LORA)
+
+    def pruned(self) -> Path:
+        """By the overlay plasticity_quick, with a few steps of each phase."""
+        tree = yaml.safe_load((OVERLAYS / "plasticity_quick.yaml").read_text())
+        options = tree["trainer"]["callbacks+"][0]["init_args"]
+        options |= {"training_steps": 4, "warmup_steps": 2, "finetuning_steps": 4, "eval_freq": 2}
+        tree["trainer"] |= {"max_steps": 24, "val_check_interval": 12}
+        Path("plasticity_quick.yaml").write_text(yaml.safe_dump(tree))
+        return self.fit("pruned", {}, Path("plasticity_quick.yaml"))
 
 
 def losses(run: RunFolder) -> list[float]:
@@ -216,13 +226,7 @@ def test_a_memory_is_built_and_searched(work: Work, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_plasticity(work: Work):
-    """The overlay plasticity_quick, with a few steps of each phase."""
-    tree = yaml.safe_load((OVERLAYS / "plasticity_quick.yaml").read_text())
-    options = tree["trainer"]["callbacks+"][0]["init_args"]
-    options |= {"training_steps": 4, "warmup_steps": 2, "finetuning_steps": 4, "eval_freq": 2}
-    tree["trainer"] |= {"max_steps": 24, "val_check_interval": 12}
-    Path("plasticity_quick.yaml").write_text(yaml.safe_dump(tree))
-    last = work.fit("quick", {}, Path("plasticity_quick.yaml"))
+    last = work.pruned()
     before, after = (load_module(path)[0] for path in ("own", last))
     for kind in ("heads", "neurons"):
         whole, left = (sum(int(units.mask.sum()) for units in units_in(m, kind)) for m in (before, after))
@@ -234,22 +238,23 @@ def test_plasticity(work: Work):
 def test_art(work: Work):
     """The overlay art."""
     tree = yaml.safe_load((OVERLAYS / "art.yaml").read_text())
-    tree["model"]["init_args"]["extensions"][0]["init_args"]["warmup_steps"] = 4
+    tree["model"]["init_args"]["extensions+"][0]["init_args"]["warmup_steps"] = 4
     Path("art_overlay.yaml").write_text(yaml.safe_dump(tree))
     module, _ = load_module(work.fit("art", {}, Path("art_overlay.yaml")))
     (regularizer,) = (one for one in module.extensions if isinstance(one, ARTRegularizer))
     assert len(regularizer.art) > 0
 
 
-@pytest.mark.parametrize("run", ["lora", *(pytest.param(run, marks=pytest.mark.slow) for run in ("full", "quick"))])
+@pytest.mark.parametrize("run", ["lora", *(pytest.param(run, marks=pytest.mark.slow) for run in ("full", "pruned"))])
 def test_exporting(work: Work, run: str):
     """What is written opens in transformers, and gives what the checkpoint gives. Of the pruned one, with zeros for
     what is gone: layers that differ would need code of our own."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dense = ["--dense"] if run == "quick" else []
-    work.main("export", "--ckpt_path", work.fit(run), "--output", f"exported-{run}", *dense)
-    module, tokenizer = load_module(work.fit(run))
+    last = {"lora": work.lora, "full": partial(work.fit, "full"), "pruned": work.pruned}[run]()
+    dense = ["--dense"] if run == "pruned" else []
+    work.main("export", "--ckpt_path", last, "--output", f"exported-{run}", *dense)
+    module, tokenizer = load_module(last)
     ids = AutoTokenizer.from_pretrained(f"exported-{run}")("A memory of", return_tensors="pt").input_ids
     assert ids[0].tolist() == tokenizer.prompt("A memory of")
     model = AutoModelForCausalLM.from_pretrained(f"exported-{run}")
