@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import yaml
 from torch.multiprocessing import ProcessRaisedException
 
 from lightning_app.errors import InputError
@@ -76,7 +77,8 @@ def test_muon_is_refused(tmp_path: Path):
 def test_a_folder_of_shards_is_resumed_and_made_one_file(
     config: Callable[..., str], main: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ):
-    plain: dict[str, Any] = {"model": {"init_args": {"backbone": {"dropout": 0.0}}}}
+    optimizer = yaml.safe_load(OVERLAY.read_text())["model"]["init_args"]["optimizer"]
+    plain: dict[str, Any] = {"model": {"init_args": {"backbone": {"dropout": 0.0}, "optimizer": optimizer}}}
     main("fit", "--config", config({**plain, "name": "one"}, "one.yaml"))
     two = config({**plain, "name": "two", "data": {"dataloader": {"batch_size": 2}}}, "two.yaml")
     folder = "--trainer.strategy.init_args.save_distributed_checkpoint"
