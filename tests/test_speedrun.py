@@ -251,6 +251,7 @@ def test_a_figure_is_of_the_recipe_that_was_chosen_last(tmp_path: Path, text: Te
             results.add(Result(key, trial=trial, heldout_bpb=value, test_bpb=value))
     (standing,) = standings(results, FROZEN, text.name, [240])
     assert (standing.figures[240].mean, standing.figures[240].n) == (pytest.approx(1.55), 2)
+    assert [result.trial for result in standing.results] == [1, 1]
 
 
 def test_the_page_says_when_each_is_where_another_is(tmp_path: Path, text: Text):

@@ -74,10 +74,16 @@ def standings(results: Results, table: str, text: str, budgets: Sequence[float])
     for result in results.of(table, text=text):
         if result.test_bpb is not None:
             by_contestant[result.key.contestant].append(result)
-    found = [Standing(name, own, _figures(own, budgets)) for name, own in by_contestant.items()]
+    found = [Standing(name, _of_last_recipe(own), _figures(own, budgets)) for name, own in by_contestant.items()]
     run = {result.key.budget for own in by_contestant.values() for result in own}
     ranked = [budget for budget in budgets if budget in run] or list(budgets)
     return sorted((one for one in found if set(ranked) & set(one.figures)), key=lambda one: _place(one, ranked))
+
+
+def _of_last_recipe(results: Sequence[Result]) -> list[Result]:
+    """Those of what was scored last at each budget, in their order."""
+    last = {result.key.budget: replace(result.key, seed=0) for result in results}
+    return [result for result in results if replace(result.key, seed=0) == last[result.key.budget]]
 
 
 def _place(standing: Standing, budgets: Sequence[float]) -> tuple[int, float]:
