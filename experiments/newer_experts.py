@@ -186,11 +186,8 @@ class Counts:
     def _known(self, text: Tensor) -> Tensor:
         n = self._counts.order - 1
         hashes = context_hashes(torch.cat([text.new_full((n,), UNKNOWN), text[:-1]]).unfold(0, n, 1))
-        ends = [
-            [torch.searchsorted(level.grams, level.keys(h, token)) for token in (0, level.low)]
-            for level, h in zip(self._counts.levels, hashes, strict=True)
-        ]
-        return torch.stack([first < last for first, last in ends[1:]]).sum(0).double()
+        ranges = [level.range_of(h) for level, h in zip(self._counts.levels[1:], hashes[1:], strict=True)]
+        return torch.stack([first < last for first, last in ranges]).sum(0).double()
 
 
 def best_of(p_model: Tensor, p_of: Callable[[int], Tensor]) -> int:

@@ -74,14 +74,16 @@ def standings(results: Results, table: str, text: str, budgets: Sequence[float])
     for result in results.of(table, text=text):
         if result.test_bpb is not None:
             by_contestant[result.key.contestant].append(result)
-    found = [Standing(name, _of_last_recipe(own), _figures(own, budgets)) for name, own in by_contestant.items()]
+    latest = {name: _of_last_recipe(own) for name, own in by_contestant.items()}
+    found = [Standing(name, own, _figures(own, budgets)) for name, own in latest.items()]
     run = {result.key.budget for own in by_contestant.values() for result in own}
     ranked = [budget for budget in budgets if budget in run] or list(budgets)
     return sorted((one for one in found if set(ranked) & set(one.figures)), key=lambda one: _place(one, ranked))
 
 
 def _of_last_recipe(results: Sequence[Result]) -> list[Result]:
-    """Those of what was scored last at each budget, in their order."""
+    """Those of what was scored last at each budget, in their order: an earlier recipe was chosen before all trials were
+    run, an earlier text was another one."""
     last = {result.key.budget: replace(result.key, seed=0) for result in results}
     return [result for result in results if replace(result.key, seed=0) == last[result.key.budget]]
 
@@ -92,14 +94,12 @@ def _place(standing: Standing, budgets: Sequence[float]) -> tuple[int, float]:
 
 
 def _figures(results: Sequence[Result], budgets: Sequence[float]) -> dict[float, Figure]:
-    """Of what was scored last at each budget: an earlier recipe was chosen before all trials were run, an earlier text
-    was another one."""
+    """The figure at each budget that was run."""
     found = {}
     for budget in budgets:
         own = [r for r in results if r.key.budget in (0, budget) and r.test_bpb is not None]
         if own:
-            last = replace(own[-1].key, seed=0)
-            values = [r.test_bpb for r in own if replace(r.key, seed=0) == last and r.test_bpb is not None]
+            values = [r.test_bpb for r in own if r.test_bpb is not None]
             found[budget] = Figure.of(values, chance=own[0].key.budget != 0)
     return found
 

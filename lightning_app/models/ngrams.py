@@ -85,12 +85,14 @@ class Level:
         _, one, two, more = self.discounts
         return (one * ones + two * twos + more * (ends - starts - ones - twos)) / total, total
 
+    def range_of(self, hashes: Tensor) -> tuple[Tensor, Tensor]:
+        """(P,) where the n-grams of each context begin and end; the same where it was not seen."""
+        first, last = (torch.searchsorted(self.grams, self.keys(hashes, token)) for token in (0, self.low))
+        return first, last
+
     def mix_into(self, p: Tensor, hashes: Tensor, known: Tensor) -> None:
         """Make of what the shorter contexts say, (P, V), what these say, (P,), where all of one is known."""
-        starts = torch.searchsorted(self.grams, self.keys(hashes, 0))
-        ends = torch.searchsorted(self.grams, self.keys(hashes, self.low))
-        rows = ((starts < ends) & known).nonzero()[:, 0]
-        starts, ends = starts[rows], ends[rows]
+        rows, starts, ends = self._seen(hashes, known)
         kept, total = self.kept(starts, ends)
         p[rows] *= kept[:, None]
         lengths = ends - starts
@@ -100,6 +102,23 @@ class Level:
         counts = self.counts[entry]
         own = (counts - self.discounts[counts.clamp_max(3)]) / total.repeat_interleave(lengths)
         p.index_put_((rows.repeat_interleave(lengths), self.grams[entry] & self.low), own, accumulate=True)
+
+    def mix_into_p_of(self, tokens: Tensor, p: Tensor, hashes: Tensor, known: Tensor) -> None:
+        """`mix_into` for one token of each place, (P,): of a large vocabulary the others need not be computed."""
+        rows, starts, ends = self._seen(hashes, known)
+        kept, total = self.kept(starts, ends)
+        p[rows] *= kept
+        wanted = self.keys(hashes[rows], tokens[rows])
+        at = torch.searchsorted(self.grams, wanted).clamp_max(max(0, len(self.grams) - 1))
+        there = self.grams[at] == wanted
+        counts = self.counts[at[there]]
+        p[rows[there]] += (counts - self.discounts[counts.clamp_max(3)]) / total[there]
+
+    def _seen(self, hashes: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(R,) rows whose context is known and was seen, and where its n-grams begin and end."""
+        starts, ends = self.range_of(hashes)
+        rows = ((starts < ends) & known).nonzero()[:, 0]
+        return rows, starts[rows], ends[rows]
 
 
 def inserted(values: Tensor, new: Tensor, places: Tensor) -> Tensor:
@@ -189,7 +208,7 @@ class NGramCounts:
         before = torch.cat([text.new_full((self.order - 1,), UNKNOWN), text[:-1]])
         p = torch.full((len(text),), 1 / self.vocab_size, dtype=torch.float32, device=text.device)
         for level, hashes, known in self._known(before.unfold(0, self.order - 1, 1)):
-            _mix_into_p_of(text.long(), level, p, hashes, known)
+            level.mix_into_p_of(text.long(), p, hashes, known)
         return p.double()
 
     def _known(self, contexts: Tensor) -> list[tuple[Level, Tensor, Tensor]]:
@@ -198,17 +217,3 @@ class NGramCounts:
         known = (contexts.flip(1) != UNKNOWN).cumprod(1).bool()
         all_known = torch.cat([known.new_ones(len(contexts), 1), known], dim=1)
         return list(zip(self.levels, context_hashes(contexts), all_known.unbind(1), strict=True))
-
-
-def _mix_into_p_of(tokens: Tensor, level: Level, p: Tensor, hashes: Tensor, known: Tensor) -> None:
-    """`Level.mix_into` for one token of each place, (P,): of a large vocabulary the others need not be computed."""
-    starts = torch.searchsorted(level.grams, level.keys(hashes, 0))
-    ends = torch.searchsorted(level.grams, level.keys(hashes, level.low))
-    rows = ((starts < ends) & known).nonzero()[:, 0]
-    kept, total = level.kept(starts[rows], ends[rows])
-    p[rows] *= kept
-    wanted = level.keys(hashes[rows], tokens[rows])
-    at = torch.searchsorted(level.grams, wanted).clamp_max(max(0, len(level.grams) - 1))
-    there = level.grams[at] == wanted
-    counts = level.counts[at[there]]
-    p[rows[there]] += (counts - level.discounts[counts.clamp_max(3)]) / total[there]

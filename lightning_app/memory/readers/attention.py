@@ -17,7 +17,14 @@ from lightning_app.errors import InputError
 from lightning_app.memory.readers.bank import Candidates, own_ids
 from lightning_app.memory.readers.base import ReaderOutput, TokenContext
 from lightning_app.memory.readers.learned import Deletions, LearnedReader
-from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+from lightning_app.memory.readers.writer import (
+    Decisions,
+    alive,
+    cosines,
+    entry_numbers,
+    squared_distances,
+    straight_through,
+)
 
 LARGEST_SCALE = 100  # beyond it fp32 cannot tell a state that reads nothing from one that divides by zero
 
@@ -88,16 +95,14 @@ class AttentionReader(LearnedReader):
         visible = torch.cat(
             [found.ids >= 0, context.earlier(by_segment=True, own_document_only=self.scope == "document")], dim=-1
         )
-        own = F.normalize(decisions.vectors, dim=-1)
-        near = (F.normalize(found.entries.vectors, dim=-1) @ queries[..., None])[..., 0]
         scale = self.log_scale.exp().clamp_max(LARGEST_SCALE)
-        cosines = torch.cat([near, queries @ own.mT], dim=-1)  # (B, T, C)
-        scores = scale * cosines
+        match = cosines(queries, found.entries.vectors, decisions.vectors)  # (B, T, C)
+        scores = scale * match
         stored = torch.cat([visible[..., : self.results], visible[..., self.results :] & decisions.stored[:, None]], -1)
         deletions = self._deletions(scores, stored, decisions, found)
         left, left_at_end = self._left(deletions, found, context)
         store = straight_through(decisions.store, decisions.stored)[:, None].expand_as(visible[..., self.results :])
-        weights = torch.cat([torch.ones_like(near), store], dim=-1) * left * visible
+        weights = torch.cat([torch.ones_like(match[..., : self.results]), store], dim=-1) * left * visible
         highest = torch.maximum(scores.masked_fill(~visible, -math.inf).amax(-1, keepdim=True), self.null).detach()
         mass = weights * (scores - highest).masked_fill(~visible, 0).exp()
         total = mass.sum(-1, keepdim=True) + (self.null - highest).exp()
@@ -121,7 +126,7 @@ class AttentionReader(LearnedReader):
             left=left_at_end,
             terms=terms,
             statistics=statistics,
-            reads=lambda: Candidates(_candidate_ids(found.ids), 1 - cosines, weights=mass / total),
+            reads=lambda: Candidates(_candidate_ids(found.ids), 1 - match, weights=mass / total),
         )
         return read, output
 

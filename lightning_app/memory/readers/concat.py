@@ -21,7 +21,14 @@ from lightning_app.memory.readers.attention import LARGEST_SCALE
 from lightning_app.memory.readers.bank import Candidates, own_ids
 from lightning_app.memory.readers.base import ReaderOutput, TokenContext
 from lightning_app.memory.readers.learned import Deletions, LearnedReader
-from lightning_app.memory.readers.writer import Decisions, alive, entry_numbers, squared_distances, straight_through
+from lightning_app.memory.readers.writer import (
+    Decisions,
+    alive,
+    cosines,
+    entry_numbers,
+    squared_distances,
+    straight_through,
+)
 from lightning_app.memory.slots import Entries, joined
 from lightning_app.models.backbone import HiddenStates
 
@@ -33,10 +40,10 @@ BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
 class ConcatReader(LearnedReader):
     """The k nearest stored vectors, each weighted by the softmax of their scores, beside the input of the backbone.
 
-    x = fc([embedding, w_1 v_1, ..., w_k v_k]), nearest first, zeros where there is no entry. v_j = m_j + fc_next(e_j)
-    is what was stored with the embedding of the token that followed, w = softmax(scale cos(q, m_j)). The memory is
-    searched once for all positions; with `segment_length` the segments then run one after the other, and a later one
-    finds what earlier ones would store too.
+    x = fc([embedding, w_1 v_1, ..., w_k v_k]), nearest first, zeros where there is no entry. Here v_j = m_j +
+    fc_next(e_j), where m_j is the stored vector and e_j the embedding of the token that followed it. The weights are
+    w = softmax(scale cos(q, m_j)). The memory is searched once for all positions. With `segment_length` the segments
+    then run one after the other, and a later one finds what earlier ones would store too.
 
     Args:
         metric: `cosine`: query and entry are one rotation at first, and the angle between them counts. With `l2` or
@@ -63,21 +70,22 @@ class ConcatReader(LearnedReader):
     def build_layers(self, width: int, vocab_size: int) -> None:
         super().build_layers(width, vocab_size)
         assert self.memory_dim is not None
-        same = width == self.memory_dim
-        if self.next_token:
-            query = nn.Linear(width, self.memory_dim)
-            self._start_in_one_space(query)
-        self.fc_query = (
-            query if self.next_token else nn.Identity() if same else nn.Linear(width, self.memory_dim, bias=False)
-        )
+        self.fc_query = self._query_layer(width, self.memory_dim)
         self.fc = nn.Linear(width + self.results * self.memory_dim, width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE if self.next_token else 1)))
         with torch.no_grad():  # at first the input passes unchanged, with a little of what was found
             nn.init.normal_(self.fc.weight, std=0.02 / math.sqrt(self.results))
             if self.next_token:  # turned back into the space of states, which is that of embeddings where both are tied
-                self.fc.weight[:, width:] = query.weight.t().repeat(1, self.results)
+                self.fc.weight[:, width:] = self.writer.fc_storable_vector.weight.t().repeat(1, self.results)
             self.fc.weight[:, :width] = torch.eye(width)
             nn.init.zeros_(self.fc.bias)
+
+    def _query_layer(self, width: int, memory_dim: int) -> nn.Module:
+        if self.next_token:
+            rotation = nn.Linear(width, memory_dim)
+            self._start_in_one_space(rotation)
+            return rotation
+        return nn.Identity() if width == memory_dim else nn.Linear(width, memory_dim, bias=False)
 
     @property
     def metric(self) -> Metric:
@@ -154,9 +162,7 @@ class ConcatReader(LearnedReader):
         """(B, L, k + E) from the queries to all candidates, and by how much a score falls with them."""
         if not self.next_token:
             return squared_distances(queries, found, own), self.log_scale.exp() / queries.shape[-1]
-        near = (F.normalize(found, dim=-1) @ queries[..., None])[..., 0]
-        cosines = torch.cat([near, queries @ F.normalize(own, dim=-1).mT], dim=-1)
-        return 1 - cosines, self.log_scale.exp().clamp_max(LARGEST_SCALE)
+        return 1 - cosines(queries, found, own), self.log_scale.exp().clamp_max(LARGEST_SCALE)
 
     def _deletions(self, decisions: Decisions, nearest: Candidates, chosen: Tensor) -> Deletions:
         distances = (decisions.deletable[..., None, :] - nearest.entries.vectors).square().sum(-1)

@@ -35,9 +35,8 @@ class Gate(nn.Module):
     def forward(self, states: Tensor, features: Tensor) -> Tensor:
         """(B, T, D), (B, T, F) -> (B, T, K)."""
         seen = nn.functional.layer_norm(states, states.shape[-1:])
-        logs = (
-            features.clamp_min(SMALL).log() / 4
-        )  # a small share differs from a smaller one as much as from a large one
+        # a small share differs from a smaller one as much as from a large one
+        logs = features.clamp_min(SMALL).log() / 4
         return self.outer(nn.functional.gelu(self.inner(torch.cat([seen, features, logs], dim=-1))))
 
 

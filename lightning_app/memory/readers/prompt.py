@@ -49,7 +49,8 @@ class PromptReader(KNNReader):
 
     Args:
         passages: how many are put before the prompt, the nearest first.
-        passage_length: tokens; a passage has a quarter more on both sides, and a document that is no longer is one.
+        passage_length: tokens of a passage. A quarter more is shown on both sides. A document of this length or less is
+            one passage.
         query_length: tokens of the prompt that count, its last ones; of a chat's, of its last message.
         depth: of the layer whose states are searched, from 0 (the first one) to 1 (the last one): what is said again in
             other words is found better where a model does not predict yet.

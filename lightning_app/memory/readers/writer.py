@@ -96,6 +96,12 @@ def squared_distances(queries: Tensor, found: Tensor, own: Tensor) -> Tensor:
     return torch.cat([to_found, to_own], dim=-1).clamp_min(0)
 
 
+def cosines(queries: Tensor, found: Tensor, own: Tensor) -> Tensor:
+    """(B, T, M) unit queries, (B, T, k, M) found, (B, E, M) own block -> (B, T, k + E) cosines."""
+    to_found = (F.normalize(found, dim=-1) @ queries[..., None])[..., 0]
+    return torch.cat([to_found, queries @ F.normalize(own, dim=-1).mT], dim=-1)
+
+
 def entry_numbers(ids: Tensor) -> tuple[Tensor, int]:
     """Number the entries that a block deals with: (B, T, k) ids -> (B, T, k + T) and how many there are in all.
 
