@@ -235,6 +235,7 @@ def test_ewc_holds_parameters_where_they_matter():
     assert ewc.loss(None)["ewc"].item() == pytest.approx(expected, rel=1e-4)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_drawn_fisher_information_is_the_exact_one_within_its_chance():
     """With one position the expectation over next tokens is a sum: of each parameter, over all tokens."""
     torch.manual_seed(0)

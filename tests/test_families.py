@@ -160,6 +160,7 @@ def test_resuming(work: Work):
     assert steps == [*range(1, STEPS + 6)]
 
 
+@pytest.mark.slow
 def test_generating(work: Work, capsys: pytest.CaptureFixture[str]):
     """The library's tokens, from the directory; after fine-tuning, as the likeliest token of a whole forward each.
 

@@ -75,6 +75,7 @@ def test_a_sized_run_is_the_run_of_the_number_by_hand(sized, main, caplog):
     check_same(run, TINY / "version_1")
 
 
+@pytest.mark.slow
 def test_of_a_long_run_more_steps_are_timed(sized, main, monkeypatch):
     timed, after_fit = [], Timed.after_fit
     monkeypatch.setattr(fit_in, "LONG", 1.0)
@@ -106,6 +107,7 @@ def test_nothing_is_left_of_the_copy(sized, main):
     assert [path for path in Path(".cache").rglob("*") if "short_run" in path.name] == []
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_measures_nothing(sized, config, main, caplog):
     each = {
         "class_path": "ModelCheckpoint",

@@ -65,6 +65,7 @@ def test_the_only_category_has_no_nearest_one():
     assert only.texts == []
 
 
+@pytest.mark.slow
 def test_the_table_and_the_pages_hold_what_the_checkpoint_holds(
     fit: Callable[..., None], main: Main, capsys: pytest.CaptureFixture[str]
 ):

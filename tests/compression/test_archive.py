@@ -58,6 +58,7 @@ def test_a_model_that_adapts_is_read_the_same_way(plain, reading, reader):
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_counts_follow_a_model_that_adapts():
     torch.manual_seed(1)
     module = VardaGPT(decoder(), [NGramReader(order=4)])

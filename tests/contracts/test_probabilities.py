@@ -82,6 +82,7 @@ def test_a_mixture_sums_to_1_and_what_comes_later_changes_nothing(way: str):
     assert not torch.equal(whole[changed_at + 1 :], changed[changed_at + 1 :])
 
 
+@pytest.mark.slow
 def test_who_adapts_or_writes_follows_the_text():
     """Else nothing above could have failed."""
     for way, other in (("adapting", "plain"), ("cache, adapting", "cache")):

@@ -244,7 +244,7 @@ def own_modules(reading: Callable[..., Any]) -> dict[str, Callable[[], LanguageM
 
 OWN = ("removed", "rotary", "head_size", "head_gates", *FAMILIES)
 OWN += ("attention", "concat", "knn", "trime", "pointer", "cache", "hnsw")
-OFTEN = ("removed", "knn")  # of the families, and of the readers
+OFTEN = ("removed",)  # of the families: of the readers none
 
 
 def some(names: Iterable[str]) -> list[Any]:

@@ -115,6 +115,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(counted: dict[str, Any], tmp_pat
     assert not any(p.requires_grad for p in alone.backbone.core.parameters())
 
 
+@pytest.mark.slow
 def test_the_config_in_the_documents_runs(main: Run, config: Callable[..., str]):
     """Behind a run with counts, in small."""
     page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()

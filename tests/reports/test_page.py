@@ -28,6 +28,7 @@ def plain(simulate: Callable[..., Log], tmp_path: Path) -> Path:
     return write_dashboard(typed(log), tmp_path / "dashboard.html", title="runs/one")
 
 
+@pytest.mark.slow
 def test_on_a_phone_every_chart_is_drawn_in_dark_colours_and_nothing_overflows(full: Path, visit: Callable[..., Any]):
     page = visit(full, width=400, scheme="dark")
     page.evaluate("drawAll(); document.querySelectorAll('details').forEach((one) => { one.open = true; })")

@@ -67,6 +67,7 @@ def overlay(name: str) -> tuple[str, Path]:
     return "--config", ROOT / "configs" / "overlays" / f"{name}.yaml"
 
 
+@pytest.mark.slow
 def test_without_a_logger_a_run_has_its_folder_all_the_same(
     main: Main, config: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ):

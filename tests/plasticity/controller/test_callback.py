@@ -42,6 +42,7 @@ def records(event: str, name: str = "tiny", version: int = 0) -> list[dict[str, 
 CLOSES = {"controller_reg_weight": 10.0, "controller_lr": 3.0}  # no head is worth ten nats
 
 
+@pytest.mark.slow
 def test_inactive_heads_are_cut_out_and_the_model_that_is_saved_is_smaller(config: Callable[..., str], main: Main):
     main("fit", "--config", config(with_controller(**CLOSES)))
     saved = checkpoint()

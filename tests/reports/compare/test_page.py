@@ -252,6 +252,7 @@ def page(tmp_path: Path, visit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # One test, since plotly takes a second to load.
+@pytest.mark.slow
 def test_samples_stand_side_by_side_and_the_switch_moves_all_curves_to_another_axis(page: Callable[..., Any]):
     opened = page(scheme="dark")
     check_samples(opened)

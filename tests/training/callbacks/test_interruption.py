@@ -113,7 +113,7 @@ CTRL_C, SIGTERM = (signal.SIGINT, 130), (signal.SIGTERM, 143)
     [
         pytest.param("in a step", *SIGTERM),
         pytest.param("in the first step", *CTRL_C, marks=SLOW),
-        pytest.param("in a validation", *CTRL_C),
+        pytest.param("in a validation", *CTRL_C, marks=SLOW),
         pytest.param("in the last validation", *SIGTERM, marks=SLOW),
         pytest.param("in a save", *SIGTERM, marks=SLOW),
         pytest.param("in best.ckpt's", *SIGTERM, marks=SLOW),
@@ -143,6 +143,7 @@ def test_it_goes_on_as_if_it_had_not_been_stopped(
     assert_same_run(RUN, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["in a step", pytest.param("in a validation", marks=SLOW), pytest.param("in best.ckpt's", marks=SLOW)]
 )
