@@ -40,7 +40,7 @@ from experiments.arms import (
 )
 from experiments.domains import Domains, prepare_domains
 from experiments.levels import best_trial
-from experiments.runs import MODEL, Training, blocks, fast_precision, new_optimizer, read, training_batches
+from experiments.runs import MODEL, Training, blocks, fast_precision, new_optimizer, training_batches
 from experiments.statistics import by_document
 from experiments.store import Stopwatch
 from lightning_app.art.rules import pool
@@ -225,7 +225,7 @@ def learn_first(job: Job) -> None:
     for _ in fit(module, training_batches(domains.first.train, plan.before, job.seed), plan.before, Stopwatch()):
         pass
     some_blocks = list(blocks(domains.first.val, plan.before.block_size, at_most=plan.before.validation_blocks))
-    entry.keep(job.folder, job.seed, read(MemoryLM(module.backbone, []), some_blocks))
+    entry.keep(job.folder, job.seed, entry.gain_on_the_same_tokens(MemoryLM(module.backbone, []), some_blocks))
     windows = TokenWindows(domains.first.train, plan.before.block_size)
     some = np.random.default_rng(job.seed).permutation(len(windows))[:FISHER_SEQUENCES].tolist()
     fisher = fisher_information(module.backbone, [windows.__getitems__(some)], seed=job.seed)

@@ -264,7 +264,7 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
     test = scored_blocks(texts, plan, arm)
     scores, tuned = read(model, test), read(model, tuning_blocks(texts, plan, arm))
     if arm == PLAIN:
-        entry.keep(job.folder, job.seed, tuned)
+        entry.keep(job.folder, job.seed, entry.gain_on_the_same_tokens(model, tuning_blocks(texts, plan)))
     record = {
         **facts,
         "parameters": parameters(model),

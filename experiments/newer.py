@@ -44,7 +44,7 @@ def run(plan: Plan, folder: Path, *, quick: bool = False) -> None:
         first = experiment.texts.splits(plan.seeds[0])[0]
         for part, numbers in asdict(first).items():
             newer_texts.write(folder / "texts" / part, [experiment.texts.documents[i] for i in numbers])
-        entry.keep(folder, 0, experiment.scores())
+        entry.keep(folder, 0, entry.context_gain(experiment.scores()))
     if not entry.proceed(folder, plan.rules, quick=quick):
         return
     with store.counted(folder):

@@ -15,6 +15,8 @@ from experiments.plans import read
 from experiments.runs import Scores, Training, train
 from experiments.texts import prepare
 from lightning_app.data.batch import Batch
+from lightning_app.memory.model import MemoryLM
+from lightning_app.models.decoder import Decoder
 from tests.test_experiments import article
 
 
@@ -29,6 +31,23 @@ def test_the_gain_by_hand():
     nats = np.select([in_block < 8, in_block < 32, in_block < 64], [5.0, 3.0, 2.0], 1.0)
     assert entry.context_gain(scores(nats, in_block)) == 2.0
     assert np.isnan(entry.context_gain(scores(nats[:16], in_block[:16])))
+
+
+@pytest.mark.parametrize("length", [128, 512, 100])
+def test_the_same_tokens_are_compared(length: int, monkeypatch: pytest.MonkeyPatch):
+    """Each token of context is worth 0.01 nats; the later tokens of a block are harder by 5 nats."""
+
+    def reading(_: object, batches: list[Batch]) -> Scores:
+        T = [torch.arange(batch.input_ids.shape[1]) for batch in batches]
+        return Scores.of(batches, [5.0 * (b.input_ids >= 40) - t / 100 for b, t in zip(batches, T, strict=True)])
+
+    monkeypatch.setattr(entry, "read", reading)
+    block = Batch.of(torch.arange(length + 1)[None], positions=torch.arange(length)[None])
+    late = np.arange(64, min(length, 128))
+    gain = np.mean(late - (8 + (late - 64) % 24)) / 100
+    model = MemoryLM(Decoder(vocab_size=length + 1, block_size=8, embedding_dim=8, layers=1, heads=1), [])
+    assert entry.gain_on_the_same_tokens(model, [block, block]) == pytest.approx(gain)
+    assert entry.context_gain(reading(None, [block])) < -4
 
 
 def test_positions_are_those_within_the_block():
@@ -59,7 +78,7 @@ def test_the_page_says_whether_there_is_a_subject(nats: float, subject: bool, tm
 
 
 def test_short_blocks_say_nothing(tmp_path: Path):
-    entry.keep(tmp_path, 0, scores(np.ones(64), np.arange(64)))
+    entry.keep(tmp_path, 0, entry.context_gain(scores(np.ones(64), np.arange(64))))
     assert entry.told(tmp_path, read("memory")).startswith("**Blocks of 64 tokens or fewer do not say")
     assert not entry.proceed(tmp_path, read("memory"), quick=False)
 
