@@ -32,11 +32,15 @@ def gain_on_the_same_tokens(model: MemoryLM, blocks: Sequence[Batch]) -> float:
 
     Args:
         blocks: (1, T) each; what is behind the late positions is left out.
+
+    Returns: nats; not a number where blocks have no late positions.
     """
-    whole = read(model, [_part(block, 0, LATE.stop) for block in blocks])
-    again = read(model, [part for block in blocks for part in _with_less_context(block)])
+    parts = [part for block in blocks for part in _with_less_context(block)]
+    if not parts:
+        return float("nan")
+    whole, again = read(model, [_part(block, 0, LATE.stop) for block in blocks]), read(model, parts)
     late, early = whole.nats[whole.in_block >= LATE.start], again.nats[again.in_block >= EARLY.start]
-    return float(early.mean() - late.mean()) if len(late) else float("nan")
+    return float(early.mean() - late.mean())
 
 
 def _with_less_context(block: Batch) -> Iterator[Batch]:

@@ -1,9 +1,9 @@
 """Does a memory help? `python -m experiments.memory [--quick] [--train PATH --heldout PATH [--test PATH]]`
 
-Arms, all of them small language models trained from scratch on one text for equal steps in the same data order,
-and scored on the same held-out tokens. Each arm and seed appends its results to a file once it is done, and a run that
-was interrupted goes on from there. Writes the last section of docs/memory.md, and
-docs/images/memory_size.png (with `--quick` into the folder of the results).
+A small language model is trained from scratch on one text. Most arms are read off it; those that must be trained go on
+from it for equal steps, beside one that does so without a memory. All are scored on the same held-out tokens. Each arm
+and seed appends its results to a file once it is done, and a run that was interrupted goes on from there. Writes the
+last section of docs/memory.md, and docs/images/memory_size.png (with `--quick` into the folder of the results).
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ from lightning_app.memory.readers.distribution import TrimeReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.allocator import tune_allocator
 
-PLAIN, LONGER = "no memory", "longer context"
+PLAIN, FURTHER, LONGER = "no memory", "further training", "longer context"
 TIMES_LONGER = 4
-TRAINED = ("more parameters", LONGER, "concat", "attention", "trime")  # beside the one without memory
+TRAINED = (FURTHER, LONGER, "concat", "attention", "trime")  # further, from the model without memory
 TIMED_BLOCKS = 100
 RULES = plans.read("memory")
 TRAINING = Training(steps=RULES.steps, validations=RULES.validations, patience=RULES.patience)
+LATER = replace(TRAINING, steps=600, warmup_steps=50, lr=1e-3, validations=3, patience=0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Plan:
         train, heldout: texts to learn and to choose on.
         test: the one to score; None: the second half of `heldout`.
         model: options of the Decoder.
-        wider: those of the arm with as many parameters as `concat`.
+        training: of the model without memory.
+        further: of the arms that go on from it.
         trime: options of its reader. It trains on the batch, and has a memory where it is tested.
         concat, attention: options of their readers.
         after, storing: what is read off the trained model without memory.
@@ -69,6 +71,7 @@ class Plan:
     vocab_size: int = 1024
     model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
     training: Training = TRAINING
+    further: Training = LATER
     concat: dict[str, Any] = field(default_factory=lambda: dict(CONCAT))
     attention: dict[str, Any] = field(default_factory=lambda: dict(ATTENTION))
     trime: dict[str, Any] = field(default_factory=lambda: dict(TRIME))
@@ -108,6 +111,7 @@ def quick(plan: Plan) -> Plan:
         seeds=plan.seeds[:1],
         model=MODEL | {"embedding_dim": 64, "heads": 2},
         training=replace(plan.training, steps=60, warmup_steps=10, validations=2, validation_blocks=20),
+        further=replace(plan.further, steps=20, warmup_steps=5, validations=1, validation_blocks=20),
         concat=CONCAT | {"memory_size": 500},
         attention=ATTENTION | {"memory_size": 500},
         trime=TRIME | {"memory_size": 500, "num_search_results": 500},
@@ -129,12 +133,11 @@ def quick(plan: Plan) -> Plan:
 
 def new_model(arm: str, plan: Plan) -> MemoryLM:
     """An untrained one of an arm."""
-    if arm == "more parameters":
-        return widened(plan)
     training = training_of(plan, arm)
     streams = {"streams": training.batch_size}
     readers: dict[str, list[Reader]] = {
         PLAIN: [],
+        FURTHER: [],
         LONGER: [],
         "concat": [ConcatReader(**plan.concat, **streams)],
         "attention": [AttentionReader(**plan.attention, **streams)],
@@ -147,7 +150,7 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
 
 def training_of(plan: Plan, arm: str) -> Training:
     """Of an arm: with longer blocks as many tokens a step, in fewer of them; by streams where training has a memory."""
-    usual = plan.training
+    usual = plan.training if arm == PLAIN else plan.further
     if arm == "attention":
         return replace(usual, streams=True)
     times = {LONGER: TIMES_LONGER, "concat": SEGMENTS}.get(arm, 1)
@@ -160,18 +163,6 @@ def training_of(plan: Plan, arm: str) -> Training:
         group=1,
         validation_blocks=max(1, usual.validation_blocks // times),
     )
-
-
-def widened(plan: Plan) -> MemoryLM:
-    """The smallest plain model, as the plan's but for its width, with as many parameters as the concat arm in all."""
-    wanted = parameters(new_model("concat", plan))
-    step = 2 * plan.model["heads"]  # rotary embedding turns pairs
-    width = plan.model["embedding_dim"]
-    while True:
-        model = MemoryLM(_decoder(plan, plan.model | {"embedding_dim": width}), [])
-        if parameters(model) >= wanted:
-            return model
-        width += step
 
 
 def _decoder(plan: Plan, options: dict[str, Any]) -> Decoder:
@@ -242,10 +233,12 @@ def run_job(job: Job) -> None:
 
 
 def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float]]:
-    """From the work folder if it is there."""
+    """From the work folder if it is there; else trained, the arms with a memory from the model without one."""
     path = job.folder / f"{arm.replace(' ', '_')}-{job.seed}.pt"
     torch.manual_seed(job.seed)
     model = new_model(arm, job.plan)
+    if arm != PLAIN and not path.exists():
+        model.backbone.load_state_dict(trained(job, PLAIN, texts)[0].backbone.state_dict())
     if path.exists():
         saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["model"])

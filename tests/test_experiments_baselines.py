@@ -26,7 +26,16 @@ def plan(tmp_path: Path) -> Plan:
     heldout.write_text("".join(article(f"B{i}", 10 + i) for i in range(4)))
     small = Training(block_size=16, batch_size=4, group=2, steps=2, warmup_steps=1, validations=1, validation_blocks=4)
     model = {"embedding_dim": 16, "layers": 1, "heads": 2}
-    return Plan(str(train), str(heldout), seeds=(0,), vocab_size=300, model=model, training=small, scored_blocks=8)
+    return Plan(
+        str(train),
+        str(heldout),
+        seeds=(0,),
+        vocab_size=300,
+        model=model,
+        training=small,
+        further=small,
+        scored_blocks=8,
+    )
 
 
 @pytest.fixture

@@ -90,7 +90,16 @@ def plan(tmp_path: Path) -> Plan:
     heldout.write_text("".join(article(f"B{i}", 10 + i) for i in range(6)))
     small = Training(block_size=128, batch_size=2, group=2, steps=3, warmup_steps=1, validations=3, validation_blocks=3)
     model = {"embedding_dim": 16, "layers": 1, "heads": 2}
-    return Plan(str(train_text), str(heldout), seeds=(0,), vocab_size=300, model=model, training=small, scored_blocks=8)
+    return Plan(
+        str(train_text),
+        str(heldout),
+        seeds=(0,),
+        vocab_size=300,
+        model=model,
+        training=small,
+        further=small,
+        scored_blocks=8,
+    )
 
 
 def test_without_a_subject_no_arm_runs_and_the_page_is_written(
@@ -112,7 +121,7 @@ def test_without_a_subject_no_arm_runs_and_the_page_is_written(
     page = report.write(folder, asdict(plan), tmp_path, command="this test")
     assert "**So this experiment has no subject.**" in page
     assert "\n| no memory | 1 |" in page
-    assert "**Planned and not run: longer context, " in page
+    assert "**Planned and not run: further training, " in page
 
 
 def test_training_ends_when_validation_falls_no_more(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
