@@ -13,10 +13,10 @@ import numpy as np
 from experiments import store
 from experiments.plans import Rules
 from experiments.runs import Scores, read
+from experiments.store import GAINS
 from lightning_app.data.batch import Batch
 from lightning_app.memory.model import MemoryLM
 
-GAINS = "entry.jsonl"
 EARLY, LATE = range(8, 32), range(64, 128)  # positions within a block
 
 

@@ -217,7 +217,7 @@ def main(words: list[str] | None = None) -> None:
     plan = Plan(options.model, options.seed)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, folder, plan.rules)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     run(plan, folder)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")

@@ -25,7 +25,8 @@ import torch
 
 from experiments import after, baselines, entry, gated, plans, report, store, storing
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
-from experiments.runs import MODEL, Training, blocks, read, seconds_per_token, train
+from experiments.runs import MODEL, Scores, Training, blocks, read, seconds_per_token, train
+from experiments.statistics import by_document, helped_and_hurt
 from experiments.texts import Texts, prepare
 from lightning_app.data.batch import Batch
 from lightning_app.data.token_array import TokenArray
@@ -42,6 +43,7 @@ PLAIN, FURTHER, LONGER = "no memory", "further training", "longer context"
 TIMES_LONGER = 4
 TRAINED = (FURTHER, LONGER, "concat", "attention", "trime")  # further, from the model without memory
 TIMED_BLOCKS = 100
+DOCUMENTS = "documents.npy"  # the number of that of each scored token
 RULES = plans.read("memory")
 TRAINING = Training(steps=RULES.steps, validations=RULES.validations, patience=RULES.patience)
 LATER = replace(TRAINING, steps=600, warmup_steps=50, lr=1e-3, validations=3, patience=0)
@@ -190,6 +192,11 @@ class Job:
     arm: str | None
 
     @property
+    def base(self) -> Path:
+        """Nats (N,) of the model without memory."""
+        return self.folder / f"nats-{self.seed}.npy"
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """All lines that it leaves."""
         first = self.seed == self.plan.seeds[0]
@@ -213,6 +220,8 @@ def run_job(job: Job) -> None:
     tune_allocator()
     texts = texts_of(job.plan, job.folder)
     print(f"{', '.join(missing)}, seed {job.seed}: begins", flush=True)
+    if job.arm not in (PLAIN, baselines.PPMD) and not job.base.exists():
+        keep_base(job, read(trained(job, PLAIN, texts)[0], scored_blocks(texts, job.plan)))
     if job.arm is None:
         model = trained(job, PLAIN, texts)[0]
         keep = partial(append, job)
@@ -257,6 +266,7 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
     test = scored_blocks(texts, plan, arm)
     scores, tuned = read(model, test), read(model, tuning_blocks(texts, plan, arm))
     if arm == PLAIN:
+        keep_base(job, scores)
         entry.keep(job.folder, job.seed, entry.gain_on_the_same_tokens(model, tuning_blocks(texts, plan)))
     record = {
         **facts,
@@ -267,9 +277,12 @@ def score_trained(job: Job, arm: str, texts: Texts) -> None:
         "seconds_per_token": seconds_per_token(model, test[:TIMED_BLOCKS]),
     }
     append(job, arm, record, scores.nats)
-    if arm == PLAIN and job.seed == plan.seeds[0]:
-        n_bytes = scores.n_bytes(texts.test, texts.token_bytes)
-        np.savez(job.folder / "tokens.npz", documents=scores.documents, n_bytes=n_bytes)
+
+
+def keep_base(job: Job, scores: Scores) -> None:
+    """What the model without memory makes of the text to score: all arms of its seed are compared with it."""
+    np.save(job.folder / DOCUMENTS, scores.documents)
+    np.save(job.base, scores.nats)
 
 
 def score_ppmd(job: Job) -> None:
@@ -345,9 +358,12 @@ def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
 
 
 def append(job: Job, arm: str, record: dict[str, Any], nats: np.ndarray | None = None) -> None:
-    """Results of an arm: nats (N,) of each token beside them, and then one line, in one write."""
+    """Results of an arm, one line: of nats (N,) of each token the sums over documents, and how many tokens of the
+    model without memory, of the same seed, are helped and hurt."""
     if nats is not None:
-        np.save(job.folder / f"{arm.replace(' ', '_')}-{job.seed}.npy", nats)
+        helped, hurt = helped_and_hurt(nats, np.load(job.base))
+        sums = by_document(nats, np.load(job.folder / DOCUMENTS)).round(3).tolist()
+        record = {**record, "tokens": len(nats), "helped": helped, "hurt": hurt, "nats": sums}
     store.append(job.folder, {"arm": arm, "seed": job.seed, **record})
 
 
@@ -356,10 +372,12 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 
 def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
-    """What can be done at once, after what came before."""
-    arms: list[tuple[str | None, ...]] = [(PLAIN,), TRAINED, (None, baselines.DYNAMIC, storing.ARM)]
-    stages = [[Job(plan, folder, seed, arm) for arm in stage for seed in plan.seeds] for stage in arms]
-    return [*stages[:2], [*stages[2], Job(plan, folder, plan.seeds[0], baselines.PPMD)]]
+    """What can be done at once, after what came before: the model without memory, and then seed by seed the others, so
+    that a run that ends early has whole seeds."""
+    others = (None, *TRAINED, storing.ARM, baselines.DYNAMIC)
+    plain = [Job(plan, folder, seed, PLAIN) for seed in plan.seeds]
+    rest = [Job(plan, folder, seed, arm) for seed in plan.seeds for arm in others]
+    return [plain, [Job(plan, folder, plan.seeds[0], baselines.PPMD), *rest]]
 
 
 def run_all(
@@ -386,7 +404,7 @@ def main(words: list[str] | None = None) -> None:
     plan = Plan(options.train, options.heldout, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, folder, plan.rules)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     run_all(plan, folder, workers=options.workers, quick=options.quick)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")

@@ -92,7 +92,7 @@ def main(words: list[str] | None = None) -> None:
     plan = Plan(options.model, choice)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, folder, plan.rules)
     run(plan, folder, quick=options.quick)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
     print(newer_page.write(folder, plan.rules, out, command=command_of("experiment-memory", options)))

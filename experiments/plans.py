@@ -24,6 +24,7 @@ from lightning_app.errors import InputError
 PLANS = Path(__file__).parent / "plans"
 RUNS = "runs.jsonl"  # in the folder of the results: when it was run, and by which commit of the plan
 SEEDS = ("seeds",)  # a seed more is no other plan
+BESIDE = {"runs": RUNS, "gains": store.GAINS}  # in the first line of published results
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,25 @@ def add_allowance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-uncommitted", action="store_true", help="run with a plan that is not committed; the page says so"
     )
+    parser.add_argument("--go-on", metavar="FILE", help="published results of the same plan and texts, to go on from")
 
 
-def begin(folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool) -> None:
+def begin_as(options: argparse.Namespace, folder: Path, rules: Rules) -> None:
+    """`begin` as the command line says."""
+    allowed = options.allow_uncommitted
+    begin(folder, rules, quick=options.quick, allow_uncommitted=allowed, published=options.go_on)
+
+
+def begin(
+    folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool, published: str | Path | None = None
+) -> None:
     """Keep by which commit of the plan a run is.
 
+    Args:
+        published: results that an empty folder begins with.
+
     Raises:
-        InputError: the plan is not committed, and the run is to count.
+        InputError: the plan is not committed, and the run is to count; or what is published is of another plan.
     """
     change = last_change(rules.path)
     if not (change.whole or quick or allow_uncommitted):
@@ -136,9 +149,27 @@ def begin(folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool) -
             "give --allow-uncommitted, and the page says so"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if published is not None:
+        _take_in(folder, Path(published))
     at = datetime.now(UTC).isoformat(timespec="seconds")
     run = {"plan": change.commit, "committed": change.whole, "quick": quick, "code": commit(), "at": at}
     store.append(folder, run, RUNS)
+
+
+def _take_in(folder: Path, path: Path) -> None:
+    """Published results, so that another machine goes on from them; a folder that has results keeps its own."""
+    plan, *results = store.records(path.parent, path.name) or [{}]
+    if plan.get("fingerprint") != folder.name:
+        raise InputError(
+            f"{path} has no results of this plan and these texts (their fingerprint is {folder.name}, that of the file "
+            f"{plan.get('fingerprint', 'missing')}): leave --go-on out to begin anew"
+        )
+    if store.records(folder):
+        return
+    for name, file in BESIDE.items():
+        store.write(folder, plan[name], file)
+    store.write(folder, [{"cpu_seconds": 3600 * plan["cpu_hours"]}], store.SECONDS)
+    store.write(folder, results)
 
 
 # The page, and the results beside it
@@ -147,7 +178,9 @@ def begin(folder: Path, rules: Rules, *, quick: bool, allow_uncommitted: bool) -
 def publish(folder: Path, rules: Rules, path: Path) -> None:
     """All results, behind a line with their plan."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plan = {"plan": asdict(rules), "runs": store.records(folder, RUNS), "cpu_hours": round(store.cpu_hours(folder), 3)}
+    beside = {name: store.records(folder, file) for name, file in BESIDE.items()}
+    hours = round(store.cpu_hours(folder), 3)
+    plan = {"plan": asdict(rules), "fingerprint": folder.name, **beside, "cpu_hours": hours}
     lines = [json.dumps(line) for line in (plan, *store.records(folder))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

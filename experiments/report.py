@@ -12,7 +12,7 @@ import numpy as np
 from experiments import baselines, counted, entry, gated, plans, storing_page
 from experiments.arguments import name_of, told
 from experiments.plans import commit
-from experiments.statistics import HOW, Interval, by_document, change, helped_and_hurt
+from experiments.statistics import HOW, Interval, change
 from experiments.store import Record, records
 
 SECTION = "## Does it help?"  # the last one of its page
@@ -29,23 +29,21 @@ def base_of(arm: str) -> str:
 
 
 class Results:
-    """Records and nats per token of all arms and seeds in a folder."""
+    """Records of all arms and seeds in a folder."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
         self.by_arm: dict[str, list[Record]] = defaultdict(list)
         for record in records(folder):
             self.by_arm[record["arm"]].append(record)
-        tokens = np.load(folder / "tokens.npz")
-        self.documents, self.n_bytes = tokens["documents"], tokens["n_bytes"]
 
-    def nats(self, arm: str, seed: int) -> np.ndarray:
-        """(N,)"""
-        return np.asarray(np.load(self.folder / f"{arm.replace(' ', '_')}-{seed}.npy"))
+    def nats(self, arm: str, seeds: Sequence[int]) -> np.ndarray:
+        """(S, D) sums over each document."""
+        found = {record["seed"]: record["nats"] for record in self.by_arm[arm]}
+        return np.array([found[seed] for seed in seeds])
 
     def has_tokens(self, arm: str) -> bool:
         """Whether it says something of each token; a compressor does not."""
-        return all((self.folder / f"{arm.replace(' ', '_')}-{seed}.npy").exists() for seed in self.seeds(arm))
+        return all("nats" in record for record in self.by_arm[arm])
 
     def seeds(self, arm: str) -> list[int]:
         return sorted(record["seed"] for record in self.by_arm[arm])
@@ -57,15 +55,7 @@ class Results:
     def change(self, arm: str, base: str) -> Interval:
         """Per cent of bits per byte, over the seeds that both have."""
         seeds = sorted(set(self.seeds(arm)) & set(self.seeds(base)))
-        sides = [
-            np.stack([by_document(self.nats(side, seed), self.documents) for seed in seeds]) for side in (arm, base)
-        ]
-        return change(*sides)
-
-    def helped_and_hurt(self, arm: str) -> tuple[float, float]:
-        shares = [helped_and_hurt(self.nats(arm, seed), self.nats(base_of(arm), seed)) for seed in self.seeds(arm)]
-        helped, hurt = np.mean(shares, axis=0)
-        return float(helped), float(hurt)
+        return change(self.nats(arm, seeds), self.nats(base, seeds))
 
 
 def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str:
@@ -98,6 +88,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
 def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
     training, model = plan["training"], plan["model"]
     chosen, scored = told(plan)
+    first = results.by_arm["no memory"][0]
     updates = f"{training['steps']} steps of {training['batch_size']} x {training['block_size']} tokens"
     return (
         f"Written by `{command}` at commit {commit()}. "
@@ -105,7 +96,7 @@ def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
         f"in {updates} at most. The arms that are trained go on from it for {plan['further']['steps']} steps, in the "
         "same data order where their memory allows it (`longer context` cuts the text elsewhere). The best state of "
         f"each training was kept, and the weights of the mixtures were chosen, on {chosen}. Scored is "
-        f"{scored}: {len(results.documents):,} tokens of {len(np.unique(results.documents))} documents, on which "
+        f"{scored}: {first['tokens']:,} tokens of {len(first['nats'])} documents, on which "
         "nothing was chosen. Every arm reads it once, in blocks without overlap, and is scored on the same tokens. "
         f"Seeds: {', '.join(map(str, results.seeds('no memory')))}."
     )
@@ -121,7 +112,7 @@ def _main_table(results: Results) -> str:
         "Bits per byte of the test text, the mean over the seeds, whose standard deviation stands behind ±. "
         "Changes are to no memory with the same seed; of longer context, concat, attention and trime, which train "
         "further from that model, to `further training`, which does as many steps without a memory. "
-        f"{HOW} Helped and hurt: by more than 0.01 nats, against the same. ms per token: CPU time of one thread in "
+        f"{HOW} Helped and hurt: by more than 0.01 nats, against no memory. ms per token: CPU time of one thread in "
         "fp32, writing included. The arms before `cache` are what a memory must beat: as many steps more; a context "
         "four times as long, trained on as many tokens; "
         "5-grams of the training text alone, with the model, and with its cache too, their weights by "
@@ -137,14 +128,14 @@ def _row(results: Results, arm: str) -> str:
     bpb = np.array([record["test_bpb"] for record in results.by_arm[arm]])
     plain = arm == "no memory"
     compared = not plain and results.has_tokens(arm)
-    helped, hurt = results.helped_and_hurt(arm) if compared else (0.0, 0.0)
+    helped, hurt = (100 * results.mean(arm, name) for name in ("helped", "hurt"))
     cells = [
         arm,
         str(len(bpb)),
         f"{results.mean(arm, 'parameters'):,.0f}",
         f"{bpb.mean():.4f} ± {bpb.std(ddof=1) if len(bpb) > 1 else 0:.4f}",
         str(results.change(arm, base_of(arm))) if compared else "",
-        f"{100 * helped:.1f} / {100 * hurt:.1f}" if compared else "",
+        f"{helped:.1f} / {hurt:.1f}" if compared else "",
         f"{results.mean(arm, 'memory_bytes'):,.0f}",
         f"{1000 * results.mean(arm, 'seconds_per_token'):.3f}" if compared or plain else "",
     ]

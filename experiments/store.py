@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 RESULTS = "results.jsonl"
 SECONDS = "cpu_seconds.jsonl"
+GAINS = "entry.jsonl"  # what the models without memory gain from their context
 SHORT = 0.1  # seconds: a job that found all done
 Record = dict[str, Any]
 Job = TypeVar("Job")
@@ -27,6 +28,12 @@ def append(folder: Path, record: Record, name: str = RESULTS) -> None:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = "\n" + line  # a crash cut the last line off
         file.write(line.encode())
+
+
+def write(folder: Path, records: Sequence[Record], name: str = RESULTS) -> None:
+    """In place of what is there."""
+    lines = [json.dumps(record) + "\n" for record in records]
+    (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
 def records(folder: Path, name: str = RESULTS) -> list[Record]:

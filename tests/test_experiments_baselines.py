@@ -144,10 +144,9 @@ def test_ppmd_knows_the_text_that_it_has_learned(tmp_path: Path):
 
 
 def test_a_compressor_has_a_row_without_an_interval(tmp_path: Path, plan: Plan):
-    np.savez(tmp_path / "tokens.npz", documents=np.array([0, 1]), n_bytes=np.array([4, 4]))
-    np.save(tmp_path / "no_memory-0.npy", np.array([2.0, 2.0]))
     common = {"parameters": 10, "memory_bytes": 0, "seed": 0}
-    store.append(tmp_path, {"arm": "no memory", "test_bpb": 0.7, "seconds_per_token": 0.001, **common})
+    of_tokens = {"seconds_per_token": 0.001, "tokens": 2, "nats": [2.0, 2.0], "helped": 0.0, "hurt": 0.0}
+    store.append(tmp_path, {"arm": "no memory", "test_bpb": 0.7, **of_tokens, **common})
     store.append(tmp_path, {"arm": baselines.PPMD, "test_bpb": 0.9, **common})
     results = report.Results(tmp_path)
     assert report._row(results, baselines.PPMD) == "| PPMd | 1 | 10 | 0.9000 ± 0.0000 |  |  | 0 |  |"

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import arms, memory, plans, plasticity, store
 from experiments.arguments import called
-from experiments.plans import RUNS, Rules, begin, last_change, read, told
+from experiments.plans import RUNS, Rules, begin, last_change, publish, read, told
 from lightning_app.errors import InputError
 
 PLAN = """
@@ -152,3 +152,32 @@ def test_the_runs_are_kept_beside_the_results(rules: Rules, tmp_path: Path):
     start(tmp_path, rules)
     assert [run["committed"] for run in store.records(tmp_path, RUNS)] == [True, True]
     assert store.records(tmp_path) == []
+
+
+def test_published_results_are_gone_on_from(rules: Rules, tmp_path: Path):
+    first, other, third = (tmp_path / name / "abc" for name in ("first", "other", "third"))
+    start(first, rules)
+    for record in ({"arm": "one", "seed": 0, "test_bpb": 1.5}, {"arm": "two", "seed": 0, "nats": [1.25, 2.0]}):
+        store.append(first, record)
+    store.append(first, {"seed": 0, "nats": 0.2}, store.GAINS)
+    store.append(first, {"cpu_seconds": 360.0}, store.SECONDS)
+    publish(first, rules, tmp_path / "results.jsonl")
+
+    plans.begin(other, rules, quick=True, allow_uncommitted=False, published=tmp_path / "results.jsonl")
+    assert store.records(other) == store.records(first)
+    assert store.records(other, store.GAINS) == [{"seed": 0, "nats": 0.2}]
+    assert store.cpu_hours(other) == pytest.approx(0.1)
+    assert [run["quick"] for run in store.records(other, RUNS)] == [False, True]
+
+    third.mkdir(parents=True)
+    store.append(third, {"arm": "own", "seed": 0})
+    plans.begin(third, rules, quick=True, allow_uncommitted=False, published=tmp_path / "results.jsonl")
+    assert store.records(third) == [{"arm": "own", "seed": 0}]
+
+
+def test_results_of_another_plan_are_refused(rules: Rules, tmp_path: Path):
+    start(tmp_path / "abc", rules)
+    publish(tmp_path / "abc", rules, tmp_path / "results.jsonl")
+    for path in (tmp_path / "results.jsonl", tmp_path / "none.jsonl"):
+        with pytest.raises(InputError, match="has no results of this plan and these texts"):
+            plans.begin(tmp_path / "def", rules, quick=True, allow_uncommitted=False, published=path)
