@@ -45,8 +45,12 @@ TRAINED = (FURTHER, LONGER, "concat", "attention", "trime")  # further, from the
 TIMED_BLOCKS = 100
 DOCUMENTS = "documents.npy"  # the number of that of each scored token
 RULES = plans.read("memory")
-TRAINING = Training(steps=RULES.steps, validations=RULES.validations, patience=RULES.patience)
-LATER = replace(TRAINING, steps=600, warmup_steps=50, lr=1e-3, validations=3, patience=0)
+# The main config's optimizers: with AdamW alone the model needs twice the steps, and uses its context less.
+TRAINING = Training(
+    group=1, lr=4e-3, muon_lr=0.02, steps=RULES.steps, validations=RULES.validations, patience=RULES.patience
+)
+LATER = replace(TRAINING, steps=600, warmup_steps=50, lr=1e-3, muon_lr=5e-3, validations=3, patience=0)
+SUBJECT = MODEL | {"head_gates": True}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Plan:
     rules: plans.Rules = RULES
     seeds: tuple[int, ...] = RULES.seeds
     vocab_size: int = 1024
-    model: dict[str, Any] = field(default_factory=lambda: dict(MODEL))
+    model: dict[str, Any] = field(default_factory=lambda: dict(SUBJECT))
     training: Training = TRAINING
     further: Training = LATER
     concat: dict[str, Any] = field(default_factory=lambda: dict(CONCAT))
@@ -103,6 +107,7 @@ BUDGET: dict[str, Any] = {
 # that the other arms have, and several are a block, in which its writer is taught; the memory is for the test.
 CONCAT: dict[str, Any] = {**BUDGET, "num_search_results": 5, "writes": "evaluation"}
 ATTENTION: dict[str, Any] = {**BUDGET, "num_search_results": 32, "next_token": True}
+SIDE_BY_SIDE = 4  # blocks of a batch that follow each other: what trime learns to read
 SEGMENTS = 4  # of a block, for the writers of both
 
 
@@ -111,7 +116,7 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan,
         seeds=plan.seeds[:1],
-        model=MODEL | {"embedding_dim": 64, "heads": 2},
+        model=SUBJECT | {"embedding_dim": 64, "heads": 2},
         training=replace(plan.training, steps=60, warmup_steps=10, validations=2, validation_blocks=20),
         further=replace(plan.further, steps=20, warmup_steps=5, validations=1, validation_blocks=20),
         concat=CONCAT | {"memory_size": 500},
@@ -155,6 +160,8 @@ def training_of(plan: Plan, arm: str) -> Training:
     usual = plan.training if arm == PLAIN else plan.further
     if arm == "attention":
         return replace(usual, streams=True)
+    if arm == "trime":
+        return replace(usual, group=SIDE_BY_SIDE)
     times = {LONGER: TIMES_LONGER, "concat": SEGMENTS}.get(arm, 1)
     if times == 1:
         return usual

@@ -153,6 +153,7 @@ def _targets(results: Results) -> str:
         (f"{gated} at least 7 % below {PLAIN}", gated, PLAIN, 7),
         (f"{gated} below {COUNTED}, gated", gated, f"{COUNTED}, gated", 0),
         (f"{gated} below {LONG}", gated, LONG, 0),
+        (f"{storing} at least 7 % below {PLAIN}", storing, PLAIN, 7),
         (f"{storing} below {COUNTED}, gated", storing, f"{COUNTED}, gated", 0),
         (f"{storing} below {LONG}", storing, LONG, 0),
         (f"{BEST} at least 10 % below {PLAIN}", BEST, PLAIN, 10),

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
+from lightning_app.models.matrices import roles_of
+from lightning_app.training.groups import Groups
+from lightning_app.training.muon import Muon
+from lightning_app.training.optim import matrices_of, trained_parameters
+from lightning_app.training.optimizer_parts import Entry, OptimizerByParts
 from lightning_app.training.precision import has_fast_bf16
 from lightning_app.training.schedulers import WarmupCosine
 
@@ -43,6 +49,7 @@ class Training:
         group: blocks of a batch that follow each other in the text: what trime learns to read.
         streams: each row of the batches is a text of its own, block after block: what a memory of a stream learns from.
         steps: at most.
+        muon_lr: of Muon for the matrices of the blocks; 0: AdamW has all.
         validations: how often, evenly spread, the best state so far is looked for.
         patience: training ends after so many validations in a row without a better one; 0: it does all steps.
         validation_blocks: of the validation text that are used for that.
@@ -54,6 +61,7 @@ class Training:
     streams: bool = False
     steps: int = 800
     lr: float = 2e-3
+    muon_lr: float = 0.0
     warmup_steps: int = 100
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -239,12 +247,14 @@ def fast_precision() -> torch.autocast:
 
 
 def new_optimizer(model: torch.nn.Module, options: Training) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=True)
+    """AdamW, without decay of vectors; Muon for the matrices of the blocks where the options have a rate for it."""
+    roles = roles_of(model, model.blocks if isinstance(model, MemoryLM) else ())
+    groups = Groups(trained_parameters(model), matrices_of(model), roles)
+    adamw = partial(torch.optim.AdamW, lr=options.lr, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True)
+    if not options.muon_lr:
+        return adamw(groups)
+    muon = partial(Muon, lr=options.muon_lr, momentum=0.95, weight_decay=options.weight_decay, ns_steps=3)
+    return OptimizerByParts(groups, [Entry(muon, "matrices"), Entry(adamw)])
 
 
 def _step(model: MemoryLM, batch: Batch, optimizer: torch.optim.Optimizer, clip: float) -> None:

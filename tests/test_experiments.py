@@ -13,7 +13,7 @@ import torch
 
 from experiments import after, continual, gated, memory, report, store, storing
 from experiments.memory import Job, Plan
-from experiments.runs import Scores, Training, blocks, context_of, training_batches
+from experiments.runs import Scores, Training, blocks, context_of, new_optimizer, training_batches
 from experiments.texts import Texts, articles, halves, prepare
 from lightning_app.data.batch import IGNORE
 from lightning_app.data.corpus import Document
@@ -22,6 +22,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
 from lightning_app.models.losses import cross_entropy
 from lightning_app.training.evaluation import Evaluation
+from lightning_app.training.optimizer_parts import OptimizerByParts
 from tests import tokenizers
 
 TEXT = "the sea was calm and the old boat lay by the shore while gulls cried over grey water all day"
@@ -192,6 +193,18 @@ def test_streams_go_on_where_they_ended_and_an_arm_of_one_teaches_its_writer(pla
             gradient = getattr(model.readers[0].writer, name).weight.grad
             assert gradient is not None, (arm, name)
             assert gradient.any(), (arm, name)
+
+
+@pytest.mark.parametrize("arm", [memory.PLAIN, "attention", "trime"])
+def test_muon_takes_the_matrices_of_the_blocks(arm: str, plan: Plan):
+    model = memory.new_model(arm, plan)
+    optimizer = new_optimizer(model, replace(plan.training, muon_lr=0.02))
+    assert isinstance(optimizer, OptimizerByParts)
+    muon, adamw = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    matrices = {id(p) for name, p in model.backbone.named_parameters() if ".c_" in name and p.ndim == 2}
+    assert muon == matrices
+    assert muon | adamw == {id(p) for p in model.parameters()}
+    assert not any(group["weight_decay"] for group in optimizer.param_groups if group["params"][0].ndim < 2)
 
 
 def test_arms_that_are_trained_go_on_from_the_model_without_memory(
