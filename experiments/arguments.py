@@ -19,13 +19,16 @@ WORDS = ("train", "heldout", "test", "second")
 FLAGS = ("quick", "full")
 
 
-def add_texts(parser: argparse.ArgumentParser, *, second: str | None = None) -> None:
+def add_texts(
+    parser: argparse.ArgumentParser, *, second: str | None = None, default: str = "the articles in data/"
+) -> None:
     """Options for the texts.
 
     Args:
         second: help for a text of another kind; None: the experiment has none.
+        default: what is taken in the place of texts.
     """
-    parser.add_argument("--train", "--first", help="text or folder to learn; without it the articles in data/")
+    parser.add_argument("--train", "--first", help=f"text or folder to learn; without it {default}")
     parser.add_argument("--heldout", help="text of the same kind that everything is chosen on")
     parser.add_argument("--test", help="text of the same kind that is scored; without it the second half of HELDOUT")
     if second:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import after, baselines, entry, gated, plans, report, store, storing
+from experiments import after, baselines, entry, gated, own_texts, plans, report, store, storing
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.runs import MODEL, Scores, Training, blocks, read, seconds_per_token, train
 from experiments.statistics import by_document, helped_and_hurt
@@ -401,13 +401,17 @@ def run_all(
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.memory", description=__doc__)
-    add_texts(parser)
+    add_texts(parser, default="this project's source")
     parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_memory"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of the page and the picture; docs, or with --quick WORK")
     plans.add_allowance(parser)
-    options = take_texts(parser.parse_args(words))
+    options = parser.parse_args(words)
+    command = command_of("experiment-memory", options)
+    if (options.train, options.heldout, options.test) == (None, None, None):
+        options.train, options.heldout = own_texts.write_halves(Path(options.work) / "texts")
+    options = take_texts(options)
     plan = Plan(options.train, options.heldout, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
@@ -415,7 +419,7 @@ def main(words: list[str] | None = None) -> None:
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     run_all(plan, folder, workers=options.workers, quick=options.quick)
     out = Path(options.out) if options.out else (folder if options.quick else ROOT / "docs")
-    print(report.write(folder, asdict(plan), out, command=command_of("experiment-memory", options)))
+    print(report.write(folder, asdict(plan), out, command=command))
 
 
 if __name__ == "__main__":

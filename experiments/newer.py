@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from experiments import baselines, entry, newer_page, newer_texts, plans, store
+from experiments import baselines, entry, newer_page, own_texts, plans, store
 from experiments.arguments import ROOT, add_texts, called, command_of
 from experiments.newer_arms import ALONE, MIXTURES
 from experiments.newer_experiment import Experiment, Plan
@@ -43,7 +43,7 @@ def run(plan: Plan, folder: Path, *, quick: bool = False) -> None:
         experiment = Experiment(plan, folder)
         first = experiment.texts.splits(plan.seeds[0])[0]
         for part, numbers in asdict(first).items():
-            newer_texts.write(folder / "texts" / part, [experiment.texts.documents[i] for i in numbers])
+            own_texts.write(folder / "texts" / part, [experiment.texts.documents[i] for i in numbers])
         entry.keep(folder, 0, entry.context_gain(experiment.scores()))
     if not entry.proceed(folder, plan.rules, quick=quick):
         return
@@ -72,10 +72,10 @@ def _do(folder: Path, seed: int, arms: Sequence[str], make: Callable[[int], dict
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.newer", description=__doc__)
-    add_texts(parser)
+    add_texts(parser, default="this project's docs and source")
     parser.add_argument("--quick", action="store_true", help="in small: one seed, few tokens")
     parser.add_argument("--workers", help="of the other part of `make experiment-memory`; here one process does all")
-    parser.add_argument("--commit", default=newer_texts.COMMIT, help="whose docs and source are read without texts")
+    parser.add_argument("--commit", default=own_texts.COMMIT, help="whose docs and source are read without texts")
     parser.add_argument("--tokens", type=int, default=Choice.tokens, help="of all documents together, at most")
     parser.add_argument("--model", default="models/smollm2", help="a directory of Hugging Face's")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_newer"), help="where results are kept")

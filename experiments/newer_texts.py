@@ -5,13 +5,12 @@ source at a commit, which a model of before has not seen, or any texts.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from experiments import own_texts
 from experiments.texts import held_out, several
 from lightning_app.data.corpus import Document
 from lightning_app.data.overlap import WORDS, runs_of
@@ -19,8 +18,6 @@ from lightning_app.data.token_array import TokenArray
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 
-ROOT = Path(__file__).parent.parent
-COMMIT = "5c06773"  # whose files are read where no text is given
 BYTES = range(1000, 10_001)  # of a file of the commit: no single one decides
 FOLDS = 5  # of a text that is shared out: 3 are stored, 1 is chosen on, 1 is scored, each of them in turn
 SHARES = (3 / 5, 1 / 5, 1 / 5)  # of the tokens, where there are three texts
@@ -41,7 +38,7 @@ class Choice:
     train: str | None = None
     heldout: str | None = None
     test: str | None = None
-    commit: str = COMMIT
+    commit: str = own_texts.COMMIT  # whose files are read where no text is given
     tokens: int = 50_000
     most: int = BYTES.stop - 1
 
@@ -151,19 +148,9 @@ def _that_fit(
 
 def _of_commit(choice: Choice) -> list[list[Document]]:
     """Docs and source."""
-    names = _git("ls-tree", "-r", "--name-only", choice.commit).splitlines()
-    docs = [name for name in names if name.endswith(".md")]
-    source = [name for name in names if name.startswith("lightning_app/") and name.endswith(".py")]
-    files = [[Document(_git("show", f"{choice.commit}:{name}"), name=name) for name in some] for some in (docs, source)]
     sizes = range(BYTES.start, choice.most + 1)
+    files = own_texts.docs(choice.commit), own_texts.source(choice.commit)
     return [[document for document in some if len(document.text.encode()) in sizes] for some in files]
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", cwd=ROOT)
-    if done.returncode:
-        raise InputError(f"git {' '.join(words)} failed ({done.stderr.strip()}): the files come from a clone's history")
-    return done.stdout
 
 
 def _flat(folds: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -175,14 +162,6 @@ def _shared_out(sizes: Sequence[int], shares: Sequence[float]) -> list[range]:
     ends = np.concatenate([[0], np.cumsum(sizes)])
     cuts = [int(np.abs(ends - share * ends[-1]).argmin()) for share in np.cumsum(shares)]
     return [range(first, last) for first, last in zip([0, *cuts[:-1]], cuts, strict=True)]
-
-
-def write(folder: Path, documents: Sequence[Document]) -> None:
-    """One file each, as the commands `memory` and `validate` read them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for document in documents:
-        name = re.sub(r"[^\w.#-]", "-", document.name)
-        (folder / f"{name}.txt").write_text(document.text, encoding="utf-8")
 
 
 def bytes_of(tokens: TokenArray, tokenizer: Tokenizer) -> np.ndarray:

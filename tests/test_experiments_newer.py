@@ -21,6 +21,7 @@ from experiments import (
     newer_page,
     newer_states,
     newer_texts,
+    own_texts,
     plans,
     report,
     store,
@@ -59,7 +60,7 @@ def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for words in (("init", "-q"), ("add", "."), (*as_someone, "commit", "-q", "-m", "all")):
         subprocess.run(["git", *words], cwd=root, check=True)
     (root / "doc0.md").write_text("changed")
-    monkeypatch.setattr(newer_texts, "ROOT", root)
+    monkeypatch.setattr(own_texts, "ROOT", root)
     monkeypatch.setattr(newer_texts, "BYTES", range(1, 10_000))
     return "HEAD"
 
