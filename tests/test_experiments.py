@@ -135,6 +135,23 @@ def test_the_best_arm_is_not_chosen_on_what_is_scored(tmp_path: Path):
     assert "| trime not worse than further training by 0.5 % | -2.50 [-2.50, -2.50] (one seed) | undecided |" in page
 
 
+def test_arms_of_unequal_training_are_not_compared_and_costs_are_targets(tmp_path: Path):
+    """What was trained further has more steps than the model that the cache and the counts are read off."""
+    cheap = {"hurt": 0.25, "memory_bytes": 6e6, "seconds_per_token": 0.0004}
+    figures = dict.fromkeys(("no memory", "further training", "n-grams + cache", "cache", "knn", "knn + cache"), 4.0)
+    for arm, nats in {**figures, "mixture": 3.8, "trime": 3.0, "attention": 3.2}.items():
+        record = {"arm": arm, "seed": 0, "tuning_nats": nats, "nats": [nats, nats]}
+        store.append(tmp_path, record | (cheap if arm == "mixture" else {}))
+    page = report._targets(report.Results(tmp_path), {})
+    assert "trime below further training, interval clear of zero | -25.00" in page
+    assert "trime below cache" not in page
+    assert "\n| mixture at least 2 % below n-grams + cache, interval clear of zero | -5.00" in page
+    assert "\n| mixture: tokens hurt at most 30 % | 25 % | met |" in page
+    assert "\n| mixture: memory at most 5 MB | 6 MB | missed |" in page
+    assert "\n| mixture: time of a token at most 0.5 ms | 0.4 ms | met |" in page
+    assert page.count("mixture: ") == 3
+
+
 def test_all_arms_score_the_same_tokens(plan: Plan, tmp_path: Path):
     texts = prepare(plan.train, plan.heldout, None, vocab_size=300, folder=tmp_path)
     scored = [batch.targets >= 0 for batch in blocks(texts.test, 16)]
