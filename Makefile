@@ -116,9 +116,10 @@ experiment-facts: .venv/user models/smollm2 ## does a model know what only its m
 models/smollm2:
 	$(MAKE) smollm2
 
-experiment-art: .venv/user ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (3 CPU hours at most are planned)
+experiment-art: .venv/user models/smollm2 ## does ART keep its promises? TRAIN= HELDOUT= TEST= SECOND=text, into docs/art.md (4 and 3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.continual $(TEXTS) $(SECOND_TEXT) $(ARGS)
 	$(BIN)/python -m experiments.novelty $(TEXTS) $(SECOND_TEXT) $(ARGS)
+	$(BIN)/python -m experiments.continual_lora $(TEXTS) $(SECOND_TEXT) $(ARGS)
 
 experiment-plasticity: .venv/user ## is plasticity real? TRAIN= HELDOUT= TEST= SECOND=text of another kind, into docs/plasticity.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.plasticity $(TEXTS) $(SECOND_TEXT) $(ARGS)

@@ -1,8 +1,9 @@
 """Does ART keep what was learned? `python -m experiments.continual [--quick] [--train PATH --heldout PATH] ...`
 
 A small language model learns one domain and then another. Arms differ in what they add to plain fine-tuning on the
-second. Each has as many trials, of which one is chosen on held-out text; three seeds of that are scored on the test
-texts, at several points of the way. A run that was interrupted goes on. Writes its part of docs/art.md.
+second. Each has as many trials, of which one is chosen on held-out text; all seeds of that are scored on the test
+texts, at several points of the way, once with equal steps and once with equal CPU seconds. A run that was interrupted
+goes on. Writes its part of docs/art.md.
 """
 
 from __future__ import annotations
@@ -15,31 +16,22 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import art_page, entry, plans, store, untrained
+from experiments import art_page, chosen, entry, plans, store, untrained
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
-from experiments.arms import (
-    ARMS,
-    FROZEN,
-    PLAIN,
-    REPLAY,
-    REPLAYED,
-    fisher_information,
-    learn_categories,
-    new_module,
-    settings,
-    trials,
-)
+from experiments.arms import ARMS, PLAIN, batches_of, new_module, settings, setup_seconds
 from experiments.domains import Domains, prepare_domains
-from experiments.levels import best_trial
+from experiments.keeping import Settled, fisher_information
+from experiments.levels import Trial, best, first_trial, next_trial, of_trial, tried
 from experiments.runs import MODEL, Training, blocks, fast_precision, new_optimizer, training_batches
 from experiments.statistics import by_document
 from experiments.store import Stopwatch
@@ -56,8 +48,8 @@ from lightning_app.training.compositions import CausalLM
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.schedulers import WarmupCosine
 
-FISHER_SEQUENCES = 200
 RULES = plans.read("art")
+Part = Literal["first", "trial", "steps", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,8 @@ class Plan:
         points: how often an arm is scored on its way, evenly spread.
         blocks: of each held-out text, evenly spread, that are scored.
         probes: texts of the first domain whose states are followed.
+        sizes: of what is kept of the first domain.
+        trials: of each arm; EWC may have more (`widen`).
     """
 
     train: str
@@ -89,6 +83,9 @@ class Plan:
     points: int = 5
     blocks: int = 96
     probes: int = 200
+    sizes: chosen.Sizes = chosen.Sizes()  # noqa: RUF009
+    trials: int = RULES.trials
+    widen: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -99,43 +96,87 @@ class Plan:
     def decoder(self) -> dict[str, Any]:
         return {"vocab_size": self.vocab_size, "block_size": self.before.block_size, **self.model}
 
+    @property
+    def training(self) -> Training:
+        """Of the second domain, but for the learning rate."""
+        return replace(self.before, steps=self.steps, warmup_steps=self.warmup_steps)
+
 
 def quick(plan: Plan) -> Plan:
     """The same in small, to see that it runs."""
-    before = replace(plan.before, steps=60, warmup_steps=10)
-    model = MODEL | {"embedding_dim": 64, "heads": 2}
     return replace(
-        plan, seeds=plan.seeds[:1], model=model, before=before, steps=24, warmup_steps=5, points=3, blocks=24, probes=30
+        plan,
+        seeds=plan.seeds[:1],
+        model=MODEL | {"embedding_dim": 64, "heads": 2},
+        before=replace(plan.before, steps=60, warmup_steps=10),
+        steps=24,
+        warmup_steps=5,
+        points=3,
+        blocks=24,
+        probes=30,
+        sizes=chosen.Sizes(shown=100, tokens=500, prototypes=64, samples=16, fisher=20),
+        trials=2,
+        widen=False,
     )
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training. `trial` counts those of the arm; None: it is scored on the test texts with the one chosen."""
+    """What a worker is given.
+
+    Attributes:
+        part: the model of the first domain; all trials of an arm; the one that was chosen, with as many steps as all
+            have, or with as many CPU seconds as plain fine-tuning has.
+    """
 
     plan: Plan
     folder: Path
     seed: int
     arm: str
-    trial: int | None
-
-    @property
-    def key(self) -> tuple[str, int, int | None]:
-        return self.arm, self.seed, self.trial
+    part: Part
 
 
 # Scores
 
 
-class Texts:
-    """Blocks of a held-out text, evenly spread, in batches of 16."""
+@dataclass(frozen=True)
+class Nats:
+    """Sums over documents (D,): of all tokens, and of those that the second domain's training text does not have."""
 
-    def __init__(self, tokens: TokenArray, token_bytes: Tensor, plan: Plan):
-        windows = TokenWindows(tokens, plan.before.block_size)
-        chosen = np.unique(np.linspace(0, len(windows) - 1, min(plan.blocks, len(windows))).astype(int)).tolist()
-        self.batches = [windows.__getitems__(chosen[i : i + 16]) for i in range(0, len(chosen), 16)]
+    all: np.ndarray
+    absent: np.ndarray
+
+
+class Texts:
+    """Blocks of a held-out text, evenly spread.
+
+    Args:
+        token_bytes: (V,) that the ids say.
+        block_size: T.
+        blocks: so many at most.
+        there: (V,) bool, ids that occur in the second domain's training text; None: all.
+        rows: blocks that are read at once.
+        fast: in `fast_precision`, else in float32.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray,
+        token_bytes: Tensor,
+        *,
+        block_size: int,
+        blocks: int,
+        there: Tensor | None = None,
+        rows: int = 16,
+        fast: bool = False,
+    ):
+        self._precision = fast_precision if fast else nullcontext
+        windows = TokenWindows(tokens, block_size)
+        some = np.unique(np.linspace(0, len(windows) - 1, min(blocks, len(windows))).astype(int)).tolist()
+        self.batches = [windows.__getitems__(some[i : i + rows]) for i in range(0, len(some), rows)]
         columns = (torch.cat([self._scored(b, vars(b)[x]) for b in self.batches]) for x in _COLUMNS)
         targets, self.documents, positions = columns
+        self.absent = torch.zeros(len(targets), dtype=torch.bool) if there is None else ~there[targets]
         more = tokens.other_bytes(tokens.offsets[self.documents.numpy()] + positions.numpy() + 1)  # of lost text
         n_bytes = by_document(token_bytes[targets].double().numpy() + more, self.documents.numpy())
         self.scale = math.log(2) * n_bytes  # nats of each document that make one bit per byte
@@ -145,17 +186,32 @@ class Texts:
         return values[batch.targets != IGNORE]
 
     @torch.no_grad()
-    def nats(self, module: LanguageModule) -> list[float]:
-        """Sums over each document."""
+    def nats(self, module: LanguageModule, head: Tensor | None = None) -> Nats:
+        """
+        Args:
+            head: (V, D) the output matrix in the place of the module's.
+        """
         module.eval()
-        nats = [self._scored(b, token_nll(module(b.input_ids), b.targets)) for b in self.batches]
-        return by_document(torch.cat(nats).double().numpy(), self.documents.numpy()).tolist()
+        with self._precision():
+            each = [self._scored(b, token_nll(_logits(module, b.input_ids, head), b.targets)) for b in self.batches]
+        nats = torch.cat(each).double()
+        documents = self.documents.numpy()
+        return Nats(by_document(nats.numpy(), documents), by_document((nats * self.absent).numpy(), documents))
 
-    def bits_per_byte(self, nats: list[float]) -> float:
-        return float(np.sum(nats) / self.scale.sum())
+    def bits_per_byte(self, nats: Nats) -> float:
+        return float(nats.all.sum() / self.scale.sum())
 
 
 _COLUMNS = ("targets", "document_ids", "positions")
+
+
+def _logits(module: LanguageModule, ids: Tensor, head: Tensor | None) -> Tensor:
+    return module(ids) if head is None else module.backbone.states(ids).last @ head.T
+
+
+def ids_in(tokens: TokenArray, vocab_size: int) -> Tensor:
+    """(V,) bool, whether an id occurs."""
+    return torch.from_numpy(np.bincount(tokens.ids[:], minlength=vocab_size) > 0)
 
 
 @torch.no_grad()
@@ -173,20 +229,6 @@ def drift(before: Tensor, after: Tensor) -> float:
 
 
 # Training
-
-
-def batches_of(arm: str, domains: Domains, plan: Plan, seed: int) -> Iterator[Batch]:
-    """Of the second domain; with replay some rows are of the first one."""
-    second = training_batches(domains.second.train, plan.before, seed)
-    if arm != REPLAY:
-        yield from second
-    first = training_batches(domains.first.train, plan.before, seed + 1000)
-    generator = np.random.default_rng((seed, 2))
-    for batch in second:
-        old = torch.from_numpy(generator.random(plan.before.batch_size) < REPLAYED)
-        rows = next(first) if old.any() else batch
-        pairs = zip(vars(batch).items(), vars(rows).values(), strict=True)
-        yield Batch(**{name: torch.where(old[:, None], theirs, own) for (name, own), theirs in pairs})
 
 
 def fit(module: LanguageModule, batches: Iterator[Batch], options: Training, watch: Stopwatch) -> Iterator[int]:
@@ -215,29 +257,40 @@ def _step(module: LanguageModule, batch: Batch, optimizer: torch.optim.Optimizer
 
 
 def learn_first(job: Job) -> None:
-    """The model that all arms of a seed start from, with its Fisher information."""
+    """The model that all arms of a seed start from, and what they keep of its domain."""
     path = state_of(job)
     if path.exists():
         return
-    plan, domains = job.plan, _begin(job)
+    plan, domains = job.plan, begun(job)
     torch.manual_seed(job.seed)
     module = CausalLM(Decoder(**plan.decoder))
     for _ in fit(module, training_batches(domains.first.train, plan.before, job.seed), plan.before, Stopwatch()):
         pass
     some_blocks = list(blocks(domains.first.val, plan.before.block_size, at_most=plan.before.validation_blocks))
     entry.keep(job.folder, job.seed, entry.gain_on_the_same_tokens(MemoryLM(module.backbone, []), some_blocks))
-    windows = TokenWindows(domains.first.train, plan.before.block_size)
-    some = np.random.default_rng(job.seed).permutation(len(windows))[:FISHER_SEQUENCES].tolist()
-    fisher = fisher_information(module.backbone, [windows.__getitems__(some)], seed=job.seed)
+    saved = {"state": module.backbone.state_dict(), "kept": _kept(module, domains, plan, job.seed)}
     with replacing(path) as file:
-        torch.save({"state": module.backbone.state_dict(), "fisher": fisher}, file)
+        torch.save(saved, file)
+    print(f"first domain, seed {job.seed}: done", flush=True)
+
+
+def _kept(module: LanguageModule, domains: Domains, plan: Plan, seed: int) -> dict[str, Any]:
+    first, T = domains.first, plan.before.block_size
+    vocabulary = {"vocab_size": domains.tokenizer.vocab_size, "start": domains.tokenizer.eot}
+    kept = chosen.kept(module.backbone, first.train, first.val, block_size=T, sizes=plan.sizes, seed=seed, **vocabulary)
+    windows, watch = TokenWindows(first.train, T), Stopwatch()
+    some = np.random.default_rng(seed).permutation(len(windows))[: plan.sizes.fisher].tolist()
+    with watch:
+        fisher = fisher_information(module.backbone, [windows.__getitems__(some)], seed=seed)
+    kept["seconds"]["fisher"] = watch.seconds
+    return kept | {"fisher": fisher}
 
 
 def state_of(job: Job) -> Path:
     return job.folder / f"first-{job.seed}.pt"
 
 
-def _begin(job: Job) -> Domains:
+def begun(job: Job) -> Domains:
     torch.set_num_threads(1)
     tune_allocator()
     return domains_of(job.plan, job.folder)
@@ -255,63 +308,142 @@ def keep_untrained(plan: Plan, folder: Path) -> None:
     untrained.keep(folder, texts, domains.tokenizer)
 
 
-def learn_second(job: Job) -> None:
-    """Train an arm on the second domain, score it on its way, and keep the numbers."""
-    if job.key in done(job.folder):
-        return
-    plan, domains = job.plan, _begin(job)
-    chosen = job.trial if job.trial is not None else best_trial(job.arm, store.records(job.folder))
-    trial = trials(job.arm)[chosen]
-    saved = torch.load(state_of(job), weights_only=True)
-    torch.manual_seed(job.seed)
-    module = new_module(job.arm, trial.strength, plan.decoder, saved["state"], saved["fisher"])
-    start, watch = time.process_time(), Stopwatch()
-    with watch:
-        learn_categories(module, domains.first.train, plan.before.block_size, seed=job.seed)
-    texts = [
-        Texts(domain.val if job.trial is not None else domain.test, domains.token_bytes, plan)
-        for domain in (domains.first, domains.second)
-    ]
-    probes = TokenWindows(domains.first.val, plan.before.block_size)
-    some = [probes.__getitems__(list(range(min(plan.probes, len(probes)))))]
-    before = probe_states(module, some)
-    options = replace(plan.before, steps=plan.steps, warmup_steps=plan.warmup_steps, lr=trial.lr)
-    kept = texts[0].nats(module)  # with a new head the old one stays, and the backbone too
-    points = [
-        [kept if job.arm == FROZEN else texts[0].nats(module), texts[1].nats(module)]
-        for step in fit(module, batches_of(job.arm, domains, plan, job.seed), options, watch)
-        if step % max(1, plan.steps // plan.points) == 0
-    ]
-    record = {
-        "arm": job.arm,
-        "seed": job.seed,
-        "trial": job.trial,
-        "chosen": chosen,
-        **asdict(trial),
-        "first": [texts[0].bits_per_byte(nats) for nats, _ in points],
-        "second": [texts[1].bits_per_byte(nats) for _, nats in points],
-        "drift": drift(before, probe_states(module, some)),
+def texts_of(domains: Domains, *, scored: bool, **options: Any) -> list[Texts]:
+    """Of both domains: those to score, or those to choose on."""
+    both = (domains.first, domains.second)
+    return [Texts(one.test if scored else one.val, domains.token_bytes, **options) for one in both]
+
+
+def follow(
+    module: LanguageModule, batches: Iterator[Batch], options: Training, texts: Sequence[Texts], *, points: int
+) -> store.Record:
+    """Train, and score both domains before it, `points` times on the way, and at the end.
+
+    `nats` and `absent` are of the first domain's documents at each point.
+    """
+    first, second, watch = [], [], Stopwatch()
+    every = max(1, options.steps // points)
+    for step in fit(module, batches, options, watch):
+        if step % every == 0 or step == options.steps:
+            first.append(texts[0].nats(module))
+            second.append(texts[1].bits_per_byte(texts[1].nats(module)))
+    return {
+        "steps": options.steps,
+        "first": [texts[0].bits_per_byte(nats) for nats in first],
+        "second": second,
         "train_seconds": watch.seconds,
-        "seconds": time.process_time() - start,
-        **module.learned,
+        "nats": [nats.all.round(3).tolist() for nats in first],
+        "absent": [nats.absent.round(3).tolist() for nats in first],
+        "absent_tokens": float(texts[0].absent.float().mean()),
+        "scale": texts[0].scale.tolist(),
     }
-    if job.trial is None:
-        record |= {"nats": [nats for nats, _ in points], "scale": texts[0].scale.tolist()}
-    store.append(job.folder, record)
-    print(f"{job.arm}, seed {job.seed}, {trial}: {record['first'][-1]:.3f}, {record['second'][-1]:.3f}", flush=True)
 
 
-def done(folder: Path) -> set[tuple[str, int, int | None]]:
-    return {(record["arm"], record["seed"], record["trial"]) for record in store.records(folder)}
+class Run:
+    """One training of an arm on the second domain, scored on its way.
+
+    Args:
+        scored: whether it is scored on the texts for it; else on those to choose on.
+    """
+
+    def __init__(self, job: Job, trial: Trial, steps: int, *, scored: bool):
+        self.job, self.trial, self.domains = job, trial, begun(job)
+        self.options = replace(job.plan.training, steps=steps, lr=trial.lr)
+        self.saved = torch.load(state_of(job), weights_only=True)
+        torch.manual_seed(job.seed)
+        self.module = self._new_module()
+        there = ids_in(self.domains.second.train, job.plan.vocab_size)
+        self.texts = texts_of(
+            self.domains, scored=scored, block_size=job.plan.before.block_size, blocks=job.plan.blocks, there=there
+        )
+
+    def _new_module(self) -> LanguageModule:
+        job, backbone = self.job, Decoder(**self.job.plan.decoder)
+        backbone.load_state_dict(self.saved["state"])
+        old, arm = self.domains.first.train, ARMS[job.arm]
+        return new_module(arm, self.trial.strength, backbone, self.saved["kept"], old, self.options, job.seed)
+
+    def record(self) -> store.Record:
+        """What came of it."""
+        probes, start = self._probes(), time.process_time()
+        before, arm = probe_states(self.module, probes), ARMS[self.job.arm]
+        batches = batches_of(arm, self.domains.first.train, self.domains.second.train, self.options, self.job.seed)
+        followed = follow(self.module, batches, self.options, self.texts, points=self.job.plan.points)
+        old_head = self.saved["state"]["lm_head.weight"]
+        return {
+            "arm": self.job.arm,
+            "seed": self.job.seed,
+            **asdict(self.trial),
+            **followed,
+            "old_matrix": self.texts[0].bits_per_byte(self.texts[0].nats(self.module, old_head)),
+            "drift": drift(before, probe_states(self.module, probes)),
+            "setup_seconds": setup_seconds(arm, self.saved["kept"]["seconds"]),
+            "seconds": time.process_time() - start,
+            "novel": _novel(self.module),
+        }
+
+    def _probes(self) -> list[Batch]:
+        windows = TokenWindows(self.domains.first.val, self.job.plan.before.block_size)
+        return [windows.__getitems__(list(range(min(self.job.plan.probes, len(windows)))))]
+
+
+def _novel(module: LanguageModule) -> float | None:
+    """Share of the new texts that were novel, the mean over the steps."""
+    shares = [share for one in module.extensions if isinstance(one, Settled) for share in one.shares]
+    return float(np.mean(shares)) if shares else None
+
+
+DETAILS = ("nats", "absent", "scale")  # that trials do not need
+
+
+def try_out(job: Job) -> None:
+    """Trials of an arm, each where the ones before it have led."""
+    plan = job.plan
+    while True:
+        found = tried(job.arm, store.records(job.folder))
+        trial = next_trial(job.arm, found, start=first_trial(job.arm), at_most=plan.trials, widen=plan.widen)
+        if trial is None:
+            return
+        record = Run(job, trial, plan.steps, scored=False).record()
+        keep(job, {name: x for name, x in record.items() if name not in DETAILS} | {"trial": len(found)})
+
+
+def learn_second(job: Job) -> None:
+    """The trial of an arm that was chosen, on the texts to score."""
+    records = store.records(job.folder)
+    if any((r["arm"], r["seed"], r["trial"], r["part"]) == (job.arm, job.seed, None, job.part) for r in records):
+        return
+    trial = best(tried(job.arm, records))
+    steps = job.plan.steps if job.part == "steps" else affordable(job, records)
+    keep(job, Run(job, trial, steps, scored=True).record() | {"trial": None})
+
+
+def affordable(job: Job, records: Sequence[store.Record]) -> int:
+    """Steps that an arm can do in the CPU seconds of plain fine-tuning, less those of what it keeps; 1 at least."""
+    done = {r["arm"]: r for r in records if (r["seed"], r["trial"], r["part"]) == (job.seed, None, "steps")}
+    left = done[PLAIN]["train_seconds"] - done[job.arm]["setup_seconds"]
+    return max(1, round(job.plan.steps * left / done[job.arm]["train_seconds"]))
+
+
+def keep(job: Job, record: store.Record) -> None:
+    store.append(job.folder, record | {"part": job.part})
+    said = f"{record['first'][-1]:.3f}, {record['second'][-1]:.3f}"
+    print(f"{job.arm}, seed {job.seed}, {job.part}, {of_trial(record)}, {record['steps']} steps: {said}", flush=True)
 
 
 def jobs(plan: Plan, folder: Path) -> list[tuple[Any, list[Job]]]:
     """What can be done at once, after what came before."""
-    tuning = plan.seeds[0]
+
+    def some(part: Part, arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+        return [Job(plan, folder, seed, arm, part) for arm in arms for seed in seeds]
+
+    others = [arm for arm in ARMS if arm != PLAIN]
     return [
-        (learn_first, [Job(plan, folder, seed, PLAIN, None) for seed in plan.seeds]),
-        (learn_second, [Job(plan, folder, tuning, arm, i) for arm in ARMS for i in range(len(trials(arm)))]),
-        (learn_second, [Job(plan, folder, seed, arm, None) for arm in ARMS for seed in plan.seeds]),
+        (learn_first, some("first", [PLAIN], plan.seeds)),
+        (try_out, some("trial", [PLAIN], plan.seeds[:1])),
+        (try_out, some("trial", others, plan.seeds[:1])),
+        (learn_second, some("steps", list(ARMS), plan.seeds)),
+        (learn_second, some("seconds", others, plan.seeds)),
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.novelty import auroc
+from experiments.auroc import auroc
 from lightning_app.errors import InputError
 
 

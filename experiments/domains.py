@@ -51,14 +51,22 @@ def in_three(documents: Sequence[Document]) -> tuple[list[Document], list[Docume
 
 
 def prepare_domains(
-    first: str, heldout: str, second: str, test: str | None = None, *, vocab_size: int, folder: Path
+    first: str,
+    heldout: str,
+    second: str,
+    test: str | None = None,
+    *,
+    folder: Path,
+    vocab_size: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> Domains:
-    """Train a BPE on the first domain's training text, as nobody knows the second one yet, and encode all."""
+    """Encode all by a tokenizer, or by a BPE that is trained on the first domain's training text: nobody knows the
+    second one yet."""
     learned = articles(first)
-    tokenizer = load_tokenizer(
+    tokenizer = tokenizer or load_tokenizer(
         str(folder / "bpe.tiktoken"), vocab_size=vocab_size, training_texts=lambda: (d.text for d in learned)
     )
-    token_bytes = torch.zeros(vocab_size, dtype=torch.int64)
+    token_bytes = torch.zeros(max(vocab_size, tokenizer.vocab_size), dtype=torch.int64)
     token_bytes[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes()).long()
 
     def domain(documents: Sequence[list[Document]]) -> Domain:

@@ -175,13 +175,14 @@ def _take_in(folder: Path, path: Path) -> None:
 # The page, and the results beside it
 
 
-def publish(folder: Path, rules: Rules, path: Path) -> None:
-    """All results, behind a line with their plan."""
+def publish(folder: Path, rules: Rules, path: Path, parts: Sequence[str] = ()) -> None:
+    """All results, and those of the parts that have folders of their own, behind a line with their plan."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = {name: store.records(folder, file) for name, file in BESIDE.items()}
     hours = round(store.cpu_hours(folder), 3)
     plan = {"plan": asdict(rules), "fingerprint": folder.name, **beside, "cpu_hours": hours}
-    lines = [json.dumps(line) for line in (plan, *store.records(folder))]
+    found = [record for part in (folder, *(folder / name for name in parts)) for record in store.records(part)]
+    lines = [json.dumps(line) for line in (plan, *found)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

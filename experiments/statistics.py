@@ -87,11 +87,11 @@ def _bootstrap(values: np.ndarray, base: np.ndarray, compare: Compare, seed: int
     seeds = generator.multinomial(S, np.full(S, 1 / S), size=RESAMPLINGS) / S  # (R, S)
     of_all = compare(documents @ values.mean(0), documents @ base.mean(0))  # (R,) of all seeds
     drawn = compare(((seeds @ values) * documents).sum(1), ((seeds @ base) * documents).sum(1))
-    low, high = np.percentile(of_all + _widening(S) * (drawn - of_all), [2.5, 97.5])
+    low, high = np.percentile(of_all + widening(S) * (drawn - of_all), [2.5, 97.5])
     return Interval(mean, float(low), float(high), S)
 
 
-def _widening(n: int) -> float:
+def widening(n: int) -> float:
     """How much too narrow a bootstrap of the mean of `n` normal values is.
 
     Hesterberg 2015, doi:10.1080/00031305.2015.1089789.

@@ -175,8 +175,7 @@ def test_bytes_are_those_of_the_text_where_a_tokenizer_loses_some(kind: str, tmp
     expected = [n for n, b in zip(counted, batches, strict=True) if n is not None for n in n[b.targets != IGNORE]]
     scores = Scores.of(batches, [torch.ones(batch.targets.shape) for batch in batches])
     assert scores.n_bytes(text, product.token_bytes).tolist() == [int(n) for n in expected]
-    plan = continual.Plan("", "", "", before=Training(block_size=16, group=1))
-    held_out = continual.Texts(text, product.token_bytes, plan)
+    held_out = continual.Texts(text, product.token_bytes, block_size=16, blocks=96)
     assert held_out.scale.sum() / math.log(2) == pytest.approx(sum(map(int, expected)))
 
 

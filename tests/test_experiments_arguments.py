@@ -12,7 +12,8 @@ import pytest
 
 from experiments import art_page, continual, memory, novelty, plans, plasticity, plasticity_page
 from experiments.arguments import ARTICLES, add_texts, command_of, digests, take_texts, told
-from experiments.arms import PLAIN, REHEARSAL
+from experiments.arms import ARMS, PLAIN, TEXTS
+from experiments.chosen import BY_ART
 from experiments.domains import prepare_domains
 from experiments.texts import held_out, prepare
 from lightning_app.errors import InputError
@@ -121,7 +122,7 @@ def slices(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some arms, since each takes seconds."""
-    monkeypatch.setattr(continual, "ARMS", (PLAIN, REHEARSAL))
+    monkeypatch.setattr(continual, "ARMS", {arm: ARMS[arm] for arm in (PLAIN, TEXTS[BY_ART])})
     monkeypatch.setattr(novelty, "LENGTHS", (32, 16))
     monkeypatch.setattr(plasticity, "arms", lambda plan: SMALL[:4])
     for name in ("Hard Concrete", "exact subset", "leave one out", "controller"):

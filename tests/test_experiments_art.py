@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from experiments import arms, art_page, continual, levels, novelty, store
-from experiments.arms import EWC, EWC_ARM, FROZEN, PLAIN, RANDOM, REHEARSAL, REPLAY, RandomTexts, Trial
+from experiments import art_page, chosen, continual, levels, store
+from experiments.arms import ARMS, EWC_ARM, IN_BATCH, LWF, ON_TOP, PLAIN, PROTOTYPES, SAMPLES, TEXTS
+from experiments.chosen import BY_ART, BY_KMEANS
 from experiments.continual import Job, Plan
 from experiments.domains import PIECE, in_three, pieces, prepare_domains
-from experiments.levels import at_level, best_trial, crossing
+from experiments.forgetting import Continual
+from experiments.levels import Trial, at_level, best, crossing, inside, next_trial, tried
 from experiments.runs import Training
-from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import Document
-from lightning_app.data.windows import TokenWindows
 from lightning_app.errors import InputError
-from lightning_app.models.decoder import Decoder
-from lightning_app.training.compositions import CausalLM
 from tests.test_experiments import article
 
-TRIED = (PLAIN, "ART, drift per token", REHEARSAL, RANDOM, EWC_ARM, REPLAY, FROZEN)
+MARGIN = "novelty, margin"
+TRIED = (PLAIN, TEXTS[BY_ART], TEXTS[BY_KMEANS], SAMPLES[BY_ART], PROTOTYPES[BY_ART], EWC_ARM, LWF, ON_TOP, MARGIN)
 
 
 def texts(tmp_path: Path) -> tuple[str, str, str]:
@@ -38,8 +37,7 @@ def texts(tmp_path: Path) -> tuple[str, str, str]:
     return str(first), str(heldout), str(second)
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def small_plan(tmp_path: Path) -> Plan:
     return Plan(
         *texts(tmp_path),
         seeds=(0, 1),
@@ -51,20 +49,21 @@ def plan(tmp_path: Path) -> Plan:
         points=2,
         blocks=20,
         probes=5,
+        sizes=chosen.Sizes(shown=40, tokens=100, prototypes=10, samples=4, fisher=4),
+        trials=2,
+        widen=False,
     )
 
 
 @pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return small_plan(tmp_path)
+
+
+@pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trials of some arms, and few texts."""
-    monkeypatch.setattr(continual, "ARMS", TRIED)
-    for module in (continual, levels):
-        monkeypatch.setattr(module, "trials", lambda arm: [Trial(1e-3), Trial(2e-3, 0.1)])
-    monkeypatch.setattr(arms, "SHOWN", 40)
-    monkeypatch.setattr(continual, "FISHER_SEQUENCES", 4)
-    monkeypatch.setattr(novelty, "LENGTHS", (16, 8))
-    monkeypatch.setattr(novelty, "SEQUENCES", 30)
-    monkeypatch.setattr(novelty, "BYTES", 2000)
+    """Some arms."""
+    monkeypatch.setattr(continual, "ARMS", {arm: ARMS[arm] for arm in TRIED})
 
 
 def run(plan: Plan, folder: Path) -> None:
@@ -77,50 +76,38 @@ def run(plan: Plan, folder: Path) -> None:
 @pytest.mark.usefixtures("few")
 def test_all_arms_run_in_small_go_on_and_become_a_page(plan: Plan, tmp_path: Path):
     folder = tmp_path / "work"
-    (folder / "novelty").mkdir(parents=True)
+    folder.mkdir()
     run(plan, folder)
     found = store.records(folder)
-    assert len(found) == len(TRIED) * (2 + len(plan.seeds))
+    seeds, n = len(plan.seeds), len(TRIED)
+    assert len(found) == n * plan.trials + n * seeds + (n - 1) * seeds
     final = [record for record in found if record["trial"] is None]
     assert {record["arm"] for record in final} == set(TRIED)
     for record in final:
-        assert len(record["first"]) == len(record["second"]) == len(record["nats"]) == 3
+        assert len(record["first"]) == len(record["second"]) == len(record["nats"])
         total = np.sum(record["nats"], axis=1) / np.sum(record["scale"])
         assert np.allclose(total, record["first"])
-        assert (record["drift"] > 0) == (record["arm"] != FROZEN)
+        assert (np.array(record["absent"]) <= np.array(record["nats"])).all()
+        assert record["drift"] > 0
+        assert record["steps"] == plan.steps or record["part"] == "seconds"
+        assert (record["novel"] is not None) == (record["arm"] == MARGIN)
     starts = {record["seed"]: record["first"][0] for record in final}
     assert all(record["first"][0] == pytest.approx(starts[record["seed"]], abs=1e-6) for record in final)
-    frozen = next(record for record in final if record["arm"] == FROZEN)
-    assert len(set(frozen["first"])) == 1
-    assert frozen["second"][-1] != frozen["second"][0]
 
     path = folder / store.RESULTS
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])  # a crash
     run(plan, folder)
-    again = store.records(folder)
-    assert len(again) == len(found)
-    assert again[-1]["first"] == pytest.approx(found[-1]["first"], abs=1e-6)
+    assert len(store.records(folder)) == len(found)
 
-    for seed in plan.seeds:
-        novelty.run_job(Job(plan, folder, seed, PLAIN, None))
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "art.md").write_text(f"# How it works\n\n{art_page.SECTION}\n\nolder results\n")
     continual.keep_untrained(plan, folder)
     page = art_page.write(folder, asdict(plan), tmp_path / "docs", command="this test")
     assert (tmp_path / "docs" / art_page.PICTURE).stat().st_size > 10_000
-    whole = (tmp_path / "docs" / "art.md").read_text()
-    assert whole == f"# How it works\n\n{page}"
-    for words in (
-        *TRIED,
-        "### Trials",
-        "### Novelty",
-        "Mahalanobis",
-        "random bytes",
-        "### Clusters",
-        "k-means",
-        "| n-grams + cache |",
-    ):
+    assert (tmp_path / "docs" / art_page.RESULTS).read_text().count("\n") == len(found) + 1
+    assert (tmp_path / "docs" / "art.md").read_text() == f"# How it works\n\n{page}"
+    for words in (*TRIED[:-1], "### Trials", "### Targets", "### Equal CPU seconds", "| n-grams + cache |"):
         assert words in page
 
 
@@ -132,146 +119,154 @@ def test_an_arm_is_compared_where_it_has_learned_as_much():
     assert at_level(record, 1.0) is None
 
 
+# Trials
+
+
+def tried_out(arm: str, trial: int, strength: float, first: list[float], second: list[float]) -> store.Record:
+    numbers = {"lr": 1e-3, "strength": strength}
+    return {"arm": arm, "trial": trial, "seed": 0, "part": "trial", **numbers, "first": first, "second": second}
+
+
 def test_the_trial_that_forgets_least_at_the_level_is_chosen():
-    def record(arm: str, trial: int, first: list[float], second: list[float]) -> store.Record:
-        return {"arm": arm, "trial": trial, "first": first, "second": second}
-
-    plain = [record(PLAIN, i, [1.0, 2.0], [5.0, 3.0]) for i in range(4)]
+    plain = [tried_out(PLAIN, i, i, [1.0, 2.0], [5.0, 3.0 - i]) for i in range(2)]  # the first one sets the level, 3.03
     mine = [
-        record("EWC", 0, [1.0, 1.1], [5.0, 4.0]),  # never there
-        record("EWC", 1, [1.0, 1.8], [5.0, 3.0]),
-        record("EWC", 2, [1.0, 2.5], [5.0, 2.0]),  # there at 1 + 1.5 x (5 - 3.03) / 3 = 1.985
-        record("EWC", 3, [1.0, 1.9], [5.0, 3.0]),
+        tried_out(LWF, 0, 1.0, [1.0, 1.1], [5.0, 4.0]),  # never there
+        tried_out(LWF, 1, 2.0, [1.0, 1.8], [5.0, 3.0]),
+        tried_out(LWF, 2, 3.0, [1.0, 2.5], [5.0, 2.0]),  # there at 1 + 1.5 x (5 - 3.03) / 3 = 1.985
     ]
-    assert best_trial("EWC", [*plain, *mine]) == 1  # at the level, 3.03: 1.788, 1.985 (2) and 1.887 (3)
-    assert best_trial("EWC", [*plain, mine[0], record("EWC", 1, [1.0, 3.0], [5.0, 3.9])]) == 1  # the one that learned
+    assert best(tried(LWF, [*plain, *mine])).strength == 2.0
+    others = [mine[0], tried_out(LWF, 1, 2.0, [1.0, 3.0], [5.0, 3.9])]
+    assert best(tried(LWF, [*plain, *others])).strength == 2.0  # the one that learned more
 
 
-def test_the_page_says_what_the_records_say(tmp_path: Path):
-    """Two documents, one seed; plain forgets 1.0 and 3.0 nats of 4 per bit per byte where it has learned enough."""
+def test_trials_walk_to_where_less_is_forgotten_and_are_as_many_for_each_arm():
+    """But for EWC, which goes on until its best lies inside: here at strength 300 and half the first rate."""
 
-    def record(arm: str, nats: list[list[float]], second: list[float]) -> store.Record:
-        first = [sum(point) / 4 for point in nats]
-        return {
-            "arm": arm,
-            "seed": 0,
-            "trial": None,
-            "chosen": 0,
-            "lr": 1e-3,
-            "strength": 0.0,
-            "scale": [1.0, 3.0],
-            "first": first,
-            "second": second,
-            "nats": nats,
-            "drift": 0.5,
-            "train_seconds": 1.0,
-        }
+    def walked(arm: str) -> dict[Trial, tuple[float, float]]:
+        found: dict[Trial, tuple[float, float]] = {}
+        while trial := next_trial(arm, found, start=Trial(2e-3, 1.0), at_most=6, widen=True):
+            found[trial] = 0.0, abs(math.log(trial.strength / 300)) + abs(math.log(trial.lr / 1e-3))
+        return found
 
-    store.append(tmp_path, record(PLAIN, [[2, 6], [3, 9], [3, 9]], [5.0, 3.03, 3.0]))  # the level is 3.03
-    store.append(tmp_path, record(EWC_ARM, [[2, 6], [2.5, 8.5], [2.5, 8.5]], [5.0, 3.03, 2.0]))  # forgets 3 of 4
-    store.append(tmp_path, record(REHEARSAL, [[2, 6], [2, 6], [2, 8]], [5.0, 4.03, 2.03]))  # half way: 1 of 4
-    store.append(tmp_path, record("ART, drift", [[2, 6], [4, 10], [4, 10]], [5.0, 3.03, 2.0]))  # 6 of 4
-    found = art_page.Continual.of(tmp_path)
+    assert (len(walked(LWF)), inside(walked(LWF))) == (6, False)
+    found = walked(EWC_ARM)
+    assert 6 < len(found) <= levels.WIDENED
+    assert inside(found)
+    assert (best(found).lr, best(found).strength) == (1e-3, pytest.approx(300, rel=0.1))
+
+
+def test_an_arm_without_a_strength_has_as_many_trials():
+    found: dict[Trial, tuple[float, float]] = {}
+    while trial := next_trial(PLAIN, found, start=Trial(1e-3), at_most=6, widen=True):
+        found[trial] = 0.0, abs(math.log(trial.lr / 1.3e-3))
+    assert len(found) == 6
+    assert all(trial.strength == 0 for trial in found)
+    assert inside(found)
+
+
+# The page
+
+
+def scored(arm: str, nats: list[list[float]], second: list[float], **more: object) -> store.Record:
+    """Of two documents and one seed."""
+    record = {"arm": arm, "seed": 0, "trial": None, "part": "steps", "lr": 1e-3, "strength": 0.0, "steps": 9}
+    numbers = {"drift": 0.5, "train_seconds": 1.0, "setup_seconds": 0.0, "old_matrix": 2.0, "absent_tokens": 0.25}
+    first = [sum(point) / 4 for point in nats]
+    absent = [[x / 2 for x in point] for point in nats]
+    texts = {"scale": [1.0, 3.0], "first": first, "second": second, "nats": nats, "absent": absent, "novel": None}
+    return {**record, **numbers, **texts, **more}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Plain forgets 1.0 and 3.0 nats of 4 per bit per byte where it has learned enough; the level is 3.03."""
+    art = TEXTS[BY_ART]
+    for record in (
+        scored(PLAIN, [[2, 6], [3, 9], [3, 9]], [5.0, 3.03, 3.0]),
+        scored(EWC_ARM, [[2, 6], [2.5, 8.5], [2.5, 8.5]], [5.0, 3.03, 2.0]),  # forgets 3 of 4
+        scored(art, [[2, 6], [2, 6], [2, 8]], [5.0, 4.03, 2.03]),  # half way: 1 of 4
+        scored(MARGIN, [[2, 6], [4, 10], [4, 10]], [5.0, 3.03, 2.0], novel=0.3),
+        tried_out(PLAIN, 0, 0.0, [1.0, 2.0], [5.0, 3.0]),
+        tried_out(EWC_ARM, 0, 1.0, [1.0, 1.8], [5.0, 3.0]),
+        tried_out(art, 0, 1.0, [1.0, 1.5], [5.0, 3.0]),
+    ):
+        store.append(tmp_path, record)
+    return tmp_path
+
+
+def test_the_page_says_what_the_records_say(results: Path):
+    found, art = Continual.of(results), TEXTS[BY_ART]
     assert found.level(0) == pytest.approx(3.03)
-    less = {arm: found.less(arm, PLAIN) for arm in found.by_arm}
-    assert [less[arm].mean for arm in (PLAIN, EWC_ARM, REHEARSAL, "ART, drift")] == pytest.approx([0, 25, 75, -50])  # type: ignore[union-attr]
-    rehearsal = less[REHEARSAL]
+    less = {arm: found.less(arm, PLAIN) for arm in (PLAIN, EWC_ARM, art)}
+    assert [one.mean for one in less.values() if one] == pytest.approx([0, 25, 75])
+    rehearsal = less[art]
     assert rehearsal is not None
     assert (rehearsal.low, rehearsal.high) == pytest.approx((66.67, 100), abs=0.01)  # of either document alone
-    against_ewc = found.less(REHEARSAL, EWC_ARM)
+    against_ewc = found.less(art, EWC_ARM)
     assert against_ewc is not None
     assert against_ewc.mean == pytest.approx(100 * 2 / 3)
-    table = art_page._targets(found, 5).splitlines()
-    rehearsed, drifted = (next(x for x in table if x.startswith(f"| {arm} |")) for arm in (REHEARSAL, "ART, drift"))
-    assert ("| met |" in rehearsed, rehearsed.endswith("| yes |")) == (True, True)
-    assert ("| **missed** |" in drifted, drifted.endswith("| no |")) == (True, True)
-    assert "| -0.750 |" in art_page._row(found, EWC_ARM, 9)  # backward transfer: 8 nats before, 11 at the end, of 4
+    row = art_page._split_row(found, EWC_ARM)  # 8 nats before, 11 at the end, of 4; half of it on absent tokens
+    assert row == [EWC_ARM, "0.750", "0.000", "0.375", "0.375", "50"]
 
 
-def test_the_art_of_the_targets_is_not_chosen_on_what_is_scored():
-    def record(detector: str, to_choose: float, scored: float) -> store.Record:
-        figures = {"auroc_to_choose": {"new": to_choose}, "auroc": {"new": scored}}
-        return {"part": "novelty", "seed": 0, "length": 16, "detector": detector, **figures}
+def test_targets_are_told_as_met_or_missed(results: Path):
+    records = store.records(results)
+    told = art_page._targets(Continual.of(results), records, 5)
+    free, categories = (next(x for x in told.splitlines() if words in x) for words in ("| EWC |", "against EWC"))
+    assert free.endswith("| **missed** |")  # 25 % of the 50 %
+    assert categories.endswith("| met |")
+    assert "ART adds nothing" not in told
+    worse = [r for r in records if r["arm"] != TEXTS[BY_ART] or r["trial"] is not None]
+    worse.append(scored(TEXTS[BY_ART], [[2, 6], [3, 9], [3, 9]], [5.0, 3.03, 2.0]))
+    (results / store.RESULTS).unlink()
+    for record in worse:
+        store.append(results, record)
+    told = art_page._targets(Continual.of(results), worse, 5)
+    assert "**ART adds nothing here: rehearsal, ART does not forget less than EWC.**" in told
 
-    records = [record("ART, a", 0.9, 0.6), record("ART, b", 0.8, 0.99), record("loss", 0.5, 0.5)]
-    page = art_page._novelty_targets(records)
-    assert "| ART, a (of 2 " in page
-    assert "0.6000 on the worst | **missed** |" in page
+
+def test_nothing_is_said_of_novelty_terms_that_were_mostly_off(results: Path):
+    found, records = Continual.of(results), store.records(results)
+    assert MARGIN not in found.by_arm
+    told = art_page._novel(records)
+    assert f"| {MARGIN} | 30.0 |" in told
+    assert f"**Fewer than half of the new texts were novel to {MARGIN}: nothing is said of them.**" in told
+    assert MARGIN not in art_page._arms(found, probes=5)
+    on = [{**record, "novel": 0.6} if record["arm"] == MARGIN else record for record in records]
+    (results / store.RESULTS).unlink()
+    for record in on:
+        store.append(results, record)
+    assert MARGIN in Continual.of(results).by_arm
+    assert "nothing is said" not in art_page._novel(on)
 
 
-def test_five_per_cent_of_the_rows_are_replayed(tmp_path: Path):
-    plan = Plan(*texts(tmp_path), vocab_size=300, before=Training(block_size=16, batch_size=4, group=1))
+# Steps and rows
+
+
+def test_equal_seconds_are_fewer_steps_where_a_step_costs_more(plan: Plan, tmp_path: Path):
+    plan = replace(plan, steps=200)
+    records = [
+        scored(PLAIN, [[1, 1]], [1.0], train_seconds=20.0),
+        scored(LWF, [[1, 1]], [1.0], train_seconds=40.0),
+        scored(SAMPLES[BY_ART], [[1, 1]], [1.0], train_seconds=20.0, setup_seconds=5.0),
+        scored(EWC_ARM, [[1, 1]], [1.0], train_seconds=20.0, setup_seconds=50.0),
+    ]
+    steps = [continual.affordable(Job(plan, tmp_path, 0, r["arm"], "seconds"), records) for r in records]
+    assert steps == [200, 100, 150, 1]
+
+
+def test_a_row_of_each_batch_is_replayed(plan: Plan, tmp_path: Path):
     domains = prepare_domains(plan.train, plan.heldout, plan.second, vocab_size=300, folder=tmp_path)
     old = set(domains.first.train.keys_of(np.arange(domains.first.train.n_documents)).tolist())
-    batches = continual.batches_of(REPLAY, domains, plan, 0)
-    keys = torch.cat([next(batches).document_keys[:, 0] for _ in range(1000)]).tolist()
-    share = np.mean([key in old for key in keys])
-    assert share == pytest.approx(arms.REPLAYED, abs=0.01)
-    plain = continual.batches_of(PLAIN, domains, plan, 0)
-    assert not any(key in old for _ in range(50) for key in next(plain).document_keys[:, 0].tolist())
+    both, training = (domains.first.train, domains.second.train), Training(block_size=128, batch_size=8, group=1)
 
+    def old_rows(arm: str, n: int = 20) -> list[int]:
+        batches = continual.batches_of(ARMS[arm], *both, training, 0)
+        keys = [next(batches).document_keys[:, 0].tolist() for _ in range(n)]
+        return [sum(key in old for key in some) for some in keys]
 
-def test_all_arms_have_as_many_trials():
-    assert {len(arms.trials(arm)) for arm in arms.ARMS} == {4}
-    assert all(len(set(arms.trials(arm))) == 4 for arm in arms.ARMS)
-
-
-def small() -> Decoder:
-    torch.manual_seed(0)
-    return Decoder(vocab_size=20, block_size=8, embedding_dim=8, layers=1, heads=2)
-
-
-def test_ewc_holds_parameters_where_they_matter():
-    model = small()
-    fisher = [torch.full_like(p, float(i)) for i, p in enumerate(model.parameters())]
-    ewc = EWC(1.0, fisher)
-    ewc.attach(model)
-    ewc.anchor()
-    assert ewc.loss(None)["ewc"] == 0  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1
-    expected = sum(0.5 * i * 0.01 * p.numel() for i, p in enumerate(model.parameters()))
-    assert ewc.loss(None)["ewc"].item() == pytest.approx(expected, rel=1e-4)  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_drawn_fisher_information_is_the_exact_one_within_its_chance():
-    """With one position the expectation over next tokens is a sum: of each parameter, over all tokens."""
-    torch.manual_seed(0)
-    V, n = 12, 800
-    model = Decoder(vocab_size=V, block_size=4, embedding_dim=8, layers=1, heads=2).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(5 if p.dim() > 1 else 1)
-    ids = torch.randint(0, V, (n, 1))
-    drawn = torch.cat([f.flatten() for f in arms.fisher_information(model, [Batch.of_texts(ids)], seed=0)])
-    exact, share = torch.zeros_like(drawn), torch.bincount(ids[:, 0], minlength=V) / n
-    for token in range(V):
-        log_p = model(torch.tensor([[token]]))[0, 0].log_softmax(-1)
-        for wanted in range(V):
-            gradients = torch.autograd.grad(-log_p[wanted], list(model.parameters()), retain_graph=True)
-            squares = torch.cat([gradient.flatten().square() for gradient in gradients])
-            exact += share[token] * log_p[wanted].exp().detach() * squares
-    assert float(drawn.sum() / exact.sum()) == pytest.approx(1, abs=0.08)
-    assert float(torch.stack([drawn, exact]).corrcoef()[0, 1]) > 0.99
-
-
-def test_random_texts_take_the_place_of_typical_ones(tmp_path: Path):
-    domains = prepare_domains(*texts(tmp_path), vocab_size=300, folder=tmp_path)
-    regularizer = RandomTexts(lambda_art=0.1, rehearsal=1.0, vigilance=0.9)
-    module = CausalLM(
-        Decoder(vocab_size=300, block_size=16, embedding_dim=8, layers=1, heads=2), extensions=[regularizer]
-    )
-    arms.learn_categories(module, domains.first.train, 16, seed=0)
-    kept = regularizer.art.texts[regularizer.art.texts[..., 0] >= 0]
-    windows = TokenWindows(domains.first.train, 16)
-    every = {tuple(row) for row in windows.__getitems__(list(range(len(windows)))).input_ids.tolist()}
-    assert len(kept) > 3
-    assert {tuple(text[:16]) for text in kept.tolist()} <= every
-    before = regularizer.art.prototypes.clone()
-    regularizer.learn(module.outputs(windows.__getitems__([0, 1])))
-    assert torch.equal(regularizer.art.prototypes, before)
+    assert old_rows(IN_BATCH) == [1] * 20  # 128 tokens, as 4 texts of 32
+    assert old_rows(PLAIN) == old_rows(ON_TOP) == [0] * 20
 
 
 def test_a_long_text_is_cut_at_blank_lines_and_in_three(tmp_path: Path):
@@ -288,13 +283,6 @@ def test_a_long_text_is_cut_at_blank_lines_and_in_three(tmp_path: Path):
     assert len(val) == len(test) == round(0.1 * len(cut))
     with pytest.raises(InputError, match="2 piece"):
         in_three([Document("a", name="a"), Document("b", name="b")])
-
-
-def test_auroc_false_alarms_and_purity_by_hand():
-    known, new = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([2.5, 4.0, 5.0, 6.0])
-    assert novelty.auroc(known, new) == 15 / 16
-    assert novelty.false_alarms(known, new) == 0.25  # 95 % of the new lie above 2.725
-    assert novelty.purity(np.array([0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1])) == 4 / 5
 
 
 def test_states_that_turn_have_drifted():
