@@ -92,6 +92,12 @@ def setup_seconds(arm: Arm, seconds: Mapping[str, float]) -> float:
     return float(seconds.get(SETUP.get(arm.kind, f"{arm.kind}, {arm.choice}"), 0.0))
 
 
+def holds(arm: Arm, kept: Mapping[str, Any]) -> int:
+    """Texts, prototypes or samples that it keeps."""
+    name = f"{arm.kind}, {arm.choice}"
+    return len(kept[name]) if name in kept else 0
+
+
 def new_module(
     arm: Arm,
     strength: float,

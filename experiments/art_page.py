@@ -143,7 +143,7 @@ def _judged(less: Interval | None, met: bool) -> list[str]:
 
 def _arms(found: Continual, *, probes: int) -> str:
     head = [
-        *("arm", "keeps text", "learning rate, strength", "first domain: before", "at the level"),
+        *("arm", "keeps text", "keeps", "learning rate, strength", "first domain: before", "at the level"),
         *("forgets less than plain, % [95 %]", "at the end", "second domain: before", "at the end"),
         *("drift of the probes", "CPU s", "before it, CPU s"),
     ]
@@ -168,6 +168,7 @@ def _row(found: Continual, arm: str) -> list[str]:
     return [
         arm,
         "yes" if ARMS[arm].stores_text else "",
+        _kept(found, arm),
         f"{record['lr']:g}" + (f", {record['strength']:g}" if record["strength"] else ""),
         f"{first[0]:.3f}",
         "never there" if forgotten is None else f"{first[0] + forgotten.mean(0).sum() / found.scale():.3f}",
@@ -179,6 +180,12 @@ def _row(found: Continual, arm: str) -> list[str]:
         f"{float(found.mean(arm, 'train_seconds')):.0f}",
         f"{float(found.mean(arm, 'setup_seconds')):.0f}",
     ]
+
+
+def _kept(found: Continual, arm: str) -> str:
+    """How many, the mean over the seeds."""
+    n = float(np.mean([record["holds"] for record in found.by_arm[arm]]))
+    return f"{n:.0f} {ARMS[arm].kind}" if n else ""
 
 
 def _choices(found: Continual) -> str:

@@ -22,10 +22,26 @@ from lightning_app.data.windows import TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.generation import GenerationOptions, generate
 
-BY_ART, BY_KMEANS, AT_RANDOM = CHOICES = ("ART", "k-means", "random")
+BY_ART, BY_KMEANS, AT_RANDOM = "ART", "k-means", "random"
 NETWORK: dict[str, Any] = {"vigilance_quantile": 0.05}
 OF_TOKENS: dict[str, Any] = {"vigilance": 0.7}
 POOL = 2  # times as many samples are drawn as are kept
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there before texts, states and samples can be chosen."""
+
+    texts: tuple[str, ...] = ()
+    states: tuple[str, ...] = ("shown",)
+    samples: tuple[str, ...] = ("drawn",)
+
+
+CHOICES = {
+    BY_ART: Needs(("art",), ("inner",), ("art", "read")),
+    BY_KMEANS: Needs(("shown",), ("shown",), ("shown", "read")),
+    AT_RANDOM: Needs(),
+}
 
 
 @dataclass(frozen=True)
@@ -113,18 +129,31 @@ def texts_by(choice: str, looked: Shown, art: ART, *, seed: int) -> Tensor:
 # States
 
 
-def states_by(choice: str, looked: Shown, sizes: Sizes, *, seed: int) -> Tensor:
-    """(C, D) states of tokens, or prototypes of them: as many for each choice as ART has categories."""
+@dataclass(frozen=True)
+class Inner:
+    """States of tokens (N, D), and categories of them."""
+
+    states: Tensor
+    art: ART
+
+
+def of_tokens(looked: Shown, sizes: Sizes, *, seed: int) -> Inner:
     order = torch.randperm(len(looked.states), generator=torch.Generator().manual_seed(seed))[: sizes.tokens]
     states = looked.states[order]
     art = ART(states.shape[1], capacity=sizes.prototypes, **OF_TOKENS)
     for some in states.split(64):
         art.learn(some)
+    return Inner(states, art)
+
+
+def states_by(choice: str, inner: Inner, *, seed: int) -> Tensor:
+    """(C, D) states of tokens, or prototypes of them: as many for each choice as ART has categories."""
+    C = len(inner.art)
     if choice == BY_ART:  # its prototypes are directions
-        return art.prototypes[: len(art)].clone() * states.norm(dim=-1).mean()
+        return inner.art.prototypes[:C].clone() * inner.states.norm(dim=-1).mean()
     if choice == AT_RANDOM:
-        return states[: len(art)]
-    return torch.from_numpy(means(states, len(art), seed).cluster_centers_).float()
+        return inner.states[:C]
+    return torch.from_numpy(means(inner.states, C, seed).cluster_centers_).float()
 
 
 # The model's own samples
@@ -176,6 +205,27 @@ def samples_by(choice: str, drawn: Tensor, embeddings: Tensor, looked: Shown, ar
 # All of it
 
 
+class Kept(dict[str, Any]):
+    """Everything that arms keep of the first domain, by kind and choice; `seconds`: CPU time that each took to make."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds={})
+
+    def make(self, name: str, made: Callable[[], Any], *before: str) -> Any:
+        """
+        Args:
+            before: what had to be there: its seconds count too.
+        """
+        watch = Stopwatch()
+        with watch:
+            self[name] = made()
+        self["seconds"][name] = watch.seconds + sum(self["seconds"][one] for one in before)
+        return self[name]
+
+    def without(self, *names: str) -> dict[str, Any]:
+        return {name: x for name, x in self.items() if name not in names}
+
+
 @torch.no_grad()
 def kept(
     model: Backbone,
@@ -188,46 +238,27 @@ def kept(
     start: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Everything that arms keep of the first domain, by kind and choice, and the CPU seconds that each took.
-
+    """
     Args:
         vocab_size: ids that may be drawn.
         start: the id that ends texts.
     """
     model.eval()
-    seconds: dict[str, float] = {}
+    found, held_out = Kept(), shown(model, val, block_size, at_most=sizes.shown, seed=seed).embeddings
+    looked = found.make("shown", lambda: shown(model, train, block_size, at_most=sizes.shown, seed=seed))
+    art = found.make("art", lambda: network(looked, held_out), "shown")
+    inner = found.make("inner", lambda: of_tokens(looked, sizes, seed=seed), "shown")
 
-    def timed(name: str, make: Callable[[], Any], *, after: str = "") -> Any:
-        watch = Stopwatch()
-        with watch:
-            made = make()
-        seconds[name] = watch.seconds + seconds.get(after, 0.0)
-        return made
+    def draw(first: int) -> Tensor:
+        n, own = sizes.samples, 2 * seed + first
+        return sampled(model, n, block_size, start=start, vocab_size=vocab_size, seed=own)
 
-    looked = timed("shown", lambda: shown(model, train, block_size, at_most=sizes.shown, seed=seed))
-    held_out = shown(model, val, block_size, at_most=sizes.shown, seed=seed).embeddings
-    art = timed("network", lambda: network(looked, held_out), after="shown")
-    found: dict[str, Any] = {"network": art.state_dict(), "categories": len(art), "vigilance": art.vigilance}
-    T = block_size
-    first = timed("sampled", lambda: sampled(model, sizes.samples, T, start=start, vocab_size=vocab_size, seed=seed))
-    more = timed(
-        "more",
-        lambda: sampled(model, (POOL - 1) * sizes.samples, T, start=start, vocab_size=vocab_size, seed=seed + 10_000),
-        after="sampled",
-    )
-    drawn = torch.cat([first, more])
-    inner = timed("inner", lambda: embedded(model, drawn), after="more")
-    seconds["inner"] += seconds["network"]
-    for choice in CHOICES:
-        found[f"texts, {choice}"] = timed(
-            f"texts, {choice}", lambda c=choice: texts_by(c, looked, art, seed=seed), after="network"
-        )
-        found[f"prototypes, {choice}"] = timed(
-            f"prototypes, {choice}", lambda c=choice: states_by(c, looked, sizes, seed=seed), after="shown"
-        )
-        found[f"samples, {choice}"] = timed(
-            f"samples, {choice}",
-            lambda c=choice: samples_by(c, drawn, inner, looked, art, n=sizes.samples, seed=seed),
-            after="sampled" if choice == AT_RANDOM else "inner",
-        )
-    return found | {"seconds": seconds}
+    drawn = torch.cat([found.make("drawn", lambda: draw(0)), found.make("more", lambda: draw(1), "drawn")])
+    read = found.make("read", lambda: embedded(model, drawn), "more")
+    of = (drawn, read, looked, art)
+    for choice, by in CHOICES.items():
+        found.make(f"texts, {choice}", lambda c=choice: texts_by(c, looked, art, seed=seed), *by.texts)
+        found.make(f"prototypes, {choice}", lambda c=choice: states_by(c, inner, seed=seed), *by.states)
+        found.make(f"samples, {choice}", lambda c=choice: samples_by(c, *of, n=sizes.samples, seed=seed), *by.samples)
+    found["network"], found["seconds"]["network"] = art.state_dict(), found["seconds"]["art"]
+    return found.without("shown", "art", "inner", "drawn", "more", "read")

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from experiments import art_page, chosen, entry, plans, store, untrained
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
-from experiments.arms import ARMS, PLAIN, batches_of, new_module, settings, setup_seconds
+from experiments.arms import ARMS, PLAIN, batches_of, holds, new_module, settings, setup_seconds
 from experiments.domains import Domains, prepare_domains
 from experiments.keeping import Settled, fisher_information
 from experiments.levels import Trial, best, first_trial, next_trial, of_trial, tried
@@ -377,6 +377,7 @@ class Run:
             **followed,
             "old_matrix": self.texts[0].bits_per_byte(self.texts[0].nats(self.module, old_head)),
             "drift": drift(before, probe_states(self.module, probes)),
+            "holds": holds(arm, self.saved["kept"]),
             "setup_seconds": setup_seconds(arm, self.saved["kept"]["seconds"]),
             "seconds": time.process_time() - start,
             "novel": _novel(self.module),

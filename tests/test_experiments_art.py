@@ -170,7 +170,14 @@ def test_an_arm_without_a_strength_has_as_many_trials():
 def scored(arm: str, nats: list[list[float]], second: list[float], **more: object) -> store.Record:
     """Of two documents and one seed."""
     record = {"arm": arm, "seed": 0, "trial": None, "part": "steps", "lr": 1e-3, "strength": 0.0, "steps": 9}
-    numbers = {"drift": 0.5, "train_seconds": 1.0, "setup_seconds": 0.0, "old_matrix": 2.0, "absent_tokens": 0.25}
+    numbers = {
+        "drift": 0.5,
+        "train_seconds": 1.0,
+        "setup_seconds": 0.0,
+        "holds": 0,
+        "old_matrix": 2.0,
+        "absent_tokens": 0.25,
+    }
     first = [sum(point) / 4 for point in nats]
     absent = [[x / 2 for x in point] for point in nats]
     texts = {"scale": [1.0, 3.0], "first": first, "second": second, "nats": nats, "absent": absent, "novel": None}
