@@ -96,10 +96,9 @@ class Plan:
     def decoder(self) -> dict[str, Any]:
         return {"vocab_size": self.vocab_size, "block_size": self.before.block_size, **self.model}
 
-    @property
-    def training(self) -> Training:
-        """Of the second domain, but for the learning rate."""
-        return replace(self.before, steps=self.steps, warmup_steps=self.warmup_steps)
+    def training(self, steps: int, lr: float) -> Training:
+        """Of the second domain; fewer steps have a shorter warm-up."""
+        return replace(self.before, steps=steps, warmup_steps=self.warmup_steps * steps // self.steps, lr=lr)
 
 
 def quick(plan: Plan) -> Plan:
@@ -348,7 +347,7 @@ class Run:
 
     def __init__(self, job: Job, trial: Trial, steps: int, *, scored: bool):
         self.job, self.trial, self.domains = job, trial, begun(job)
-        self.options = replace(job.plan.training, steps=steps, lr=trial.lr)
+        self.options = job.plan.training(steps, trial.lr)
         self.saved = torch.load(state_of(job), weights_only=True)
         torch.manual_seed(job.seed)
         self.module = self._new_module()

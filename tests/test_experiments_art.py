@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -19,8 +20,11 @@ from experiments.domains import PIECE, in_three, pieces, prepare_domains
 from experiments.forgetting import Continual
 from experiments.levels import Trial, at_level, best, crossing, inside, next_trial, tried
 from experiments.runs import Training
+from experiments.store import Stopwatch
 from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
+from lightning_app.models.decoder import Decoder
+from lightning_app.training.compositions import CausalLM
 from tests.test_experiments import article
 
 MARGIN = "novelty, margin"
@@ -260,6 +264,11 @@ def test_equal_seconds_are_fewer_steps_where_a_step_costs_more(plan: Plan, tmp_p
     ]
     steps = [continual.affordable(Job(plan, tmp_path, 0, r["arm"], "seconds"), records) for r in records]
     assert steps == [200, 100, 150, 1]
+    trainings = [replace(plan, warmup_steps=50).training(n, 1e-3) for n in (200, 30, 1)]
+    assert [one.warmup_steps for one in trainings] == [50, 7, 0]
+    for one in trainings:  # a warm-up that is longer than the training is refused
+        (first,) = itertools.islice(continual.fit(CausalLM(Decoder(**plan.decoder)), iter([]), one, Stopwatch()), 1)
+        assert first == 0
 
 
 def test_a_row_of_each_batch_is_replayed(plan: Plan, tmp_path: Path):
