@@ -20,7 +20,6 @@ from experiments.arms import (
     FROZEN,
     IN_BATCH,
     LWF,
-    NOVELTY,
     ON_TOP,
     OWN,
     PLAIN,
@@ -29,7 +28,7 @@ from experiments.arms import (
     TEXTS,
 )
 from experiments.chosen import AT_RANDOM, BY_ART, BY_KMEANS
-from experiments.forgetting import Continual, Records, may_be_told, novel_share, with_spread
+from experiments.forgetting import Continual, Records, novel_shares, untold, with_spread
 from experiments.levels import WITHIN, best, inside, tried, tuning_level
 from experiments.plans import commit
 from experiments.statistics import HOW, Interval
@@ -216,8 +215,9 @@ def _split(found: Continual) -> str:
     share = 100 * float(found.by_arm[PLAIN][0]["absent_tokens"])
     note = (
         "Bits per byte of the first domain at the end above those before; `with the old matrix`: the states of the "
-        "model at the end, read by the output matrix before. Absent: tokens that the second domain's training text "
-        f"does not have; they are {share:.1f} % of the tokens that are scored."
+        "model at the end, read by the output matrix before. It is the embedding, too: where it is frozen both are. "
+        "Absent: tokens that the second domain's training text does not have; they are "
+        f"{share:.1f} % of the tokens that are scored."
     )
     head = ["arm", "forgotten", "with the old matrix", "of it on absent tokens", "on the others", "on absent tokens, %"]
     return "\n\n".join(["### Where is it forgotten?", table(head, rows), note])
@@ -233,13 +233,10 @@ def _split_row(found: Continual, arm: str) -> list[str]:
 
 def _novel(records: Records) -> str:
     """The share of novel texts, and whether anything is said of the terms that they have."""
-    scored = [r for r in records if r["trial"] is None and r["part"] == "steps"]
-    by_arm = {arm: [r for r in scored if r["arm"] == arm] for arm in NOVELTY}
-    there = {arm: some for arm, some in by_arm.items() if some}
-    if not there:
+    shares, hidden = novel_shares(records), untold(records)
+    if not shares:
         return ""
-    rows = [[arm, f"{100 * novel_share(some):.1f}"] for arm, some in there.items()]
-    hidden = [arm for arm, some in there.items() if not may_be_told(arm, some)]
+    rows = [[arm, f"{100 * share:.1f}"] for arm, share in shares.items()]
     note = (
         "The vigilance was calibrated on the first domain's text to choose on, so that 5 % of it is novel, before the "
         "second domain came, and stayed; so did the categories."
@@ -276,7 +273,7 @@ def _trials(records: Records) -> str:
     if not trials:
         return ""
     rows = []
-    for arm in dict.fromkeys(record["arm"] for record in trials):
+    for arm in dict.fromkeys(record["arm"] for record in trials if record["arm"] not in untold(records)):
         found = tried(arm, trials)
         one, (never, first) = best(found), found[best(found)]
         there = "never at the level" if never else f"{first:.3f}"

@@ -31,11 +31,12 @@ class Continual:
     def of(cls, folder: Path, part: str = "steps") -> Continual:
         """Of the arms that something may be said of."""
         by_arm: dict[str, Records] = defaultdict(list)
-        for record in store.records(folder):
+        records = store.records(folder)
+        for record in records:
             if record["trial"] is None and (record["part"] == part or record["arm"] == PLAIN):
                 by_arm[record["arm"]].append(record)
-        ordered = {arm: sorted(by_arm[arm], key=lambda r: int(r["seed"])) for arm in ARMS if by_arm[arm]}
-        return cls({arm: records for arm, records in ordered.items() if may_be_told(arm, records)})
+        told = [arm for arm in ARMS if by_arm[arm] and arm not in untold(records)]
+        return cls({arm: sorted(by_arm[arm], key=lambda r: int(r["seed"])) for arm in told})
 
     def level(self, seed: int) -> float:
         """Bits per byte of the second domain that arms are compared at."""
@@ -71,13 +72,16 @@ class Continual:
         return [float(record[what][-1]) for record in self.by_arm[arm]]
 
 
-def may_be_told(arm: str, records: Sequence[store.Record]) -> bool:
-    """Nothing of a novelty term where most of the new texts counted as known: it was mostly off."""
-    return NOVELTY.get(arm) not in ("margin", "drift") or novel_share(records) >= MOSTLY
+def novel_shares(records: Sequence[store.Record]) -> dict[str, float]:
+    """Of each arm with a novelty term: the share of the new texts that were novel, with equal steps."""
+    scored = [r for r in records if r["trial"] is None and r["part"] == "steps"]
+    each = {arm: [r["novel"] for r in scored if r["arm"] == arm] for arm in NOVELTY}
+    return {arm: float(np.mean(shares)) for arm, shares in each.items() if shares}
 
 
-def novel_share(records: Sequence[store.Record]) -> float:
-    return float(np.mean([record["novel"] for record in records]))
+def untold(records: Sequence[store.Record]) -> list[str]:
+    """Arms of which nothing is said, as most of the new texts counted as known: their terms were mostly off."""
+    return [arm for arm, share in novel_shares(records).items() if NOVELTY[arm] != "constant" and share < MOSTLY]
 
 
 def _at(record: store.Record, level: float) -> np.ndarray | None:

@@ -19,7 +19,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from experiments import art_page, store
+from experiments import art_page, entry, store
 from experiments.arguments import CODE, called, command_of
 from experiments.auroc import Scored, auroc, pairs, wins
 from experiments.chosen import NETWORK, means
@@ -187,7 +187,9 @@ def main(words: list[str] | None = None) -> None:
     plan, folder, options = parsed(words, prog="python -m experiments.novelty", about=__doc__)
     (folder / FOLDER).mkdir(exist_ok=True)
     jobs = [Job(plan, folder, seed, "plain", "first") for seed in plan.seeds]
-    store.do_all(run_job, jobs, workers=options.workers, folder=folder)
+    measured = bool(store.records(folder, entry.GAINS))  # by experiments.continual
+    if not measured or entry.proceed(folder, plan.rules, quick=options.quick):
+        store.do_all(run_job, jobs, workers=options.workers, folder=folder)
     print(art_page.write(folder, asdict(plan), out_of(options, folder), command=command_of("experiment-art", options)))
 
 

@@ -243,6 +243,11 @@ def test_nothing_is_said_of_novelty_terms_that_were_mostly_off(results: Path):
     assert f"| {MARGIN} | 30.0 |" in told
     assert f"**Fewer than half of the new texts were novel to {MARGIN}: nothing is said of them.**" in told
     assert MARGIN not in art_page._arms(found, probes=5)
+    trial = tried_out(MARGIN, 0, 0.3, [1.0, 1.5], [5.0, 3.0])
+    assert MARGIN not in art_page._trials([*records, trial])
+    dear = scored(MARGIN, [[2, 6], [4, 10], [4, 10]], [5.0, 3.03, 2.0], novel=0.9, part="seconds")
+    store.append(results, dear)
+    assert MARGIN not in Continual.of(results, "seconds").by_arm
     on = [{**record, "novel": 0.6} if record["arm"] == MARGIN else record for record in records]
     (results / store.RESULTS).unlink()
     for record in on:
