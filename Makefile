@@ -121,8 +121,9 @@ experiment-art: .venv/user models/smollm2 ## does ART keep its promises? TRAIN= 
 	$(BIN)/python -m experiments.novelty $(TEXTS) $(SECOND_TEXT) $(ARGS)
 	$(BIN)/python -m experiments.continual_lora $(TEXTS) $(SECOND_TEXT) $(ARGS)
 
-experiment-plasticity: .venv/user ## is plasticity real? TRAIN= HELDOUT= TEST= SECOND=text of another kind, into docs/plasticity.md (3 CPU hours at most are planned)
-	$(BIN)/python -m experiments.plasticity $(TEXTS) $(SECOND_TEXT) $(ARGS)
+experiment-plasticity: .venv/user ## what do pruned heads cost? TRAIN= HELDOUT= TEST=text, into docs/plasticity.md (3 CPU hours for SmolLM2 and 4 for small models at most are planned)
+	$(BIN)/python -m experiments.plasticity_smollm2 $(TEXTS) $(ARGS)
+	$(BIN)/python -m experiments.plasticity $(TEXTS) $(ARGS)
 
 clean: ## remove caches, not runs and .venv
 	rm -rf .venv-newest .venv-oldest .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ARTICLES = ROOT / "data" / "articles"
 CODE = str(ROOT / "lightning_app" / "**" / "[a-z]*.py")
 WORDS = ("train", "heldout", "test", "second")
-FLAGS = ("quick", "full")
+FLAGS = ("quick",)
 
 
 def add_texts(

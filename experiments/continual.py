@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments import art_page, chosen, entry, plans, store, untrained
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
@@ -185,7 +185,7 @@ class Texts:
         return values[batch.targets != IGNORE]
 
     @torch.no_grad()
-    def nats(self, module: LanguageModule, head: Tensor | None = None) -> Nats:
+    def nats(self, module: nn.Module, head: Tensor | None = None) -> Nats:
         """
         Args:
             head: (V, D) the output matrix in the place of the module's.
@@ -204,8 +204,12 @@ class Texts:
 _COLUMNS = ("targets", "document_ids", "positions")
 
 
-def _logits(module: LanguageModule, ids: Tensor, head: Tensor | None) -> Tensor:
-    return module(ids) if head is None else module.backbone.states(ids).last @ head.T
+def _logits(module: nn.Module, ids: Tensor, head: Tensor | None) -> Tensor:
+    if head is None:
+        logits: Tensor = module(ids)
+        return logits
+    assert isinstance(module, LanguageModule)
+    return module.backbone.states(ids).last @ head.T
 
 
 def ids_in(tokens: TokenArray, vocab_size: int) -> Tensor:

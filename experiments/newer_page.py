@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import baselines, entry, plans, report
+from experiments import baselines, entry, plans, report, sections
 from experiments.statistics import HOW, Interval, change
 from experiments.store import Record, records
 
@@ -85,21 +84,9 @@ def write(folder: Path, rules: plans.Rules, out: Path, *, command: str) -> str:
         plans.told(folder, rules, list(results.by_arm)),
     ]
     page = "\n\n".join(part for part in parts if part) + "\n"
-    _put(out / "memory.md", page)
+    sections.put(out / "memory.md", SECTION, page, before=report.SECTION)
     plans.publish(folder, rules, out / "results" / RESULTS)
     return page
-
-
-def _put(path: Path, page: str) -> None:
-    """In place of the section that is there, or before the last one, which `experiments.memory` writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    start = before.find(SECTION) if SECTION in before else before.find(report.SECTION)
-    start = len(before) if start < 0 else start
-    after = before[start:].removeprefix(SECTION)
-    next_one = re.search(r"^## ", after, re.MULTILINE)
-    rest = after[next_one.start() :] if next_one else ""
-    path.write_text(f"{before[:start]}{page}{chr(10) if rest else ''}{rest}", encoding="utf-8")
 
 
 def _setting(results: Results, command: str) -> str:

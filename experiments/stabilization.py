@@ -1,5 +1,8 @@
 """Which rule sees that a loss has stopped falling? Simulated curves, each rule asked after every step; no training.
 
+`replayed` asks the rules about the losses of real trainings, which have no known plateau: when each fires, and what the
+loss still gained afterwards.
+
     python -m experiments.stabilization      (15 seconds; prints the tables of docs/plasticity.md)
 
 A curve falls by a fixed slope and then stays level, from a step that is drawn for each curve. Its noise is white, or
@@ -9,7 +12,7 @@ correlated from step to step, with the same standard deviation. Shapes: C curves
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +23,7 @@ from lightning_app.plasticity.stabilization import FLAT, THRESHOLD, WINDOW, curv
 
 CURVES, STEPS = 400, 1000
 SLOPE, NOISE = 0.005, 0.1  # nats per step, nats
+AROUND = 20  # losses that are averaged at a step of a real training
 PLATEAU = (200, 800)  # where it may begin
 WITHIN = 60  # steps
 NOISES = {"white": 0.0, "AR(1), 0.3": 0.3}  # correlation of neighbouring steps
@@ -45,6 +49,8 @@ def quadratic_rule(patience: int = 20, window: int = 5) -> Rule:
 
 def _over_windows(losses_CS: np.ndarray, window: int, stable: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     found = np.zeros(losses_CS.shape, dtype=bool)
+    if losses_CS.shape[1] < window:
+        return found
     for row, losses_S in zip(found, losses_CS, strict=True):  # one by one: all windows at once take 200 MB
         row[window - 1 :] = stable(sliding_window_view(losses_S, window))
     return found
@@ -114,6 +120,62 @@ RULES: dict[str, Rule] = {
         for window, threshold in ((30, 2.0), (60, 2.0), (70, 2.0), (70, 3.0), (70, 4.0), (140, 3.0))
     },
 }
+
+
+# Real trainings
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a rule says of a training.
+
+    Attributes:
+        step: of the first "stable"; None: never.
+        gained: nats per token that the loss falls from there to the end, both as means over AROUND steps.
+        whole: nats that it falls from the first AROUND steps to the last.
+    """
+
+    step: int | None
+    gained: float
+    whole: float
+
+
+def replayed(losses: Sequence[float], rule: Rule) -> Replay:
+    """A rule asked after each step of a training."""
+    losses_S = np.asarray(losses, dtype=np.float64)
+    step, n = int(first(rule(losses_S[None]))[0]), min(AROUND, len(losses_S))
+    end = losses_S[-n:].mean()
+    whole = float(losses_S[:n].mean() - end)
+    if step == len(losses_S):
+        return Replay(None, 0.0, whole)
+    return Replay(step + 1, float(losses_S[max(0, step - n + 1) : step + 1].mean() - end), whole)
+
+
+def trainings(logs: Mapping[str, Iterable[Sequence[float]]]) -> str:
+    """A table of all rules on some trainings, by what they are called."""
+    heads = ["training", "steps", "rule", "it fires", "at step", "the loss still gains, nats", "of all that it gains"]
+    rows = []
+    for name, some in logs.items():
+        curves = list(some)
+        for title, rule in RULES.items():
+            steps = str(max(len(losses) for losses in curves))
+            rows.append([name, steps, title, *_replayed_cells([replayed(losses, rule) for losses in curves])])
+    return _table(heads, rows)
+
+
+def _replayed_cells(found: Sequence[Replay]) -> list[str]:
+    fired = [one for one in found if one.step is not None]
+    share = f"{len(fired)} of {len(found)}"
+    if not fired:
+        return [share, "-", "-", "-"]
+    steps, gained = [one.step for one in fired if one.step], [one.gained for one in fired]
+    of_all = np.mean(gained) / np.mean([one.whole for one in fired])
+    return [
+        share,
+        f"{np.median(steps):.0f} ({min(steps)} to {max(steps)})",
+        f"{np.mean(gained):.2f} ({min(gained):.2f} to {max(gained):.2f})",
+        f"{100 * of_all:.0f} %",
+    ]
 
 
 def main() -> None:

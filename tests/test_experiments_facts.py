@@ -103,7 +103,8 @@ def test_words_find_the_document_of_a_question():
     assert sum(right) > 190
     cut = Overlap.of(made.articles[:1], tokenizer, length=24)
     assert len(cut.texts) > 3
-    assert all(words_of(text)[2] in made.articles[0].text.lower() for text in cut.texts)
+    whole = [words_of(text)[1:-1] for text in cut.texts]  # a word may be cut in two
+    assert {word for words in whole for word in words} <= {*words_of(made.articles[0].text)}
 
 
 def test_each_arm_with_something_to_choose_has_as_many_settings_as_the_plan_says():

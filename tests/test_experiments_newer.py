@@ -23,7 +23,6 @@ from experiments import (
     newer_texts,
     own_texts,
     plans,
-    report,
     store,
 )
 from experiments.newer_texts import Choice
@@ -276,17 +275,6 @@ def test_each_arm_is_done_once_and_the_page_has_all(plan: newer.Plan, tmp_path: 
     newer.run(plan, folder, quick=True)
     assert store.records(folder) == [found[record["arm"], record["seed"]] for record in store.records(folder)]
     assert len(store.records(folder)) == len(found)
-
-
-def test_the_section_stands_before_the_one_that_another_experiment_writes(tmp_path: Path):
-    path = tmp_path / "memory.md"
-    for before in (f"# A\n\n{report.SECTION}\n\nb\n", f"# A\n\n{newer_page.SECTION}\n\nold\n\n{report.SECTION}\n\nb\n"):
-        path.write_text(before)
-        newer_page._put(path, f"{newer_page.SECTION}\n\nnew\n")
-        assert path.read_text() == f"# A\n\n{newer_page.SECTION}\n\nnew\n\n{report.SECTION}\n\nb\n"
-    path.write_text("# A\n\n")
-    newer_page._put(path, f"{newer_page.SECTION}\n")
-    assert path.read_text() == f"# A\n\n{newer_page.SECTION}\n"
 
 
 def test_without_the_model_it_says_how_to_get_it(capsys: pytest.CaptureFixture[str], tmp_path: Path):

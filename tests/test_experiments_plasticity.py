@@ -6,68 +6,75 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from experiments import plasticity, plasticity_page, store
-from experiments.cloze import Item, accuracy, items_of
-from experiments.plasticity import (
+from experiments import criteria, judges, plasticity, plasticity_page, sections, stabilization, store
+from experiments.plasticity_page import Results
+from experiments.plasticity_plan import (
+    ALL_OFF,
     DEFAULT,
-    LEVELS,
+    FINISHED,
+    FROZEN,
     OTHER_ORDER,
+    RANDOM,
     SMALLER,
     STRATEGIES,
     UNPRUNED,
     Arm,
-    Evidence,
-    Job,
     Plan,
-    Run,
     arms,
 )
+from experiments.plasticity_runs import (
+    Evidence,
+    Run,
+    prune,
+    remove_all,
+    remove_evenly,
+    risen,
+    spread_evenly,
+    taught_by,
+)
 from experiments.runs import Training
-from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
-from lightning_app.models.decoder import Decoder
-from lightning_app.plasticity.importance import HardConcreteImportance, SubsetImportance
 from lightning_app.plasticity.kinds import units_of
 from tests.test_experiments_art import texts
 
 SMALL = [
     Arm(UNPRUNED),
     Arm(OTHER_ORDER),
-    Arm(SMALLER, 0.5),
+    Arm(ALL_OFF, 1.0),
     Arm(DEFAULT, 0.3),
-    Arm("exact subset", 0.5),
+    Arm(SMALLER, 0.3),
     Arm("random 0", 0.3),
-    Arm(DEFAULT, 0.5, cycles=2),
     Arm(DEFAULT, 0.5, regrow=1),
     Arm(DEFAULT, 0.5, layer_factor=3.0),
-    Arm(DEFAULT, 0.5, head_factor=3.0),
     Arm(DEFAULT, 0.5, neurons=0.5),
+    Arm(DEFAULT, 0.5, rising=True),
+    Arm(DEFAULT, 0.75),
+    Arm(DEFAULT, 0.75, teacher=FROZEN),
+    Arm(DEFAULT, 0.75, teacher=FINISHED),
+    Arm(UNPRUNED, teacher=FROZEN),
+    Arm(DEFAULT, 0.75, longer=True),
 ]
+TINY = {"embedding_dim": 16, "layers": 2, "heads": 4}
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return Plan(
-        *texts(tmp_path),
+        *texts(tmp_path)[:2],
         seeds=(0, 1),
         vocab_size=300,
-        model={"embedding_dim": 16, "layers": 2, "heads": 4},
-        training=Training(block_size=16, batch_size=4, group=1, steps=4, warmup_steps=2),
+        model=TINY,
+        training=Training(block_size=16, batch_size=4, group=1, steps=6, warmup_steps=2),
         finetuning=4,
+        rises=(3, 2),
         sample=8,
         blocks=10,
-        items=5,
+        splits=2,
+        criteria=replace(criteria.quick(criteria.Options()), model=TINY, steps=24, warmup=6, finetuning=3, training=4),
     )
-
-
-@pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps of learned gates."""
-    few = {"Hard Concrete": HardConcreteImportance(steps=2), "exact subset": SubsetImportance(steps=2)}
-    for name, strategy in few.items():
-        monkeypatch.setitem(STRATEGIES, name, strategy)
 
 
 def folder_of(plan: Plan, tmp_path: Path) -> Path:
@@ -77,35 +84,40 @@ def folder_of(plan: Plan, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Polyfit", "ignore:invalid value", "ignore:Mean of empty")
-def test_arms_run_in_small_go_on_and_become_a_page(
-    plan: Plan, quickly: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.filterwarnings("ignore")
+def test_arms_run_in_small_go_on_and_become_a_page(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = folder_of(plan, tmp_path)
-    jobs = [Job(plan, folder, seed) for seed in plan.seeds]
-    for do in (plasticity.train_base, plasticity.score_all):
-        store.do_all(do, jobs, workers=1, folder=folder)
-    every = [Job(plan, folder, seed, arm) for arm in SMALL for seed in plan.seeds]
-    store.do_all(plasticity.finetune, every, workers=1, folder=folder)
+    monkeypatch.setattr(plasticity, "arms", lambda: SMALL)
+    plasticity.run_all(plan, folder, workers=1)
     records = {(r["arm"], r["seed"]): r for r in store.records(folder)}
-    assert len(records) == 2 + 2 * len(SMALL)
+    assert len(records) == 2 * (1 + len(SMALL) + len(criteria.ARMS))
     unpruned, pruned = records[UNPRUNED, 0], records["Taylor, 30%", 0]
     assert (unpruned["heads"], pruned["heads"], records["Taylor, 50%, 1 regrown", 0]["heads"]) == (8, 6, 4)
-    assert records["Taylor, 50%, 2 cycles", 0]["heads"] == 4
+    assert records["Taylor, 50%, rising", 0]["heads"] == 4
+    assert records["smaller from scratch, 30%", 0]["heads"] == 6
+    assert records["smaller from scratch, 30%", 0]["steps"] == 10
+    assert records[ALL_OFF, 0]["heads"] == 0
     assert records["Taylor, 50%, 50% of neurons", 0]["neurons"] == 64  # of 2 x 64
     assert unpruned["parameters"] == unpruned["parameters_whole"] > pruned["parameters"]
     assert unpruned["test"] != records[OTHER_ORDER, 0]["test"]
-    assert records["Taylor, 50%, layers x 3", 0]["test"] != records["Taylor, 50%, heads x 3", 0]["test"]
+    assert records["Taylor, 75%, taught", 0]["test"] != records["Taylor, 75%, taught by the finished", 0]["test"]
+    longer = records["Taylor, 75%, longer", 0]
+    assert longer["steps"] == round(longer["times_longer"] * plan.finetuning) > plan.finetuning
+    evenly = records[criteria.EVENLY, 0]
+    assert evenly["pruned_at"] == [8, 16]
+    assert evenly["heads"] == 4
+    assert len(list(folder.glob("bpe*.tiktoken"))) == 1  # both parts read the same tokens
+    assert len(records[criteria.BY_LOSS, 0]["pruned_at"]) == len(records[criteria.DRAWN, 0]["pruned_at"]) == 2
     before = (folder / store.RESULTS).read_bytes()
-    store.do_all(plasticity.score_all, jobs, workers=1, folder=folder)
-    store.do_all(plasticity.finetune, every, workers=1, folder=folder)
+    plasticity.run_all(plan, folder, workers=1)
     assert (folder / store.RESULTS).read_bytes() == before  # nothing is done twice
-    Evidence(plan, folder).keep_untrained()
-    page = plasticity_page.write(folder, asdict(plan), tmp_path, command="make it")
-    assert "| bits per byte | text to score | unseen text |" in page
+    page = plasticity_page.write(folder, asdict(plan), tmp_path, logs=[folder], command="make it")
+    assert page.index("all heads off, at once") < page.index("### Targets") < page.index("## Is it real?")
     assert (tmp_path / plasticity_page.PICTURE).stat().st_size > 10_000
     assert all(f"| {arm.name} |" in page for arm in SMALL[1:])
-    assert "beats each random draw at 30%" in page
+    assert "Deciding by the loss" in page
+    assert "fine-tuning: Taylor, 75%" in page
+    assert (tmp_path / "results" / plasticity_page.RESULTS).exists()
 
 
 def test_all_arms_of_a_seed_see_the_same_batches(plan: Plan, tmp_path: Path):
@@ -125,134 +137,207 @@ def test_the_learning_rate_is_constant_until_heads_go(plan: Plan, tmp_path: Path
     factors = []
     for run.step in range(plan.training.steps + plan.finetuning + 1):
         factors.append(run.factor())
-    assert factors[:4] == [0.5, 1.0, 1.0, 1.0]
-    assert factors[4] == 1.0
-    assert factors[6] == pytest.approx(0.05 + 0.95 / 2)
-    assert factors[8] == pytest.approx(0.05)
+    assert factors[:7] == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert factors[8] == pytest.approx(0.05 + 0.95 / 2)
+    assert factors[10] == pytest.approx(0.05)
 
 
-def test_more_arms_keep_what_was_measured(plan: Plan):
-    assert replace(plan, full=True).fingerprint == plan.fingerprint == replace(plan, seeds=(0,)).fingerprint
+def test_the_plan_names_its_steps():
+    full = Plan("", "")
+    assert full.rules.steps == full.training.steps + full.finetuning
+    assert full.rising_steps[0] == 300
+    assert full.rising_steps[-1] == 700  # the second half of the fine-tuning is to recover in
+    assert full.criteria.training + full.criteria.cycles * (full.criteria.warmup + full.criteria.finetuning) == 500
+
+
+def test_more_seeds_keep_what_was_measured(plan: Plan):
+    assert plan.fingerprint == replace(plan, seeds=(0,)).fingerprint
     assert replace(plan, finetuning=5).fingerprint != plan.fingerprint
-    names = [arm.name for arm in arms(plan)]
-    assert len(names) == len(set(names))
-    assert {f"random {i}, {level}" for i in range(5) for level in ("30%", "50%")} <= set(names)
-    assert len(arms(replace(plan, full=True))) > len(STRATEGIES) * len(LEVELS)
 
 
-# Cloze
+# What is removed
 
 
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    return load_tokenizer("bytes")
-
-
-def test_items_are_the_last_words_of_sentences_spread_over_the_texts(tmp_path: Path):
-    text = " ".join(f"Number {'one' * (i % 2)} is followed by the word{'abcdefghij'[i % 10] * 3} ." for i in range(200))
-    items = items_of(tmp_path / "cloze.jsonl", [text], n=7)
-    assert len(items) == 7
-    for item in items:
-        assert item.text.endswith("followed by the")
-        assert item.word.startswith(" word")
-        assert text.count(item.text + item.word + " .") >= 1
-    other = items_of(tmp_path / "cloze.jsonl", ["something else"], n=3)
-    assert other == items  # the file counts, once it is there
-
-
-def test_a_word_is_right_when_all_of_its_tokens_are_likeliest(tokenizer: Tokenizer):
-    class Parrot(Decoder):
-        """Always says that "b" follows "a", and "a" everything else."""
-
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-            following = torch.where(ids == ord("a"), ord("b"), ord("a"))
-            return torch.nn.functional.one_hot(following, self.vocab_size).float()
-
-    model = Parrot(vocab_size=257, block_size=32, embedding_dim=8, layers=1, heads=1)
-    items = [Item("so ", "abab"), Item("so ", "abba"), Item("so ", "x")]
-    assert accuracy(model, tokenizer, items) == [1, 0, 0]
-
-
-# The page
-
-
-def records_of(folder: Path) -> None:
-    """One seed: Taylor is as good as unpruned, and a draw is worse."""
-    levels = {str(level): {"dead": [], "test": [102.0, 102.0], "unseen": [1.0]} for level in LEVELS}
-    worse = {level: found | {"test": [110.0, 110.0]} for level, found in levels.items()}
-    strategies = {
-        DEFAULT: {"scores": [], "seconds": 1.0, "spearman": 0.9, "levels": levels},
-        "random 0": {"scores": [], "seconds": 0.0, "spearman": 0.0, "levels": worse},
-    }
-    whole = {"test": [100.0, 100.0], "unseen": [1.0]}
-    store.append(
-        folder,
-        {"arm": "scores", "seed": 0, "strategies": strategies, "whole": whole, "heldout_spearman": 0.4}
-        | {"scale": {"test": [50.0, 50.0], "unseen": [1.0]}},
-    )
-    for arm, test, speedup in (
-        (UNPRUNED, [90.0, 90.0], 1.0),
-        (f"{DEFAULT}, 30%", [90.9, 90.9], 1.1),
-        ("random 0, 30%", [99.0, 99.0], 1.1),
-        (f"{DEFAULT}, 50%", [95.0, 95.0], 1.2),
-        (f"{DEFAULT}, 50%, 30% of neurons", [90.5, 90.5], 1.6),
-    ):
-        sizes = {"parameters": 5, "parameters_whole": 10, "flops": 10, "flops_whole": 20, "training_seconds": 2.0}
-        texts = {"heldout": test, "test": test, "unseen": [1.0]}
-        record = {"arm": arm, "seed": 0, **texts, "cloze": [1, 0], "speedup": speedup, **sizes}
-        store.append(folder, record)
-
-
-def test_the_page_says_what_the_records_say(plan: Plan, tmp_path: Path):
-    folder = folder_of(plan, tmp_path)
-    records_of(folder)
-    results = plasticity_page.Results(folder)
-    assert results.against(f"{DEFAULT}, 30%").mean == pytest.approx(1.0)
-    assert results.before(DEFAULT, "0.3") == [pytest.approx(2.0)]
-    (tmp_path / "plasticity.md").write_text("above\n\n## Is it real?\n\nold\n")
-    page = plasticity_page.write(folder, asdict(plan), tmp_path, command="make it")
-    written = (tmp_path / "plasticity.md").read_text()
-    assert written == f"above\n\n{page}"
-    rows = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
-    assert "1 of 1 before fine-tuning, 1 of 1 after | yes" in rows[f"{DEFAULT} beats each random draw at 30%"]
-    assert rows["at 30% not worse than unpruned by 0.5 %: the interval lies below that"].endswith("| undecided |")
-    assert rows["at 50% not worse than unpruned by 1 %: the interval lies below that"].endswith("| no |")
-    assert "38 % less time" in rows["with neurons 30 % less inference time at no more than 1 %"]
-    assert "0.40 | **no** |" in page
-    assert "| 50.0% | 2.00 | 1.60 | 2 (1.00) |" in rows[f"{DEFAULT}, 50%, 30% of neurons"]
-
-
-def test_the_arm_of_a_target_is_not_chosen_on_what_is_scored(plan: Plan, tmp_path: Path):
-    """One that is faster at no loss on the text to choose on, and loses 5 % on the one to score, misses."""
-    folder = folder_of(plan, tmp_path)
-    records_of(folder)
-    last = store.records(folder)[-1]
-    store.append(
-        folder, last | {"arm": f"{DEFAULT}, 75%, 30% of neurons", "test": [94.5, 94.5], "speedup": last["speedup"] + 1}
-    )
-    page = plasticity_page._targets(plasticity_page.Results(folder), plan.rules.margins)
-    row = next(line for line in page.splitlines() if "with neurons" in line)
-    assert "75%, 30% of neurons: 62 % less time, +5.00" in row
-    assert row.endswith("| **no** |")
+def run_of(plan: Plan, tmp_path: Path, steps: int = 2) -> tuple[Run, Evidence]:
+    evidence = Evidence(plan, folder_of(plan, tmp_path))
+    run = Run(plan, evidence, 0)
+    run.train(steps)
+    return run, evidence
 
 
 def test_heads_that_are_missed_come_back(plan: Plan, tmp_path: Path):
-    evidence = Evidence(plan, folder_of(plan, tmp_path))
-    run = Run(plan, evidence, 0)
-    run.train(2)
-    arm = Arm(DEFAULT, 0.5, regrow=2)
-    plasticity.prune(run, arm, evidence, 1)
+    run, evidence = run_of(plan, tmp_path)
+    prune(run, Arm(DEFAULT, 0.5, regrow=2), evidence, 0.5)
     heads = units_of(run.model, "heads")
     assert int(heads.mask.sum()) == int(heads.present.sum()) == 4
     run.train(1)
     assert all(bool(p.isfinite().all()) for p in run.model.parameters())
 
 
+def test_without_any_head_the_model_still_learns(plan: Plan, tmp_path: Path):
+    run, _ = run_of(plan, tmp_path)
+    remove_all(run)
+    assert int(units_of(run.model, "heads").mask.sum()) == 0
+    run.train(1)
+    assert torch.isfinite(torch.tensor(run.losses)).all()
+
+
+def test_a_smaller_model_has_its_heads_spread_evenly(plan: Plan, tmp_path: Path):
+    assert spread_evenly(10, (4, 8)).sum(1).tolist() == [3, 3, 2, 2]
+    run, _ = run_of(plan, tmp_path, steps=0)
+    remove_evenly(run, 0.5)
+    assert units_of(run.model, "heads").present.sum(1).tolist() == [2, 2]
+    run.train(1)
+
+
+def test_a_rising_level_ends_at_the_arms():
+    levels = [risen(0.5, i, 4) for i in range(1, 5)]
+    assert levels == pytest.approx([0.5 * (1 - 0.75**3), 0.5 * (1 - 0.5**3), 0.5 * (1 - 0.25**3), 0.5])
+
+
+# Teachers
+
+
+@torch.no_grad()
+def test_a_student_that_is_its_own_teacher_learns_half_of_the_cross_entropy(plan: Plan, tmp_path: Path):
+    run = Run(plan, Evidence(plan, folder_of(plan, tmp_path)), 0)
+    batch = next(run.batches)
+    model = run.model.eval()
+    loss = taught_by(model)(model(batch.input_ids), batch)
+    nll = torch.nn.functional.cross_entropy(
+        model(batch.input_ids).flatten(0, 1), batch.targets.flatten(), ignore_index=-100
+    )
+    assert float(loss) == pytest.approx(0.5 * float(nll), rel=1e-5)
+
+
+# When to prune
+
+
+def test_steps_are_spread_or_drawn_within_the_warmups():
+    options = criteria.Options()
+    assert criteria.steps_of(criteria.BY_LOSS, options, 0) is None
+    assert criteria.steps_of(criteria.EVENLY, options, 0) == [167, 333]
+    drawn = [criteria.steps_of(criteria.DRAWN, options, seed) for seed in range(50)]
+    for steps in drawn:
+        assert steps is not None
+        first, second = steps
+        assert 80 <= first <= 240
+        assert 50 <= second - first <= 210
+    assert len({tuple(steps or ()) for steps in drawn}) > 40
+
+
+def test_a_rule_is_replayed_on_a_real_training():
+    """A fall of 0.01 a step, then a plateau: the slope sees it there, and nothing is left to gain."""
+    noise = 0.01 * np.random.default_rng(0).standard_normal(600)
+    losses = np.maximum(5 - 0.01 * np.arange(600), 2) + noise
+    found = stabilization.replayed(losses.tolist(), stabilization.slope_rule())
+    assert found.step is not None
+    assert 300 < found.step < 380
+    assert abs(found.gained) < 0.05
+    assert found.whole == pytest.approx(2.9, abs=0.02)
+    early = stabilization.replayed(losses.tolist(), lambda curves: np.arange(600)[None] >= 99)
+    assert (early.step, early.gained) == (100, pytest.approx(2.105, abs=0.02))
+    short = stabilization.replayed(losses[:50].tolist(), stabilization.slope_rule())
+    assert (short.step, short.gained) == (None, 0.0)
+    table = stabilization.trainings({"it": [losses.tolist(), losses[:50].tolist()]})
+    assert "| it | 600 | slope, window 70, threshold 3 | 1 of 2 |" in table
+
+
+# The controller
+
+
+def test_a_network_is_judged_on_heads_that_it_did_not_learn_from(plan: Plan, tmp_path: Path):
+    run, evidence = run_of(plan, tmp_path)
+    model = run.model.eval()
+    heads, sample = units_of(model, "heads"), evidence.sample(model, 0)
+    damage = torch.arange(8, dtype=torch.float64).view(2, 4)
+    found = judges.compare(heads, sample, damage, splits=2)
+    assert set(found) == {judges.NETWORK, judges.BLIND, judges.TAYLOR, judges.GRADIENT}
+    assert all(len(values) == 2 and -1.001 <= min(values) <= 1.001 for values in found.values())
+    taylor = STRATEGIES[DEFAULT].scores(heads, sample, keep=0)
+    same = judges.compare(heads, sample, taylor, splits=1)
+    assert same[judges.TAYLOR] == [pytest.approx(1.0)]
+
+
+# The page
+
+
+def records_of(folder: Path, *, seeds: int = 5) -> None:
+    """All arms: Taylor is as good as unpruned, draws are worse, and a teacher takes away two thirds of the cost."""
+    levels = {f"{level}": [102.0, 102.0] for level in plasticity.LEVELS}
+    strategies = {
+        name: {"scores": [], "seconds": 1.0, "spearman": 0.9, "levels": levels} for name in (DEFAULT, *RANDOM)
+    }
+    judged = {judges.NETWORK: [0.9], judges.BLIND: [0.5], judges.TAYLOR: [0.95], judges.GRADIENT: [0.6]}
+    nats = dict.fromkeys((arm.name for arm in arms()), 99.0)
+    nats |= {UNPRUNED: 90.0, OTHER_ORDER: 90.1, ALL_OFF: 100.0, "unpruned, taught": 90.0}
+    nats |= {"unpruned, taught by the finished": 87.5}
+    nats |= {"Taylor, 15%": 90.01, "Taylor, 30%": 90.05, "Taylor, 50%": 92.0, "Taylor, 75%": 93.0}
+    nats |= {"Taylor, 75%, taught": 91.0, "Taylor, 75%, taught by the finished": 91.0}
+    nats |= {criteria.WHOLE: 90.0, criteria.BY_LOSS: 91.0, criteria.EVENLY: 91.0, criteria.DRAWN: 91.0}
+    sizes = {"parameters": 5, "parameters_whole": 10, "flops": 10, "flops_whole": 20, "training_seconds": 2.0}
+    more = {"speedup": 1.6, "steps": 200, "pruned_at": [1, 2], "went_back": 0, "heads": 8}
+    for seed in range(seeds):
+        shift = 1 + seed / 1000
+        scores = {"strategies": strategies, "whole": [100.0, 100.0], "off": [110.0, 110.0], "judges": judged}
+        store.append(folder, {"arm": "scores", "seed": seed, "scale": [50.0, 50.0], **scores})
+        for arm, value in nats.items():
+            store.append(folder, {"arm": arm, "seed": seed, "test": [shift * value] * 2, **sizes, **more})
+
+
+def rows_of(page: str) -> dict[str, str]:
+    return {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
+
+
+def test_the_page_says_what_the_records_say(plan: Plan, tmp_path: Path):
+    folder = folder_of(plan, tmp_path)
+    records_of(folder)
+    assert Results(folder).against("Taylor, 50%").mean == pytest.approx(100 * 2 / 90)
+    (tmp_path / "plasticity.md").write_text("# Above\n\n## Limits\n\nsome\n\n## Is it real?\n\nold\n")
+    page = plasticity_page.write(folder, asdict(plan), tmp_path, logs=[folder], command="make it")
+    written = (tmp_path / "plasticity.md").read_text()
+    assert "\nold\n" not in written
+    assert written.index("# Above") < written.index("## Limits") < written.index("## What it gains")
+    rows = rows_of(page)
+    assert rows["all heads off, and fine-tuned as all others"].endswith("| 100 % |")
+    assert rows["30% of the heads off by Taylor"].endswith("| 0.5 % |")
+    assert rows["Taylor, 30%: not worse than unpruned by 0.25 %"].endswith("| met |")
+    assert rows["Taylor, 50%: not worse than unpruned by 0.25 %"].endswith("| missed |")
+    assert rows["Taylor below each random draw at 30%, clear of 0"].endswith("| met |")
+    assert rows["Taylor, 75%: taught, half of what pruning cost or less"].endswith("| met |")
+    assert rows["Taylor, 75%: taught by the finished, half of what pruning cost or less"].endswith("| **missed** |")
+    assert "nothing is claimed for it" in page
+    assert "Deciding by the loss does not pay: no gain was seen" in page
+    assert "| 50.0% | 2.00 | 1.60 | 200 | 2 |" in rows["Taylor, 50%, 30% of neurons"]
+
+
+def test_what_decides_by_the_loss_pays_when_both_others_are_worse(plan: Plan, tmp_path: Path):
+    folder = folder_of(plan, tmp_path)
+    records_of(folder)
+    for seed in range(5):
+        better = {"arm": criteria.BY_LOSS, "seed": seed, "test": [(1 + seed / 1000) * 90.5] * 2}
+        store.append(folder, better)
+    assert plasticity_page.deciding(Results(folder)).startswith("Deciding by the loss pays:")
+
+
+def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path):
+    path = tmp_path / "page.md"
+    path.write_text("# Page\n\n## One\n\nfirst\n\n## Two\n\nsecond\n")
+    sections.put(path, "## One", "## One\n\nnew\n")
+    sections.put(path, "## Between", "## Between\n\nit\n", before="## Two")
+    sections.put(path, "## Last", "## Last\n\nend\n")
+    sections.put(tmp_path / "new.md", "## First", "## First\n", before="## Two")
+    assert (tmp_path / "new.md").read_text() == "## First\n"
+    assert path.read_text() == "# Page\n\n## One\n\nnew\n\n## Between\n\nit\n\n## Two\n\nsecond\n\n## Last\n\nend\n"
+
+
 @pytest.mark.slow
-def test_quick_runs_from_the_command_line(tmp_path: Path):
-    first, heldout, second = texts(tmp_path)
-    names = ["--train", first, "--heldout", heldout, "--unseen", second]
-    plasticity.main([*names, "--quick", "--workers", "1", "--work", str(tmp_path / "work")])
+@pytest.mark.filterwarnings("ignore")
+def test_quick_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plasticity, "arms", lambda: SMALL[:1])
+    first, heldout, _ = texts(tmp_path)
+    words = ["--train", first, "--heldout", heldout, "--quick", "--workers", "1"]
+    plasticity.main([*words, "--work", str(tmp_path / "work")])
     (folder,) = (tmp_path / "work").iterdir()
     assert json.loads((folder / "plan.json").read_text())["seeds"] == [0]
     assert (folder / "plasticity.md").is_file()

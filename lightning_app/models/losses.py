@@ -70,6 +70,18 @@ def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return nll.view_as(targets_BT)
 
 
+def distillation(logits_BTV: Tensor, teacher_BTV: Tensor, targets_BT: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T, the mean over the targets that count, in nats per token.
+
+    Both sides' logits are divided by T; T^2 keeps the size of the gradient (Hinton et al. 2015, arXiv:1503.02531).
+    """
+    real_BT = targets_BT != IGNORE
+    student_NV, teacher_NV = (logits[real_BT].float() / temperature for logits in (logits_BTV, teacher_BTV))
+    log_p_NV, log_q_NV = student_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+    total = F.kl_div(log_p_NV, log_q_NV, reduction="sum", log_target=True)
+    return temperature**2 * total / real_BT.sum().clamp_min(1)
+
+
 def macro_f1(true_positives_V: Tensor, predicted_V: Tensor, actual_V: Tensor) -> Tensor:
     """Unweighted mean of 2 TP / (predicted + actual) over the classes that occur in either; 0 without any."""
     total = predicted_V + actual_V

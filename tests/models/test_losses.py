@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_app.models import losses
-from lightning_app.models.losses import IGNORE, bits_per_byte, cross_entropy, macro_f1, token_nll
+from lightning_app.models.losses import IGNORE, bits_per_byte, cross_entropy, distillation, macro_f1, token_nll
 
 
 def batch(dtype=torch.float32, *, shape=(3, 5, 11), scale=3.0):
@@ -172,3 +172,21 @@ def test_bits_per_byte_by_hand():
     nats = torch.tensor(12 * math.log(2), dtype=torch.float64)
     assert bits_per_byte(nats, torch.tensor(8)).item() == pytest.approx(1.5, abs=1e-15)
     assert bits_per_byte(torch.zeros(()), torch.tensor(0)) == 0
+
+
+def test_distillation_by_hand():
+    """At T 2 logits 2 log 3 and 0 are probabilities 3 / 4 and 1 / 4; the position without a target does not count."""
+    teacher = torch.tensor([[[2 * math.log(3.0), 0.0], [5.0, 0.0]]])
+    student = torch.zeros(1, 2, 2, requires_grad=True)
+    found = distillation(student, teacher, torch.tensor([[1, IGNORE]]), temperature=2.0)
+    assert float(found.detach()) == pytest.approx(4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rel=1e-6)
+    found.backward()
+    assert student.grad is not None
+    assert student.grad[0, 0].tolist() == pytest.approx([2 * (0.5 - 0.75), 2 * (0.5 - 0.25)])  # T (p - q)
+    assert student.grad[0, 1].tolist() == [0.0, 0.0]
+
+
+def test_a_student_that_equals_its_teacher_learns_nothing_from_it():
+    logits = torch.randn(2, 3, 7)
+    assert float(distillation(logits, logits, torch.ones(2, 3, dtype=torch.int64))) == pytest.approx(0, abs=1e-6)
+    assert float(distillation(logits, -logits, torch.full((2, 3), IGNORE))) == 0
