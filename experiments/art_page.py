@@ -29,7 +29,7 @@ from experiments.arms import (
 )
 from experiments.chosen import AT_RANDOM, BY_ART, BY_KMEANS
 from experiments.forgetting import Continual, Records, novel_shares, untold, with_spread
-from experiments.levels import WITHIN, best, inside, tried, tuning_level
+from experiments.levels import LEVEL, best, inside, tried, tuning_level
 from experiments.plans import commit
 from experiments.statistics import HOW, Interval
 from experiments.tables import table
@@ -148,9 +148,8 @@ def _arms(found: Continual, *, probes: int) -> str:
     ]
     note = (
         "Bits per byte of the texts to score, means over the seeds; behind ± half of a 95 % interval over them "
-        f"(Student's t). The level: where an arm has come to {WITHIN} times the bits per byte of the second domain"
-        f" that plain fine-tuning ends at, interpolated between the points at which it was scored. {HOW} Documents are "
-        f"the first domain's articles. Drift of the probes: mean 1 - cosine of the mean last states of {probes} texts "
+        f"(Student's t). The level: {LEVEL}, interpolated between the points at which it was scored. {HOW} Documents "
+        f"are the first domain's articles. Drift of probes: mean 1 - cosine of the mean last states of {probes} texts "
         "of the first domain, less their common mean, from before to the end. CPU s: of the training; and of what is "
         f"computed of the first domain before it. `{IN_BATCH}`: one row of each batch is of the first domain; "
         f"`{ON_TOP}`: one row more than other arms have. `{LWF}`: T² KL(the model before || model) on the new text. "

@@ -31,7 +31,7 @@ from experiments.arguments import ROOT, add_texts, called, command_of, take_text
 from experiments.arms import ARMS, PLAIN, batches_of, holds, new_module, settings, setup_seconds
 from experiments.domains import Domains, prepare_domains
 from experiments.keeping import Settled, fisher_information
-from experiments.levels import Trial, best, first_trial, next_trial, of_trial, tried
+from experiments.levels import SETTINGS, Trial, best, first_trial, next_trial, of_trial, tried
 from experiments.runs import MODEL, Training, blocks, fast_precision, new_optimizer, training_batches
 from experiments.statistics import by_document
 from experiments.store import Stopwatch
@@ -90,7 +90,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Of the plan, the arms' settings and the texts."""
-        return plans.fingerprint(self, settings(), texts=(self.train, self.heldout, self.second, self.test))
+        return plans.fingerprint(self, settings(), SETTINGS, texts=(self.train, self.heldout, self.second, self.test))
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -108,13 +108,13 @@ def quick(plan: Plan) -> Plan:
         seeds=plan.seeds[:1],
         model=MODEL | {"embedding_dim": 64, "heads": 2},
         before=replace(plan.before, steps=60, warmup_steps=10),
-        steps=24,
+        steps=16,
         warmup_steps=5,
-        points=3,
-        blocks=24,
+        points=2,
+        blocks=16,
         probes=30,
         sizes=chosen.Sizes(shown=100, tokens=500, prototypes=64, samples=16, fisher=20),
-        trials=2,
+        trials=1,
         widen=False,
     )
 

@@ -9,7 +9,7 @@ from experiments import entry, plans, store
 from experiments.arguments import name_of
 from experiments.arms import PLAIN
 from experiments.forgetting import Continual, with_spread
-from experiments.levels import WITHIN
+from experiments.levels import LEVEL
 from experiments.tables import table
 
 PLAN = "plan.json"
@@ -46,7 +46,7 @@ def _arms(found: Continual) -> str:
         *("arm", "learning rate, strength", "first domain: before", "forgets less than plain, % [95 %]", "at the end"),
         *("second domain: before", "at the end", "CPU s", "before it, CPU s"),
     ]
-    note = f"Bits per byte; compared where {WITHIN} times what plain fine-tuning learns is reached, as above."
+    note = f"Bits per byte; compared {LEVEL}."
     return "\n\n".join([table(head, (_row(found, arm) for arm in found.by_arm)), note])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import store
 from experiments.arms import ARMS, NOVELTY, PLAIN
-from experiments.levels import WITHIN, crossing
+from experiments.levels import crossing, level_of
 from experiments.statistics import Interval, change, half_width
 
 MOSTLY = 0.5  # share of the new texts that must be novel before anything is said of the novelty terms
@@ -41,7 +41,7 @@ class Continual:
     def level(self, seed: int) -> float:
         """Bits per byte of the second domain that arms are compared at."""
         plain = next(record for record in self.by_arm[PLAIN] if record["seed"] == seed)
-        return WITHIN * float(plain["second"][-1])
+        return level_of(plain["second"])
 
     def forgotten(self, arm: str, beside: str | None = None) -> np.ndarray | None:
         """(S, D) nats of the first domain's documents at the level, less those before.

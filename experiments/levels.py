@@ -12,9 +12,14 @@ from itertools import pairwise
 from experiments.arms import ARMS, EWC_ARM, PLAIN
 from experiments.store import Record
 
-WITHIN = 1.01  # the level: so many times the bits per byte of the second domain that plain fine-tuning ends at
+WITHIN, SHARE = 1.01, 0.9
+LEVEL = (
+    f"where an arm has come to {WITHIN} times the bits per byte of the second domain that plain fine-tuning ends at "
+    f"or (if that is lower) to where {SHARE:.0%} of what it learns are learned"
+)
 STEP = {"strength": 10**0.5, "lr": 2.0}  # factors to the neighbours
 WIDENED = 14  # trials of EWC at most
+SETTINGS = [WITHIN, SHARE, STEP, WIDENED]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Trial:
 
 def first_trial(arm: str) -> Trial:
     return Trial(ARMS[arm].lr, ARMS[arm].strength)
+
+
+def level_of(second: Sequence[float]) -> float:
+    """See `LEVEL`, of plain fine-tuning's points: always below the first one where it learns anything."""
+    return min(WITHIN * second[-1], second[-1] + (1 - SHARE) * (second[0] - second[-1]))
 
 
 def crossing(second: Sequence[float], level: float) -> tuple[int, float] | None:
@@ -65,7 +75,7 @@ def tried(arm: str, records: Sequence[Record]) -> dict[Trial, tuple[float, float
 def tuning_level(trials: Sequence[Record]) -> float:
     """Set by the end of plain fine-tuning's first trial."""
     reference = next(record for record in trials if record["arm"] == PLAIN and record["trial"] == 0)
-    return WITHIN * float(reference["second"][-1])
+    return level_of(reference["second"])
 
 
 def _worth(record: Record, level: float) -> tuple[float, float]:

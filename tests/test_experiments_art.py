@@ -123,6 +123,11 @@ def test_an_arm_is_compared_where_it_has_learned_as_much():
     assert at_level(record, 1.0) is None
 
 
+def test_the_level_is_below_the_start_however_little_is_learned():
+    assert levels.level_of([6.0, 4.0, 3.0]) == pytest.approx(3.03)
+    assert levels.level_of([2.36, 2.35]) == pytest.approx(2.351)  # 1.01 x 2.35 is above 2.36
+
+
 # Trials
 
 
