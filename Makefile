@@ -104,11 +104,12 @@ speedrun: .venv/bench ## who learns most of a text in so many CPU seconds? into 
 
 # TRAIN is learned, HELDOUT chosen on, TEST scored (without it the second half of HELDOUT); none: the articles in data/.
 TEXTS = $(if $(or $(TRAIN),$(FIRST)),--train "$(or $(TRAIN),$(FIRST))") $(if $(HELDOUT),--heldout "$(HELDOUT)") $(if $(TEST),--test "$(TEST)")
+SEED_LIST = $(if $(SEEDS),--seeds $(SEEDS))
 SECOND_TEXT = $(if $(or $(SECOND),$(UNSEEN)),--second "$(or $(SECOND),$(UNSEEN))")
 
-experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text, into docs/memory.md (twice 3 CPU hours at most are planned)
-	$(BIN)/python -m experiments.memory $(TEXTS) $(ARGS)
-	$(BIN)/python -m experiments.newer $(TEXTS) $(ARGS)
+experiment-memory: .venv/user ## does a memory help? TRAIN=text HELDOUT=text TEST=text SEEDS="0 1", into docs/memory.md (twice 3 CPU hours at most are planned)
+	$(BIN)/python -m experiments.memory $(TEXTS) $(SEED_LIST) $(ARGS)
+	$(BIN)/python -m experiments.newer $(TEXTS) $(SEED_LIST) $(ARGS)
 
 experiment-facts: .venv/user models/smollm2 ## does a model know what only its memory was told? SEED=0, into docs/facts.md (3 CPU hours at most are planned)
 	$(BIN)/python -m experiments.facts $(if $(SEED),--seed $(SEED)) $(ARGS)

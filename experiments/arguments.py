@@ -35,6 +35,12 @@ def add_texts(
         parser.add_argument("--second", "--unseen", default=CODE, help=f"{second}; without it this project's source")
 
 
+def add_seeds(parser: argparse.ArgumentParser, planned: Sequence[int]) -> None:
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help=f"without it those of the plan: {' '.join(map(str, planned))}"
+    )
+
+
 def take_texts(options: argparse.Namespace) -> argparse.Namespace:
     """The options with the articles where no text was given.
 
@@ -60,8 +66,9 @@ def command_of(target: str, options: argparse.Namespace) -> str:
     """What was called, without folders."""
     given = {word: getattr(options, word, None) for word in WORDS}
     texts = [f"{word.upper()}={name_of(path)}" for word, path in given.items() if path is not None]
+    seeds = [f'SEEDS="{" ".join(map(str, options.seeds))}"'] if getattr(options, "seeds", None) else []
     flags = [f"ARGS=--{flag}" for flag in FLAGS if getattr(options, flag, False)]
-    return " ".join(["make", target, *texts, *flags])
+    return " ".join(["make", target, *texts, *seeds, *flags])
 
 
 def name_of(path: str) -> str:

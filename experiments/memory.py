@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from experiments import after, baselines, entry, gated, own_texts, plans, report, store, storing
-from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
+from experiments.arguments import ROOT, add_seeds, add_texts, called, command_of, take_texts
 from experiments.runs import MODEL, Scores, Training, blocks, read, seconds_per_token, train
 from experiments.statistics import by_document, helped_and_hurt
 from experiments.texts import Texts, prepare
@@ -402,6 +402,7 @@ def run_all(
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.memory", description=__doc__)
     add_texts(parser, default="this project's source")
+    add_seeds(parser, RULES.seeds)
     parser.add_argument("--quick", action="store_true", help="in small: one seed, a few steps")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_memory"), help="where results are kept")
@@ -412,7 +413,7 @@ def main(words: list[str] | None = None) -> None:
     if (options.train, options.heldout, options.test) == (None, None, None):
         options.train, options.heldout = own_texts.write_halves(Path(options.work) / "texts")
     options = take_texts(options)
-    plan = Plan(options.train, options.heldout, options.test)
+    plan = Plan(options.train, options.heldout, options.test, seeds=tuple(options.seeds or RULES.seeds))
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     plans.begin_as(options, folder, plan.rules)

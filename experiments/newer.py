@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from experiments import baselines, entry, newer_page, own_texts, plans, store
-from experiments.arguments import ROOT, add_texts, called, command_of
+from experiments.arguments import ROOT, add_seeds, add_texts, called, command_of
 from experiments.newer_arms import ALONE, MIXTURES
-from experiments.newer_experiment import Experiment, Plan
+from experiments.newer_experiment import RULES, Experiment, Plan
 from experiments.newer_texts import Choice
 from lightning_app.errors import InputError
 
@@ -73,6 +73,7 @@ def _do(folder: Path, seed: int, arms: Sequence[str], make: Callable[[int], dict
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.newer", description=__doc__)
     add_texts(parser, default="this project's docs and source")
+    add_seeds(parser, RULES.seeds)
     parser.add_argument("--quick", action="store_true", help="in small: one seed, few tokens")
     parser.add_argument("--workers", help="of the other part of `make experiment-memory`; here one process does all")
     parser.add_argument("--commit", default=own_texts.COMMIT, help="whose docs and source are read without texts")
@@ -89,7 +90,7 @@ def main(words: list[str] | None = None) -> None:
         raise InputError("--heldout and --test need --train (make: TRAIN): the text to store")
     torch.set_num_threads(1)
     choice = Choice(options.train, options.heldout, options.test, options.commit, options.tokens)
-    plan = Plan(options.model, choice)
+    plan = Plan(options.model, choice, seeds=tuple(options.seeds or RULES.seeds))
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
     plans.begin_as(options, folder, plan.rules)

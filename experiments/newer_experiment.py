@@ -88,14 +88,12 @@ class Experiment:
     @cached_property
     def near(self) -> dict[bool, Near]:
         """With the longer context, and without."""
-        splits = [split for seed in self.plan.seeds for split in self.texts.splits(seed)]
-        storable = {i for split in splits for i in split.stored}
-        asked = {i for split in splits for i in (*split.tuned, *split.scored)}
+        storable, asked = self.texts.storable, self.texts.asked
         return {
             long: newer_experts.near(
                 self.long if long else self.short,
-                storable=sorted(storable),
-                asked=sorted(asked),
+                storable=storable,
+                asked=asked,
                 folder=self.folder / f"near-{long}",
             )
             for long in (False, True)

@@ -35,7 +35,8 @@ NOTE = (
     "the document; `kNN, storing` stores what it has read of the document too. Weights are those of the model and of "
     "each other part; they and the temperatures are chosen on the documents for it. `gated`: weights of each token, by "
     "a softmax of a linear map of the model's entropy, how near the nearest states are and whether they agree, and how "
-    f"long a context the counts know. Dynamic evaluation is done for one seed. {HOW}"
+    "long a context the counts know. Dynamic evaluation learns the documents to score one by one, and not what "
+    f"is stored; it is done for one seed. {HOW}"
 )
 
 

@@ -71,6 +71,16 @@ class Texts:
     parts: list[list[int]]
     shared_out: bool
 
+    @property
+    def storable(self) -> list[int]:
+        """Numbers of the documents that some seed may store."""
+        return sorted(_flat(self.parts if self.shared_out else self.parts[:1]))
+
+    @property
+    def asked(self) -> list[int]:
+        """Numbers of those that some seed may choose on, or scores."""
+        return sorted(_flat(self.parts if self.shared_out else self.parts[1:]))
+
     def splits(self, seed: int) -> list[Split]:
         """Each document that is to be scored is so in one of them."""
         draw = np.random.default_rng((seed, 1))

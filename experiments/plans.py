@@ -199,7 +199,17 @@ def told(folder: Path, rules: Rules, ran: Sequence[str]) -> str:
         "not worse": ", ".join(f"{name}: up to {margin:g} % more" for name, margin in rules.margins.items()),
     }
     table = ["| plan | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items() if text)]
-    return "\n".join(["### Plan", "", " ".join(_origin(folder, rules)), *_other_arms(rules, ran), "", *table])
+    return "\n".join(
+        [
+            "### Plan",
+            "",
+            " ".join(_origin(folder, rules)),
+            *_other_arms(rules, ran),
+            *_other_seeds(folder, rules),
+            "",
+            *table,
+        ]
+    )
 
 
 def _stop(rules: Rules) -> str:
@@ -230,3 +240,11 @@ def _other_arms(rules: Rules, ran: Sequence[str]) -> list[str]:
     more = [arm for arm in dict.fromkeys(ran) if arm not in rules.arms]
     said = [f"**Planned and not run: {', '.join(missing)}.**"] if missing else []
     return said + ([f"**Run and not planned: {', '.join(more)}.**"] if more else [])
+
+
+def _other_seeds(folder: Path, rules: Rules) -> list[str]:
+    """Seeds that were planned and not run, and the other way round; nothing where results have none."""
+    ran = {record["seed"] for record in store.records(folder) if "seed" in record}
+    missing, more = (sorted(some) for some in (set(rules.seeds) - ran, ran - set(rules.seeds)))
+    said = [f"**Seeds planned and not run: {', '.join(map(str, missing))}.**"] if ran and missing else []
+    return said + ([f"**Seeds run and not planned: {', '.join(map(str, more))}.**"] if more else [])

@@ -26,9 +26,10 @@ def section(results: Results, budgets: Sequence[int], of_attention: Sequence[int
     rows = [_row(results, size) for size in run]
     note = (
         "Change of bits per byte to no memory, in %, and in the last columns to recency under the same budget [95 %]. "
-        "The cache of the model without memory has so many entries of each document; weight and theta are each arm's. "
-        "Surprise is the nats of the token that followed, less a decay with age; the learned score starts as it, adds "
-        "a linear function of the state, and is taught by the cross-entropy of the mixture on the text to choose on."
+        "The cache of the model without memory has so many entries of each document, and what its own block has seen; "
+        "weight and theta are each arm's. Surprise is the nats of the token that followed, less a decay with age that "
+        "it alone has to choose; the learned score starts as it, adds a linear function of the state, and is taught by "
+        "the cross-entropy of the mixture on the text to choose on. It is of this experiment alone: no reader has it."
     )
     return "\n".join(
         ["### What to store", "", *head, *rows, "", note, "", *_said(results, run), *_attention(results, of_attention)]

@@ -51,6 +51,8 @@ def test_one_text_alone_is_refused(words: tuple[str, str]):
 def test_the_command_of_a_page_names_the_texts():
     found = options("--train", "x/a.txt", "--heldout", "x/b.txt", "--test", "c.txt", "--second", "d")
     assert command_of("experiment-art", found) == "make experiment-art TRAIN=a.txt HELDOUT=b.txt TEST=c.txt SECOND=d"
+    found.seeds = [3, 4]
+    assert command_of("experiment-art", found).endswith(' SECOND=d SEEDS="3 4"')
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,7 @@ def test_the_command_of_a_page_names_the_texts():
         ("experiment-art FIRST=a HELDOUT=b SECOND=d", 'novelty --train "a" --heldout "b" --second "d"'),
         ("experiment-plasticity TRAIN=a HELDOUT=b TEST=c", 'plasticity --train "a" --heldout "b" --test "c"'),
         ("experiment-plasticity ARGS=--quick", "plasticity --quick"),
+        ("experiment-memory SEEDS='3 4'", "memory --seeds 3 4"),
         ("experiment-facts SEED=3 ARGS=--quick", "facts --seed 3 --quick"),
     ],
 )

@@ -80,6 +80,7 @@ def test_each_document_is_scored_once_by_a_seed_and_never_stored_then(commit: st
         assert min(of_docs) >= 1
     assert texts.splits(0) == splits
     assert texts.splits(1)[0] != splits[0]
+    assert texts.storable == texts.asked == list(range(20))
 
 
 def test_as_many_are_read_as_fit_into_the_tokens(commit: str):
@@ -106,6 +107,7 @@ def test_three_texts_keep_their_roles(tmp_path: Path):
     assert (len(one.stored), len(one.tuned), one.scored) == (8, 3, (14, 15, 16))
     assert {*one.stored} < {*texts.parts[0]}
     assert {*one.stored} != {*other.stored}
+    assert (texts.storable, texts.asked) == (list(range(10)), list(range(10, 17)))  # kept files are of all seeds
     halves = newer_texts.chosen(Choice(str(tmp_path / "train"), str(tmp_path / "heldout")), tokenizers.made("smollm2"))
     assert [len(part) for part in halves.parts] == [10, 3, 1]
 

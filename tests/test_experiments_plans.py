@@ -103,6 +103,15 @@ def test_cpu_seconds_of_all_runs_count_and_of_jobs_that_fail(rules: Rules, tmp_p
     assert "| CPU hours | 0.50 of 2, over all runs |" in told(tmp_path, rules, [])
 
 
+def test_the_page_says_which_seeds_differ_from_the_plan(rules: Rules, tmp_path: Path):
+    assert "Seeds" not in told(tmp_path, rules, [])
+    store.append(tmp_path, {"arm": "one", "seed": rules.seeds[0]})
+    store.append(tmp_path, {"arm": "one", "seed": 7})
+    page = told(tmp_path, rules, [])
+    assert "**Seeds planned and not run: 1.**" in page
+    assert "**Seeds run and not planned: 7.**" in page
+
+
 def burn(_: int) -> None:
     sum(range(10_000_000))
 
