@@ -106,7 +106,8 @@ BUDGET: dict[str, Any] = {
 # Its segments do not see each other, as a segment's input depends on what the one before stores: each has the context
 # that the other arms have, and several are a block, in which its writer is taught; the memory is for the test.
 CONCAT: dict[str, Any] = {**BUDGET, "num_search_results": 5, "writes": "evaluation"}
-ATTENTION: dict[str, Any] = {**BUDGET, "num_search_results": 32, "next_token": True}
+# It goes on from a trained model, which it would break if it added all that it reads from the start.
+ATTENTION: dict[str, Any] = {**BUDGET, "num_search_results": 32, "next_token": True, "start": 0.1}
 SIDE_BY_SIDE = 4  # blocks of a batch that follow each other: what trime learns to read
 SEGMENTS = 4  # of a block, for the writers of both
 

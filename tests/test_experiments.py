@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import after, continual, gated, memory, report, store, storing
+from experiments import after, continual, gated, memory, report, runs, store, storing
 from experiments.memory import Job, Plan
 from experiments.runs import Scores, Training, blocks, context_of, new_optimizer, training_batches
 from experiments.texts import Texts, articles, halves, prepare
@@ -20,6 +20,7 @@ from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM
+from lightning_app.memory.readers.base import ReaderOutput, TokenContext
 from lightning_app.models.losses import cross_entropy
 from lightning_app.training.evaluation import Evaluation
 from lightning_app.training.optimizer_parts import OptimizerByParts
@@ -209,6 +210,23 @@ def test_streams_go_on_where_they_ended_and_an_arm_of_one_teaches_its_writer(pla
             gradient = getattr(model.readers[0].writer, name).weight.grad
             assert gradient is not None, (arm, name)
             assert gradient.any(), (arm, name)
+
+
+def test_attention_adds_little_to_a_trained_model_at_first(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With all that it reads added a trained model had 4.14 nats in place of 3.20, and with a tenth of it 3.17."""
+    texts = prepare(plan.train, plan.heldout, None, vocab_size=300, folder=tmp_path)
+    model = memory.new_model("attention", replace(plan, attention=memory.ATTENTION | {"memory_size": 50}))
+    reader, shares = model.readers[0], []
+    at_states = reader.at_states
+
+    def measured(states: torch.Tensor, context: TokenContext) -> tuple[torch.Tensor, ReaderOutput]:
+        changed, output = at_states(states, context)
+        shares.append(float((changed - states).norm() / states.norm()))
+        return changed, output
+
+    monkeypatch.setattr(reader, "at_states", measured)
+    runs.read(model, list(blocks(texts.val, 16)))
+    assert 0 < max(shares) < 0.25
 
 
 @pytest.mark.parametrize("arm", [memory.PLAIN, "attention", "trime"])
