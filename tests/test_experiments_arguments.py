@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -67,7 +68,7 @@ def test_the_command_of_a_page_names_the_texts():
     ],
 )
 def test_make_hands_them_on(words: str, said: str):
-    done = subprocess.run(["make", "-n", *words.split()], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "-n", *shlex.split(words)], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"experiments.{said}" in " ".join(done.stdout.split())
 
 
