@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.chosen import AT_RANDOM, BY_ART, BY_KMEANS, NETWORK, OF_TOKENS
-from experiments.keeping import EWC, Draw, LwF, OwnTokens, Prototypes, Rehearsed, Settled
+from experiments.keeping import EWC, Draw, LwF, Prototypes, Rehearsed, Settled
 from experiments.runs import Training, training_batches
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.art.network import SPAN
@@ -33,7 +33,7 @@ class Arm:
 
     Attributes:
         kind: `plain`, `frozen`, `ewc`, `lwf`, `in` and `on` (replay inside the batch and on top of it), `prototypes`,
-            `samples`, `texts` or `novelty`.
+            `samples`, `texts`, `live` (ART's texts as in the product) or `novelty`.
         choice: of what is kept, see `experiments.chosen`.
         decay: of the averaged model that it is held to; 1: the model before; None: the texts' own next tokens.
         novelty: loss of a novel text.
@@ -50,11 +50,11 @@ class Arm:
     @property
     def stores_text(self) -> bool:
         """Whether it keeps text of the first domain."""
-        return self.kind in ("in", "on", "texts")
+        return self.kind in ("in", "on", "texts", "live")
 
     @property
     def has_categories(self) -> bool:
-        return self.choice == BY_ART or self.kind == "novelty"
+        return self.choice == BY_ART or self.kind in ("live", "novelty")
 
 
 PLAIN, FROZEN, EWC_ARM, LWF = "plain", "frozen output matrix", "EWC", "LwF"
@@ -63,6 +63,7 @@ PROTOTYPES = {choice: f"prototypes, {choice}" for choice in (BY_ART, BY_KMEANS, 
 SAMPLES = {choice: f"own samples, {choice}" for choice in (BY_ART, BY_KMEANS)} | {AT_RANDOM: "own samples, plainly"}
 TEXTS = {choice: f"rehearsal, {choice}" for choice in (BY_ART, BY_KMEANS, AT_RANDOM)}
 FASTER, OWN = "rehearsal, ART, average 0.999", "rehearsal, ART, own tokens"
+LIVE = "rehearsal, ART, going on"
 NOVELTY = {f"novelty, {term}": term for term in ("constant", "margin", "drift")}
 ARMS: dict[str, Arm] = {
     PLAIN: Arm("plain"),
@@ -76,9 +77,10 @@ ARMS: dict[str, Arm] = {
     **{name: Arm("texts", choice, decay=SLOW, strength=0.3) for choice, name in TEXTS.items()},
     FASTER: Arm("texts", BY_ART, decay=USUAL, strength=0.3),
     OWN: Arm("texts", BY_ART, strength=0.3),
+    LIVE: Arm("live", decay=USUAL, strength=0.3),
     **{name: Arm("novelty", novelty=term, strength=0.3) for name, term in NOVELTY.items()},
 }
-SETUP = {"ewc": "fisher", "novelty": "network"}  # what is computed before the second domain comes
+SETUP = {"ewc": "fisher", "novelty": "network", "live": "network"}  # what is computed before the second domain comes
 REHEARSED = 4  # texts of `SPAN` tokens in each step: as many tokens as a row has
 
 
@@ -93,8 +95,8 @@ def setup_seconds(arm: Arm, seconds: Mapping[str, float]) -> float:
 
 
 def holds(arm: Arm, kept: Mapping[str, Any]) -> int:
-    """Texts, prototypes or samples that it keeps."""
-    name = f"{arm.kind}, {arm.choice}"
+    """Texts, prototypes or samples that it keeps, before the second domain comes."""
+    name = f"texts, {BY_ART}" if arm.kind == "live" else f"{arm.kind}, {arm.choice}"
     return len(kept[name]) if name in kept else 0
 
 
@@ -137,16 +139,15 @@ def _regularizer(
         return Rehearsed(strength, rows(old, training, seed), None)
     if arm.kind == "novelty":
         return Settled(lambda_art=strength, novelty=arm.novelty, **NETWORK)
-    if arm.kind == "texts" and arm.choice != BY_ART:
+    if arm.kind == "texts":
         return Rehearsed(strength, drawn(kept[f"texts, {arm.choice}"], REHEARSED, seed), arm.decay)
-    return _of_art(arm, strength) if arm.kind == "texts" else None
+    return _live(strength) if arm.kind == "live" else None
 
 
-def _of_art(arm: Arm, strength: float) -> ARTRegularizer:
-    """The product's rehearsal, which draws and goes on to learn by its own rules."""
-    options = {"average_decay": 1.0 if arm.decay is None else arm.decay, "rehearsed_texts": REHEARSED, **NETWORK}
-    kind = OwnTokens if arm.decay is None else ARTRegularizer
-    return kind(lambda_art=PULL, rehearsal=strength / PULL, **options_of_today(options, "ARTRegularizer"))
+def _live(strength: float) -> ARTRegularizer:
+    """The product's rehearsal: its categories go on to learn, and draw by their own rules."""
+    options = {"average_decay": USUAL, "rehearsed_texts": REHEARSED, **NETWORK}
+    return ARTRegularizer(lambda_art=PULL, rehearsal=strength / PULL, **options_of_today(options, "ARTRegularizer"))
 
 
 def drawn(texts: Tensor, n: int, seed: int) -> Draw:

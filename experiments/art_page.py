@@ -19,6 +19,7 @@ from experiments.arms import (
     FASTER,
     FROZEN,
     IN_BATCH,
+    LIVE,
     LWF,
     ON_TOP,
     OWN,
@@ -155,7 +156,8 @@ def _arms(found: Continual, *, probes: int) -> str:
         f"`{ON_TOP}`: one row more than other arms have. `{LWF}`: T² KL(the model before || model) on the new text. "
         "Prototypes, own samples and rehearsed texts (4 of 32 tokens a step, or one sample of a whole row) are held to "
         f"what the model before said, or its average with decay 0.9999; `{FASTER}` to one with 0.999, `{OWN}` to the "
-        "texts' own next tokens."
+        f"texts' own next tokens. `{LIVE}`: as the product does it; its categories learn the new text, too, and it "
+        "draws by how long a category has had none."
     )
     return "\n\n".join(["### Continual learning", table(head, (_row(found, arm) for arm in found.by_arm)), note])
 
@@ -183,7 +185,7 @@ def _row(found: Continual, arm: str) -> list[str]:
 def _kept(found: Continual, arm: str) -> str:
     """How many, the mean over the seeds."""
     n = float(np.mean([record["holds"] for record in found.by_arm[arm]]))
-    return f"{n:.0f} {ARMS[arm].kind}" if n else ""
+    return f"{n:.0f} {'texts' if ARMS[arm].kind == 'live' else ARMS[arm].kind}" if n else ""
 
 
 def _choices(found: Continual) -> str:
@@ -196,6 +198,7 @@ def _choices(found: Continual) -> str:
     } | {
         "texts: the averaged model's predictions against their own tokens": (TEXTS[BY_ART], OWN),
         "texts: average with decay 0.9999 against 0.999": (TEXTS[BY_ART], FASTER),
+        "texts of ART: drawn evenly, against categories that go on to learn": (FASTER, LIVE),
         f"{IN_BATCH} against {ON_TOP}": (IN_BATCH, ON_TOP),
     }
     note = "As many texts, samples or prototypes on both sides, so as many bytes."

@@ -171,14 +171,6 @@ def own_tokens(model: Backbone, texts_NS: Tensor) -> Tensor:
     return cross_entropy(model.text_logits(ids), targets.where(targets >= 0, IGNORE))
 
 
-class OwnTokens(ARTRegularizer):
-    """ART's rehearsal with the typical texts' own next tokens in the place of the averaged model's predictions."""
-
-    def _forgotten(self, device: torch.device) -> Tensor:
-        texts = self.art.drawn_texts(self.advanced.rehearsed_texts, seed=int(self.steps)).to(device)
-        return own_tokens(self.model, texts)
-
-
 class Settled(ARTRegularizer):
     """ART whose categories stay those of the first domain; it counts how many of the new texts are novel to them."""
 

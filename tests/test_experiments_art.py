@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from experiments import art_page, chosen, continual, levels, store
-from experiments.arms import ARMS, EWC_ARM, IN_BATCH, LWF, ON_TOP, PLAIN, PROTOTYPES, SAMPLES, TEXTS
+from experiments.arms import ARMS, EWC_ARM, IN_BATCH, LIVE, LWF, ON_TOP, PLAIN, PROTOTYPES, SAMPLES, TEXTS
 from experiments.chosen import BY_ART, BY_KMEANS
 from experiments.continual import Job, Plan
 from experiments.domains import PIECE, in_three, pieces, prepare_domains
@@ -28,7 +28,18 @@ from lightning_app.training.compositions import CausalLM
 from tests.test_experiments import article
 
 MARGIN = "novelty, margin"
-TRIED = (PLAIN, TEXTS[BY_ART], TEXTS[BY_KMEANS], SAMPLES[BY_ART], PROTOTYPES[BY_ART], EWC_ARM, LWF, ON_TOP, MARGIN)
+TRIED = (
+    PLAIN,
+    LIVE,
+    TEXTS[BY_ART],
+    TEXTS[BY_KMEANS],
+    SAMPLES[BY_ART],
+    PROTOTYPES[BY_ART],
+    EWC_ARM,
+    LWF,
+    ON_TOP,
+    MARGIN,
+)
 
 
 def texts(tmp_path: Path) -> tuple[str, str, str]:
