@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -92,7 +93,7 @@ class MemoryOptions(AdvancedMemory):
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least {least}")
-        if self.fading < 0:
+        if not 0 <= self.fading < math.inf:
             raise InputError(f"fading is {self.fading}: give a number from 0 on")
         if not 0 <= self.forgetfulness_factor < 1:
             raise InputError(f"forgetfulness_factor is {self.forgetfulness_factor}: give a number from 0 to below 1")

@@ -43,7 +43,12 @@ class Optimisation:
         Args:
             groups: of parameters.
             steps: the optimizer steps of the run, for a `WarmupCosine` that was given none.
+
+        Raises:
+            InputError: no parameter is trained, or an option of theirs is refused.
         """
+        if not groups:
+            raise InputError("there is nothing to train: all weights are frozen, and nothing on top of them learns")
         optimizer = made("model.init_args.optimizer", self.optimizer, groups)
         self.schedules.check(optimizer)
         if self.scheduler is None:

@@ -20,6 +20,8 @@ from lightning_app.memory.options import MemoryOptions
         ({"nprobe": 0}, "nprobe is 0"),
         ({"forgetfulness_factor": 1.0}, r"forgetfulness_factor is 1.0"),
         ({"forgetfulness_factor": -0.1}, r"forgetfulness_factor is -0.1"),
+        ({"fading": float("nan")}, "fading is nan"),
+        ({"fading": float("inf")}, "fading is inf"),
         ({"index_type": "tree"}, "index_type is 'tree': choose one of flat, ivf, ivfpq, hnsw"),
         ({"eviction": "first"}, "eviction is 'first'"),
         ({"metric": "l1"}, "metric is 'l1'"),

@@ -61,6 +61,11 @@ def test_the_length_is_asked_for_where_it_is_needed_alone():
     assert own.configured(one_weight(), steps=never)["lr_scheduler"]["scheduler"].total_steps == 7
 
 
+def test_a_model_that_is_frozen_whole_is_refused_in_words():
+    with pytest.raises(InputError, match="nothing to train: all weights are frozen"):
+        Optimisation(sgd, None).configured([], steps=lambda: 10)
+
+
 def test_copies_share_it():
     how = Optimisation(sgd, None)
     assert copy.deepcopy([how])[0] is how

@@ -14,6 +14,7 @@ from lightning_app.training.distributed import mean_over_ranks
 
 SMALL = 1e-4  # a share, below which the gate sees no difference
 LEAST = 1e-30  # a probability, whose logarithm is finite
+MOST = 1 - 2**-20  # a share that was learned: at 1 what the others say would be impossible, and logit has no gradient
 
 
 class Gate(nn.Module):

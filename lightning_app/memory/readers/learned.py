@@ -9,6 +9,7 @@ candidates (what the memory returned to a position, then the positions of its ow
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -150,7 +151,7 @@ class LearnedReader(Reader):
         **kwargs: Any,
     ):
         super().__init__(advanced=advanced, **kwargs)
-        if store_cost is not None and store_cost < 0:
+        if store_cost is not None and not 0 <= store_cost < math.inf:
             raise InputError(f"store_cost is {store_cost}; it must be at least 0, or null: no price, a hard budget")
         if store_cost is None and target_rate is not None:
             raise InputError(f"target_rate is {target_rate} and store_cost null, with which every token is stored")
@@ -167,7 +168,9 @@ class LearnedReader(Reader):
 
     def build_layers(self, width: int, vocab_size: int) -> None:
         assert self.memory_dim is not None
-        self.results = self.bank.shared.num_search_results
+        self.results, most = self.bank.shared.num_search_results, self.bank.shared.memory_size
+        if self.results > most:
+            raise InputError(f"num_search_results is {self.results} and memory_size {most}: give at most as many")
         self.span_length = self.bank.shared.span_length
         self.writer = Writer(width, self.memory_dim, self.results)
         if self.next_token:

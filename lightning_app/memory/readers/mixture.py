@@ -17,7 +17,7 @@ from lightning_app.memory.knn import interpolated
 from lightning_app.memory.persistence import keeping_types
 from lightning_app.memory.readers.bank import NoBank
 from lightning_app.memory.readers.base import Reader, ReaderOutput, Said, TokenContext
-from lightning_app.memory.readers.gate import Gate, mean_nats, of_targets, sureness
+from lightning_app.memory.readers.gate import MOST, Gate, mean_nats, of_targets, sureness
 from lightning_app.models.weighing import Over
 
 OF_MODEL, OF_EACH = 2, 4  # features of the model, and of each reader besides its own
@@ -105,7 +105,7 @@ class GatedMixture(Reader):
         features = [sureness(log_p.exp()), *(_features(log_p, one) for one in said)]
         z = self.gate(states, torch.cat(features, dim=-1).detach())
         return [
-            (one.lam.logit() + z[..., k : k + 1]).sigmoid().where(one.p.sum(-1, keepdim=True) > 0, 0.0)
+            (one.lam.logit() + z[..., k : k + 1]).sigmoid().clamp_max(MOST).where(one.p.sum(-1, keepdim=True) > 0, 0.0)
             for k, one in enumerate(said)
         ]
 

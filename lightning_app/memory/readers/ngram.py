@@ -146,6 +146,8 @@ class NGramReader(Reader):
         super().__init__(memory_size=memory_size, writes=writes)
         if not 2 <= order <= RECENT:
             raise InputError(f"order is {order}; it must lie between 2 and {RECENT}")
+        if memory_size < 1:
+            raise InputError(f"memory_size is {memory_size}; it must be at least 1")
         if not 0 <= lam <= 1:
             raise InputError(f"lam is {lam}; it must lie between 0 and 1")
         if writes not in ("evaluation", "never"):

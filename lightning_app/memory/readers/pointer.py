@@ -18,7 +18,7 @@ from lightning_app.memory.persistence import keeping_types
 from lightning_app.memory.readers.bank import OWN, Candidates, Scope
 from lightning_app.memory.readers.base import ReaderOutput, Said, TokenContext, Writes
 from lightning_app.memory.readers.distribution import InterpolatedReader, all_stored, earlier_in_block
-from lightning_app.memory.readers.gate import Gate, mean_nats, of_targets, sureness
+from lightning_app.memory.readers.gate import LEAST, MOST, Gate, mean_nats, of_targets, sureness
 from lightning_app.memory.slots import joined
 from lightning_app.models.weighing import Over
 
@@ -109,7 +109,7 @@ class PointerReader(InterpolatedReader):
 
     def share_of_all(self, log_p: Tensor, states: Tensor, found: Candidates, match: Tensor) -> Tensor:
         features = torch.cat([sureness(log_p.exp()), match, _agreement(log_p, found)], dim=-1)
-        return self.gate(states, features.detach()).sigmoid()
+        return self.gate(states, features.detach()).sigmoid().clamp(LEAST, MOST)
 
     def says(self, log_p: Tensor, states: Tensor, context: TokenContext) -> tuple[Said, ReaderOutput]:
         said, output = super().says(log_p, states, context)

@@ -59,6 +59,8 @@ class PromptReader(KNNReader):
         kwargs: see `Reader` and `AssociativeMemory`.
     """
 
+    mixes = False
+
     def __init__(
         self,
         passages: int = 1,

@@ -30,6 +30,8 @@ from lightning_app.yaml_file import LINKED
 
 OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "freeze", "extensions", "art")
 PLAIN = ("ArticleGPT", "CausalLM", "VardaGPT")  # with a memory each is a VardaGPT
+MIXTURE = "GatedMixture"
+READERS = "backbone.readers."  # names of their tensors
 FILLED = ("KNNReader", "PromptReader")  # what `memory build` fills
 UNKNOWN_BLOCK = 512
 HEADER = """\
@@ -142,19 +144,34 @@ class Opened:
 
 
 def with_reader(opened: Opened, options: dict[str, Any], part: str = "KNNReader") -> Opened:
-    """The model with an empty reader of these options, one of `FILLED`: behind its others, or for that which it has."""
+    """The model with an empty reader of these options, one of `FILLED`: behind its others, or for that which it has.
+
+    Raises:
+        InputError: a `GatedMixture` has learned how much its readers count, and would have another one.
+    """
     description = copy.deepcopy(describe(opened.module))
     options_of = _memory_options(description)
     readers = options_of.get("readers", [])
-    number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), len(readers))
-    kept = readers[number]["options"] if number < len(readers) and readers[number]["part"] == part else {}
+    mixed = bool(readers) and readers[-1]["part"] == MIXTURE
+    behind = len(readers) - mixed  # the mixture stands last
+    number = next((i for i, reader in enumerate(readers) if _is_knn(reader)), behind)
+    before = readers[number] if number < behind else None
+    kept = before["options"] if before is not None and before["part"] == part else {}
+    if mixed and (part == "KNNReader") != (before is not None and before["part"] == "KNNReader"):
+        raise InputError(
+            f"{opened.path} has a {MIXTURE}, which has learned how much each of its readers counts: no KNNReader can "
+            "join them or go now; fit it with one, which stays empty in the fit, or without"
+        )
     given = options_of_today({**options, "path": None}, "KNNReader")
     fixed = {"scope": "shared", "streams": 1, "writes": "never"}
     fixed["advanced"] = {**kept.get("advanced", {}), **given["advanced"]}
     made = {"part": part, "version": 1, "options": {**kept, **given, **fixed}}
-    options_of["readers"] = [*readers[:number], made, *readers[number + 1 :]]
+    options_of["readers"] = [*readers[:number], made, *readers[number + (before is not None) :]]
     module: LanguageModule = build(description)
-    own, state = f"backbone.readers.{number}.", wrapped_as(module, opened.module.state_dict())
+    own, state = f"{READERS}{number}.", wrapped_as(module, opened.module.state_dict())
+    if mixed and before is None:  # the mixture makes room
+        further = f"{READERS}{number + 1}."
+        state = {further + name.removeprefix(own) if name.startswith(own) else name: t for name, t in state.items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(own)}
     new = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
     module.load_state_dict(state | new)

@@ -50,6 +50,7 @@ CACHE = ".cache/tokens"
 SHOWN = 30  # documents
 NEIGHBOURS = {"KNNReader": 256, "PromptReader": 16}  # k where none is given
 OF_PROMPTS = ("passages", "passage_length")
+OF_WEIGHT = ("lam", "temperature", "tune")
 
 
 def command(argv: Sequence[str]) -> None:
@@ -63,6 +64,7 @@ def command(argv: Sequence[str]) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Wrap the model in a VardaGPT with a KNNReader, fill it with the text, tune it, and write a new checkpoint."""
+    _check_options_of_reader(args)
     started, plain = time.perf_counter(), _opened(args)
     output = Path(args.output or plain.path.with_name(f"{plain.path.stem}-memory.ckpt"))
     if output.resolve() == plain.path.resolve():
@@ -71,6 +73,7 @@ def build(args: argparse.Namespace) -> None:
     numbers, skipped = wanted(text, ())
     n = count_entries(text, numbers)
     opened = with_reader(plain, _options(args, n), args.reader)
+    _check_numbers(args)  # first: to fill a memory takes minutes
     filled = _fill(opened, text, numbers, skipped, args)
     tuned = _tune(opened, args)
     opened.write(output, with_config=True)
@@ -109,6 +112,24 @@ def _text(opened: Opened, documents: Iterable[Document], args: argparse.Namespac
     return Text.of(written, opened.tokenizer, CACHE, block_size=opened.block_size(), stride=args.stride)
 
 
+def _check_options_of_reader(args: argparse.Namespace) -> None:
+    """Refuse what the reader that is asked for does not have."""
+    of_prompts = args.reader == "PromptReader"
+    if wrong := [name for name in (OF_WEIGHT if of_prompts else OF_PROMPTS) if getattr(args, name) is not None]:
+        flags = " and ".join(f"--{name}" for name in wrong)
+        lacks = "lam and no temperature to give or tune" if of_prompts else "passages: --reader PromptReader has"
+        raise InputError(f"a {args.reader} has no {lacks}; leave out {flags}")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    given = [args.lam is not None, args.temperature is not None]
+    if any(given) and (args.tune is not None or not all(given)):
+        raise InputError(
+            f"lam is {args.lam}, temperature {args.temperature} and tune {args.tune}: "
+            "give both numbers without --tune, or neither"
+        )
+
+
 def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
     """The options of the KNNReader for `n` entries: what was given, and clusters that fit."""
     names = ("num_search_results", "index_type", "num_clusters", "nprobe", "dtype", "span_length", "lam", "temperature")
@@ -133,17 +154,9 @@ def _fill(opened: Opened, text: Text, numbers: Sequence[int], skipped: list[str]
 
 def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
     """On the text that was given, else on the run's validation text; None: both numbers were given, or no text is."""
-    given = [args.lam is not None, args.temperature is not None]
-    if any(given) and (args.tune is not None or not all(given)):
-        raise InputError(
-            f"lam is {args.lam}, temperature {args.temperature} and tune {args.tune}: "
-            "give both numbers without --tune, or neither"
-        )
-    if all(given):
+    if args.lam is not None or args.reader == "PromptReader":  # which has none
         return None
     config = opened.config()
-    if args.tune is None and args.reader == "PromptReader":  # which has none
-        return None
     documents = documents_at(args.tune, config) if args.tune else documents_of_run(config, "val")
     return None if documents is None else tune(opened.memory, opened.knn, _text(opened, documents, args))
 
@@ -203,6 +216,8 @@ def delete(args: argparse.Namespace) -> None:
     for key in sorted(keys, key=lambda key: name_of(key, names)):
         print(f"removed {held[key]:,} entries of {name_of(key, names)}")
     print(f"removed {removed:,} in all; {left:,} are left in {args.output or opened.path}")
+    if any(isinstance(reader, NGramReader) and reader.bank.size() for reader in opened.readers):
+        print("NGramReader still counts what it counted, with these documents where they were in its training text")
 
 
 def check(args: argparse.Namespace) -> None:

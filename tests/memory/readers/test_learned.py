@@ -25,3 +25,14 @@ def test_the_threshold_follows_the_quantile_of_the_distances():
 def test_a_quantile_outside_of_0_to_1_is_refused():
     with pytest.raises(InputError, match=r"delete_quantile is 1"):
         AttentionReader(advanced=AdvancedReader(delete_quantile=1.0))
+
+
+def test_a_price_is_a_number_from_0_on():
+    for cost in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="store_cost is"):
+            AttentionReader(store_cost=cost)
+
+
+def test_a_search_for_more_than_fits_is_refused_before_the_fit():
+    with pytest.raises(InputError, match="num_search_results is 5 and memory_size 3"):
+        AttentionReader(memory_size=3).build(width=8, vocab_size=9)

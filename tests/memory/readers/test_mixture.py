@@ -101,6 +101,20 @@ def test_it_learns_alone_what_evaluation_scores():
     assert all(bool(gradient.any()) and bool(gradient.isfinite().all()) for gradient in gradients.values())
 
 
+def test_a_gate_that_is_wide_open_leaves_the_model_a_share_and_has_gradients():
+    """As after much text in which the pointer was always right."""
+    pointer = learned_pointer(lam=0.15, theta=0.3, scope="shared", **SIZE)
+    model, ids = model_of(pointer, learned_mixture()), random_ids()
+    for gate in (pointer.gate, model.readers[-1].gate):
+        torch.nn.init.constant_(gate.outer.bias, 40.0)
+    with torch.no_grad():
+        assert model.run(ids, context_of(ids)).logits.isfinite().all()
+    found = model.train().run(ids, context_of(ids))
+    found.reader_outputs[-1].terms["mixture"][1].backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 def test_it_learns_who_is_right():
     """The counts know the text, the cache does not."""
     model = model_of(NGramReader(order=3, lam=0.1), CacheReader(lam=0.3, theta=0.1), GatedMixture())

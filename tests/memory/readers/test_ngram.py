@@ -173,6 +173,6 @@ def test_counts_do_not_stay_on_a_device_that_the_model_has_left():
 
 
 def test_wrong_options_are_refused():
-    for wrong in ({"order": 1}, {"order": 21}, {"lam": 1.5}, {"writes": "always"}):
+    for wrong in ({"order": 1}, {"order": 21}, {"lam": 1.5}, {"writes": "always"}, {"memory_size": -5}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             NGramReader(**wrong)  # type: ignore[arg-type]

@@ -17,8 +17,10 @@ import yaml
 from lightning_app import closing
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.cli import main as command
+from lightning_app.data.batch import Batch
+from lightning_app.errors import InputError
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.readers import PromptReader
+from lightning_app.memory.readers import CacheReader, KNNReader, NGramReader, PromptReader, Reader
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_reader
@@ -33,7 +35,7 @@ from lightning_app.training.checkpoint_io import AtomicCheckpointIO, read_checkp
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 from lightning_app.training.side_files import named_by
-from tests.made_models import decoder, ready
+from tests.made_models import decoder, learned_mixture, learned_pointer, ready
 
 TEXTS = {
     "fox": "The quick brown fox jumps over the lazy dog while 13 wizards vex bad nymphs.",
@@ -259,6 +261,42 @@ def test_a_model_whose_art_keeps_an_average_gets_a_memory(module: type[LanguageM
     assert ("readers" in config) is (module is ArticleGPT)
 
 
+def mixing(*readers: Reader) -> Opened:
+    """A model whose mixture has learned."""
+    return Opened(Path("x.ckpt"), {}, *ready(VardaGPT(decoder(), [*readers, learned_mixture()])))
+
+
+def test_texts_before_prompts_join_a_mixture_and_change_nothing():
+    given = mixing(CacheReader(streams=1), learned_pointer(streams=1))
+    found = with_reader(given, {"memory_size": 8, "num_search_results": 4}, "PromptReader").module
+    assert isinstance(found, VardaGPT)
+    kinds = [type(reader).__name__ for reader in found.memory.readers]
+    assert kinds == ["CacheReader", "PointerReader", "PromptReader", "GatedMixture"]
+    batch = Batch.of(torch.arange(17)[None])
+    with torch.no_grad():
+        one, two = (module.eval().outputs(batch).logits for module in (given.module, found))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("before", "part"), [(CacheReader, "KNNReader"), (KNNReader, "PromptReader")], ids=["one more", "one less"]
+)
+def test_a_mixture_keeps_the_readers_that_it_has_learned_of(before: type[Reader], part: str):
+    given = mixing(before(memory_size=8, num_search_results=4))  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"GatedMixture, which has learned .* no KNNReader can join them or go now"):
+        with_reader(given, {"memory_size": 8}, part)
+
+
+def test_a_mixture_has_its_own_kind_of_reader_filled():
+    given = mixing(KNNReader(memory_size=8, num_search_results=4))
+    found = with_reader(given, {"memory_size": 20}, "KNNReader").module
+    assert isinstance(found, VardaGPT)
+    assert [reader.bank.size() for reader in found.memory.readers] == [0, 0]
+    assert found.memory.readers[0].bank.shared.memory_size == 20
+    gates = [module.state_dict() for module in (given.module, found)]
+    assert all(torch.equal(gates[0][name], gates[1][name]) for name in gates[0] if ".gate." in name)
+
+
 def test_a_config_with_an_option_that_is_gone_was_in_force(tmp_path: Path):
     options = {"trainer": {"callbacks": [{"class_path": "Samples", "init_args": {"seed": 3}}]}}
     path = tmp_path / "best-memory.yaml"
@@ -326,6 +364,23 @@ def test_delete_takes_all_of_a_document_and_nothing_else(folder: Path):
     with torch.no_grad():  # not a trace of it is left in the file
         gone = before[before.ids()[before.payload(before.ids()).documents == key]]
         assert torch.cdist(gone, after.vectors).min() > 0
+
+
+def test_what_is_deleted_stays_in_counts_and_that_is_said(folder: Path):
+    given, checkpoint = opened(), read_checkpoint(MEMORY)
+    counts = NGramReader(order=3)
+    module = VardaGPT(given.backbone.backbone, [KNNReader(memory_size=8, num_search_results=2), counts])
+    counts.bank.hold(torch.tensor([*TEXTS["fox"].encode()]))
+    fox = torch.tensor([key for key, name in given.memory.documents.items() if name.endswith("fox.txt")])
+    module.memory.documents |= given.memory.documents
+    module.memory.readers[0].bank.shared.add(torch.ones(1, 16), Entries(documents=fox, positions=torch.zeros_like(fox)))
+    checkpoint["state_dict"] = module.state_dict()
+    module.on_save_checkpoint(checkpoint)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, "counts.ckpt")
+    printed = run("memory", "delete", "--ckpt_path", "counts.ckpt", "--document", "fox.txt")
+    assert "removed 1 in all; 0 are left" in printed
+    assert "NGramReader still counts" in printed
+    assert "still counts" not in run("memory", "delete", "--ckpt_path", MEMORY, "--document", "fox.txt")
 
 
 def test_delete_several_and_keep_the_input(folder: Path):
@@ -472,6 +527,11 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
         (("build", "--ckpt_path", PLAIN, "--memory_size", "0"), "memory_size is 0: give at least 1"),
         (("build", "--ckpt_path", PLAIN, "--lam", "2"), "lam is 2.0; it must lie between 0 and 1"),
         (("build", "--ckpt_path", PLAIN, "--reader", "PromptReader", "--tune", "val.txt"), "PromptReader has no lam"),
+        (
+            ("build", "--ckpt_path", PLAIN, "--reader", "PromptReader", "--lam", "0.5", "--temperature", "1"),
+            "PromptReader has no lam .* leave out --lam and --temperature",
+        ),
+        (("build", "--ckpt_path", PLAIN, "--passages", "2"), "a KNNReader has no passages: .* leave out --passages"),
         (("build", "--ckpt_path", PLAIN, "--device", "abacus"), "device 'abacus' cannot be used here"),
         (("build", "--ckpt_path", "nowhere.ckpt"), "there is no checkpoint nowhere.ckpt"),
         (("build", "--ckpt_path", "alone.ckpt"), "no config of the run lies beside alone.ckpt: .* --text PATH"),
