@@ -55,6 +55,7 @@ def test_no_folder_is_made_and_memory_and_disk_are_there(folder: Path, said):
     assert re.match(r"\d+\.\d MB: 4 checkpoints of", rows["disk"])
 
 
+@pytest.mark.slow
 def test_steps_epochs_tokens_and_validations_are_those_of_the_fit(folder: Path, config, said, main):
     config({"trainer": {"max_steps": 40, "accumulate_grad_batches": 2, "val_check_interval": 30}})
     rows = said()

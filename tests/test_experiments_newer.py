@@ -184,6 +184,7 @@ def p_by(reader: Reader, experiment: newer.Experiment, read: newer_states.Read, 
     return (-token_nll(logits, read.targets[rows][None])[0]).exp().double()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_memory_and_a_cache_are_what_the_readers_compute(plan: newer.Plan, tmp_path: Path):
     experiment = newer.Experiment(replace(plan, seeds=(0,)), tmp_path / "work")

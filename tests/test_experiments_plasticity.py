@@ -246,6 +246,7 @@ def test_a_rule_is_replayed_on_a_real_training():
 # The controller
 
 
+@pytest.mark.slow
 def test_a_network_is_judged_on_heads_that_it_did_not_learn_from(plan: Plan, tmp_path: Path):
     run, evidence = run_of(plan, tmp_path)
     model = run.model.eval()

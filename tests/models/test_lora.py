@@ -213,6 +213,7 @@ def base(folder: Path, main: Main) -> Path:
     return Path("runs/base/version_0/checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surgery", [None, *(pytest.param(x, marks=pytest.mark.slow) for x in ("mask", "remove"))])
 def test_from_a_whole_checkpoint_to_one_of_adapters_and_on_exactly(
     base: Path,

@@ -72,6 +72,7 @@ def source(folder: Path) -> Path:
     return folder / "source"
 
 
+@pytest.mark.slow
 def test_the_checkpoint_needs_no_source(main: Main, tiny: Callable[..., str], source: Path, capsys: Any):
     main("fit", "--config", tiny(pretrained="source"))
     fitted(PretrainedLM(pretrained="source", vocab_size=257, block_size=16), lr=0.1)

@@ -134,6 +134,7 @@ def test_without_spikes_it_changes_nothing(fit: Fit):
     assert_same(fit(True, poison=None), fit(False, poison=None))
 
 
+@pytest.mark.slow
 def test_a_resume_compares_with_the_same_steps(fit: Fit):
     with pytest.warns(UserWarning, match="is left out"):
         whole = fit(True)

@@ -74,6 +74,7 @@ def test_masked_heads_stay_and_say_nothing(at_end: str, config: Callable[..., st
     main("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_a_controller_that_switches_nothing_changes_nothing(config: Callable[..., str], main: Main):
     main("fit", "--config", config({**SMALL, "name": "plain"}, "plain.yaml"))
     main("fit", "--config", config(with_controller(controller_lr=1e-9), "tiny.yaml"))

@@ -86,6 +86,7 @@ def test_the_average_is_that_of_the_formula_and_training_goes_on_as_without(
     assert saved["state_dict"]["regularizers.0.steps"] == 6
 
 
+@pytest.mark.slow
 def test_validation_and_the_best_checkpoint_are_of_the_average(main: Main, config: Config):
     name = config({"trainer": {"callbacks": [AVERAGE]}})
     main("fit", "--config", name)

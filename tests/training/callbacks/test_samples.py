@@ -15,6 +15,7 @@ from lightning_app.training.compositions import ArticleGPT
 CLASS = "Samples"
 
 
+@pytest.mark.slow
 def test_samples_change_nothing_and_compare_over_time(main: Callable, config: Callable):
     with_samples = {
         "callbacks": [{"class_path": CLASS, "init_args": {"prompts": ["the", "a"], "every_n_validations": 2}}]
