@@ -26,7 +26,7 @@ from experiments.chosen import AT_RANDOM, sampled
 from experiments.continual import DETAILS, ids_in, out_of, parsed, texts_of
 from experiments.domains import Domains, prepare_domains
 from experiments.levels import Trial, best, next_trial, tried
-from experiments.runs import Training, blocks, fast_precision, read
+from experiments.runs import Training, blocks, fast_precision
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.io import replacing
 from lightning_app.memory.model import MemoryLM
@@ -110,7 +110,7 @@ def prepare(job: Job) -> None:
     model, watch = new_backbone(plan).eval(), store.Stopwatch()
     with torch.no_grad(), fast_precision():
         some = list(blocks(domains.first.val, plan.training.block_size, at_most=plan.blocks // 2))
-        entry.keep(job.folder, job.seed, read(MemoryLM(model, []), some))
+        entry.keep(job.folder, job.seed, entry.gain_on_the_same_tokens(MemoryLM(model, []), some))
         vocabulary = {"vocab_size": domains.tokenizer.vocab_size, "start": domains.tokenizer.eot}
         with watch:
             drawn = sampled(model, plan.samples, plan.of_sample, seed=job.seed, **vocabulary)

@@ -84,6 +84,7 @@ def run(plan: Plan, folder: Path) -> list[tuple[str, int | None]]:
 @pytest.mark.slow
 def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "tune_allocator", lambda: True)
+    monkeypatch.setattr(memory, "SIDE_BY_SIDE", plan.training.group)
     folder = tmp_path / "work"
     others = ("after", *memory.TRAINED, "storing", "dynamic evaluation")
     jobs = [("no memory", 0), ("no memory", 1), ("PPMd", 0), *((arm, seed) for seed in (0, 1) for arm in others)]
