@@ -37,7 +37,7 @@ class Arm:
         choice: of what is kept, see `experiments.chosen`.
         decay: of the averaged model that it is held to; 1: the model before; None: the texts' own next tokens.
         novelty: loss of a novel text.
-        lr, strength: of the first trial; 0: there is no strength to choose.
+        lr, strength: those of the first trial. A strength of 0 means that none is chosen.
     """
 
     kind: str

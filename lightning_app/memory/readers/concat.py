@@ -40,10 +40,11 @@ BY_POSITION = ("strength", "decided", "chosen")  # of Deletions, (B, T, k) each
 class ConcatReader(LearnedReader):
     """The k nearest stored vectors, each weighted by the softmax of their scores, beside the input of the backbone.
 
-    x = fc([embedding, w_1 v_1, ..., w_k v_k]), nearest first, zeros where there is no entry. Here v_j = m_j +
-    fc_next(e_j), where m_j is the stored vector and e_j the embedding of the token that followed it. The weights are
-    w = softmax(scale cos(q, m_j)). The memory is searched once for all positions. With `segment_length` the segments
-    then run one after the other, and a later one finds what earlier ones would store too.
+    The input x of the backbone is fc([embedding, w_1 v_1, ..., w_k v_k]). The nearest entry comes first, and zeros
+    stand where there is none. Here v_j = m_j + fc_next(e_j): m_j is the stored vector, and e_j the embedding of the
+    token that followed it. The weights are w = softmax(scale cos(q, m_j)). The memory is searched once for all
+    positions. With `segment_length` the segments then run one after the other, and a later one finds what earlier ones
+    would store too.
 
     Args:
         metric: `cosine`: query and entry are one rotation at first, and the angle between them counts. With `l2` or
