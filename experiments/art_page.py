@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import continual_lora_page, entry, novelty_page, plans, store, untrained
+from experiments import continual_lora_page, entry, novelty_page, plans, sections, store, untrained
 from experiments.arguments import name_of, told
 from experiments.arms import (
     ARMS,
@@ -60,10 +60,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         plans.told(folder, rules, list(ran)),
     ]
     page = "\n\n".join(part for part in parts if part) + "\n"
-    path = out / "art.md"
-    before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(before + page, encoding="utf-8")
+    sections.put(out / "art.md", SECTION, page)
     plans.publish(folder, rules, out / RESULTS, [novelty_page.FOLDER])
     return page
 

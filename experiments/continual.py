@@ -16,11 +16,11 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -400,22 +400,53 @@ def _novel(module: LanguageModule) -> float | None:
 DETAILS = ("nats", "absent", "scale")  # that trials do not need
 
 
-def try_out(job: Job) -> None:
-    """Trials of an arm, each where the ones before it have led."""
-    plan = job.plan
+class AnyJob(Protocol):
+    """Of this experiment, or of experiments.continual_lora."""
+
+    @property
+    def plan(self) -> Any: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def part(self) -> Part: ...
+
+
+def walk(job: AnyJob, run: Callable[[Trial], store.Record], *, start: Trial, widen: bool) -> None:
+    """Trials of an arm, each where the ones before it have led; see `next_trial`."""
     while True:
         found = tried(job.arm, store.records(job.folder))
-        trial = next_trial(job.arm, found, start=first_trial(job.arm), at_most=plan.trials, widen=plan.widen)
+        trial = next_trial(job.arm, found, start=start, at_most=job.plan.trials, widen=widen)
         if trial is None:
             return
-        record = Run(job, trial, plan.steps, scored=False).record()
-        keep(job, {name: x for name, x in record.items() if name not in DETAILS} | {"trial": len(found)})
+        record = {name: x for name, x in run(trial).items() if name not in DETAILS}
+        keep(job, record | {"trial": len(found)})
+
+
+def try_out(job: Job) -> None:
+    """Trials of an arm."""
+
+    def run(trial: Trial) -> store.Record:
+        return Run(job, trial, job.plan.steps, scored=False).record()
+
+    walk(job, run, start=first_trial(job.arm), widen=job.plan.widen)
+
+
+def is_scored(job: AnyJob, records: Sequence[store.Record]) -> bool:
+    return any((r["arm"], r["seed"], r["trial"], r["part"]) == (job.arm, job.seed, None, job.part) for r in records)
 
 
 def learn_second(job: Job) -> None:
     """The trial of an arm that was chosen, on the texts to score."""
     records = store.records(job.folder)
-    if any((r["arm"], r["seed"], r["trial"], r["part"]) == (job.arm, job.seed, None, job.part) for r in records):
+    if is_scored(job, records):
         return
     trial = best(tried(job.arm, records))
     steps = job.plan.steps if job.part == "steps" else affordable(job, records)
@@ -429,7 +460,7 @@ def affordable(job: Job, records: Sequence[store.Record]) -> int:
     return max(1, round(job.plan.steps * left / done[job.arm]["train_seconds"]))
 
 
-def keep(job: Job, record: store.Record) -> None:
+def keep(job: AnyJob, record: store.Record) -> None:
     store.append(job.folder, record | {"part": job.part})
     said = f"{record['first'][-1]:.3f}, {record['second'][-1]:.3f}"
     print(f"{job.arm}, seed {job.seed}, {job.part}, {of_trial(record)}, {record['steps']} steps: {said}", flush=True)
@@ -464,7 +495,7 @@ def parsed(words: list[str] | None, *, prog: str, about: str | None) -> tuple[Pl
     plan = Plan(options.train, options.heldout, options.second, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, folder, plan.rules)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     with store.counted(folder):
         domains_of(plan, folder)  # once, before all workers want it

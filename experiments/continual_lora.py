@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers of on
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from experiments import art_page, continual, continual_lora_page, entry, newer_s
 from experiments.arguments import called, command_of
 from experiments.arms import ARMS, LWF, ON_TOP, PLAIN, SAMPLES, batches_of, new_module
 from experiments.chosen import AT_RANDOM, sampled
-from experiments.continual import DETAILS, ids_in, out_of, parsed, texts_of
+from experiments.continual import ids_in, out_of, parsed, texts_of
 from experiments.domains import Domains, prepare_domains
-from experiments.levels import Trial, best, next_trial, tried
+from experiments.levels import Trial, best, tried
 from experiments.runs import Training, blocks, fast_precision
 from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.io import replacing
@@ -142,27 +143,14 @@ def _module(job: Job, trial: Trial, options: Training, domains: Domains, samples
 def try_out(job: Job) -> None:
     """Trials of an arm, each where the ones before it have led."""
     start = Trial(job.plan.lr, ARMS[job.arm].strength)
-    while True:
-        found = tried(job.arm, store.records(job.folder))
-        trial = next_trial(job.arm, found, start=start, at_most=job.plan.trials, widen=False)
-        if trial is None:
-            return
-        record = run(job, trial, scored=False)
-        _keep(job, {name: x for name, x in record.items() if name not in DETAILS} | {"trial": len(found)})
+    continual.walk(job, partial(run, job, scored=False), start=start, widen=False)
 
 
 def learn_second(job: Job) -> None:
     """The trial of an arm that was chosen, on the texts to score."""
     records = store.records(job.folder)
-    if any((r["arm"], r["seed"], r["trial"]) == (job.arm, job.seed, None) for r in records):
-        return
-    _keep(job, run(job, best(tried(job.arm, records)), scored=True) | {"trial": None})
-
-
-def _keep(job: Job, record: store.Record) -> None:
-    store.append(job.folder, record | {"part": job.part})
-    said = f"{record['first'][-1]:.3f}, {record['second'][-1]:.3f}"
-    print(f"{job.arm} by LoRA, seed {job.seed}, {job.part}: {said}", flush=True)
+    if not continual.is_scored(job, records):
+        continual.keep(job, run(job, best(tried(job.arm, records)), scored=True) | {"trial": None})
 
 
 def jobs(plan: Plan, folder: Path) -> list[tuple[Any, list[Job]]]:
@@ -186,7 +174,7 @@ def main(words: list[str] | None = None) -> None:
     plan = Plan((of_small.train, of_small.heldout, of_small.second, of_small.test))
     plan = quick(plan) if options.quick else plan
     mine = folder / FOLDER / plan.fingerprint
-    plans.begin(mine, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, mine, plan.rules)
     write_plan(plan, mine)
     (do, some), *others = jobs(plan, mine)
     store.do_all(do, some, workers=options.workers, folder=mine)

@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from experiments import own_texts
 from experiments.texts import articles, held_out
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Dataloader, Source
@@ -186,7 +187,4 @@ def write_texts(folder: Path, train: str, heldout: str, test: str | None) -> Non
     """The documents to learn and those to choose on, as files: not those to score."""
     parts = {"train": articles(train), "val": held_out(heldout, test)[0]}
     for part, documents in parts.items():
-        place = folder / "texts" / part
-        place.mkdir(parents=True, exist_ok=True)
-        for i, document in enumerate(documents):
-            (place / f"{i:05}.txt").write_text(document.text, encoding="utf-8")
+        own_texts.write(folder / "texts" / part, documents, numbered=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import plans, store
+from experiments import plans, sections, store
 from experiments.facts_asked import EXACT
 from experiments.statistics import Interval, by_document, change, difference
 
@@ -37,9 +36,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path) -> str:
         plans.told(folder, rules, list(told)),
     ]
     page = "\n\n".join(parts) + "\n"
-    path = out / "facts.md"
-    before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
-    path.write_text(before + page, encoding="utf-8")
+    sections.put(out / "facts.md", SECTION, page)
     keep(folder, plan, out / "results")
     return page
 
@@ -48,8 +45,7 @@ def keep(folder: Path, plan: dict[str, Any], out: Path) -> None:
     """The figures without the texts, in facts.jsonl: the plan, its runs, the trials, and each answer as 0 or 1."""
     out.mkdir(parents=True, exist_ok=True)
     lines = [{"plan": plan}, *store.records(folder, plans.RUNS), *map(_figures, store.records(folder))]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (out / "facts.jsonl").write_text(text, encoding="utf-8")
+    store.write(out, lines, "facts.jsonl")
 
 
 def _figures(record: store.Record) -> store.Record:

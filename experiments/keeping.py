@@ -5,7 +5,6 @@ Shapes: B rows, T positions, V vocabulary, D width, N texts, S tokens of a text.
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.runs import frozen_copy
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.art.rehearsal import forgotten
 from lightning_app.data.batch import Batch
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.extension import Outputs, Regularizer
-from lightning_app.models.losses import IGNORE, cross_entropy
+from lightning_app.models.losses import IGNORE, cross_entropy, softened_kl
 
 TEMPERATURE = 2.0  # of LwF, as in its paper
 
@@ -37,11 +37,6 @@ class Anchored(Regularizer):
     @abstractmethod
     def anchor(self, model: Backbone) -> None:
         """Keep what is needed of it."""
-
-
-def frozen_copy(model: Backbone) -> list[Backbone]:
-    """In a list: as a part its parameters would be the module's."""
-    return [copy.deepcopy(model).eval().requires_grad_(False)]
 
 
 class EWC(Anchored):
@@ -88,22 +83,17 @@ def fisher_information(backbone: Backbone, batches: Sequence[Batch], *, seed: in
 class LwF(Anchored):
     """Learning without forgetting: T^2 KL(old || new) on the new text (Li and Hoiem 2016, arXiv:1606.09282).
 
-    In nats per token; T is `TEMPERATURE`, and T^2 keeps the gradient's size (Hinton et al. 2015, arXiv:1503.02531).
+    In nats per token; T is `TEMPERATURE`.
     """
 
     def anchor(self, model: Backbone) -> None:
-        self._old = frozen_copy(model)
+        self._old = [frozen_copy(model)]  # in a list: as a part its parameters would be the module's
 
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         with torch.no_grad():
             wanted = self._old[0].text_logits(outputs.ids)
-        return {"lwf": softened(wanted[outputs.mask], outputs.logits[outputs.mask])}
-
-
-def softened(wanted: Tensor, found: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """T^2 KL(wanted || found) of logits (N, V) that are divided by T, per row."""
-    log_p, log_q = ((x.float() / temperature).log_softmax(-1) for x in (wanted, found))
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        found = outputs.logits[outputs.mask]
+        return {"lwf": softened_kl(found, wanted[outputs.mask], temperature=TEMPERATURE)}
 
 
 class Prototypes(Anchored):
@@ -123,7 +113,7 @@ class Prototypes(Anchored):
         self._wanted = model.logits(self._states).detach()
 
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
-        return {"prototypes": softened(self._wanted, self.model.logits(self._states), 1.0)}
+        return {"prototypes": softened_kl(self.model.logits(self._states), self._wanted, temperature=1.0)}
 
 
 Draw = Callable[[], Tensor]
@@ -144,7 +134,7 @@ class Rehearsed(Anchored):
         self._draw, self._decay = draw, decay
 
     def anchor(self, model: Backbone) -> None:
-        self._average = [] if self._decay is None else frozen_copy(model)
+        self._average = [] if self._decay is None else [frozen_copy(model)]
 
     def loss(self, outputs: Outputs) -> dict[str, Tensor]:
         if not self.training:

@@ -25,6 +25,7 @@ import torch
 
 from experiments import after, baselines, entry, gated, own_texts, plans, report, store, storing
 from experiments.arguments import ROOT, add_seeds, add_texts, called, command_of, take_texts
+from experiments.report import FURTHER, LONGER, PLAIN
 from experiments.runs import MODEL, Scores, Training, blocks, read, seconds_per_token, train
 from experiments.statistics import by_document, helped_and_hurt
 from experiments.texts import Texts, prepare
@@ -39,9 +40,8 @@ from lightning_app.memory.readers.distribution import TrimeReader
 from lightning_app.models.decoder import Decoder
 from lightning_app.training.allocator import tune_allocator
 
-PLAIN, FURTHER, LONGER = "no memory", "further training", "longer context"
 TIMES_LONGER = 4
-TRAINED = (FURTHER, LONGER, "concat", "attention", "trime")  # further, from the model without memory
+TRAINED = (FURTHER, *report.TRAINED)  # further, from the model without memory
 TIMED_BLOCKS = 100
 DOCUMENTS = "documents.npy"  # the number of that of each scored token
 RULES = plans.read("memory")
@@ -409,6 +409,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_memory"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of the page and the picture; docs, or with --quick WORK")
     plans.add_allowance(parser)
+    plans.add_go_on(parser)
     options = parser.parse_args(words)
     command = command_of("experiment-memory", options)
     if (options.train, options.heldout, options.test) == (None, None, None):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from experiments.domains import Domains
-from experiments.texts import several
+from experiments.texts import several, starts_of
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.token_cache import prepare_tokens
@@ -44,12 +44,8 @@ class Distances:
 
 def chunks(text: str, size: int) -> list[str]:
     """A text cut at spaces into parts of about so many characters."""
-    parts, start = [], 0
-    for blank in re.finditer(r"\s+", text):
-        if blank.end() - start >= size and len(text) - blank.end() >= size // 2:
-            parts.append(text[start : blank.end()])
-            start = blank.end()
-    return [*parts, text[start:]]
+    starts = starts_of(text, size, r"\s+")
+    return [text[start:end] for start, end in pairwise([*starts, len(text)])]
 
 
 @dataclass(frozen=True)

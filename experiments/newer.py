@@ -82,6 +82,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", default=str(ROOT / "runs" / "experiment_newer"), help="where results are kept")
     parser.add_argument("--out", default=None, help="folder of the page; docs, or with --quick WORK")
     plans.add_allowance(parser)
+    plans.add_go_on(parser)
     options = parser.parse_args(words)
     if not Path(options.model).is_dir():
         print(f"{options.model} is missing, so the part on a pretrained model is left out: `make smollm2` brings it")

@@ -162,7 +162,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="to see that it runs: its plan need not be committed")
     options, rest = parser.parse_known_args(words)  # the rest: of each fit
     model = ("--model.init_args.backbone.init_args.pretrained", options.model)
-    plans.begin(options.folder, RULES, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, options.folder, RULES)
     for seed in options.seeds:
         with store.counted(options.folder):
             compare(options.model, options.folder, seed, [*model, *rest])

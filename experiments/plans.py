@@ -122,13 +122,17 @@ def add_allowance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-uncommitted", action="store_true", help="run with a plan that is not committed; the page says so"
     )
+
+
+def add_go_on(parser: argparse.ArgumentParser) -> None:
+    """For an experiment whose published results are all that it goes on from."""
     parser.add_argument("--go-on", metavar="FILE", help="published results of the same plan and texts, to go on from")
 
 
 def begin_as(options: argparse.Namespace, folder: Path, rules: Rules) -> None:
     """`begin` as the command line says."""
-    allowed = options.allow_uncommitted
-    begin(folder, rules, quick=options.quick, allow_uncommitted=allowed, published=options.go_on)
+    allowed, published = options.allow_uncommitted, getattr(options, "go_on", None)
+    begin(folder, rules, quick=options.quick, allow_uncommitted=allowed, published=published)
 
 
 def begin(
@@ -182,8 +186,7 @@ def publish(folder: Path, rules: Rules, path: Path, parts: Sequence[str] = ()) -
     hours = round(store.cpu_hours(folder), 3)
     plan = {"plan": asdict(rules), "fingerprint": folder.name, **beside, "cpu_hours": hours}
     found = [record for part in (folder, *(folder / name for name in parts)) for record in store.records(part)]
-    lines = [json.dumps(line) for line in (plan, *found)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    store.write(path.parent, [plan, *found], path.name)
 
 
 def told(folder: Path, rules: Rules, ran: Sequence[str]) -> str:

@@ -44,7 +44,6 @@ from experiments.plasticity_runs import (
     Loss,
     Run,
     chosen,
-    frozen,
     plain,
     prune,
     remove_all,
@@ -54,6 +53,7 @@ from experiments.plasticity_runs import (
     taught_by,
     train_with_rising_level,
 )
+from experiments.runs import frozen_copy
 from lightning_app.models.decoder import Decoder
 from lightning_app.plasticity.importance import measured
 from lightning_app.plasticity.kinds import units_of
@@ -206,7 +206,7 @@ def _prepared(job: Job, arm: Arm, evidence: Evidence) -> tuple[Run, Loss, dict[s
         return _loaded(job, evidence, "early"), plain, {}
     order = job.seed + 1000 if arm.strategy == OTHER_ORDER else None
     run = _loaded(job, evidence, order=order)
-    whole = frozen(run.model)
+    whole = frozen_copy(run.model)
     if arm.strategy == ALL_OFF:
         remove_all(run)
     elif arm.strategy in STRATEGIES:
@@ -217,7 +217,7 @@ def _prepared(job: Job, arm: Arm, evidence: Evidence) -> tuple[Run, Loss, dict[s
         times = run.times_longer(whole)
         run.finetuning = round(times * job.plan.finetuning)
         return run, plain, {"times_longer": times}
-    teacher = frozen(_loaded(job, evidence, "finished").model) if arm.teacher == FINISHED else whole
+    teacher = frozen_copy(_loaded(job, evidence, "finished").model) if arm.teacher == FINISHED else whole
     return run, taught_by(teacher) if arm.teacher else plain, {}
 
 
@@ -287,7 +287,7 @@ def parsed(words: Sequence[str] | None) -> tuple[Plan, Path, argparse.Namespace]
 
 def main(words: Sequence[str] | None = None) -> None:
     plan, folder, options = parsed(words)
-    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, folder, plan.rules)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     run_all(plan, folder, workers=options.workers)
     out = Path(options.out) if options.out else folder if options.quick else ROOT / "docs"

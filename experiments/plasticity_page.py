@@ -26,6 +26,7 @@ from experiments.plasticity_plan import (
     UNPRUNED,
 )
 from experiments.statistics import HOW, Interval, change
+from experiments.tables import table
 
 ANSWER = "## What it gains"
 SECTION = "## Is it real?"  # the last one of its page
@@ -157,11 +158,6 @@ def _setting(plan: dict[str, Any], command: str) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _there(results: Results, *arms: str) -> bool:
     return all(arm in results.arms for arm in (UNPRUNED, *arms))
 
@@ -207,7 +203,7 @@ def _scale(results: Results) -> str:
         "changes is not told from the unpruned model by one run."
     )
     heads = ["what changes", "bits per byte, %", "of what all heads are worth"]
-    return f"{_table(heads, rows)}\n\n{note}"
+    return f"{table(heads, rows)}\n\n{note}"
 
 
 def _share(found: Interval, worth: Interval) -> float:
@@ -231,7 +227,7 @@ def _targets(results: Results, margins: Mapping[str, float]) -> str:
     """Each, told by code as met or missed."""
     rows = [*_not_worse(results, margins), *_beats_draws(results), *_beats_smaller(results), *_halves(results)]
     rows += [*_pays(results), *_adds(results)]
-    return "### Targets\n\n" + _table(["target", "measured", ""], rows) if rows else ""
+    return "### Targets\n\n" + table(["target", "measured", ""], rows) if rows else ""
 
 
 def _not_worse(results: Results, margins: Mapping[str, float]) -> list[list[str]]:
@@ -359,7 +355,7 @@ def _before(results: Results) -> str:
     return (
         "### Before fine-tuning\n\nBits per byte, per cent more than the whole model's at that step, mean over the "
         "seeds. Spearman: rank correlation with leaving one head out. The best draw is that of each seed.\n\n"
-        + _table(heads, rows)
+        + table(heads, rows)
     )
 
 
@@ -380,7 +376,7 @@ def _after(results: Results) -> str:
         "model trains, from the middle of its first training on. `smaller from scratch` has as many heads from the "
         "beginning, and all steps."
     )
-    return f"### After fine-tuning\n\n{note}\n\n{_table(heads, [_row(results, arm) for arm in arms])}"
+    return f"### After fine-tuning\n\n{note}\n\n{table(heads, [_row(results, arm) for arm in arms])}"
 
 
 def _row(results: Results, arm: str) -> list[str]:
@@ -406,7 +402,7 @@ def _pairs(results: Results) -> str:
         rows += [[ours, other, str(results.against(ours, other))] for other in there]
     if not rows:
         return ""
-    return f"### {DEFAULT} against what it must beat\n\n" + _table(["arm", "against", "change, %"], rows)
+    return f"### {DEFAULT} against what it must beat\n\n" + table(["arm", "against", "change, %"], rows)
 
 
 def _recovery(results: Results) -> str:
@@ -427,7 +423,7 @@ def _recovery(results: Results) -> str:
         "are the controls."
     )
     heads = ["arm", "bits per byte", "change, %", "steps", "CPU s"]
-    return f"### Recovery with a teacher\n\n{note}\n\n{_table(heads, rows)}"
+    return f"### Recovery with a teacher\n\n{note}\n\n{table(heads, rows)}"
 
 
 def _when(results: Results, options: Mapping[str, Any]) -> str:
@@ -449,7 +445,7 @@ def _when(results: Results, options: Mapping[str, Any]) -> str:
         "table, seed by seed."
     )
     heads_of_table = ["heads go", "bits per byte", "change, %", "heads left", "at steps, by seed", "went back"]
-    return f"### When heads go\n\n{note} {deciding(results)}\n\n{_table(heads_of_table, rows)}"
+    return f"### When heads go\n\n{note} {deciding(results)}\n\n{table(heads_of_table, rows)}"
 
 
 def replayed(logs: Sequence[Path]) -> str:
@@ -492,7 +488,7 @@ def _judges(results: Results) -> str:
         "mean over the splits, then over the seeds, and the lowest and highest seed. The network is given entropy, "
         "gradient, Taylor score, age and depth of each head."
     )
-    return f"### The controller\n\n{note}\n\n{_table(['judge', 'Spearman'], rows)}"
+    return f"### The controller\n\n{note}\n\n{table(['judge', 'Spearman'], rows)}"
 
 
 def _spearman(values: np.ndarray) -> str:

@@ -5,10 +5,10 @@ Shapes: L layers, H heads, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,18 @@ def taught_by(teacher: Backbone) -> Loss:
 # Training
 
 
+def backward(model: Backbone, batch: Batch, by: Loss) -> float:
+    """In `fast_precision`. Returns: the cross-entropy, in nats per token."""
+    with fast_precision():
+        logits = model(batch.input_ids)
+        loss = by(logits, batch)
+    loss.backward()
+    if by is plain:
+        return float(loss.detach())
+    with torch.no_grad():
+        return float(cross_entropy(logits, batch.targets))
+
+
 class Run:
     """A model, its optimizer and the number of steps done.
 
@@ -124,34 +136,20 @@ class Run:
         for batch in islice(self.batches, steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = options.lr * self.factor() * group.get("multiple", 1.0)
-            self.losses.append(self._backward(batch, by))
+            self.losses.append(backward(self.model, batch, by))
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
         self.seconds += time.process_time() - start
 
-    def _backward(self, batch: Batch, by: Loss) -> float:
-        """Returns: the cross-entropy, in nats per token."""
-        with fast_precision():
-            logits = self.model(batch.input_ids)
-            loss = by(logits, batch)
-        loss.backward()
-        if by is plain:
-            return float(loss.detach())
-        with torch.no_grad():
-            return float(cross_entropy(logits, batch.targets))
-
     def times_longer(self, teacher: Backbone) -> float:
-        """CPU seconds of a step with a teacher over those of one without: shortest of the rounds, in turns."""
-        batch, times = next(iter(self.batches)), dict[bool, list[float]]({False: [], True: []})
-        for _ in range(ROUNDS):
-            for is_taught, by in ((False, plain), (True, taught_by(teacher))):
-                start = time.process_time()
-                self._backward(batch, by)
-                times[is_taught].append(time.process_time() - start)
+        """CPU seconds of a step with a teacher over those of one without."""
+        batch = next(iter(self.batches))
+        losses = (plain, taught_by(teacher))
+        without, taught = shortest([partial(backward, self.model, batch, by) for by in losses], rounds=ROUNDS)
         self.optimizer.zero_grad()
-        return min(times[True]) / min(times[False])
+        return taught / without
 
     def skip(self, steps: int) -> None:
         """As if so many had been done: their batches are passed over."""
@@ -170,11 +168,6 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.skip(state["step"])
-
-
-def frozen(model: Decoder) -> Decoder:
-    """A copy that learns nothing."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 # What is removed
@@ -281,12 +274,18 @@ def size_of(model: Decoder, plan: Plan) -> dict[str, Any]:
 
 @torch.no_grad()
 def speedup(whole: Backbone, model: Backbone, length: int, *, rows: int = 8, rounds: int = 15) -> float:
-    """CPU time of a forward of the whole model over that of this one, in fp32: shortest of the rounds, in turns."""
+    """CPU time of a forward of the whole model over that of this one, in fp32."""
     ids = torch.zeros(rows, length, dtype=torch.int64)
-    times: dict[int, list[float]] = {0: [], 1: []}
+    of_whole, of_model = shortest([partial(one, ids) for one in (whole, model)], rounds=rounds)
+    return of_whole / of_model
+
+
+def shortest(calls: Sequence[Callable[[], Any]], *, rounds: int) -> list[float]:
+    """CPU seconds of each, the least of the rounds, in turns."""
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for i, one in enumerate((whole, model)):
+        for found, call in zip(times, calls, strict=True):
             start = time.process_time()
-            one(ids)
-            times[i].append(time.process_time() - start)
-    return min(times[0]) / min(times[1])
+            call()
+            found.append(time.process_time() - start)
+    return [min(found) for found in times]

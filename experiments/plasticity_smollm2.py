@@ -26,7 +26,7 @@ from torch import Tensor
 from experiments import newer_states, plans, plasticity_smollm2_page, store
 from experiments.arguments import ROOT, add_texts, called, command_of, take_texts
 from experiments.continual import Texts
-from experiments.plasticity_runs import Loss, loss_of, plain, speedup, taught_by
+from experiments.plasticity_runs import Loss, backward, loss_of, plain, speedup, taught_by
 from experiments.runs import Training, fast_precision, new_optimizer, training_batches
 from experiments.texts import articles, check_apart, held_out
 from lightning_app.data.batch import Batch
@@ -36,7 +36,6 @@ from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.data.windows import TokenWindows
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.lora import LoRA
-from lightning_app.models.losses import cross_entropy
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.importance import (
     GateImportance,
@@ -156,11 +155,6 @@ class Plan:
         return plans.fingerprint(self, newer_states.digest_of(self.model), texts=texts)
 
     @property
-    def before(self) -> Training:
-        """What `Texts` asks for: the size of the windows that are scored."""
-        return replace(self.training, block_size=self.block)
-
-    @property
     def blocks(self) -> int:
         return max(1, self.scored // self.block)
 
@@ -238,10 +232,9 @@ class Subject:
         """Of each document, and how many nats make one bit per byte."""
         sizes = torch.from_numpy(self.tokenizer.token_bytes()).long()
         sizes = torch.nn.functional.pad(sizes, (0, model.vocab_size - len(sizes)))
-        T, n = self.plan.before.block_size, self.plan.blocks
-        text = Texts(self.texts[1], sizes, block_size=T, blocks=n, rows=1)  # logits of 49,152 tokens are large
-        with fast_precision():
-            return {"test": text.nats(model).all.tolist(), "scale": text.scale.tolist()}
+        T, n = self.plan.block, self.plan.blocks
+        text = Texts(self.texts[1], sizes, block_size=T, blocks=n, rows=1, fast=True)  # 49,152 logits a token
+        return {"test": text.nats(model).all.tolist(), "scale": text.scale.tolist()}
 
     # Importance
 
@@ -346,17 +339,13 @@ def teacher_of(subject: Subject) -> PretrainedLM:
 
 
 def train(model: Backbone, tokens: TokenArray, options: Training, seed: int, *, by: Loss) -> list[float]:
-    """In `fast_precision`. Returns: nats per token of each step, of the next tokens alone."""
+    """Returns: nats per token of each step, of the next tokens alone."""
     optimizer = new_optimizer(model, options)
     schedule = WarmupCosine(optimizer, warmup_steps=options.warmup_steps, total_steps=options.steps)
     batches, losses = training_batches(tokens, options, seed), []
     model.train()
     for _ in range(options.steps):
-        batch = next(batches)
-        with fast_precision():
-            logits = model(batch.input_ids)
-            by(logits, batch).backward()
-        losses.append(float(cross_entropy(logits.detach(), batch.targets)))
+        losses.append(backward(model, next(batches), by))
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], options.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -404,7 +393,7 @@ def main(words: Sequence[str] | None = None) -> None:
     plan = Plan(options.model, options.train, options.heldout, options.test)
     plan = quick(plan) if options.quick else plan
     folder = Path(options.work) / plan.fingerprint
-    plans.begin(folder, plan.rules, quick=options.quick, allow_uncommitted=options.allow_uncommitted)
+    plans.begin_as(options, folder, plan.rules)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
     store.do_all(run_job, jobs_of(plan, folder), workers=options.workers, folder=folder)
     out = Path(options.out) if options.out else folder if options.quick else ROOT / "docs"

@@ -5,7 +5,7 @@ Shapes: S seeds, D documents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from experiments import plans, plasticity_page, sections
 from experiments.arguments import name_of, told
 from experiments.statistics import HOW, Interval, change
 from experiments.store import Record, records
+from experiments.tables import table
 
 SECTION = "## A pretrained model"
 RESULTS = "plasticity_smollm2.jsonl"
@@ -83,10 +84,6 @@ def _setting(plan: dict[str, Any], command: str) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
-
-
 def _targets(results: Results, margins: Mapping[str, float]) -> str:
     """Each, told by code as met or missed."""
     rows = []
@@ -104,7 +101,7 @@ def _targets(results: Results, margins: Mapping[str, float]) -> str:
         said = f"{saved:.1f} % of the time, FLOPs allow {allowed:.1f} %"
         met = "met" if saved >= SHARE * allowed else "**missed**"
         rows.append([f"{cut}: at least {SHARE:g} of the time that FLOPs allow to be saved", said, met])
-    return "### Targets\n\n" + _table(["target", "measured", ""], rows) if rows else ""
+    return "### Targets\n\n" + table(["target", "measured", ""], rows) if rows else ""
 
 
 def _saved(faster: float) -> float:
@@ -129,7 +126,7 @@ def _recovery(results: Results) -> str:
         "those of LoRA."
     )
     heads = ["arm", "bits per byte", "change, %", "groups", "neurons", "parameters", "CPU s"]
-    return f"### After training with LoRA\n\n{note} {_teaching(results)}\n\n{_table(heads, rows)}"
+    return f"### After training with LoRA\n\n{note} {_teaching(results)}\n\n{table(heads, rows)}"
 
 
 def _teaching(results: Results) -> str:
@@ -148,7 +145,7 @@ def _untrained(results: Results) -> str:
         [arm.removesuffix(", untrained"), f"{results.bits(arm):.4f}", str(results.against(arm, WHOLE))] for arm in arms
     ]
     note = "Of one seed, since nothing but the sample and the draw depends on it."
-    return f"### Before training\n\n{note}\n\n{_table(['arm', 'bits per byte', 'change, %'], rows)}"
+    return f"### Before training\n\n{note}\n\n{table(['arm', 'bits per byte', 'change, %'], rows)}"
 
 
 def _amounts(results: Results) -> str:
@@ -161,7 +158,7 @@ def _amounts(results: Results) -> str:
         each = ", ".join(f"{found:+.2f}" for found in results.of_each_seed(arm))
         rows.append([arm.removesuffix(", untrained"), str(results.against(arm, WHOLE)), each])
     note = "Before training, per cent more bits per byte than unpruned; each seed draws other windows to measure on."
-    return f"### How much text importance needs\n\n{note}\n\n{_table(['arm', 'change, %', 'seed by seed'], rows)}"
+    return f"### How much text importance needs\n\n{note}\n\n{table(['arm', 'change, %', 'seed by seed'], rows)}"
 
 
 def _times(results: Results) -> str:
@@ -172,4 +169,4 @@ def _times(results: Results) -> str:
         "How many times faster a forward of one window is than that of the whole model, in fp32, both in turns in one "
         "process; and how many times faster FLOPs allow it to be."
     )
-    return f"### Time\n\n{note}\n\n{_table(['gone', 'faster', 'ceiling'], rows)}"
+    return f"### Time\n\n{note}\n\n{table(['gone', 'faster', 'ceiling'], rows)}"

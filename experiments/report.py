@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments import baselines, counted, entry, gated, plans, storing_page
+from experiments import baselines, counted, entry, gated, plans, sections, storing_page
 from experiments.arguments import name_of, told
 from experiments.plans import commit
 from experiments.statistics import HOW, Interval, change
 from experiments.store import Record, records
 
 SECTION = "## Does it help?"  # the last one of its page
-FURTHER = "further training"
-BASELINES = (FURTHER, "longer context", *counted.ARMS, baselines.DYNAMIC, baselines.PPMD)  # what a memory must beat
+PLAIN, FURTHER, LONGER = "no memory", "further training", "longer context"
+BASELINES = (FURTHER, LONGER, *counted.ARMS, baselines.DYNAMIC, baselines.PPMD)  # what a memory must beat
 MEMORIES = ("cache", "concat", "attention", "knn", "knn + cache", "trime", *gated.ARMS)
-ARMS = ("no memory", *BASELINES, *MEMORIES)
-TRAINED = ("longer context", "concat", "attention", "trime")  # as much further as the arm without a memory
+ARMS = (PLAIN, *BASELINES, *MEMORIES)
+TRAINED = (LONGER, "concat", "attention", "trime")  # as much further as the arm without a memory
 
 COSTS = (  # what, its name in the records, factor, the most there may be, unit
     ("tokens hurt", "hurt", 100, 30, "%"),
@@ -31,7 +31,7 @@ COSTS = (  # what, its name in the records, factor, the most there may be, unit
 
 def base_of(arm: str) -> str:
     """What an arm is compared with."""
-    return FURTHER if arm in TRAINED else "no memory"
+    return FURTHER if arm in TRAINED else PLAIN
 
 
 class Results:
@@ -84,9 +84,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
         "![Bits per byte against the size of the datastore](images/memory_size.png)" if picture else "",
     ]
     page = "\n\n".join(part for part in parts if part) + "\n"
-    path = out / "memory.md"
-    before = path.read_text(encoding="utf-8").partition(SECTION)[0] if path.is_file() else ""
-    path.write_text(before + page, encoding="utf-8")
+    sections.put(out / "memory.md", SECTION, page)
     plans.publish(folder, rules, out / "results" / "memory.jsonl")
     return page
 
@@ -94,7 +92,7 @@ def write(folder: Path, plan: dict[str, Any], out: Path, *, command: str) -> str
 def _setting(results: Results, plan: dict[str, Any], command: str) -> str:
     training, model = plan["training"], plan["model"]
     chosen, scored = told(plan)
-    first = results.by_arm["no memory"][0]
+    first = results.by_arm[PLAIN][0]
     updates = f"{training['steps']} steps of {training['batch_size']} x {training['block_size']} tokens"
     return (
         f"Written by `{command}` at commit {commit()}. "
@@ -132,7 +130,7 @@ def _main_table(results: Results) -> str:
 
 def _row(results: Results, arm: str) -> str:
     bpb = np.array([record["test_bpb"] for record in results.by_arm[arm]])
-    plain = arm == "no memory"
+    plain = arm == PLAIN
     compared = not plain and results.has_tokens(arm)
     helped, hurt = (100 * results.mean(arm, name) for name in ("helped", "hurt"))
     cells = [
@@ -186,7 +184,7 @@ def _targets(results: Results, margins: Mapping[str, float]) -> str:
 
 def _changes(results: Results, best: str) -> list[tuple[str, Interval, bool]]:
     """What is to be below what, by how much it is, and whether it is enough."""
-    knn, top = results.change("knn", "no memory"), results.change(best, "no memory")
+    knn, top = results.change("knn", PLAIN), results.change(best, PLAIN)
     found = [
         ("knn at least 5 % below no memory, interval clear of zero", knn, knn.mean <= -5 and knn.high < 0),
         (f"the arm that is best on the text to choose on ({best}) at least 10 % below no memory", top, top.mean <= -10),
@@ -256,7 +254,7 @@ def draw(results: Results, path: Path) -> bool:
     axes = figure.add_subplot()
     sizes, bpb = [r["entries"] for r in found], [r["bpb"] for r in found]
     axes.semilogx(sizes, bpb, color="#c1440e", marker="o", label="kNN")
-    axes.axhline(found[0]["plain_bpb"], color="#8fb4d9", linewidth=1.6, label="no memory")
+    axes.axhline(found[0]["plain_bpb"], color="#8fb4d9", linewidth=1.6, label=PLAIN)
     axes.set(title="kNN-LM: how much the size of its datastore matters", xlabel="entries", ylabel="bits per byte")
     axes.grid(alpha=0.25)
     axes.legend()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from lightning_app.training.optimizer_parts import Entry, OptimizerByParts
 from lightning_app.training.precision import has_fast_bf16
 from lightning_app.training.schedulers import WarmupCosine
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 # options of the Decoder in all experiments
 MODEL: dict[str, Any] = {"embedding_dim": 128, "layers": 4, "heads": 4, "dropout": 0.1, "positions": "rotary"}
 
@@ -244,6 +245,11 @@ def train(model: MemoryLM, texts: Texts, options: Training, *, seed: int) -> dic
 def fast_precision() -> torch.autocast:
     """bf16 where this CPU has instructions for it, float32 elsewhere: there bf16 takes some ten times as long."""
     return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
+
+
+def frozen_copy(model: Model) -> Model:
+    """That learns nothing."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def new_optimizer(model: torch.nn.Module, options: Training) -> torch.optim.Optimizer:

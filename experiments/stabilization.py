@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import lfilter
 
+from experiments.tables import table
 from lightning_app.plasticity.stabilization import FLAT, THRESHOLD, WINDOW, curvature, since_lowest, slope_t
 
 CURVES, STEPS = 400, 1000
@@ -160,7 +161,7 @@ def trainings(logs: Mapping[str, Iterable[Sequence[float]]]) -> str:
         for title, rule in RULES.items():
             steps = str(max(len(losses) for losses in curves))
             rows.append([name, steps, title, *_replayed_cells([replayed(losses, rule) for losses in curves])])
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _replayed_cells(found: Sequence[Replay]) -> list[str]:
@@ -188,7 +189,7 @@ def plateaus() -> str:
         outcomes = [simulate(rule, correlation=correlation) for correlation in NOISES.values()]
         rows.append([name, *(cell for outcome in outcomes for cell in _cells(outcome))])
     heads = [f"{noise}: {what}" for noise in NOISES for what in ("false alarm", "in time", "delay, steps")]
-    return _table(["rule", *heads], rows)
+    return table(["rule", *heads], rows)
 
 
 def _cells(outcome: Outcome) -> list[str]:
@@ -210,11 +211,7 @@ def falls() -> str:
             ]
         rows.append([name, *cells])
     whats = ("smallest slope", "exponential: step (5 to 95 %)", "nats to come")
-    return _table(["rule", *(f"{noise}: {what}" for noise in NOISES for what in whats)], rows)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
+    return table(["rule", *(f"{noise}: {what}" for noise in NOISES for what in whats)], rows)
 
 
 if __name__ == "__main__":

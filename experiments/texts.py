@@ -51,11 +51,16 @@ def pieces(path: str) -> list[Document]:
 def _pieces(document: Document) -> list[Document]:
     if len(document.text) < 2 * PIECE:
         return [document]
+    return cut(document, starts_of(document.text, PIECE, r"\n\s*\n"))
+
+
+def starts_of(text: str, size: int, blank: str) -> list[int]:
+    """Where parts of about so many characters begin, each behind a match of `blank`."""
     starts = [0]
-    for blank in re.finditer(r"\n\s*\n", document.text):
-        if blank.end() - starts[-1] >= PIECE and len(document.text) - blank.end() >= PIECE // 2:
-            starts.append(blank.end())
-    return cut(document, starts)
+    for found in re.finditer(blank, text):
+        if found.end() - starts[-1] >= size and len(text) - found.end() >= size // 2:
+            starts.append(found.end())
+    return starts
 
 
 def cut(document: Document, starts: Sequence[int]) -> list[Document]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from experiments import arms, chosen, keeping
 from experiments.arms import ARMS, FROZEN, LWF, NOVELTY, PLAIN, PROTOTYPES, SAMPLES
 from experiments.chosen import AT_RANDOM, BY_ART, BY_KMEANS, CHOICES
-from experiments.keeping import EWC, LwF, Prototypes, Rehearsed, Settled, fisher_information, own_tokens, softened
+from experiments.keeping import EWC, LwF, Prototypes, Rehearsed, Settled, fisher_information, own_tokens
 from experiments.runs import Training
 from lightning_app.data.batch import Batch
 from lightning_app.data.corpus import Document
 from lightning_app.data.token_cache import TokenArray, prepare_tokens
 from lightning_app.models.decoder import Decoder
+from lightning_app.models.losses import softened_kl
 from lightning_app.training.module import LanguageModule
 from tests import tokenizers
 from tests.test_experiments import article
@@ -73,8 +74,8 @@ def test_softened_kl_by_hand():
     wanted, found = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
     q = torch.tensor([1.0, 0.0]).softmax(-1)
     expected = 4 * float(0.5 * (0.5 / q).log().sum())
-    assert float(softened(wanted, found, 2.0)) == pytest.approx(expected)
-    assert float(softened(found, found, 2.0)) == 0
+    assert float(softened_kl(found, wanted, temperature=2.0)) == pytest.approx(expected)
+    assert float(softened_kl(found, found, temperature=2.0)) == 0
 
 
 @pytest.mark.parametrize("kind", ["lwf", "prototypes", "samples"])

@@ -71,15 +71,19 @@ def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def distillation(logits_BTV: Tensor, teacher_BTV: Tensor, targets_BT: Tensor, *, temperature: float = 2.0) -> Tensor:
-    """T^2 KL(teacher || student) at temperature T, the mean over the targets that count, in nats per token.
+    """`softened_kl` of the positions whose targets count."""
+    real_BT = targets_BT != IGNORE
+    return softened_kl(logits_BTV[real_BT], teacher_BTV[real_BT], temperature=temperature)
+
+
+def softened_kl(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T, the mean over the rows, in nats per token; 0 of none.
 
     Both sides' logits are divided by T; T^2 keeps the size of the gradient (Hinton et al. 2015, arXiv:1503.02531).
     """
-    real_BT = targets_BT != IGNORE
-    student_NV, teacher_NV = (logits[real_BT].float() / temperature for logits in (logits_BTV, teacher_BTV))
-    log_p_NV, log_q_NV = student_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+    log_p_NV, log_q_NV = ((logits.float() / temperature).log_softmax(-1) for logits in (student_NV, teacher_NV))
     total = F.kl_div(log_p_NV, log_q_NV, reduction="sum", log_target=True)
-    return temperature**2 * total / real_BT.sum().clamp_min(1)
+    return temperature**2 * total / max(1, len(student_NV))
 
 
 def macro_f1(true_positives_V: Tensor, predicted_V: Tensor, actual_V: Tensor) -> Tensor:
