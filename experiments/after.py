@@ -23,7 +23,7 @@ from experiments.texts import Texts
 from lightning_app.data.batch import Batch
 from lightning_app.former import options_of_today
 from lightning_app.memory.exact_search import nearest
-from lightning_app.memory.knn import Interpolation, mixture_weights, p_of_target, tuned_interpolation
+from lightning_app.memory.knn import Interpolation, mixture_weights, p_of_target
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers.bank import MemoryUpdate
 from lightning_app.memory.readers.base import Reader, TokenContext
@@ -35,6 +35,7 @@ from lightning_app.peers import token_ids
 ARMS = ("cache", "knn", "knn + cache")
 CHECKED_BLOCKS = 100
 RECALL_QUERIES = 1000
+OCTAVES = range(-6, 2)  # of the neighbours' temperature, from their mean distance
 Keep = Callable[..., None]
 Result = tuple[str, dict[str, Any], np.ndarray]  # arm, record and nats (N,)
 
@@ -227,14 +228,23 @@ class Chosen:
 
 
 def _tune(looked: Looked, options: Options, model: MemoryLM) -> Chosen:
-    scale = float(looked.distances[looked.distances.isfinite()].mean())
-    grid = [scale * 2.0 ** (i / 2) for i in range(-12, 5)]
-    knn = tuned_interpolation(looked.model, looked.distances, looked.match, temperatures=grid)
+    knn = _best_temperature(looked)
     p_knn = looked.knn(knn.temperature)
     cache_theta, cache, cache_nats = _best_theta(looked, [looked.model])
     both_theta, both, both_nats = _best_theta(looked, [looked.model, p_knn])
     nats = {"cache": cache_nats, "knn": knn.nats, "knn + cache": both_nats}
     return Chosen(cache_theta, cache, knn, both_theta, both, nats)
+
+
+def _best_temperature(looked: Looked) -> Interpolation:
+    """Of the neighbours: as many are tried as of the cache's."""
+    scale = float(looked.distances[looked.distances.isfinite()].mean())
+    tried = []
+    for octave in OCTAVES:
+        p = torch.stack([looked.model, looked.knn(T := scale * 2.0**octave)], dim=1)  # (N, 2)
+        weights = mixture_weights(p)
+        tried.append(Interpolation(float(weights[1]), T, float(-(p @ weights).log().mean())))
+    return min(tried, key=lambda one: one.nats)
 
 
 def _best_theta(looked: Looked, others: list[Tensor]) -> tuple[int, list[float], float]:

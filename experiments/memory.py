@@ -25,7 +25,7 @@ import torch
 
 from experiments import after, baselines, entry, gated, own_texts, plans, report, store, storing
 from experiments.arguments import ROOT, add_seeds, add_texts, called, command_of, take_texts
-from experiments.report import FURTHER, LONGER, PLAIN
+from experiments.report import AS_LONG, FURTHER, LONGER, PLAIN
 from experiments.runs import MODEL, Scores, Training, blocks, read, seconds_per_token, train
 from experiments.statistics import by_document, helped_and_hurt
 from experiments.texts import Texts, prepare
@@ -41,7 +41,7 @@ from lightning_app.models.decoder import Decoder
 from lightning_app.training.allocator import tune_allocator
 
 TIMES_LONGER = 4
-TRAINED = (FURTHER, *report.TRAINED)  # further, from the model without memory
+TRAINED = (FURTHER, *report.TRAINED)  # further, from the model without memory, for as many steps
 TIMED_BLOCKS = 100
 DOCUMENTS = "documents.npy"  # the number of that of each scored token
 RULES = plans.read("memory")
@@ -146,6 +146,7 @@ def new_model(arm: str, plan: Plan) -> MemoryLM:
     readers: dict[str, list[Reader]] = {
         PLAIN: [],
         FURTHER: [],
+        AS_LONG: [],
         LONGER: [],
         "concat": [ConcatReader(**plan.concat, **streams)],
         "attention": [AttentionReader(**plan.attention, **streams)],
@@ -260,10 +261,20 @@ def trained(job: Job, arm: str, texts: Texts) -> tuple[MemoryLM, dict[str, float
         saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["model"])
         return model.eval(), saved["facts"]
-    facts = train(model, texts, training_of(job.plan, arm), seed=job.seed)
+    training = training_of(job.plan, arm)
+    if arm == AS_LONG:
+        training = replace(training, steps=steps_for_as_long(job))
+    facts = train(model, texts, training, seed=job.seed)
     with replacing(path) as file:
         torch.save({"model": model.state_dict(), "facts": facts}, file)
     return model.eval(), facts
+
+
+def steps_for_as_long(job: Job) -> int:
+    """Without a memory, in the CPU seconds of the dearest arm of the same seed."""
+    own = {record["arm"]: record for record in store.records(job.folder) if record["seed"] == job.seed}
+    dearest = max(own[arm]["train_seconds"] for arm in TRAINED)
+    return round(own[FURTHER]["last_step"] * dearest / own[FURTHER]["train_seconds"])
 
 
 def score_trained(job: Job, arm: str, texts: Texts) -> None:
@@ -346,7 +357,8 @@ def _blocks(text: TokenArray, plan: Plan, arm: str, n: int | None) -> list[Batch
 def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
     """Temperature and weight of the entries, moved from where training left them to what validation likes best.
 
-    The other arms' weights are chosen on validation as well; and the memory holds more than a training batch did.
+    The other arms' weights are chosen on validation as well, by as many trials; and the memory holds more than a
+    training batch did.
     """
     reader = model.readers[0]
     assert isinstance(reader, TrimeReader)
@@ -356,11 +368,9 @@ def tuned_trime(model: MemoryLM, texts: Texts, plan: Plan) -> dict[str, float]:
         reader.tune(temperature=temperature, weight=weight)
         return read(model, tuning).bits_per_byte(texts.val, texts.token_bytes)
 
-    best = (bpb(*(start := (reader.temperature, reader.weight))), *start)
-    for factor in (2.0, 2.0, 1.3, 1.3):
-        _, T, a = best
-        around = [(T * factor, a), (T / factor, a), (T, a * factor**2), (T, a / factor**2), (T / factor, a / factor**2)]
-        best = min([best, *((bpb(*one), *one) for one in around)])
+    T, a = reader.temperature, reader.weight
+    best = min((bpb(x, a), x, a) for x in (T / 2, T, 2 * T, 4 * T))
+    best = min([best, *((bpb(best[1], x), best[1], x) for x in (a / 4, a / 2, 2 * a, 4 * a))])
     reader.tune(temperature=best[1], weight=best[2])
     return {"temperature": best[1], "weight": best[2], "tuned_val_bpb": best[0]}
 
@@ -381,11 +391,12 @@ def done(folder: Path) -> set[tuple[str, int]]:
 
 def jobs(plan: Plan, folder: Path) -> list[list[Job]]:
     """What can be done at once, after what came before: the model without memory, and then seed by seed the others, so
-    that a run that ends early has whole seeds."""
+    that a run that ends early has whole seeds; and what is trained for as long as they are."""
     others = (None, *TRAINED, storing.ARM, baselines.DYNAMIC)
     plain = [Job(plan, folder, seed, PLAIN) for seed in plan.seeds]
     rest = [Job(plan, folder, seed, arm) for seed in plan.seeds for arm in others]
-    return [plain, [Job(plan, folder, plan.seeds[0], baselines.PPMD), *rest]]
+    equal = [Job(plan, folder, seed, AS_LONG) for seed in plan.seeds]
+    return [plain, [Job(plan, folder, plan.seeds[0], baselines.PPMD), *rest], equal]
 
 
 def run_all(

@@ -88,10 +88,11 @@ def test_all_arms_and_a_resume(plan: Plan, tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "work"
     others = ("after", *memory.TRAINED, "storing", "dynamic evaluation")
     jobs = [("no memory", 0), ("no memory", 1), ("PPMd", 0), *((arm, seed) for seed in (0, 1) for arm in others)]
+    jobs += [(report.AS_LONG, 0), (report.AS_LONG, 1)]
     assert run(plan, folder) == jobs
     lines = (folder / store.RESULTS).read_text().splitlines()
     budgets = len(plan.storing.arms) + len(plan.storing.arms_of_attention)
-    assert len(lines) == 2 * (15 + budgets) + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
+    assert len(lines) == 2 * (16 + budgets) + 1 + 2  # PPMd has no seed, and the first seed also draws the picture
     assert run(plan, folder) == []
 
     # Cut off within the last line of the cache's, and the model of one arm is gone with its line
@@ -264,6 +265,15 @@ def test_arms_that_are_trained_go_on_from_the_model_without_memory(
     assert len(others) == len(memory.TRAINED)
     assert all(torch.equal(one[name], tensor) for one in others for name, tensor in base.backbone.state_dict().items())
     assert not all(torch.equal(first[name], tensor) for name, tensor in base.backbone.state_dict().items())
+
+
+def test_a_training_without_memory_may_take_as_long_as_the_dearest_arm(plan: Plan, tmp_path: Path):
+    job = memory.Job(plan, tmp_path, 0, report.AS_LONG)
+    for i, arm in enumerate(memory.TRAINED):
+        for seed in (0, 1):
+            taken = {"last_step": 600, "train_seconds": 50 * (1 + i) * (1 + seed)}
+            store.append(tmp_path, {"arm": arm, "seed": seed, **taken})
+    assert memory.steps_for_as_long(job) == 600 * len(memory.TRAINED)
 
 
 def test_articles_are_cut_at_titles_and_halved_between_them(plan: Plan):
