@@ -23,7 +23,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.tokenizers.sources import TEMPLATE, TEMPLATES
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
-from lightning_app.export.code import AUTO_MAP, code_files
+from lightning_app.export.code import AUTO_MAP, code_files, descriptions_in
 from lightning_app.export.gguf import TYPES, DType, GGUFExported, check_place, write_gguf
 from lightning_app.export.gguf_vocabulary import vocabulary
 from lightning_app.export.hub import check_name, push
@@ -43,6 +43,7 @@ from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.pretrained import SPECIAL, PretrainedLM
+from lightning_app.models.registry import describe
 from lightning_app.training import arguments
 from lightning_app.training.checkpoint import load_module, open_checkpoint
 from lightning_app.training.find_checkpoint import find_checkpoint
@@ -171,10 +172,11 @@ def _why_no_family(backbone: Backbone) -> str:
 
 
 def _of_states(module: LanguageModule) -> Backbone:
-    """Its backbone, without what reads tokens: whoever opens the export gives it states alone."""
+    """Its backbone, without what reads tokens or prompts: whoever opens the export gives it states alone."""
     found = module.backbone.of_states
-    if found is not module.backbone:
-        rank_zero_warn("the export is the model without NGramReader, which must be told the tokens that came last")
+    own, kept = ([one["part"] for one in descriptions_in(describe(model))] for model in (module.backbone, found))
+    if gone := [part for part in own if part not in kept and part != "MemoryLM"]:
+        rank_zero_warn(f"the export is the model without {', '.join(gone)}: its code is given states alone")
     return found
 
 

@@ -19,6 +19,7 @@ from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
 from lightning_app.memory.readers.mixture import GatedMixture
+from lightning_app.memory.readers.ngram import NGramReader
 from lightning_app.memory.readers.prompt import PromptReader
 from lightning_app.memory.slots import joined, mapped
 from lightning_app.memory.store import AssociativeMemory
@@ -178,6 +179,7 @@ class Memory(Extension):
     def learn_step(self, seen: Sequence[Outputs]) -> None:
         """Write to the memories what the batches of a step asked for, the same on every rank."""
         self._counts = {}
+        self._warn_of_counts_of_nothing()
         for i, reader in enumerate(self.readers):
             reader_outputs = [_found(outputs).reader_outputs[i] for outputs in seen]
             counts = _written(reader, reader_outputs)
@@ -185,6 +187,16 @@ class Memory(Extension):
             distances = [output.distances for output in reader_outputs if output.distances is not None]
             if reader_outputs:
                 reader.follow_step(gathered(torch.cat(distances)) if distances else None)
+
+    def _warn_of_counts_of_nothing(self) -> None:
+        """With a step, when a resumed fit has what it counted; once for each reader."""
+        for i, reader in enumerate(self.readers if self.freeze else ()):
+            if isinstance(reader, NGramReader) and not reader.bank.size() and i not in self._warned_of:
+                self._warned_of.add(i)
+                rank_zero_warn(
+                    "NGramReader has counted nothing, and with freeze: true it never will: start from a fit that has "
+                    "counted its training text (--init_from)"
+                )
 
     def after_step(self) -> dict[str, float]:
         return self._counts

@@ -20,6 +20,7 @@ from lightning_app.memory.readers.mixture import GatedMixture
 from lightning_app.models.backbone import Backbone, Cache, Forward, HiddenStates
 from lightning_app.models.losses import IGNORE, token_nll
 from lightning_app.models.registry import describe
+from lightning_app.training.distributed import world_size
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class MemoryLM(Backbone):
 
     @property
     def of_states(self) -> Backbone:
-        kept = [reader for reader in self.readers if not reader.reads_tokens]
+        kept = [reader for reader in self.readers if not (reader.reads_tokens or reader.reads_prompts)]
         if len(kept) == len(self.readers):
             return self
         if not kept and self.context_length is None:
@@ -140,6 +141,12 @@ class MemoryLM(Backbone):
         model = MemoryLM(self.backbone, [], self.segment_length, self.isolate_segments)
         model.readers = cast(Sequence[Reader], nn.ModuleList(kept))
         return model
+
+    @property
+    def most_rows(self) -> int | None:
+        """On each rank; each row has a memory of its own where readers have streams."""
+        streams = [reader.streams for reader in self.readers if reader.scope != "shared"]
+        return min(streams) // world_size() if streams else None
 
     @property
     def longest_text(self) -> int | None:

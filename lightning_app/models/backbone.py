@@ -249,6 +249,11 @@ class Backbone(nn.Module, ABC):
         return self
 
     @property
+    def most_rows(self) -> int | None:
+        """The most rows of a batch; None: any number."""
+        return None
+
+    @property
     def longest_text(self) -> int | None:
         """The most tokens that `states` takes; None where there is no limit."""
         return self.max_length

@@ -30,10 +30,11 @@ LATENCY_SECONDS, LATENCY_LEAST = 5.0, 3  # a slow model is measured in fewer rou
 
 
 def sample_of(module: LanguageModule, dataset: TokenDataset, *, batches: int, batch_size: int, seed: int) -> Sample:
-    """Some of a dataset's sequences in an order that depends on the seed alone."""
+    """Some of a dataset's sequences in an order that depends on the seed alone; in more batches where these have more
+    rows than the model takes."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
-    made = [dataset.__getitems__(row) for row in rows if row]
+    order, size = order[: batches * batch_size], min(batch_size, module.backbone.most_rows or batch_size)
+    made = [dataset.__getitems__(order[start : start + size]) for start in range(0, len(order), size)]
     on_device = [batch.to(module.device) for batch in made]
 
     def loss(batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ from lightning_app.export.command import Exported, command, export
 from lightning_app.export.modeling_lightning_app import CACHE
 from lightning_app.io import temporary_name
 from lightning_app.memory.extension import VardaGPT
-from lightning_app.memory.readers import NGramReader
+from lightning_app.memory.readers import CacheReader, GatedMixture, NGramReader, PromptReader
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.generation import GenerationOptions
@@ -277,6 +277,24 @@ def test_what_reads_tokens_stays_behind(exported):
         done = exported(module)
     expected = module.backbone.backbone(IDS)
     torch.testing.assert_close(loaded(done.folder)(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_stands_before_prompts_stays_behind(exported):
+    """With the texts that it holds, and the code that would read them."""
+    reader = PromptReader(memory_size=9)
+    module = VardaGPT(decoder(), [reader]).eval()
+    reader.bank.shared.add(torch.ones(3, module.backbone.width))
+    with pytest.warns(UserWarning, match="without PromptReader"):
+        done = exported(module)
+    assert done.model_type == "gpt2"
+    torch.testing.assert_close(loaded(done.folder)(IDS).logits, module.backbone.backbone(IDS), atol=1e-4, rtol=1e-4)
+
+
+def test_a_mixture_that_stays_behind_is_named(exported):
+    counts = NGramReader(order=3)
+    module = VardaGPT(decoder(), [counts, CacheReader(scope="shared", memory_size=9), GatedMixture()]).eval()
+    with pytest.warns(UserWarning, match="without NGramReader, GatedMixture:"):
+        exported(module)
 
 
 def shapes_of_ids(model: Any) -> list[tuple[int, ...]]:

@@ -77,6 +77,12 @@ def test_the_model_and_its_counts_stay_and_the_readers_learn(counted: dict[str, 
     assert torch.equal(module.outputs(batch).logits, module.outputs(batch).logits)
 
 
+def test_counts_of_nothing_are_told(folder: Path):
+    """As with `freeze`, and without the checkpoint to start from."""
+    with pytest.warns(UserWarning, match="NGramReader has counted nothing"):
+        fit(readers_behind(NGramReader(order=3)), text("val"), max_steps=2)
+
+
 def test_a_mixture_over_counts_that_are_made_anew_is_refused(folder: Path):
     with pytest.raises(InputError, match="learns on a text that is not counted"):
         fit(VardaGPT(decoder(), [NGramReader(order=3), *followers()]), text("train"))

@@ -206,6 +206,7 @@ class Reader(Extension, ABC):
 
     reads_input = False  # overrides `around`
     reads_tokens = False  # which the states do not tell
+    reads_prompts = False  # and nothing of a forward
     scores_entries = False  # has what `lowest_score` goes by
     by_segment = False  # reads within the block what earlier segments wrote; else what earlier positions did
     mixes = False  # has a distribution of its own, which `says` gives

@@ -105,7 +105,10 @@ class GatedMixture(Reader):
         features = [sureness(log_p.exp()), *(_features(log_p, one) for one in said)]
         z = self.gate(states, torch.cat(features, dim=-1).detach())
         return [
-            (one.lam.logit() + z[..., k : k + 1]).sigmoid().clamp_max(MOST).where(one.p.sum(-1, keepdim=True) > 0, 0.0)
+            (one.lam.clamp_max(MOST).logit() + z[..., k : k + 1])
+            .sigmoid()
+            .clamp_max(MOST)
+            .where(one.p.sum(-1, keepdim=True) > 0, 0.0)
             for k, one in enumerate(said)
         ]
 

@@ -60,6 +60,7 @@ class PromptReader(KNNReader):
     """
 
     mixes = False
+    reads_prompts = True
 
     def __init__(
         self,

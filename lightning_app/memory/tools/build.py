@@ -54,11 +54,11 @@ class Text:
             raise InputError(f"stride is {stride}; it must lie between 1 and the block of {block_size} tokens")
         return cls(tokens, TokenWindows(tokens, length, stride=min(stride, length), respect_documents=True))
 
-    def batches(self, numbers: Sequence[int] | None = None) -> Iterator[Batch]:
-        """All windows, or those of some numbers."""
-        numbers = range(len(self.dataset)) if numbers is None else numbers
-        for start in range(0, len(numbers), BATCH):
-            yield self.dataset.__getitems__(list(numbers[start : start + BATCH]))
+    def batches(self, numbers: Sequence[int] | None = None, *, most: int | None = None) -> Iterator[Batch]:
+        """All windows, or those of some numbers, at most `most` at once."""
+        numbers, rows = range(len(self.dataset)) if numbers is None else numbers, min(BATCH, most or BATCH)
+        for start in range(0, len(numbers), rows):
+            yield self.dataset.__getitems__(list(numbers[start : start + rows]))
 
     def spans(self, batch: Batch, chosen: Tensor, *, length: int) -> Tensor:
         """(N, length) the last tokens of the document up to each of N chosen positions, padded with -1 on the left."""
@@ -125,7 +125,7 @@ def _scored(batch: Batch, numbers: Tensor) -> Tensor:
 def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skipped: list[str]) -> Filled:
     """Store the state at each token of these documents, with the token after it."""
     memory, chosen, entries = knn.bank.shared, torch.tensor(numbers, dtype=torch.int64), 0
-    for batch in text.batches():
+    for batch in text.batches(most=of.lm.most_rows):
         scored = _scored(batch, chosen)
         if not scored.any():
             continue
@@ -169,7 +169,7 @@ class Tuned:
 @torch.no_grad()
 def tune(of: Memory, knn: KNNReader, text: Text) -> Tuned:
     """Choose weight and temperature on a text, and set them."""
-    parts = [_looked_up(of, knn, batch) for batch in text.batches(_spread(text))]
+    parts = [_looked_up(of, knn, batch) for batch in text.batches(_spread(text), most=of.lm.most_rows)]
     p_model, distances, match = (torch.cat(columns) for columns in zip(*parts, strict=True))
     finite = distances[distances.isfinite()]
     if not len(finite):

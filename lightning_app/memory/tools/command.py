@@ -77,7 +77,7 @@ def build(args: argparse.Namespace) -> None:
     filled = _fill(opened, text, numbers, skipped, args)
     tuned = _tune(opened, args)
     opened.write(output, with_config=True)
-    rows = [*_filled_rows(filled), *_memory_rows(opened.knn), *_tuned_rows(tuned)]
+    rows = [*_filled_rows(filled), *_memory_rows(opened.knn), *([] if _of_prompts(args) else _tuned_rows(tuned))]
     rows += [("time", f"{time.perf_counter() - started:.0f} s"), ("its config", str(output.with_suffix(".yaml")))]
     print(format_table(rows, title=f"{output}: a memory for {plain.path}"))
 
@@ -112,12 +112,16 @@ def _text(opened: Opened, documents: Iterable[Document], args: argparse.Namespac
     return Text.of(written, opened.tokenizer, CACHE, block_size=opened.block_size(), stride=args.stride)
 
 
+def _of_prompts(args: argparse.Namespace) -> bool:
+    return str(args.reader) == "PromptReader"
+
+
 def _check_options_of_reader(args: argparse.Namespace) -> None:
     """Refuse what the reader that is asked for does not have."""
-    of_prompts = args.reader == "PromptReader"
-    if wrong := [name for name in (OF_WEIGHT if of_prompts else OF_PROMPTS) if getattr(args, name) is not None]:
+    foreign = OF_WEIGHT if _of_prompts(args) else OF_PROMPTS
+    if wrong := [name for name in foreign if getattr(args, name) is not None]:
         flags = " and ".join(f"--{name}" for name in wrong)
-        lacks = "lam and no temperature to give or tune" if of_prompts else "passages: --reader PromptReader has"
+        lacks = "lam and no temperature to give or tune" if _of_prompts(args) else "passages: --reader PromptReader has"
         raise InputError(f"a {args.reader} has no {lacks}; leave out {flags}")
 
 
@@ -133,7 +137,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 def _options(args: argparse.Namespace, n: int) -> dict[str, Any]:
     """The options of the KNNReader for `n` entries: what was given, and clusters that fit."""
     names = ("num_search_results", "index_type", "num_clusters", "nprobe", "dtype", "span_length", "lam", "temperature")
-    own = OF_PROMPTS if args.reader == "PromptReader" else ()
+    own = OF_PROMPTS if _of_prompts(args) else ()
     given = {name: value for name in (*names, *own) if (value := getattr(args, name)) is not None}
     size = max(n, 1) if args.memory_size is None else args.memory_size
     if str(args.index_type).startswith("ivf"):
@@ -154,7 +158,7 @@ def _fill(opened: Opened, text: Text, numbers: Sequence[int], skipped: list[str]
 
 def _tune(opened: Opened, args: argparse.Namespace) -> Tuned | None:
     """On the text that was given, else on the run's validation text; None: both numbers were given, or no text is."""
-    if args.lam is not None or args.reader == "PromptReader":  # which has none
+    if args.lam is not None or _of_prompts(args):  # which has none
         return None
     config = opened.config()
     documents = documents_at(args.tune, config) if args.tune else documents_of_run(config, "val")

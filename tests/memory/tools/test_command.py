@@ -18,11 +18,13 @@ from lightning_app import closing
 from lightning_app.art.extension import ARTGPT2, ARTRegularizer
 from lightning_app.cli import main as command
 from lightning_app.data.batch import Batch
+from lightning_app.data.corpus import Document
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import CacheReader, KNNReader, NGramReader, PromptReader, Reader
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
+from lightning_app.memory.tools.build import Text, fill, tune
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_reader
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
@@ -295,6 +297,19 @@ def test_a_mixture_has_its_own_kind_of_reader_filled():
     assert found.memory.readers[0].bank.shared.memory_size == 20
     gates = [module.state_dict() for module in (given.module, found)]
     assert all(torch.equal(gates[0][name], gates[1][name]) for name in gates[0] if ".gate." in name)
+
+
+def test_texts_are_stored_few_at_a_time_where_few_rows_have_a_memory(tmp_path: Path):
+    """As behind a fit of 2 rows with a cache each."""
+    knn = KNNReader(memory_size=300, num_search_results=3)
+    cache = CacheReader(streams=2)
+    module, tokenizer = ready(VardaGPT(decoder(), [cache, knn]))
+    cache.bank.of(0).add(torch.ones(1, 16))
+    documents = [Document(text, name=name) for name, text in TEXTS.items()]
+    text = Text.of(documents, tokenizer, str(tmp_path), block_size=16, stride=None)
+    fill(module.memory, knn, text, range(len(documents)), skipped=[])
+    assert knn.bank.size() == ENTRIES
+    assert tune(module.memory, knn, text).tokens > 0
 
 
 def test_a_config_with_an_option_that_is_gone_was_in_force(tmp_path: Path):
@@ -590,7 +605,8 @@ def test_counts_of_ngrams_are_listed_and_nothing_else(folder: Path, fails: Calla
 
 def test_a_memory_whose_texts_stand_before_prompts(folder: Path):
     """Built, added to and deleted from as any other; its answers are those of the model that sees the text."""
-    run("memory", "build", "--ckpt_path", PLAIN, "--output", "prompt.ckpt", "--reader", "PromptReader", "--passages", 2)
+    words = ("--output", "prompt.ckpt", "--reader", "PromptReader", "--passages", 2)
+    assert "--tune" not in run("memory", "build", "--ckpt_path", PLAIN, *words)  # which it refuses
     module, tokenizer = load_module("prompt.ckpt")
     assert isinstance(module, VardaGPT)
     (reader,) = module.memory.readers
