@@ -13,11 +13,12 @@ from torch import Tensor
 
 from experiments import newer_experts, newer_gate
 from experiments.newer_experts import SCALES, Candidates, Counts, Near, best_of, p_of_memory, signs
-from experiments.newer_states import Read
+from experiments.newer_pointer import Start
+from experiments.newer_states import Columns, Read
 from lightning_app.memory.knn import mixture_weights
 
 PLAIN, LONG, ALONE = "512 tokens of context", "2,048 tokens of context", "n-grams alone"
-COUNTS, CACHE, KNN, STORING = "n-grams", "cache", "kNN", "kNN, storing"
+COUNTS, CACHE, KNN, STORING, POINTER = "n-grams", "cache", "kNN", "kNN, storing", "pointer"
 ALL = (KNN, COUNTS, CACHE)
 
 
@@ -35,6 +36,8 @@ MIXTURES = {
     LONG: Mixture(long=True),
     "n-grams": Mixture((COUNTS,)),
     "cache": Mixture((CACHE,)),
+    "cache, gated": Mixture((CACHE,), gated=True),
+    "pointer, gated": Mixture((POINTER,), gated=True),
     "n-grams + cache": Mixture((COUNTS, CACHE)),
     "n-grams + cache, gated": Mixture((COUNTS, CACHE), gated=True),
     "kNN": Mixture((KNN,)),
@@ -43,6 +46,7 @@ MIXTURES = {
     "kNN, storing, gated": Mixture((STORING,), gated=True),
     "kNN + n-grams + cache": Mixture(ALL),
     "kNN + n-grams + cache, gated": Mixture(ALL, gated=True),
+    "kNN + n-grams + cache + pointer, gated": Mixture((*ALL, POINTER), gated=True),
     "2,048 + n-grams + cache, gated": Mixture((COUNTS, CACHE), long=True, gated=True),
     "2,048 + kNN": Mixture((KNN,), long=True),
     "2,048 + kNN, gated": Mixture((KNN,), long=True, gated=True),
@@ -115,6 +119,15 @@ def of_states(read: Read, near: Near, rows: Rows) -> dict[str, Expert]:
         STORING: _memory(with_own, read, rows, scale),
         CACHE: _cache(near, read, rows, scale),
     }
+
+
+def of_pointer(read: Read, cache: Expert, rows: Rows, make: Callable[[Start], Columns]) -> Expert:
+    """Taught from the cache on; `make` gives what it says of the tokens to choose on, and then of those to score."""
+    assert cache.temperature is not None
+    weights = mixture_weights(torch.stack([read.p[rows.tuned], cache.tuned.p], dim=1))
+    found = make(Start(float(weights[1]), cache.temperature))
+    tuned, scored = (found[name].split([len(rows.tuned), len(rows.scored)]) for name in ("p", "signs"))
+    return Expert(Side(tuned[0], scored[0]), Side(tuned[1], scored[1]))
 
 
 def _memory(look: Callable[[Tensor], Candidates], read: Read, rows: Rows, scale: float) -> Expert:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments import arguments, baselines, newer_arms, newer_experts, newer_states, newer_texts, plans
+from experiments import arguments, baselines, newer_arms, newer_experts, newer_pointer, newer_states, newer_texts, plans
 from experiments.arguments import name_of
-from experiments.newer_arms import ALONE, COUNTS, MIXTURES, Expert, Mixed, Rows
+from experiments.newer_arms import ALONE, CACHE, COUNTS, MIXTURES, POINTER, Expert, Mixed, Rows
 from experiments.newer_experts import Counts, Near
-from experiments.newer_states import Read
+from experiments.newer_pointer import Start
+from experiments.newer_states import Columns, Read
 from experiments.newer_texts import Choice, Split
 from experiments.runs import Scores
 from experiments.statistics import helped_and_hurt
@@ -41,6 +42,7 @@ class Plan:
         seeds: of the splits.
         block, long_block: tokens that the model sees at once.
         rates: of dynamic evaluation, tried on the first `rate_blocks` windows of the documents to choose on.
+        pointer: how it is taught.
         dynamic_seeds: how many of the seeds it is done for; it takes as long as all else.
     """
 
@@ -53,6 +55,7 @@ class Plan:
     rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
     rate_blocks: int = 6
     dynamic_seeds: int = 1
+    pointer: newer_pointer.Options = newer_pointer.Options()  # noqa: RUF009
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +128,10 @@ class Experiment:
     def rows(self, documents: Sequence[int]) -> Tensor:
         return torch.cat([torch.arange(len(self.short.nats))[self.short.of(i)] for i in documents])
 
+    def _rows(self, split: Split) -> Rows:
+        stored = torch.isin(self.short.documents, torch.tensor(split.stored))
+        return Rows(self.rows(split.tuned), self.rows(split.scored), stored)
+
     def sums(self, values: np.ndarray) -> list[float]:
         """(N,) -> of each document that is scored."""
         sums = np.bincount(self.short.documents.numpy(), weights=values, minlength=len(self.texts.documents))
@@ -152,6 +159,7 @@ class Experiment:
         for number, split in enumerate(self.texts.splits(seed)):
             rows = self.rows(split.scored)
             experts = {long: self.experts(split, long=long) for long in (False, True)}
+            experts[False][POINTER] = self.pointer(split, experts[False][CACHE], f"{seed}-{number}", seed)
             nats[ALONE][rows] = -experts[False][COUNTS].scored.p.log()
             for arm, mixture in MIXTURES.items():
                 some = [experts[mixture.long][kind] for kind in ("", *mixture.kinds)]
@@ -163,15 +171,27 @@ class Experiment:
 
     def experts(self, split: Split, *, long: bool) -> dict[str, Expert]:
         """By name; the model has none."""
-        read = self.long if long else self.short
-        stored = torch.isin(read.documents, torch.tensor(split.stored))
-        rows = Rows(self.rows(split.tuned), self.rows(split.scored), stored)
+        read, rows = self.long if long else self.short, self._rows(split)
         counts = Counts(self.tokens, read, split.stored, self.tokenizer.vocab_size)
         return {
             "": newer_arms.of_model(read, rows),
             COUNTS: newer_arms.of_counts(counts, split.tuned, split.scored),
             **newer_arms.of_states(read, self.near[long], rows),
         }
+
+    def pointer(self, split: Split, cache: Expert, name: str, seed: int) -> Expert:
+        """Beside the cache that it begins as; what it says is kept."""
+
+        def made(start: Start) -> Columns:
+            taught = newer_pointer.taught(
+                self.short, on=split.stored, chosen_on=split.tuned, start=start, options=self.plan.pointer, seed=seed
+            )
+            return newer_pointer.says(taught, self.short, (*split.tuned, *split.scored))
+
+        def make(start: Start) -> Columns:
+            return newer_states.kept(self.folder / POINTER / f"{name}.pt", partial(made, start))
+
+        return newer_arms.of_pointer(self.short, cache, self._rows(split), make)
 
     # The other arms
 

@@ -19,12 +19,14 @@ from experiments import (
     newer_experts,
     newer_gate,
     newer_page,
+    newer_pointer,
     newer_states,
     newer_texts,
     own_texts,
     plans,
     store,
 )
+from experiments.newer_pointer import Start
 from experiments.newer_texts import Choice
 from experiments.runs import context_of
 from lightning_app.data.corpus import Document
@@ -220,6 +222,54 @@ def test_a_memory_and_a_cache_are_what_the_readers_compute(plan: newer.Plan, tmp
     )
 
 
+def test_a_pointer_begins_as_the_cache(plan: newer.Plan, tmp_path: Path):
+    experiment = newer.Experiment(replace(plan, seeds=(0,)), tmp_path / "work")
+    read, number = experiment.short, 10
+    theta = newer_experts.thetas_of(read)[number]
+    pointer = newer_pointer.Pointer(read.states.shape[1], experiment.tokenizer.vocab_size, Start(0.3, theta))
+    some = experiment.texts.splits(0)[0].scored
+    found = newer_pointer.says(pointer, read, some)
+    expected = newer_experts.p_of_cache(experiment.near[False], read, experiment.rows(some), number)
+    torch.testing.assert_close(found["p"], expected, atol=1e-5, rtol=1e-3)
+    assert found["signs"].shape == (len(expected), newer_pointer.SIGNS)
+    with torch.no_grad():
+        nats = torch.cat([pointer(read, i)[2] for i in some]).double()
+    torch.testing.assert_close(
+        nats, -(0.3 * expected + 0.7 * read.p[experiment.rows(some)]).log(), atol=1e-4, rtol=1e-3
+    )
+
+
+def test_a_pointer_learns_what_counts():
+    """The half of the states that a token depends on is small, and the other is noise."""
+    read = keys_in_noise(documents=6, tokens=120)
+    start = Start(0.3, 4.0)
+    options = newer_pointer.Options(rates=(1e-9, 3e-2))
+    first, last = (
+        newer_pointer.taught(read, on=range(4), chosen_on=[4], start=start, options=replace(options, epochs=n), seed=0)
+        for n in (0, 15)
+    )
+    with torch.no_grad():
+        before, after = (float(pointer(read, 5)[2].mean()) for pointer in (first, last))
+    assert after < 0.7 * before
+
+
+def keys_in_noise(*, documents: int, tokens: int) -> newer_states.Read:
+    """8 keys, each always followed by its own token; the model knows nothing."""
+    draw = torch.Generator().manual_seed(0)
+    n = documents * tokens
+    keys = torch.randint(8, (n,), generator=draw)
+    states = torch.cat([torch.eye(8)[keys], 2 * torch.randn(n, 8, generator=draw)], dim=1)
+    return newer_states.Read(
+        states=states,
+        nats=torch.full((n,), 3.0, dtype=torch.float64),
+        entropies=torch.full((n,), 3.0),
+        targets=keys,
+        positions=torch.arange(tokens).repeat(documents),
+        ends=[tokens * (i + 1) for i in range(documents)],
+        seconds=0.0,
+    )
+
+
 def test_counts_are_of_what_is_stored(plan: newer.Plan, tmp_path: Path):
     experiment = newer.Experiment(plan, tmp_path / "work")
     split, read, size = experiment.texts.splits(0)[0], experiment.short, experiment.tokenizer.vocab_size
@@ -273,7 +323,8 @@ def test_each_arm_is_done_once_and_the_page_has_all(plan: newer.Plan, tmp_path: 
     def again(*_: object) -> None:
         raise AssertionError("it is kept")
 
-    for owner, name in ((newer_states, "_made"), (newer_experts, "_searched"), (newer.Experiment, "_adapted")):
+    made = ((newer_states, "_made"), (newer_experts, "_searched"), (newer_pointer, "taught"))
+    for owner, name in (*made, (newer.Experiment, "_adapted")):
         monkeypatch.setattr(owner, name, again)
     newer.run(plan, folder, quick=True)
     assert store.records(folder) == [found[record["arm"], record["seed"]] for record in store.records(folder)]
