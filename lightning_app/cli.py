@@ -1,4 +1,4 @@
-"""The command line: `python main.py {fit,validate,test,predict,prepare,generate,chat,export,serve,compare,...}`.
+"""The command line: `python main.py COMMAND`, of the commands in `COMMANDS` and in the table of ideas.
 
 Importing Lightning takes seconds, so cheap mistakes are looked for (`cli_checks`) before anything heavy is imported.
 """
@@ -14,26 +14,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_app import __version__
 from lightning_app.cli_checks import Config, check_arguments, given_options, named_classes, option, read_configs
+from lightning_app.commands import Command, told, unknown
 from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
-from lightning_app.plugins import IDEAS, load
+from lightning_app.plugins import IDEAS, here, load
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
-COMMANDS = {  # those without a trainer
-    "generate": "lightning_app.serving.generate:command",
-    "chat": "lightning_app.serving.chat:command",
-    "serve": "lightning_app.serving.serve:command",
-    "export": "lightning_app.export.command:command",
-    "compress": "lightning_app.compression.command:compress_command",
-    "decompress": "lightning_app.compression.command:decompress_command",
-    "compare": "lightning_app.reports.compare.command:command",
-    "report": "lightning_app.reports.report:command",
+SERVING, COMPRESSION = "lightning_app.serving", "lightning_app.compression.command"
+COMMANDS = {  # of the core
+    "fit": Command("train", "train a model"),
+    "validate": Command("train", "measure it on the validation text"),
+    "test": Command("train", "measure it on the test text"),
+    "predict": Command("train", "write down what it says of each token"),
+    "prepare": Command("train", "clean, split and tokenise the texts, and say what there is"),
+    "generate": Command("use", "continue a prompt, or a file of prompts", f"{SERVING}.generate:command"),
+    "chat": Command("use", "talk with it in the terminal", f"{SERVING}.chat:command"),
+    "serve": Command("use", "OpenAI's HTTP interface, and a page", f"{SERVING}.serve:command", ("fastapi", "uvicorn")),
+    "export": Command("use", "a Hugging Face directory or a GGUF file", "lightning_app.export.command:command"),
+    "compress": Command("use", "make a file short by what it predicts", f"{COMPRESSION}:compress_command"),
+    "decompress": Command("use", "and back", f"{COMPRESSION}:decompress_command"),
+    "report": Command("look", "the page of a run", "lightning_app.reports.report:command"),
+    "compare": Command("look", "a page and a table over several runs", "lightning_app.reports.compare.command:command"),
 }
 DRY_RUN = "--dry_run"
-NEEDED = {"serve": ("fastapi", "uvicorn")}  # by a command: pyproject's extra
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -68,10 +75,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str], configs: Sequence[Config]) -> None:
+    if argv[:1] in ([], ["-h"], ["--help"], ["help"]):
+        print(told(commands()))
+        return
+    if argv[0] == "--version":
+        print(f"lightning_app {__version__}")
+        return
     if DRY_RUN in argv and argv[0] != "fit":
         raise InputError(f"{DRY_RUN} is for fit: nothing else takes long enough to ask before")
     with imports():
-        command = _command(argv[0]) if argv else None
+        command = _command(argv[0])
     if command is not None:
         command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
@@ -124,14 +137,27 @@ def imports() -> Iterator[None]:
         gc.enable()
 
 
+def commands() -> dict[str, Command]:
+    """Those of the core and of the ideas that are here."""
+    return COMMANDS | {name: command for idea in here() for name, command in idea.commands.items()}
+
+
 def _command(name: str) -> Callable[[list[str]], None] | None:
-    """The function that carries out a command without a trainer; None: it has one."""
-    if name in COMMANDS:
-        if missing := [package for package in NEEDED.get(name, ()) if importlib.util.find_spec(package) is None]:
-            raise InputError(f"{name} needs packages that are not here: pip install {' '.join(missing)}")
-        return load(COMMANDS[name])
-    idea = next((idea for idea in IDEAS if name in idea.commands), None)
-    return idea.load(idea.commands[name]) if idea else None
+    """The function that carries out a command without a trainer; None: it has one.
+
+    Raises:
+        InputError: there is no such command, or its idea or packages are not here.
+    """
+    gone = next((idea for idea in IDEAS if name in idea.commands and not idea.is_here), None)
+    if gone is not None:
+        raise InputError(gone.missing)
+    command = commands().get(name)
+    if command is None:
+        print(told(commands()), file=sys.stderr)
+        raise InputError(unknown(name, commands()))
+    if missing := [package for package in command.needs if importlib.util.find_spec(package) is None]:
+        raise InputError(f"{name} needs packages that are not here: pip install {' '.join(missing)}")
+    return load(command.place) if command.place else None
 
 
 def _is_ctrl_c(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_app.commands import Command
 from lightning_app.errors import InputError
 
 
@@ -24,7 +25,7 @@ class Idea:
         configurable: modules of further classes that a config may name, such as callbacks.
         shape: of the function that brings a backbone into a layout, if the idea cuts any.
         follow: of the function that gives a copy of a backbone the shape that this has now.
-        commands: `module:object` of the functions that carry out its commands, by their names.
+        commands: its own, by their names.
         events: of the kinds of events that it logs. Neither these nor the sections import torch.
         sections: of the sections of a run's page.
         shown_by: names of the events that call for these sections.
@@ -39,7 +40,7 @@ class Idea:
     configurable: tuple[str, ...] = ()
     shape: str | None = None
     follow: str | None = None
-    commands: Mapping[str, str] = field(default_factory=dict)
+    commands: Mapping[str, Command] = field(default_factory=dict)
     events: str | None = None
     sections: str | None = None
     shown_by: tuple[str, ...] = ()
@@ -95,7 +96,11 @@ IDEAS = (
             "PromptReader": f"{READERS}.prompt:PromptReader",
             "TrimeReader": f"{READERS}.distribution:TrimeReader",
         },
-        commands={"memory": "lightning_app.memory.tools.command:command"},
+        commands={
+            "memory": Command(
+                "look", "build, list, search and edit a memory", "lightning_app.memory.tools.command:command"
+            )
+        },
         explain="lightning_app.memory.tools.attribution:explain",
         card="lightning_app.memory.tools.inspect:card_line",
         packages=("faiss-cpu", "numpy"),
@@ -106,7 +111,9 @@ IDEAS = (
             "ARTGPT2": "lightning_app.art.extension:ARTGPT2",
             "ARTRegularizer": "lightning_app.art.extension:ARTRegularizer",
         },
-        commands={"categories": "lightning_app.art.categories:command"},
+        commands={
+            "categories": Command("look", "what ART sorted its inputs into", "lightning_app.art.categories:command")
+        },
         explain="lightning_app.art.explain:explain",
         close="lightning_app.art.categories:close",
     ),

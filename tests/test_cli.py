@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_app import cli, cli_checks
+from lightning_app import __version__, cli, cli_checks
 from lightning_app.cli import main
 from lightning_app.yaml_file import read_yaml
 
@@ -108,3 +108,41 @@ def test_a_closed_pipe_ends_a_command_without_a_word(
             main(["compare", "runs"])
     assert ended.value.code == 141
     assert capsys.readouterr().err == ""
+
+
+def told(*words: str) -> tuple[int, str, str]:
+    """Exit code and both outputs of a command in a fresh process, which imports neither torch nor Lightning."""
+    code = (
+        "import sys; from lightning_app.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'lightning'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
+def test_all_commands_are_told_by_group_with_a_line_each(words: tuple[str, ...]):
+    code, out, err = told(*words)
+    assert (code, err) == (0, "")
+    groups = [part.splitlines() for part in out.split("\n\n")]
+    listed = {group[0]: [line.split()[0] for line in group[1:]] for group in groups}
+    assert listed["Train and measure, by a config"] == ["fit", "validate", "test", "predict", "prepare"]
+    assert {"generate", "serve", "export"} < {*listed["Use a trained model"]}
+    assert listed["Look at runs, memories and categories"] == ["report", "compare", "memory", "categories"]
+    assert set(cli.commands()) == {name for group in listed.values() for name in group}
+
+
+def test_a_mistyped_command_is_answered_by_the_nearest_and_the_list():
+    code, out, err = told("genrate", "--ckpt_path", "best")
+    assert (code, out) == (1, "")
+    assert err.endswith("\nerror: there is no command 'genrate': did you mean generate?\n")
+    assert "\n  serve " in err
+    assert told("--ckpt_path", "best")[2].endswith(
+        "error: the command comes first: python main.py COMMAND --ckpt_path\n"
+    )
+
+
+def test_the_version():
+    assert told("--version") == (0, f"lightning_app {__version__}\n", "")

@@ -1,0 +1,58 @@
+"""The table of commands, in plain strings: what each does in one line, and what carries it out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lightning_app import __version__
+
+GROUPS = {  # in the order in which they are told
+    "train": "Train and measure, by a config",
+    "use": "Use a trained model",
+    "look": "Look at runs, memories and categories",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        group: of `GROUPS`.
+        does: what, in one line.
+        place: `module:object` of the function that carries it out; None: LightningCLI does.
+        needs: packages of an extra, without which it does nothing.
+    """
+
+    group: str
+    does: str
+    place: str | None = None
+    needs: tuple[str, ...] = ()
+
+
+def told(commands: Mapping[str, Command]) -> str:
+    """All of them, by group."""
+    width = max(map(len, commands)) + 2
+    parts = [
+        f"lightning_app {__version__}: train, use and compare language models",
+        "usage: python main.py COMMAND [OPTIONS]     COMMAND --help tells its options, --version the version",
+        *("\n".join([title, *_rows(commands, group, width)]) for group, title in GROUPS.items()),
+        "To begin: python main.py fit --config configs/article_gpt.yaml",
+    ]
+    return "\n\n".join(parts)
+
+
+def _rows(commands: Mapping[str, Command], group: str, width: int) -> Iterator[str]:
+    for name, command in commands.items():
+        if command.group == group:
+            yield f"  {name:{width}}{command.does}"
+
+
+def unknown(name: str, commands: Mapping[str, Command]) -> str:
+    """What to say of a command that there is not."""
+    if name.startswith("-"):
+        return f"the command comes first: python main.py COMMAND {name}"
+    near = difflib.get_close_matches(name, commands, n=1)
+    return f"there is no command {name!r}" + (f": did you mean {near[0]}?" if near else "")
