@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -101,6 +102,10 @@ class SaveConfig(SaveConfigCallback):
             write_atomic(folder.config_file, self.parser.dump(self.config, skip_none=False).encode())
 
 
+class _ParserIsMadeError(Exception):
+    """It is all that is wanted."""
+
+
 class Harness(CommandLine):
     """One parser for all commands: each takes the same keys, so that one YAML serves them all."""
 
@@ -127,6 +132,22 @@ class Harness(CommandLine):
             auto_configure_optimizers=False,  # it would build the optimizer before the model is set up
             args=words_with_parts(self._argv),
         )
+
+    @classmethod
+    def parser_of(cls, command: str) -> LightningArgumentParser:
+        """That of a command, which parses nothing."""
+        found: list[LightningArgumentParser] = []
+
+        class Parsers(cls):  # type: ignore[valid-type, misc]
+            def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+                commands = parser._subcommands_action
+                assert commands is not None
+                found.append(commands._name_parser_map[command])
+                raise _ParserIsMadeError
+
+        with contextlib.suppress(_ParserIsMadeError):
+            Parsers([command])
+        return found[0]
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
         """The one that is asked for; all of them where none is. A parser takes 0.15 s to build."""

@@ -15,12 +15,23 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning_app import __version__
-from lightning_app.cli_checks import Config, check_arguments, given_options, named_classes, option, read_configs
-from lightning_app.commands import Command, told, unknown
+from lightning_app.cli_checks import (
+    Config,
+    check_arguments,
+    check_config_is_given,
+    check_texts,
+    config_paths,
+    given_options,
+    named_classes,
+    option,
+    read_configs,
+)
+from lightning_app.commands import told, unknown
 from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
-from lightning_app.plugins import IDEAS, here, load
+from lightning_app.plugins import IDEAS, Command, here, load
+from lightning_app.schema.find import check_config, check_words
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
@@ -39,8 +50,10 @@ COMMANDS = {  # of the core
     "decompress": Command("use", "and back", f"{COMPRESSION}:decompress_command"),
     "report": Command("look", "the page of a run", "lightning_app.reports.report:command"),
     "compare": Command("look", "a page and a table over several runs", "lightning_app.reports.compare.command:command"),
+    "schema": Command("look", "the JSON schema of the YAML, for editors", "lightning_app.schema.command:command"),
 }
 DRY_RUN = "--dry_run"
+ASKS = {"-h", "--help", "--print_config"}  # what needs no config
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -91,6 +104,7 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
         return
     given = given_options(argv, configs)
     check_arguments(given)
+    _check_by_schema(argv, configs)
     fit_in = _fit_in(argv, given)
     began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
     dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
@@ -107,6 +121,16 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
             dry_run(argv, began=began)
         else:
             run(argv)
+
+
+def _check_by_schema(argv: Sequence[str], configs: Sequence[Config]) -> None:
+    """Refuse keys, classes and values that no run has, by the nearest right ones; and a run without a config."""
+    if not ASKS & set(argv):
+        check_config_is_given(argv)
+    for path, config in zip(config_paths(argv), configs, strict=True):
+        check_config(config, path)
+    check_words(argv[1:], named_classes(configs))
+    check_texts(argv[0], given_options(argv, configs))
 
 
 def _fit_in(argv: Sequence[str], given: Mapping[str, Any]) -> str | None:
@@ -138,7 +162,7 @@ def imports() -> Iterator[None]:
 
 
 def commands() -> dict[str, Command]:
-    """Those of the core and of the ideas that are here."""
+    """All of the core and of the ideas that are here."""
     return COMMANDS | {name: command for idea in here() for name, command in idea.commands.items()}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lightning_app.data.places import is_dataset, missing
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
 from lightning_app.models.hugging_face import is_model, model_near
@@ -48,6 +50,23 @@ def check_arguments(given: Mapping[str, Any]) -> None:
                 f"{key} is {value}, but data.{name} is {given.get(f'data.{name}', 'not given')}: "
                 f"give data.{name} alone, the model takes it from there"
             )
+
+
+TEXTS = {"fit": ("train", "val"), "prepare": ("train", "val", "test"), "validate": ("val",), "test": ("test",)}
+
+
+def check_texts(command: str, given: Mapping[str, Any]) -> None:
+    """Refuse a text of the command's that is not there.
+
+    Raises:
+        InputError: with the folder that its path counts from.
+    """
+    for part in TEXTS.get(command, ()):
+        sources = given.get(f"data.{part}")
+        paths = [one.get("path") for one in sources if isinstance(one, Mapping)] if isinstance(sources, list) else []
+        for path in [*paths, given.get(f"data.{part}.path")]:
+            if isinstance(path, str) and path and not (is_dataset(path) or has_magic(path) or Path(path).exists()):
+                raise missing(path)
 
 
 def _check_list_of_optimizers(given: Mapping[str, Any]) -> None:
@@ -168,6 +187,17 @@ def with_own_model(argv: Sequence[str]) -> list[str]:
     rest = [word for i, word in enumerate(argv[1:], 1) if "--ckpt_path" not in (word, argv[i - 1])]
     rest = [word for word in rest if not word.startswith("--ckpt_path=")]
     return [argv[0], *model, "--data.tokenizer", "model", *rest]
+
+
+def check_config_is_given(argv: Sequence[str]) -> None:
+    """Refuse a run of nothing: neither a config, nor a model, nor a checkpoint that says what it is.
+
+    Raises:
+        InputError: it names a config to begin with.
+    """
+    words = [word.partition("=")[0] for word in argv]
+    if not any(word in ("--config", "-c", "--ckpt_path") or word.startswith("--model") for word in words):
+        raise InputError(f"{argv[0]} needs a config: python main.py {argv[0]} --config configs/article_gpt.yaml")
 
 
 def _without_config(path: str) -> InputError:

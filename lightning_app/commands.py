@@ -1,35 +1,18 @@
-"""The table of commands, in plain strings: what each does in one line, and what carries it out."""
+"""How the commands are told, which stand in `cli.COMMANDS` and in the table of ideas."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from lightning_app import __version__
+from lightning_app.plugins import Command
 
-GROUPS = {  # in the order in which they are told
+GROUPS = {  # of commands, in the order in which they are told
     "train": "Train and measure, by a config",
     "use": "Use a trained model",
     "look": "Look at runs, memories and categories",
 }
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Attributes:
-        group: of `GROUPS`.
-        does: what, in one line.
-        place: `module:object` of the function that carries it out; None: LightningCLI does.
-        needs: packages of an extra, without which it does nothing.
-    """
-
-    group: str
-    does: str
-    place: str | None = None
-    needs: tuple[str, ...] = ()
 
 
 def told(commands: Mapping[str, Command]) -> str:

@@ -88,6 +88,9 @@ RULES: dict[str, Range] = {
     "*.scheduler.min_ratio": SHARE,
     "*.scheduler.end_factor": SHARE,
     "trainer.callbacks.*.patience": NOT_NEGATIVE,
+    "data.block_size": Range(2),
+    "data.dataloader.batch_size": COUNT,
+    **{f"model.backbone.{name}": COUNT for name in ("embedding_dim", "layers", "heads")},
 }
 # Of a fit alone: what validates may have them.
 OF_FIT = {

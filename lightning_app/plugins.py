@@ -11,8 +11,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_app.commands import Command
 from lightning_app.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        group: of `commands.GROUPS`.
+        does: what, in one line.
+        place: `module:object` of the function that carries it out; None: LightningCLI does.
+        needs: packages of an extra, without which it does nothing.
+    """
+
+    group: str
+    does: str
+    place: str | None = None
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,11 @@ def fit_fails(fails: Fails, name: str, *words: object) -> str:
             "trainer.callbacks",
             "NoSuch",
         ),
-        ({"model": {"init_args": {"optimizer": {"init_args": {"lr": "fast"}}}}}, "model.optimizer.lr: ", "fast"),
+        (
+            {"model": {"init_args": {"optimizer": {"init_args": {"lr": "fast"}}}}},
+            "model.init_args.optimizer.init_args.lr is 'fast'",
+            "must be a number",
+        ),
         pytest.param({"data": {"block_size": "x"}}, "data.block_size: ", "int", marks=pytest.mark.slow),
         ({"data": {"dataloader": "\0"}}, "'data.dataloader' holds a zero byte", r"\x00"),
         pytest.param(

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_app.data.chats import Chat, chat_field, chat_of, is_unicode
+from lightning_app.data.places import DATASET, missing
 from lightning_app.data.reading import BOM, check_file, decoded, read_bytes, say_once, text_files, unify_newlines
 from lightning_app.data.rows import has_rows, read_rows
 from lightning_app.errors import InputError
 
-DATASET = "hf:"
 _MANY_NEWLINES = re.compile(r"\n\n\n\n+")  # \n{4,} has no literal start to search for: 10 times slower
 _ROW = re.compile(r"(:\d+|, row \d+|\[\d+\])$")  # in the name of a row's document, behind its source
-_DATASET_NAME = re.compile(r"[\w-]+(/[\w-]+)?(:.*)?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,6 @@ def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]
     `file.parquet`              rows (by pyarrow)
     `hf:name:config:split`      a Hugging Face dataset; config and split ("train") may be left out
     `hf:json:file.jsonl`        local files through a builder of `datasets`: json, text, parquet or csv
-    `name`, `org/name`          a Hugging Face dataset, if no such file exists and the name has no suffix
     ==========================  =====================================================================
 
     Line ends become "\\n", a byte order mark is dropped, and nothing else is changed.
@@ -83,24 +81,7 @@ def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]
         return _read_path(Path(path), text_field=text_field)
     if glob.has_magic(path):
         return _read_glob(path, text_field=text_field)
-    if is_dataset(path):
-        return _read_dataset(path, text_field=text_field)
-    raise _missing(path)
-
-
-def is_dataset(path: str) -> bool:
-    """Whether a source is a Hugging Face dataset."""
-    if path.startswith(DATASET):
-        return True
-    in_a_folder_here = bool(path) and Path(Path(path).parts[0]).is_dir()  # data/missing is a mistake, org/name is not
-    return not Path(path).exists() and not in_a_folder_here and _DATASET_NAME.fullmatch(path) is not None
-
-
-def _missing(path: str) -> InputError:
-    return InputError(
-        f"no such file: {path}; check the path against the folder you run in ({Path.cwd()}), "
-        "or name a Hugging Face dataset as hf:name"
-    )
+    raise missing(path)
 
 
 def _read_path(path: Path, *, text_field: str) -> Iterator[Document]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_app.data.corpus import is_dataset, read_documents
+from lightning_app.data.corpus import read_documents
+from lightning_app.data.places import is_dataset
 from lightning_app.data.rows import has_rows
 from lightning_app.data.sources import Source, as_sources
 

@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_app.data.corpus import Document, clean, is_dataset, read_documents, split_documents
+from lightning_app.data.corpus import Document, clean, read_documents, split_documents
+from lightning_app.data.places import is_dataset
 from lightning_app.data.reading import END_OF_TEXT, say_once
 from lightning_app.errors import InputError
 

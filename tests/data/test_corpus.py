@@ -104,11 +104,16 @@ def test_an_empty_jsonl_file_is_refused(tmp_path):
 
 
 def test_missing_files_are_not_taken_for_datasets(tmp_path, monkeypatch):
+    import datasets
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    for path in ("data/missing.txt", "missing.txt", "a/b/c", "data/missing", "../x"):
-        with pytest.raises(InputError, match=rf"no such file: {path}.*hf:name"):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: pytest.fail("a hub was asked"))
+    for path, name in {"data/missing.txt": "name", "a/b/c": "name", "../x": "name", "wikitext": "wikitext"}.items():
+        with pytest.raises(InputError, match=rf"no such file: {path}.*hf:{name}$"):
             read_documents(path)
+    with pytest.raises(InputError, match=r"hf:org/name$"):
+        read_documents("org/name")
     with pytest.raises(InputError, match="path of a source is empty"):
         read_documents("")
 
@@ -123,11 +128,10 @@ def test_names_of_datasets_are_parsed(monkeypatch):
         return [{"text": ""}, {"text": "one"}, {"text": None}, {"text": "two"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    for path in ("wikitext", "org/name", "hf:org/name-1.5", "hf:wikitext:raw:test", "wikitext:raw", "hf:w::train[:9]"):
+    for path in ("hf:wikitext", "hf:org/name-1.5", "hf:wikitext:raw:test", "hf:wikitext:raw", "hf:w::train[:9]"):
         assert texts(path) == ["one", "two"]
     assert asked == [
         (("wikitext", None), {"split": "train", "streaming": False}),
-        (("org/name", None), {"split": "train", "streaming": False}),
         (("org/name-1.5", None), {"split": "train", "streaming": False}),
         (("wikitext", "raw"), {"split": "test", "streaming": False}),
         (("wikitext", "raw"), {"split": "train", "streaming": False}),
@@ -145,7 +149,7 @@ def test_an_unreachable_dataset_names_the_ways_out(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     said = r"cannot load the dataset 'org/name' \(ConnectionError: no route\).*HF_HUB_OFFLINE=1.*local"
     with pytest.raises(InputError, match=said) as caught:
-        texts("org/name")
+        texts("hf:org/name")
     assert isinstance(caught.value.__cause__, ConnectionError)
 
 

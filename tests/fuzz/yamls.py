@@ -98,7 +98,9 @@ def small(name: str) -> dict[str, Any]:
         more = overlay.get("trainer", {}).pop("callbacks+", [])
         overlay.get("trainer", {}).pop("logger+", None)
         if name in SCHEDULES:
-            more[0]["init_args"] |= SCHEDULES[name]
+            options = more[0]["init_args"]
+            for key, value in SCHEDULES[name].items():
+                (rare if key in (rare := options.get("advanced", {})) else options)[key] = value
         tree = merged(tree, overlay)
         tree["trainer"]["callbacks"] = [*tree["trainer"].get("callbacks", []), *more]
     for change in [RUN, *(change for change in CHANGES.get(name, []) if name != "streaming")]:

@@ -257,12 +257,18 @@ def test_a_checkpoint_of_another_list_is_refused(folder: Path, config: Config, m
     [
         ({"class_path": "torch.optim.Muon"}, "Muon takes matrices alone, and not backbone.transformer.h.0.ln_1.weight"),
         (LIST[:1], "no entry takes backbone.transformer.wte.weight"),
-        ([{**LIST[0], "init_args": {"lr": 0}}, LIST[2]], "parts.0.optimizer.init_args.lr is 0.0; it must be above 0"),
+        (
+            [{**LIST[0], "init_args": {"lr": 0}}, LIST[2]],
+            "model.init_args.optimizer.0.init_args.lr is 0; it must be above 0",
+        ),
         (
             [LIST[2], {"match": "wte", "class_path": "torch.optim.LBFGS"}],
             "model.init_args.optimizer.1 is LBFGS, which cannot train here",
         ),
-        ([{**LIST[0], "init_args": {"lrr": 1}}, LIST[2]], "Option 'lrr' is not accepted"),
+        (
+            [{**LIST[0], "init_args": {"lrr": 1}}, LIST[2]],
+            "model.init_args.optimizer.0.init_args.lrr: did you mean model.optimizer.0.lr?",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(given: Any, words: str, config: Config, fails: Callable[..., str]):
