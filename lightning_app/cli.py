@@ -32,6 +32,7 @@ from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, Command, here, load
 from lightning_app.schema.find import check_config, check_words
+from lightning_app.schema.help import told as help_of
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
@@ -53,7 +54,7 @@ COMMANDS = {  # of the core
     "schema": Command("look", "the JSON schema of the YAML, for editors", "lightning_app.schema.command:command"),
 }
 DRY_RUN = "--dry_run"
-ASKS = {"-h", "--help", "--print_config"}  # what needs no config
+ASKS_HELP = {"-h", "--help"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -102,6 +103,9 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
         command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
+    if ASKS_HELP & {*argv}:
+        print(help_of(argv[0], commands()[argv[0]].does, named_classes(configs)))
+        return
     given = given_options(argv, configs)
     check_arguments(given)
     _check_by_schema(argv, configs)
@@ -125,7 +129,7 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
 
 def _check_by_schema(argv: Sequence[str], configs: Sequence[Config]) -> None:
     """Refuse keys, classes and values that no run has, by the nearest right ones; and a run without a config."""
-    if not ASKS & set(argv):
+    if "--print_config" not in argv and not any(word.endswith(".help") for word in argv):
         check_config_is_given(argv)
     for path, config in zip(config_paths(argv), configs, strict=True):
         check_config(config, path)

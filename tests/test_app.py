@@ -271,7 +271,7 @@ def test_only_the_command_that_is_asked_for_gets_a_parser(main: Main, folder: Pa
     with mock.patch.object(Harness, "_add_arguments", lambda *given: built(*given)):
         PARSERS.clear()  # those of other tests
         with pytest.raises(SystemExit):
-            main("fit", "--help")
+            main("fit", "--model.help", "ArticleGPT")
         assert built.call_count == 1
 
 

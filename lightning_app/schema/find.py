@@ -77,8 +77,7 @@ def check_words(argv: Sequence[str], classes: Mapping[str, str] | None = None) -
             if not (found := _at(found, [part])):
                 raise InputError(f"there is no option --{key}{_near(part, parts[:n])}")
         if key in values and not _is_right(values[key], found):
-            expected = " or ".join(dict.fromkeys(word for one in found for word in _words(one)))
-            raise InputError(f"--{key} is {_short(values[key])}; it must be {expected}")
+            raise InputError(f"--{key} is {_short(values[key])}; it must be {expected({'anyOf': found})}")
 
 
 def _foreign(argv: Sequence[str], classes: Mapping[str, str]) -> list[str]:
@@ -142,10 +141,9 @@ def _told(error: Any) -> str | None:
     if keys and (keys[-1] == CLASS or _is_name(error.schema)) and isinstance(error.instance, str):
         near = _near_class(error)
         return f"{'.'.join(keys)} is {error.instance!r}, which is no class here: did you mean {near}?" if near else None
-    expected = f"be {_expected(error.schema)}"
-    if error.validator in RANGES:
-        expected = f"{RANGES[error.validator]} {error.validator_value:g}"
-    return f"{'.'.join(keys)} is {_short(error.instance)}; it must {expected}"
+    bound = RANGES.get(error.validator)
+    right = f"be {expected(error.schema)}" if bound is None else f"{bound} {error.validator_value:g}"
+    return f"{'.'.join(keys)} is {_short(error.instance)}; it must {right}"
 
 
 def _is_name(schema: Schema) -> bool:
@@ -178,7 +176,7 @@ def _near(word: str, before: Sequence[str], known: Iterable[str] | None = None) 
     return f": did you mean {min(found, key=lambda key: key.count('.'))}?" if found else ""
 
 
-def _expected(schema: Schema) -> str:
+def expected(schema: Schema) -> str:
     """In words, what a value must be."""
     words = ["a class, or its options"] if _is_name(schema) else list(dict.fromkeys(_words(schema)))
     return " or ".join(words) if words else "another"
@@ -186,7 +184,7 @@ def _expected(schema: Schema) -> str:
 
 def _words(schema: Schema) -> Iterator[str]:
     if "$ref" in schema:
-        yield from _words(_resolved(schema))
+        yield from _words(resolved(schema))
     for one in schema.get("anyOf", ()):
         yield from _words(one)
     if "enum" in schema:
@@ -217,13 +215,14 @@ def _root() -> Schema:
     return whole
 
 
-def _resolved(one: Schema) -> Schema:
+def resolved(one: Schema) -> Schema:
+    """What a reference stands for."""
     return dict(_root()["$defs"][one["$ref"].rpartition("/")[2]]) if "$ref" in one else one
 
 
 def _ways(one: Schema) -> Iterator[Schema]:
     """All schemas of which a value may have to be one, a list's items included."""
-    one = _resolved(one)
+    one = resolved(one)
     yield one
     for key in ("anyOf", "allOf"):
         for inner in one.get(key, ()):
@@ -231,6 +230,18 @@ def _ways(one: Schema) -> Iterator[Schema]:
     for key in ("then", "else", "items"):
         if isinstance(one.get(key), dict):
             yield from _ways(one[key])
+
+
+def class_options(one: Schema, name: str) -> dict[str, Schema]:
+    """What a class takes, by option, where it may stand; nothing where it may not."""
+    for way in _ways(one):
+        if name in _class_names(way.get("if", {})):
+            return dict(way["then"]["properties"].get("init_args", {}).get("properties", {}))
+    return {}
+
+
+def _class_names(condition: Schema) -> list[str]:
+    return list(condition.get("properties", {}).get(CLASS, {}).get("enum", ()))
 
 
 def _children(one: Schema) -> dict[str, list[Schema]]:
