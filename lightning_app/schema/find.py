@@ -125,7 +125,7 @@ def _innermost(error: Any) -> Any:
         inner = [one for one in error.context if one not in here or one.validator not in ("type", "pattern", "not")]
         deepest = max((len(one.absolute_path) for one in inner), default=0)
         nearest = [one for one in inner if len(one.absolute_path) == deepest]
-        if all(one.validator in ("enum", "pattern") for one in nearest):
+        if all(one in here and one.validator in ("enum", "pattern") for one in nearest):
             return error
         error = nearest[0]
     return error

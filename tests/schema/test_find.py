@@ -54,6 +54,8 @@ PRETRAINED = {"class_path": "PretrainedLM", "init_args": {"pretrained": None, "o
         (f"{OPTIMIZER}.clas_path", "SGD", f"{OPTIMIZER}.clas_path: did you mean model.optimizer.1.class_path?"),
         (f"{OPTIMIZER}.init_args.lr", "big", f"{OPTIMIZER}.init_args.lr is 'big'; it must be a number"),
         (f"{OPTIMIZER}.init_args.etas", 1, "did you mean model.optimizer.1.betas?"),
+        ("trainer.callbacks.0.init_args.patience", "3x", "callbacks.0.init_args.patience is '3x'; it must be a whole"),
+        ("model.init_args.scheduler.init_args.min_ratio", "many", "min_ratio is 'many'; it must be a number"),
         ("trainer.callbacks.0.class_path", "EarlyStoping", "did you mean EarlyStopping?"),
     ],
 )
