@@ -239,21 +239,23 @@ def _tune(looked: Looked, options: Options, model: MemoryLM) -> Chosen:
 def _best_temperature(looked: Looked) -> Interpolation:
     """Of the neighbours: as many are tried as of the cache's."""
     scale = float(looked.distances[looked.distances.isfinite()].mean())
-    tried = []
-    for octave in OCTAVES:
-        p = torch.stack([looked.model, looked.knn(T := scale * 2.0**octave)], dim=1)  # (N, 2)
-        weights = mixture_weights(p)
-        tried.append(Interpolation(float(weights[1]), T, float(-(p @ weights).log().mean())))
-    return min(tried, key=lambda one: one.nats)
+    number, weights, nats = _best([looked.model, looked.knn(scale * 2.0**octave)] for octave in OCTAVES)
+    return Interpolation(weights[1], scale * 2.0 ** OCTAVES[number], nats)
 
 
 def _best_theta(looked: Looked, others: list[Tensor]) -> tuple[int, list[float], float]:
     """Number of the theta, weights with the cache's last, and mean nats."""
+    thetas = range(looked.cache.shape[1])
+    return _best([*others, looked.with_cache(others[0], i, lam=1.0)] for i in thetas)
+
+
+def _best(mixtures: Iterable[Sequence[Tensor]]) -> tuple[int, list[float], float]:
+    """Of mixtures, each of E probabilities (N,): the number, the weights and the mean nats of the best."""
     tried = []
-    for i in range(looked.cache.shape[1]):
-        p = torch.stack([*others, looked.with_cache(others[0], i, lam=1.0)], dim=1)  # (N, E)
+    for number, sides in enumerate(mixtures):
+        p = torch.stack(list(sides), dim=1)  # (N, E)
         weights = mixture_weights(p)
-        tried.append((i, weights.tolist(), float(-(p @ weights).log().mean())))
+        tried.append((number, weights.tolist(), float(-(p @ weights).log().mean())))
     return min(tried, key=lambda one: one[2])
 
 

@@ -31,7 +31,7 @@ from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, Command, here, load
-from lightning_app.schema.find import check_config, check_words
+from lightning_app.schema.find import check_config, check_words, schema
 from lightning_app.schema.help import told as help_of
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
@@ -103,12 +103,12 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
         command(argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
-    if ASKS_HELP & {*argv}:
-        print(help_of(argv[0], commands()[argv[0]].does, named_classes(configs)))
+    if ASKS_HELP & {*argv} and (whole := schema()) is not None:  # else LightningCLI helps
+        print(help_of(whole, argv[0], COMMANDS[argv[0]].does, named_classes(configs)))
         return
     given = given_options(argv, configs)
     check_arguments(given)
-    _check_by_schema(argv, configs)
+    _check_by_schema(argv, configs, given)
     fit_in = _fit_in(argv, given)
     began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
     dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
@@ -127,14 +127,14 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
             run(argv)
 
 
-def _check_by_schema(argv: Sequence[str], configs: Sequence[Config]) -> None:
+def _check_by_schema(argv: Sequence[str], configs: Sequence[Config], given: Mapping[str, Any]) -> None:
     """Refuse keys, classes and values that no run has, by the nearest right ones; and a run without a config."""
-    if "--print_config" not in argv and not any(word.endswith(".help") for word in argv):
+    if not {"--print_config", *ASKS_HELP} & {*argv} and not any(word.endswith(".help") for word in argv):
         check_config_is_given(argv)
     for path, config in zip(config_paths(argv), configs, strict=True):
         check_config(config, path)
     check_words(argv[1:], named_classes(configs))
-    check_texts(argv[0], given_options(argv, configs))
+    check_texts(argv[0], given)
 
 
 def _fit_in(argv: Sequence[str], given: Mapping[str, Any]) -> str | None:
@@ -174,15 +174,16 @@ def _command(name: str) -> Callable[[list[str]], None] | None:
     """The function that carries out a command without a trainer; None: it has one.
 
     Raises:
-        InputError: there is no such command, or its idea or packages are not here.
+        InputError: the command is not known, or its idea or packages are not here.
     """
-    gone = next((idea for idea in IDEAS if name in idea.commands and not idea.is_here), None)
-    if gone is not None:
-        raise InputError(gone.missing)
-    command = commands().get(name)
-    if command is None:
-        print(told(commands()), file=sys.stderr)
-        raise InputError(unknown(name, commands()))
+    idea = next((idea for idea in IDEAS if name in idea.commands), None)
+    if idea is not None:
+        return idea.load(str(idea.commands[name].place))
+    if name not in COMMANDS:
+        known = commands()
+        print(told(known), file=sys.stderr)
+        raise InputError(unknown(name, known))
+    command = COMMANDS[name]
     if missing := [package for package in command.needs if importlib.util.find_spec(package) is None]:
         raise InputError(f"{name} needs packages that are not here: pip install {' '.join(missing)}")
     return load(command.place) if command.place else None

@@ -22,6 +22,7 @@ PACKAGES = {
     "WandbLogger": "wandb",
     "MLFlowLogger": "mlflow",
 }  # which not everyone needs
+CONFIG_FILES = (".yaml", ".yml", ".json")
 ITEM = re.compile(r"\.init_args|\+?\.\d+\b")  # of a key: what the command line leaves out
 
 
@@ -141,7 +142,7 @@ def without_effect(given: dict[str, Any], config: dict[str, Any]) -> list[str]:
 def config_paths(argv: Sequence[str]) -> list[Path]:
     """The values of --config and -c, in order."""
     paths = [value for key, value in _pairs(argv) if key in ("--config", "-c")]
-    return [Path(path) for path in paths if Path(path).suffix in (".yaml", ".yml", ".json")]
+    return [Path(path) for path in paths if Path(path).suffix in CONFIG_FILES]
 
 
 def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

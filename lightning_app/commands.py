@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 
 from lightning_app import __version__
+from lightning_app.errors import did_you_mean
 from lightning_app.plugins import Command
 
 GROUPS = {  # of commands, in the order in which they are told
@@ -37,5 +38,5 @@ def unknown(name: str, commands: Mapping[str, Command]) -> str:
     """What to say of a command that there is not."""
     if name.startswith("-"):
         return f"the command comes first: python main.py COMMAND {name}"
-    near = difflib.get_close_matches(name, commands, n=1)
-    return f"there is no command {name!r}" + (f": did you mean {near[0]}?" if near else "")
+    near = did_you_mean(difflib.get_close_matches(name, commands, n=1))
+    return f"there is no command {name!r}" + (f": {near}" if near else "")

@@ -1,6 +1,7 @@
 """What the command line ends with, without a traceback."""
 
 import errno
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -27,6 +28,11 @@ def first_line(error: BaseException, *, longest: int = 200) -> str:
     """What an error says, as far as one line goes; the name of its class where it says nothing."""
     text = str(error).strip().partition("\n")[0] or type(error).__name__
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question with the names that may be meant; empty without any."""
+    return f"did you mean {' or '.join(names)}?" if names else ""
 
 
 def is_full(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_app.data.adapter_folder import base_of, is_adapter, with_model
 from lightning_app.data.gguf_file import is_named_gguf, read_gguf
-from lightning_app.errors import InputError
+from lightning_app.errors import InputError, did_you_mean
 from lightning_app.models.adapters import check_adapters, with_adapters
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
 from lightning_app.models.generation import SAMPLING
@@ -542,8 +542,8 @@ def _for_model(**config: Any) -> PretrainedConfig:
 
     architecture = config["model_type"]
     if architecture not in CONFIG_MAPPING_NAMES:
-        close = difflib.get_close_matches(architecture, CONFIG_MAPPING_NAMES, n=3)
-        raise InputError(f"there is no architecture {architecture!r}; {_meant(close) or 'such as gpt2, opt, llama'}")
+        meant = did_you_mean(difflib.get_close_matches(architecture, CONFIG_MAPPING_NAMES, n=3))
+        raise InputError(f"there is no architecture {architecture!r}; {meant or 'such as gpt2, opt, llama'}")
     try:
         return AutoConfig.for_model(**config)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -568,8 +568,8 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 
 def _check_known(unknown: Sequence[str] | dict[str, Any], config: PretrainedConfig) -> None:
     for name in unknown:
-        close = difflib.get_close_matches(name, [*config.to_dict(), *config.attribute_map], n=3)
-        raise InputError(f"{config.model_type!r} has no option {name!r}; {_meant(close) or 'see its config class'}")
+        meant = did_you_mean(difflib.get_close_matches(name, [*config.to_dict(), *config.attribute_map], n=3))
+        raise InputError(f"{config.model_type!r} has no option {name!r}; {meant or 'see its config class'}")
 
 
 def _limit_names(config: PretrainedConfig) -> list[str]:
@@ -585,10 +585,6 @@ def _attention_width(config: PretrainedConfig) -> int:
         raise InputError(f"{config.model_type!r} has no attention heads: its cache is of another kind; choose another")
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_hidden_layers * config.num_attention_heads * head_size
-
-
-def _meant(close: list[str]) -> str:
-    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def _message_of(error: BaseException) -> str:

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning_app.cli_checks import command_line_options, option
-from lightning_app.errors import InputError
+from lightning_app.cli_checks import CONFIG_FILES, command_line_options, option
+from lightning_app.errors import InputError, did_you_mean
 
 Schema = dict[str, Any]
 PATH = Path(__file__).parents[2] / "configs" / "schema.json"
@@ -27,8 +27,7 @@ RANGES = {"minimum": "be at least", "exclusiveMinimum": "be above", "maximum": "
     "exclusiveMaximum": "be below"
 }
 BESIDE = ("config", "print_config", "dry_run", "debug", "verbose", "return_predictions")  # options of no YAML
-FILES = (".yaml", ".yml", ".json")
-LIBRARIES = ("lightning_app", "lightning", "torch", "transformers")  # whose classes are all in the schema
+LIBRARIES = ("lightning", "lightning_app", "torch", "transformers")  # whose classes are all in the schema
 CLOSER, CLOSE = 0.8, 0.6  # of difflib's ratio: names that are meant before those of other places, and after them
 SHOWN = 6  # allowed words in a message
 DEPTH = 3  # of the keys that are suggested: classes may hold each other without end
@@ -107,7 +106,7 @@ def _names() -> set[str]:
 
 def _is_right(value: Any, schemas: Sequence[Schema]) -> bool:
     """Whether one of them takes it; a file is looked into later."""
-    if isinstance(value, str) and Path(value).suffix in FILES:
+    if isinstance(value, str) and Path(value).suffix in CONFIG_FILES:
         return True
     from jsonschema import Draft202012Validator
 
@@ -139,8 +138,8 @@ def _told(error: Any) -> str | None:
         unknown = next(str(key) for key in error.instance if str(key) not in known)
         return f"there is no option {'.'.join([*keys, unknown])}{_near(unknown, keys, known)}"
     if keys and (keys[-1] == CLASS or _is_name(error.schema)) and isinstance(error.instance, str):
-        near = _near_class(error)
-        return f"{'.'.join(keys)} is {error.instance!r}, which is no class here: did you mean {near}?" if near else None
+        near = did_you_mean(_near_classes(error))
+        return f"{'.'.join(keys)} is {error.instance!r}, which is no class here: {near}" if near else None
     bound = RANGES.get(error.validator)
     right = f"be {expected(error.schema)}" if bound is None else f"{bound} {error.validator_value:g}"
     return f"{'.'.join(keys)} is {_short(error.instance)}; it must {right}"
@@ -150,11 +149,10 @@ def _is_name(schema: Schema) -> bool:
     return any("enum" in one and "." in str(one["enum"][0]) for one in schema.get("anyOf", ()))
 
 
-def _near_class(error: Any) -> str | None:
+def _near_classes(error: Any) -> list[str]:
     names = [str(name) for one in error.schema.get("anyOf", ()) for name in one.get("enum", ())]
     short = error.instance.rpartition(".")[2]
-    close = difflib.get_close_matches(short, [name for name in names if "." not in name], n=1, cutoff=CLOSE)
-    return close[0] if close else None
+    return difflib.get_close_matches(short, [name for name in names if "." not in name], n=1, cutoff=CLOSE)
 
 
 def _near(word: str, before: Sequence[str], known: Iterable[str] | None = None) -> str:
@@ -173,7 +171,7 @@ def _near(word: str, before: Sequence[str], known: Iterable[str] | None = None) 
         [lasts[one] for one in difflib.get_close_matches(word, lasts, n=1, cutoff=CLOSE)],
     )
     found = next((keys for keys in tried if keys), None)
-    return f": did you mean {min(found, key=lambda key: key.count('.'))}?" if found else ""
+    return f": {did_you_mean([min(found, key=lambda key: key.count('.'))])}" if found else ""
 
 
 def expected(schema: Schema) -> str:
@@ -189,16 +187,17 @@ def _words(schema: Schema) -> Iterator[str]:
         yield from _words(one)
     if "enum" in schema:
         yield from [json.dumps(one) for one in schema["enum"][:SHOWN]]
-    for kind in _kinds(schema):
+    for kind in kinds_of(schema):
         if not (kind == "string" and "pattern" in schema):
             yield NAMES[kind]
     if "then" in schema:
         yield "a class, or its options"
 
 
-def _kinds(schema: Schema) -> list[str]:
+def kinds_of(schema: Schema) -> list[str]:
+    """Names of the JSON types that it says; an option may be called `type`, too."""
     kinds = schema.get("type", [])
-    return [kinds] if isinstance(kinds, str) else list(kinds)
+    return [kinds] if isinstance(kinds, str) else list(kinds) if isinstance(kinds, list) else []
 
 
 def _short(value: Any) -> str:
@@ -265,7 +264,7 @@ def _at(schemas: Sequence[Schema], parts: Sequence[str]) -> list[Schema]:
 
 def _is_open(one: Schema) -> bool:
     """Whether it says nothing of its keys."""
-    return any(way == {} or ("object" in _kinds(way) and "properties" not in way) for way in _ways(one))
+    return any(way == {} or ("object" in kinds_of(way) and "properties" not in way) for way in _ways(one))
 
 
 @cache

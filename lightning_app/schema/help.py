@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_app.schema.find import CLASS, Schema, class_options, expected, resolved, schema
+from lightning_app.schema.find import CLASS, Schema, class_options, expected, resolved
 
 WIDTH, COLUMN = 118, 44
 SENTENCE = re.compile(r"(?<=[^l]\.)\s(?=[A-Z`])")  # an end of one, which "et al." is not
@@ -23,23 +23,24 @@ LAST = (".optimizer", ".scheduler")  # of a model's parts
 MODEL, BACKBONE = "ArticleGPT", "Decoder"  # where no config names others
 
 
-def told(command: str, does: str, classes: Mapping[str, str]) -> str:
+def told(whole: Schema, command: str, does: str, classes: Mapping[str, str]) -> str:
     """Help of a command with a trainer.
 
     Args:
+        whole: the schema.
+        command, does: its name, and what it does in one line.
         classes: by key, those that the configs name.
     """
-    whole = schema() or {"properties": {}, "$defs": {}}
     options = whole["properties"]
     parts = [
         f"python main.py {command} --config FILE [--KEY VALUE ...]: {does}",
         textwrap.fill(HOW, WIDTH),
-        *_of_classes(options.get("model", {}), classes),
+        *_of_classes(options["model"], classes),
         _section("the run", {key: options[key] for key in sorted(options, key=_rank) if _is_plain(key, options)}, "--"),
-        _section("data", options.get("data", {}).get("properties", {}), "--data."),
-        _section("trainer, of Lightning's", options.get("trainer", {}).get("properties", {}), "--trainer."),
+        _section("data", options["data"]["properties"], "--data."),
+        _section("trainer, of Lightning's", options["trainer"]["properties"], "--trainer."),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
 def _of_classes(model: Schema, classes: Mapping[str, str]) -> Iterator[str]:
@@ -60,12 +61,12 @@ def _rank(key: str) -> tuple[int, str]:
 
 
 def _is_plain(key: str, options: Mapping[str, Schema]) -> bool:
-    return not key.startswith("$") and not key.endswith("+") and "properties" not in options[key] and key != "model"
+    return not key.endswith("+") and "properties" not in options[key] and key != "model"
 
 
 def _section(title: str, options: Mapping[str, Schema], prefix: str) -> str:
     rows = [_row(f"{prefix}{key}", one) for key, one in _flat(options) if not key.endswith("+")]
-    return "\n".join([title, *rows]) if rows else ""
+    return "\n".join([title, *rows])
 
 
 def _flat(options: Mapping[str, Schema], before: str = "") -> Iterator[tuple[str, Schema]]:
@@ -73,7 +74,7 @@ def _flat(options: Mapping[str, Schema], before: str = "") -> Iterator[tuple[str
         inner = resolved(one)
         if inner.get("properties") and CLASS not in inner["properties"]:
             yield from _flat(inner["properties"], f"{before}{key}.")
-        elif key not in ("$schema",):
+        else:
             yield f"{before}{key}", one
 
 

@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 
 from lightning_app.optimizer_list import OURS
 from lightning_app.option_checks import RULES
+from lightning_app.schema.find import LIBRARIES, Schema, kinds_of
 
-Schema = dict[str, Any]
 LISTED = ("lightning_app", "lightning", "torch.optim", "torch.distributed")  # whose classes are listed
 # Of classes that are looked for by import: any but those of the libraries, which are all known.
-OWN_CLASS = r"^(?!(lightning|lightning_app|torch|transformers)\.)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
-FILE = r"\.(ya?ml|json)$"
+OWN_CLASS = rf"^(?!({'|'.join(LIBRARIES)})\.)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+FILE = r"\.(ya?ml|json)$"  # see `cli_checks.CONFIG_FILES`
 # Where the options of some classes stand, for the ranges of `option_checks`.
 LIMITED = {"Optimizer": "model.optimizer", "LRScheduler": "model.scheduler", "Callback": "trainer.callbacks.0"} | {
     "Decoder": "model.backbone",
@@ -169,7 +169,7 @@ def _limit(tree: Any, key: str) -> None:
                 _limit(schema, key if option in ("init_args", "class_path") else f"{key}.{option}".lstrip("."))
         elif isinstance(part, dict | list) and name != "default":
             _limit(part, f"{key}.0" if name in ("items", "prefixItems") else key)
-    if isinstance(tree, dict) and {"integer", "number"} & {*_kinds(tree)} and "minimum" not in tree:
+    if isinstance(tree, dict) and {"integer", "number"} & {*kinds_of(tree)} and "minimum" not in tree:
         tree.update(_range(key))
 
 
@@ -185,19 +185,11 @@ def _range(key: str) -> Schema:
 
 
 def _with_text(schema: Schema) -> Schema:
-    kinds = _kinds(schema)
+    kinds = kinds_of(schema)
     patterns = [AS_TEXT[kind] for kind in kinds if kind in AS_TEXT]
     if not patterns or "string" in kinds or "pattern" in schema:
         return schema
     return schema | {"type": [*kinds, "string"], "pattern": "|".join(patterns)}
-
-
-def _kinds(schema: Schema) -> list[str]:
-    """Names of the JSON types that it says."""
-    kinds = schema.get("type", [])
-    return (
-        [kinds] if isinstance(kinds, str) else list(kinds) if isinstance(kinds, list) else []
-    )  # an option's name, too
 
 
 def _takes_lists(schema: Schema) -> bool:
@@ -210,7 +202,7 @@ def _options(schema: Schema) -> list[Schema]:
 
 
 def _is_array(schema: Schema) -> bool:
-    return "array" in _kinds(schema)
+    return "array" in kinds_of(schema)
 
 
 def _item_or_list(schema: Schema) -> Schema:

@@ -10,7 +10,7 @@ import copy
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,14 +22,14 @@ import yaml
 from lightning_app.errors import InputError
 from lightning_app.option_checks import RULES
 from lightning_app.schema import find
+from lightning_app.schema.find import CLASS
 from lightning_app.yaml_file import read_yaml
 from tests.fuzz.files import TEXT
-from tests.fuzz.odd import typo
+from tests.fuzz.odd import places, typo
 from tests.fuzz.registry import ACCEPTED, REFUSED
 from tests.fuzz.yamls import fitted, in_this_process, small
 from tests.golden.shipped import NAMES
 
-CLASS = "class_path"
 FREE = ("options", "dict_kwargs")  # mappings of other libraries' options, which nobody lists
 Place = tuple[Any, Any]  # a mapping or list, and a key of it
 Change = Callable[[dict[str, Any], random.Random], str | None]
@@ -104,16 +104,8 @@ def _try(kind: str, bases: list[dict[str, Any]], draw: random.Random, result: Re
 
 
 def _chosen(tree: Any, draw: random.Random, fits: Callable[[Any, Any], bool]) -> Place | None:
-    found = [(parent, key) for parent, key in _described(tree) if fits(parent, key)]
+    found = [(parent, key) for parent, key in places(tree, closed=FREE) if fits(parent, key)]
     return draw.choice(found) if found else None
-
-
-def _described(tree: Any) -> Iterator[Place]:
-    if isinstance(tree, dict | list):
-        for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
-            yield tree, key
-            if key not in FREE:
-                yield from _described(value)
 
 
 def key_typo(tree: dict[str, Any], draw: random.Random) -> str | None:
@@ -159,7 +151,7 @@ def out_of_range(tree: dict[str, Any], draw: random.Random) -> str | None:
 def wrong_nesting(tree: dict[str, Any], draw: random.Random) -> str | None:
     """A key stands a level higher, or below another mapping."""
     place = _chosen(tree, draw, lambda parent, key: isinstance(parent, dict) and not isinstance(parent[key], dict))
-    others = [parent for parent, _ in _described(tree) if isinstance(parent, dict)]
+    others = [parent for parent, _ in places(tree, closed=FREE) if isinstance(parent, dict)]
     if place is None:
         return None
     parent, key = place

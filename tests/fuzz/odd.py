@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 ODD: list[Any] = [
@@ -15,12 +15,13 @@ ODD: list[Any] = [
 ]
 
 
-def places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """(mapping or list, key) of everything in a tree."""
+def places(tree: Any, *, closed: Sequence[Any] = ()) -> Iterator[tuple[Any, Any]]:
+    """(mapping or list, key) of everything in a tree, but of what stands below a `closed` key."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in list(items):
         yield tree, key
-        yield from places(value)
+        if key not in closed:
+            yield from places(value, closed=closed)
 
 
 def spoil(tree: dict[str, Any], draw: random.Random, odd: list[Any] = ODD) -> str:

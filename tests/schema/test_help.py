@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_app import cli
 from lightning_app.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,15 @@ def test_the_classes_are_those_of_the_config(capsys: pytest.CaptureFixture[str])
     found = sections(capsys.readouterr().out)
     assert list(found)[2:5] == ["model: VardaGPT", "model.backbone: Decoder", "model.readers: AttentionReader"]
     assert "--model.readers.store_cost " in found["model.readers: AttentionReader"]
+
+
+def test_without_the_schema_lightning_helps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """As where configs/ is not installed."""
+    monkeypatch.setattr(cli, "schema", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--help"])
+    assert ended.value.code == 0
+    assert "--trainer.max_steps" in capsys.readouterr().out
 
 
 def test_nothing_heavy_is_imported_for_it():
