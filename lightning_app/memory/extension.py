@@ -18,6 +18,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.model import MemoryLM, MemoryStates
 from lightning_app.memory.readers.attention import AttentionReader
 from lightning_app.memory.readers.base import Reader, ReaderOutput, TokenContext
+from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.readers.mixture import GatedMixture
 from lightning_app.memory.readers.ngram import NGramReader
 from lightning_app.memory.readers.prompt import PromptReader
@@ -370,7 +371,7 @@ class VardaGPT(LanguageModule):
 
     Args:
         backbone: the language model: `PretrainedLM`, `Decoder`, or any other.
-        readers: see `Memory`; None: an `AttentionReader`.
+        readers: see `Memory`; None: `default_reader()`.
         segment_length: see `MemoryLM`.
         isolate_segments: see `MemoryLM`.
         freeze: see `Memory`.
@@ -393,7 +394,7 @@ class VardaGPT(LanguageModule):
         extensions: list[Extension] | None = None,
         **kwargs: Any,
     ):
-        memory = Memory([AttentionReader()] if readers is None else readers, segment_length, isolate_segments, freeze)
+        memory = Memory([default_reader()] if readers is None else readers, segment_length, isolate_segments, freeze)
         super().__init__(backbone, extensions=[*(extensions or []), memory], **kwargs)
 
     @property
@@ -405,6 +406,14 @@ class VardaGPT(LanguageModule):
     def config(self) -> dict[str, Any]:
         others = [describe(extension) for extension in self.extensions[:-1]]
         return {**super().config(), "extensions": others, **self.memory.config()}
+
+
+def default_reader() -> AttentionReader:
+    """The learned reader as docs/memory.md measured it: a hard budget in place of a price, and entries that carry the
+    token that followed."""
+    return AttentionReader(
+        store_cost=None, next_token=True, deletion=False, advanced=AdvancedReader(eviction="lowest_score")
+    )
 
 
 def name_of(key: int, names: Mapping[int, str]) -> str:

@@ -280,6 +280,20 @@ def test_without_readers_it_is_a_causal_lm(data: TextDataModule):
         assert torch.equal(x, y)
 
 
+def test_without_a_word_about_readers_it_stores_all_with_next_tokens_and_learns_to_read_them(data: TextDataModule):
+    module = VardaGPT(decoder(), segment_length=8)
+    reader = module.memory.readers[0]
+    fit(module, data, max_steps=1)
+    before = {name: weight.clone() for name, weight in reader.named_parameters()}
+    fit(module, data, max_steps=1)
+    memory = memory_of(module)
+    assert memory.size() > 120  # of 128: there is no price
+    followed = memory.payload(memory.ids()).tokens
+    assert (followed >= 0).all()
+    learned = {name for name, weight in reader.named_parameters() if not torch.equal(weight, before[name])}
+    assert {"fc_query.weight", "fc_read.weight", "fc_next.weight", "writer.fc_storable_vector.weight"} <= learned
+
+
 class PullToZero(Regularizer):
     """The mean square of a layer's states; counts what it has learned from."""
 
