@@ -190,6 +190,12 @@ class Harness(CommandLine):
             default=500,
             help="Steps between two last.ckpt; one more at each validation.",
         )
+        parser.add_argument(
+            "--licence",
+            type=str | None,
+            default=None,
+            help="Of the model, for the card of an export, as Hugging Face writes it: `mit`, `cc-by-4.0`.",
+        )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.backbone.init_args.{name}", apply_on="instantiate")
 

@@ -96,7 +96,7 @@ def model_card(facts: Facts, *, name: str, model: PreTrainedModel, difference: f
     """The text of README.md."""
     front = yaml.safe_dump(_front_matter(facts, name, model), sort_keys=False, allow_unicode=True)
     sections = [f"# {name}", _what(facts, model), _how(facts, model), _data(facts), _metrics_table(facts)]
-    sections += [_training(facts, difference)]
+    sections += [_limits(facts, model), _training(facts, difference)]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -107,7 +107,7 @@ def _own_code(model: PreTrainedModel) -> bool:
 def _front_matter(facts: Facts, name: str, model: PreTrainedModel) -> dict[str, Any]:
     tags = ["lightning_app", facts.module, *(["custom_code"] if _own_code(model) else [])]
     front: dict[str, Any] = {
-        "license": UNKNOWN,
+        "license": facts.config.get("licence") or UNKNOWN,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": tags,
@@ -181,6 +181,27 @@ def _metrics_table(facts: Facts) -> str:
     rows = [(MEASURES[name][0], f"{value:.4f}", MEASURES[name][1]) for name, value in facts.metrics.items()]
     of = f"On the validation text, at step {facts.step}, as training measured them."
     return f"## Metrics\n\n{of}\n\n" + _table(("metric", "value", "unit"), rows)
+
+
+def _limits(facts: Facts, model: PreTrainedModel) -> str:
+    """What it is for, what it is not for, and under which licence; nothing that only its author could know."""
+    words = sum(one.words or 0 for one in facts.texts if one.split == "train")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [
+        f"It has learned from {words:,} words." if words else "How many words it has learned from is unknown.",
+        *([f"It sees at most {positions:,} tokens at once."] if positions else []),
+        "It was measured on the validation text above alone: not for facts, nor for bias, nor for safety.",
+        "It may repeat its training text word for word.",
+    ]
+    licence = facts.config.get("licence")
+    said = f"`{licence}`, as the run's config says." if licence else "Unknown: the run's config names none (`licence`)."
+    return f"""## Intended use, limits, licence
+
+To study how a language model of this size learns, and what its parts do. It is not meant to inform anybody, nor to talk to the public.
+
+{chr(10).join(f"- {limit}" for limit in limits)}
+
+Licence: {said}"""
 
 
 def _training(facts: Facts, difference: float) -> str:

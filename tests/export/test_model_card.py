@@ -25,7 +25,7 @@ LOG = [
     {"step": 20, "val/ce": 3.25, "val/ppl": 25.79, "val/bpb": 1.95, "val/acc": 0.25},
     {"step": 30, "val/ce": 3.75},
 ]
-CONFIG = {"seed_everything": 3, "data": {"train": {"path": "texts"}, "val": {"path": "held_out"}}}
+CONFIG: dict[str, Any] = {"seed_everything": 3, "data": {"train": {"path": "texts"}, "val": {"path": "held_out"}}}
 
 
 @pytest.fixture
@@ -49,6 +49,8 @@ def test_from_the_checkpoint_alone_most_is_unknown(tmp_path: Path, model: Any, p
     assert "train: unknown, val: unknown" in body
     assert "| tokenizer | `bytes` |" in body
     assert "- seed: unknown" in body
+    assert "How many words it has learned from is unknown." in body
+    assert "Licence: Unknown" in body
 
 
 def test_the_run_beside_it_says_more(tmp_path: Path, model: Any, plain: Any) -> None:
@@ -70,6 +72,18 @@ def test_the_run_beside_it_says_more(tmp_path: Path, model: Any, plain: Any) -> 
     assert "| perplexity | 25.7900 | per token |" in body
     assert "differ by at most 2.4e-06" in body
     assert f"python main.py fit --config {tmp_path / 'config.yaml'}" in body
+
+
+def test_the_config_names_the_licence_and_the_log_the_limits(tmp_path: Path, model: Any, plain: Any) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "licence": "cc-by-4.0"}))
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
+    facts = Facts.of({"global_step": 20}, tmp_path / "checkpoints" / "best.ckpt", plain[0])
+    front, body = parts(model_card(facts, name="some", model=model, difference=0.0))
+    assert front["license"] == "cc-by-4.0"
+    assert "Licence: `cc-by-4.0`, as the run's config says." in body
+    assert "- It has learned from 900 words." in body
+    assert "- It sees at most 6 tokens at once." in body
 
 
 def test_without_a_log_the_callback_knows_one_number(tmp_path: Path, plain: Any) -> None:
