@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock lint format bench speedrun experiment-memory experiment-facts experiment-art experiment-plasticity clean
+.PHONY: help setup train evaluate generate smollm2 test test-slow test-resume test-fuzz test-gpu test-soak golden golden-compare test-newest test-oldest lock docs pictures lint format bench speedrun experiment-memory experiment-facts experiment-art experiment-plasticity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -17,6 +17,10 @@ LOCKED := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 
 .venv/dev: .venv/user requirements-dev.txt
 	$(LOCKED) -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+.venv/docs: .venv/user requirements-docs.txt
+	$(LOCKED) -r requirements.txt -r requirements-docs.txt
 	touch $@
 
 .venv/bench: .venv/dev
@@ -84,7 +88,13 @@ test-oldest: .venv/lock/bin/uv ## the tests with the lowest versions that the bo
 	.venv/lock/bin/python $(PIP_INSTALL) uv==0.13.9
 
 lock: .venv/lock/bin/uv ## write constraints.txt anew: the newest versions that the bounds allow
-	.venv/lock/bin/uv pip compile -q --no-config --universal --python-version 3.11 --upgrade --annotation-style line --custom-compile-command "make lock" requirements.txt requirements-dev.txt -o constraints.txt
+	.venv/lock/bin/uv pip compile -q --no-config --universal --python-version 3.11 --upgrade --annotation-style line --custom-compile-command "make lock" requirements.txt requirements-dev.txt requirements-docs.txt -o constraints.txt
+
+docs: .venv/docs ## build the docs site into build/docs: a dead link or an orphan is an error (2 minutes)
+	$(BIN)/python -m sphinx -W --keep-going -n -q -j auto -b html docs build/docs
+
+pictures: .venv/dev ## draw the diagrams of the docs, and photograph pages (ARGS="--run RUN --compare RUN RUN")
+	$(BIN)/python docs/site_parts/pictures.py $(ARGS)
 
 lint: .venv/dev ## ruff, mypy, prettier (where npx is there)
 	$(BIN)/ruff format --check .

@@ -18,14 +18,27 @@ from tests.conftest import Run
 from tests.sources import nodes
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "data").rglob("*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "how-to").glob("*.md"),
+        *(ROOT / "data").rglob("*.md"),
+    ]
+)
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def test_all_are_found():
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "how-to.md", "from-the-seeds.md", "log.md"} <= {
-        page.name for page in PAGES
-    }
+    assert {
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "how-to.md",
+        "articles.md",
+        "from-the-seeds.md",
+        "log.md",
+    } <= {page.name for page in PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -52,11 +65,17 @@ def test_the_architecture_names_every_folder_and_files_that_are_there():
     assert [name for name in sorted(named) if not (package / name).is_file()] == []
 
 
-def test_the_readme_has_every_config():
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_of_the_configs_has_every_config():
+    page = (ROOT / "docs" / "configs.md").read_text()
     assert CONFIGS
     for path in CONFIGS:
-        assert f"`{path.relative_to(ROOT)}`" in readme
+        assert f"`{path.relative_to(ROOT)}`" in page
+
+
+def test_the_readme_says_what_it_is_within_1200_words():
+    readme = (ROOT / "README.md").read_text()
+    assert "git clone" in readme.split("\n## ")[1]
+    assert len(readme.split()) <= 1_200
 
 
 def test_docstrings_name_what_they_speak_of():

@@ -1,4 +1,4 @@
-"""Imports go one way (README, "How it is laid out"), and in no circle."""
+"""Imports go one way (docs/architecture.md), and in no circle."""
 
 import ast
 from collections.abc import Iterator

@@ -113,7 +113,7 @@ def test_the_tests_own_packages_come_with_make_test(distribution: dict[str, str]
 
 def test_bounds_stand_in_both_places_alike():
     project = [*PROJECT["dependencies"], *(r for requirements in EXTRAS.values() for r in requirements)]
-    files = [*lines("requirements.txt"), *lines("requirements-dev.txt")]
+    files = [*lines("requirements.txt"), *lines("requirements-dev.txt"), *lines("requirements-docs.txt")]
     assert sorted(project) == sorted(files)
     assert len({name_of(line) for line in files}) == len(files)
     first = {name_of(line) for line in lines("requirements.txt")}
@@ -121,7 +121,7 @@ def test_bounds_stand_in_both_places_alike():
 
 
 def test_each_bound_has_a_lower_end():
-    for line in [*lines("requirements.txt"), *lines("requirements-dev.txt")]:
+    for line in [*lines("requirements.txt"), *lines("requirements-dev.txt"), *lines("requirements-docs.txt")]:
         assert re.search(r"[>=]=\d", line), line
 
 
@@ -140,7 +140,8 @@ def test_the_lock_has_all_that_is_asked_for_and_names_no_machine():
     for word in ("://", "index", " /"):
         assert word not in text
     assert locked()["torch"] == ["2.13.0"]  # not +cpu: pip takes a local CPU wheel or the CUDA build
-    asked = {name_of(line) for line in [*lines("requirements.txt"), *lines("requirements-dev.txt")]}
+    files = ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
+    asked = {name_of(line) for file in files for line in lines(file)}
     assert asked <= set(locked())
     assert len(locked()) > len(asked) + 50
 
@@ -148,8 +149,8 @@ def test_the_lock_has_all_that_is_asked_for_and_names_no_machine():
 def test_make_installs_from_the_lock():
     """`make train`, `make test` and `make lint` alike; without it, only what says so."""
     installs = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if " -r " in line]
-    assert len(installs) == 4
-    assert ["$(LOCKED)" in line for line in installs] == [True, True, False, False]
+    assert len(installs) == 5
+    assert ["$(LOCKED)" in line for line in installs] == [True, True, True, False, False]
     assert [line for line in installs if "$(LOCKED)" not in line and ".venv-" not in line] == []
     steps = [line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("make ")]
     assert steps == ["make test", "make lint"]

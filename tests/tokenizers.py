@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from lightning_app.data.tokenizers import HuggingFaceTokenizer
 
-PAGES = ("docs/how-to.md", "docs/memory.md", "README.md")
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted((ROOT / "docs/how-to").glob("*.md")), ROOT / "docs/memory.md"]
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,8 +24,7 @@ CHAT = ["<|im_start|>", "<|im_end|>"]
 
 @cache
 def lines() -> list[str]:
-    root = Path(__file__).parent.parent
-    return [line for page in PAGES for line in (root / page).read_text(encoding="utf-8").splitlines(keepends=True)]
+    return [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines(keepends=True)]
 
 
 def _trained(tokenizer: Tokenizer, trainer: Any) -> Tokenizer:

@@ -418,8 +418,13 @@ def test_saved_categories_load_without_a_trainer(tmp_path: Path):
 
 
 def documented() -> tuple[str, str]:
-    """The script of docs/how-to.md, and its lines for a pretrained model."""
-    section = (ROOT / "docs/how-to.md").read_text().split("## ART in Hugging Face's Trainer\n")[1].split("\n## ")[0]
+    """The script of docs/how-to/categories.md, and its lines for a pretrained model."""
+    section = (
+        (ROOT / "docs/how-to/categories.md")
+        .read_text()
+        .split("## ART in Hugging Face's Trainer\n")[1]
+        .split("\n## ")[0]
+    )
     script, pretrained = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     return script, pretrained
 
