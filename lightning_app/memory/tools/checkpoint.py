@@ -207,7 +207,10 @@ def with_capacity(opened: Opened, n: int) -> Opened:
     module: LanguageModule = build(description)
     state = module.state_dict()
     for name, tensor in opened.module.state_dict().items():
-        state[name][tuple(slice(size) for size in tensor.shape)] = tensor
+        if all(new >= old for new, old in zip(state[name].shape, tensor.shape, strict=True)):
+            state[name][tuple(slice(size) for size in tensor.shape)] = tensor
+        else:  # counts of a text, which are as long as it
+            state[name] = tensor
     module.load_state_dict(state)
     return opened.with_module(module)
 

@@ -25,7 +25,7 @@ from lightning_app.memory.readers import CacheReader, KNNReader, NGramReader, Pr
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.memory.tools.build import Text, fill, tune
-from lightning_app.memory.tools.checkpoint import Opened, fitting, with_reader
+from lightning_app.memory.tools.checkpoint import Opened, fitting, with_capacity, with_reader
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
 from lightning_app.models.generation import GenerationOptions
@@ -297,6 +297,18 @@ def test_a_mixture_has_its_own_kind_of_reader_filled():
     assert found.memory.readers[0].bank.shared.memory_size == 20
     gates = [module.state_dict() for module in (given.module, found)]
     assert all(torch.equal(gates[0][name], gates[1][name]) for name in gates[0] if ".gate." in name)
+
+
+def test_a_memory_grows_beside_counts_which_stay():
+    counts = NGramReader(order=3)
+    module = VardaGPT(decoder(), [KNNReader(memory_size=8, num_search_results=4), counts])
+    given = Opened(Path("x.ckpt"), {}, *ready(module))
+    counts.bank.hold(torch.arange(20) % 7)
+    found = with_capacity(given, 30).module
+    assert isinstance(found, VardaGPT)
+    assert found.memory.readers[0].bank.shared.memory_size == 30
+    assert torch.equal(found.memory.readers[1].bank.text, counts.bank.text)
+    assert len(counts.bank.text) == 20
 
 
 def test_texts_are_stored_few_at_a_time_where_few_rows_have_a_memory(tmp_path: Path):
