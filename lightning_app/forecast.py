@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import importlib
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +120,11 @@ class Forecast:
     def _sizes(self) -> list[tuple[str, str]]:
         device = self.trainer.strategy.root_device
         where = "of the GPU" if device.type == "cuda" else "of this process"
-        return [("peak memory", f"{_size(peak_memory(device))} {where}"), ("disk", self._disk())]
+        peak = peak_memory(device)
+        return [
+            ("peak memory", "not measured on Windows" if peak is None else f"{_size(peak)} {where}"),
+            ("disk", self._disk()),
+        ]
 
     def _disk(self) -> str:
         checkpoints = self.folder.checkpoints_folder
@@ -174,11 +178,15 @@ def repeated(work: Work, costs: Costs) -> str:
     )
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device, or on a CPU of this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the device, or on a CPU of this process; None where the system does not say (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        resource = importlib.import_module("resource")
+    except ModuleNotFoundError:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 def _size(n: int) -> str:

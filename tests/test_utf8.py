@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,14 +106,37 @@ def test_a_conversation_and_prompts_with_half_a_character(tiny_checkpoint, main,
     assert capsys.readouterr().out == (tmp_path / "o.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def cp1252(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a locale in the code page that Windows has in Western Europe."""
+    if not (program := shutil.which("localedef")) or not Path("/usr/share/i18n/charmaps/CP1252.gz").exists():
+        pytest.skip("localedef, or its table of CP1252, is not there")
+    folder = tmp_path_factory.mktemp("locales")
+    subprocess.run([program, "-i", "en_US", "-f", "CP1252", folder / "en_US.CP1252"], capture_output=True, check=False)
+    return {"LOCPATH": str(folder), "LC_ALL": "en_US.CP1252"}
+
+
 @pytest.mark.slow
-def test_a_config_and_a_text_in_an_ascii_locale(folder: Path, config):
+@pytest.mark.parametrize(
+    ("locale", "start"),
+    [
+        ("ascii", [str(ROOT / "main.py")]),
+        ("cp1252", [str(ROOT / "main.py")]),
+        # As on Windows, where a process is not started anew in UTF-8.
+        ("cp1252", ["-c", "import sys; from lightning_app.cli import main; main(sys.argv[1:])"]),
+    ],
+    ids=["ascii", "cp1252", "cp1252-not-restarted"],
+)
+def test_a_config_and_a_text_in_another_locale(
+    folder: Path, config, locale: str, start: list[str], request: pytest.FixtureRequest
+):
     (folder / "tëxt.txt").write_text("naïve models learn what the teacher shows " * 20, encoding="utf-8")
     config({"name": "läufe", "data": {"train": {"path": "tëxt.txt"}, "val": {"path": "tëxt.txt"}}})
     text = Path("tiny.yaml").read_text().encode().decode("unicode_escape").replace('"', "")
     Path("tiny.yaml").write_text(text, encoding="utf-8")
     assert "tëxt" in text
-    words = [sys.executable, ROOT / "main.py", "fit", "--config", "tiny.yaml", "--trainer.max_steps", "3"]
-    done = subprocess.run(words, env=ASCII, capture_output=True, check=False)
+    words = [sys.executable, *start, "fit", "--config", "tiny.yaml", "--trainer.max_steps", "3"]
+    environment = ASCII | (request.getfixturevalue("cp1252") if locale == "cp1252" else {})
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert "tëxt.txt" in Path("runs/läufe/version_0/config.yaml").read_text(encoding="utf-8")

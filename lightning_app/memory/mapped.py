@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import importlib
 import mmap
 import os
 import tempfile
@@ -66,6 +66,10 @@ def _opened(path: str, bytes_needed: int) -> Any:
     place = Path(path)
     if not place.parent.is_dir():
         raise InputError(f"the folder of path {path} does not exist: create it")
+    try:
+        fcntl = importlib.import_module("fcntl")
+    except ModuleNotFoundError:
+        raise InputError(f"path {path} needs Unix's locks, which Windows lacks: leave path out") from None
     file = place.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
