@@ -69,7 +69,7 @@ def words(name: str, folder: Path) -> list[str]:
     configs = [f"configs/{OVERLAYS.get(name, name)}.yaml"]
     if name in OVERLAYS:
         overlay = yaml.safe_load((tree / "configs" / "overlays" / f"{name}.yaml").read_text(encoding="utf-8"))
-        _write(folder / "overlay.yaml", _within_20_steps(overlay, name))
+        _write(folder / "overlay.yaml", within_20_steps(overlay, name))
         configs.append("overlay.yaml")
     configs.append(str(HERE / "shipped.yaml"))
     for i, change in enumerate(CHANGES.get(name, [])):
@@ -78,7 +78,7 @@ def words(name: str, folder: Path) -> list[str]:
     return ["fit", *(word for config in configs for word in ("--config", config)), "--name", name]
 
 
-def _within_20_steps(overlay: dict[str, Any], name: str) -> dict[str, Any]:
+def within_20_steps(overlay: dict[str, Any], name: str) -> dict[str, Any]:
     if name in SCHEDULES:
         options = overlay["trainer"]["callbacks+"][0]["init_args"]
         rare = options.get("advanced", {})
