@@ -1,4 +1,4 @@
-"""Mermaid's blocks on the site: pictures that `make pictures` has drawn, since the site asks no other one for a script."""
+"""Mermaid's blocks on the site: pictures that `make pictures` has drawn, as no other site is asked for a script."""
 
 from __future__ import annotations
 

@@ -197,7 +197,8 @@ def _limits(facts: Facts, model: PreTrainedModel) -> str:
     said = f"`{licence}`, as the run's config says." if licence else "Unknown: the run's config names none (`licence`)."
     return f"""## Intended use, limits, licence
 
-To study how a language model of this size learns, and what its parts do. It is not meant to inform anybody, nor to talk to the public.
+To study how a language model of this size learns, and what its parts do.
+It is not meant to inform anybody, nor to talk to the public.
 
 {chr(10).join(f"- {limit}" for limit in limits)}
 
