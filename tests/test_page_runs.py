@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def of_page(page: Path) -> str:
                 f"cat {'>>' if block.appends else '>'} {block.file} <<'END_OF_FILE'\n{shorter(block.code)}END_OF_FILE"
             )
         elif code := runs(block).strip():
-            parts.append(f"echo '--- {re.sub(r'[^ -[^ -&(-~](-~]', '', block.name)}'\n{code}")
+            parts.append(f"echo {shlex.quote(block.name)}\n{code}")
     return "\n".join(parts).replace(DRIVE, "drive")
 
 
