@@ -48,6 +48,7 @@ def make(folder: Path) -> None:
         for path, text in some[4 * i : 4 * i + 20]:
             _write(folder / name / path.name, text)
     _write(folder / "drive" / "my_val.txt", some[0][1])
+    _write(folder / "my_notes" / "bruvmere.txt", "Bruvmere is small enough to be crossed on foot in ten minutes.")
     _write(folder / "prompts.txt", "A neural network\nThe diner\n")
     families.save("GPT-2", folder / "my_gpt2")
     families.save("LLaMA", folder / "models" / "smollm2")

@@ -35,6 +35,7 @@ LINES = {  # the beginning of a line, in any block
     "python3 -m venv": "makes the environment in which this test runs",
     "source .venv": "the same",
     "torchrun": "several machines; tests/test_ddp.py starts two of one process each",
+    "CONFIG=configs/gpt2.yaml sbatch": "the same as the line before",
     "sbatch": "needs SLURM; the script's syntax is checked below",
     "TIKTOKEN_CACHE_DIR=vocabularies python": NEEDS_A_NETWORK,
     ".venv/bin/python -m pytest": "these are tests themselves",
@@ -49,9 +50,10 @@ LINES = {  # the beginning of a line, in any block
     "zip": "a program of the system's",
     "T=$(echo runs/experiment_newer": "the folder is what python -m experiments.newer leaves",
 }
-FOLLOWS = {  # what a page expects to be there, as its text says
+FOLLOWS = {  # what a page expects to have been run, or saved from another page, as its text says
     "docs/compare.md": "python main.py fit --config configs/gpt2_offline.yaml",
 }
+SAVED = {"docs/models.md": "docs/how-to/categories.md"}
 
 
 def lines(code: str) -> list[str]:
@@ -71,15 +73,21 @@ def runs(block: Block) -> str:
 
 def of_page(page: Path) -> str:
     """A script with all of a page's blocks: files are written, commands run, and a failure says which."""
-    parts = ["set -e"]
+    name = str(page.relative_to(ROOT))
+    parts = ["set -e", FOLLOWS.get(name, "")]
+    if other := SAVED.get(name):
+        parts += [written(block) for block in blocks(ROOT / other) if block.file]
     for block in blocks(page):
         if block.file:
-            parts.append(
-                f"cat {'>>' if block.appends else '>'} {block.file} <<'END_OF_FILE'\n{shorter(block.code)}END_OF_FILE"
-            )
+            parts.append(written(block))
         elif code := runs(block).strip():
             parts.append(f"echo {shlex.quote(block.name)}\n{code}")
     return "\n".join(parts).replace(DRIVE, "drive")
+
+
+def written(block: Block) -> str:
+    """A shell's command that saves it where its page says."""
+    return f"cat {'>>' if block.appends else '>'} {block.file} <<'END_OF_FILE'\n{shorter(block.code)}END_OF_FILE"
 
 
 def shorter(code: str) -> str:
@@ -145,4 +153,4 @@ def trained(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_a_page_run(page: Path, trained: Path, python: Path, tmp_path: Path):
     folder = tmp_path / "folder"
     shutil.copytree(trained, folder, symlinks=True)
-    bash(f"{FOLLOWS.get(str(page.relative_to(ROOT)), '')}\n{of_page(page)}", folder, python)
+    bash(of_page(page), folder, python)
