@@ -64,14 +64,14 @@ def test_a_config_is_read_once_before_the_parser_reads_it(
     assert read == paths
 
 
-def interrupt(*args: object) -> None:
+def interrupt(*args: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     from lightning_app.reports.compare import command as compare
 
-    monkeypatch.setattr(compare, "command", interrupt)
+    monkeypatch.setattr(compare, "compare", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["compare", "runs"])
     assert ended.value.code == 130
@@ -103,7 +103,7 @@ def test_a_closed_pipe_ends_a_command_without_a_word(
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr(compare, "command", lambda argv: print("a page"))
+        monkeypatch.setattr(compare, "compare", lambda *_, **__: (Path("a.html"), "a table"))
         with pytest.raises(SystemExit) as ended:
             main(["compare", "runs"])
     assert ended.value.code == 141

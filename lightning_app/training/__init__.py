@@ -1,5 +1,1 @@
 """What the Trainer is given: loader, checkpoint writer, schedule, allocator."""
-
-from lightning_app.training.schedulers import WarmupCosine
-
-__all__ = ["WarmupCosine"]

@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
+from lightning_app.serving.addresses import API_KEY, is_loopback
 from lightning_app.serving.generate import continue_text
-from lightning_app.serving.serve import API_KEY, _name, is_loopback
+from lightning_app.serving.serve import _name
 from lightning_app.training.checkpoint import load_module
 
 ROOT = Path(__file__).parents[2]

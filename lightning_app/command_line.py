@@ -1,0 +1,61 @@
+"""Commands are typed functions: cyclopts reads their arguments off the signature, and their help off the docstring.
+
+The modules of these functions import nothing heavy, so that help and a mistake are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import cyclopts
+
+from lightning_app.errors import did_you_mean
+from lightning_app.plugins import Command, load
+
+# Names of options are those of the arguments; a flag has no opposite.
+PARAMETERS = cyclopts.Parameter(negative=(), name_transform=lambda name: name)
+
+
+def carry_out(name: str, command: Command, argv: Sequence[str]) -> None:
+    """Call the function of a command with its arguments, or print its help.
+
+    Raises:
+        SystemExit: 2 with one line on stderr, where the arguments are not its.
+    """
+    app = app_of(name, command)
+    words = list(argv) or (["--help"] if command.parts else [])
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        print(f"error: {told(error, name)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def app_of(name: str, command: Command) -> cyclopts.App:
+    """The parser of a command, with those of its parts."""
+    options: dict[str, Any] = {"version_flags": (), "help_format": "markdown", "default_parameter": PARAMETERS}
+    app = cyclopts.App(name=f"main.py {name}", help=f"{command.does[0].upper()}{command.does[1:]}.", **options)
+    if command.place is not None:
+        app = cyclopts.App(name=f"main.py {name}", **options)
+        app.default(load(command.place))
+    for part, place in command.parts.items():
+        app.command(load(place), name=part)
+    return app
+
+
+def told(error: cyclopts.CycloptsError, name: str) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None:
+        needed = error.argument.name
+        if error.keyword:
+            return f"{error.keyword} needs a value"
+        options = [word.partition("=")[0] for word in error.unused_tokens or () if word.startswith("--")]
+        if near := difflib.get_close_matches(needed, options, n=1):
+            return f"there is no option {near[0]}: {did_you_mean([needed])}"
+        whole = " ".join([name, *(error.command_chain or ())])
+        return f"{whole} needs {needed}: python main.py {whole} --help"
+    line = " ".join(str(error).split())
+    return f"{line[:1].lower()}{line[1:]}".removesuffix(".")
