@@ -13,6 +13,13 @@ _CLOCK = re.compile(r"(\d+):(\d+):(\d+):(\d+)")  # as trainer.max_time
 _SIZES = (86400, 3600, 60, 1)
 
 
+def in_words(seconds: float) -> str:
+    """The largest whole unit: 200 -> "3 minutes"."""
+    unit, size = next(((name, size) for name, size in reversed(UNITS.items()) if seconds >= size), ("second", 1))
+    n = max(0, int(seconds // size))
+    return f"{n} {unit}{'' if n == 1 else 's'}"
+
+
 def of_clock(text: object) -> float | None:
     """Seconds of "DD:HH:MM:SS"; None of anything else."""
     found = _CLOCK.fullmatch(str(text).strip())
