@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
 from lightning_app.plugins import IDEAS, Command, here
+from lightning_app.pulse import RANK, pulse
 from lightning_app.schema.find import check_config, check_words, schema
 from lightning_app.schema.help import told as help_of
 from lightning_app.streams import drop, lasting
@@ -114,7 +116,8 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
     fit_in = _fit_in(argv, given)
     began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
     dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
-    with lasting():
+    _say_begin(argv, given)
+    with lasting(), pulse(argv[0]):
         with imports():
             from lightning_app.app import run
         if fit_in is not None:
@@ -127,6 +130,13 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
             dry_run(argv, began=began)
         else:
             run(argv)
+
+
+def _say_begin(argv: Sequence[str], given: Mapping[str, Any]) -> None:
+    """The first line of a run: the imports take seconds in which there is none."""
+    if os.environ.get(RANK, "0") == "0" and "--print_config" not in argv:
+        name = option(argv, "name", given.get("name"))
+        print(f"{' '.join([argv[0], *([str(name)] if name else [])])}: loading", file=sys.stderr, flush=True)
 
 
 def _check_by_schema(argv: Sequence[str], configs: Sequence[Config], given: Mapping[str, Any]) -> None:

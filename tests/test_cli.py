@@ -144,5 +144,12 @@ def test_a_mistyped_command_is_answered_by_the_nearest_and_the_list():
     )
 
 
+def test_a_run_says_its_first_line_before_anything_is_imported(tmp_path: Path):
+    code = "import sys; from lightning_app import cli\ncli.imports = lambda: sys.exit(0)\ncli.main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "fit", "--config", "configs/article_gpt.yaml"]
+    done = subprocess.run(words, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "fit article_gpt: loading\n")
+
+
 def test_the_version():
     assert told("--version") == (0, f"lightning_app {__version__}\n", "")
