@@ -35,6 +35,7 @@ from lightning_app.plugins import IDEAS, Command, here
 from lightning_app.pulse import RANK, pulse
 from lightning_app.schema.find import check_config, check_words, schema
 from lightning_app.schema.help import told as help_of
+from lightning_app.shipped import with_configs
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
@@ -70,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
         restart_in_utf8_mode()
     use_utf8_streams()
     given = list(sys.argv[1:] if args is None else args)
-    argv = [word for word in given if word != "--debug"]
+    argv = with_configs(word for word in given if word != "--debug")
     try:
         configs = read_configs(argv)
         _run(words_of_today(argv, named_classes(configs)), configs)

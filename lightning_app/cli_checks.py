@@ -15,6 +15,7 @@ from lightning_app.data.places import is_dataset, missing
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
 from lightning_app.models.hugging_face import is_model, model_near
+from lightning_app.shipped import here_or_shipped
 from lightning_app.yaml_file import LINKED, leaves, read_yaml
 
 PACKAGES = {
@@ -66,7 +67,11 @@ def check_texts(command: str, given: Mapping[str, Any]) -> None:
         sources = given.get(f"data.{part}")
         paths = [one.get("path") for one in sources if isinstance(one, Mapping)] if isinstance(sources, list) else []
         for path in [*paths, given.get(f"data.{part}.path")]:
-            if isinstance(path, str) and path and not (is_dataset(path) or has_magic(path) or Path(path).exists()):
+            if (
+                isinstance(path, str)
+                and path
+                and not (is_dataset(path) or has_magic(path) or Path(here_or_shipped(path)).exists())
+            ):
                 raise missing(path)
 
 

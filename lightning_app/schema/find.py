@@ -1,6 +1,6 @@
 """What a config or a command line has that the schema does not: mistakes that need no import to be seen.
 
-The schema lies in configs/schema.json. Without it, as in another version's installation, nothing is looked at.
+The schema lies in configs/schema.json. Without it nothing is looked at.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 from lightning_app.cli_checks import CONFIG_FILES, command_line_options, option
 from lightning_app.errors import InputError, did_you_mean
+from lightning_app.shipped import shipped
 
 Schema = dict[str, Any]
-PATH = Path(__file__).parents[2] / "configs" / "schema.json"
+PATH = shipped("configs/schema.json")
 CLASS, PARTS = "class_path", ("init_args", "dict_kwargs")
 NAMES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"} | {
     "string": "text",
@@ -35,7 +36,7 @@ DEPTH = 3  # of the keys that are suggested: classes may hold each other without
 
 @cache
 def schema() -> Schema | None:
-    return dict(json.loads(PATH.read_text(encoding="utf-8"))) if PATH.exists() else None
+    return dict(json.loads(PATH.read_text(encoding="utf-8"))) if PATH is not None else None
 
 
 def check_config(config: Any, path: Path) -> None:

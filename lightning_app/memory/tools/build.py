@@ -56,7 +56,7 @@ class Text:
         return cls(tokens, TokenWindows(tokens, length, stride=min(stride, length), respect_documents=True))
 
     def n_batches(self, most: int | None = None, windows: int | None = None) -> int:
-        """Of all windows, or of so many."""
+        """How many batches all windows make, or so many of them."""
         return -(-(len(self.dataset) if windows is None else windows) // min(BATCH, most or BATCH))
 
     def batches(self, numbers: Sequence[int] | None = None, *, most: int | None = None) -> Iterator[Batch]:
