@@ -54,6 +54,7 @@ COMMANDS = {  # of the core
     "decompress": Command("use", "and back", f"{COMPRESSION}:decompress"),
     "report": Command("look", "the page of a run", "lightning_app.reports.commands:report"),
     "compare": Command("look", "a page and a table over several runs", "lightning_app.reports.commands:compare"),
+    "completion": Command("look", "completion for bash, zsh or fish", "lightning_app.completion:completion"),
     "schema": Command("look", "the JSON schema of the YAML, for editors", "lightning_app.schema.commands:schema"),
 }
 DRY_RUN = "--dry_run"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import cyclopts
 
@@ -36,14 +35,32 @@ def carry_out(name: str, command: Command, argv: Sequence[str]) -> None:
 
 def app_of(name: str, command: Command) -> cyclopts.App:
     """The parser of a command, with those of its parts."""
-    options: dict[str, Any] = {"version_flags": (), "help_format": "markdown", "default_parameter": PARAMETERS}
-    app = cyclopts.App(name=f"main.py {name}", help=f"{command.does[0].upper()}{command.does[1:]}.", **options)
+    app = cyclopts.App(name=f"main.py {name}", version_flags=(), default_parameter=PARAMETERS, help_format="markdown")
     if command.place is not None:
-        app = cyclopts.App(name=f"main.py {name}", **options)
         app.default(load(command.place))
+    else:
+        app.help = _sentence(command.does)
+        _add_parts(app, command)
+    return app
+
+
+def add(app: cyclopts.App, name: str, command: Command) -> None:
+    """Put a command, with its parts, below others."""
+    if command.place is not None:
+        app.command(load(command.place), name=name)
+    else:
+        group = cyclopts.App(name=name, help=_sentence(command.does), version_flags=())
+        _add_parts(group, command)
+        app.command(group)
+
+
+def _add_parts(app: cyclopts.App, command: Command) -> None:
     for part, place in command.parts.items():
         app.command(load(place), name=part)
-    return app
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def told(error: cyclopts.CycloptsError, name: str) -> str:

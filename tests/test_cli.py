@@ -130,7 +130,9 @@ def test_all_commands_are_told_by_group_with_a_line_each(words: tuple[str, ...])
     listed = {group[0]: [line.split()[0] for line in group[1:]] for group in groups}
     assert listed["Train and measure, by a config"] == ["fit", "validate", "test", "predict", "prepare"]
     assert {"generate", "serve", "export"} < {*listed["Use a trained model"]}
-    assert listed["Look at runs, memories and categories"] == ["report", "compare", "schema", "memory", "categories"]
+    assert listed["Look at runs, memories and categories"] == [
+        *("report", "compare", "completion", "schema", "memory", "categories")
+    ]
     assert set(cli.commands()) == {name for group in listed.values() for name in group}
 
 

@@ -162,8 +162,8 @@ def _near(word: str, before: Sequence[str], known: Iterable[str] | None = None) 
     siblings = known if known is not None else [key for one in _at([_root()], before) for key in _children(one)]
     siblings = [*siblings, *([CLASS] if "init_args" in siblings else [])]
     beside = [one for one in siblings if one.endswith("+") == word.endswith("+")]
-    same = sorted(key for key in _keys() if key.rpartition(".")[2] == word)
-    lasts = {key.rpartition(".")[2]: key for key in reversed(_keys())}
+    same = sorted(key for key in keys() if key.rpartition(".")[2] == word)
+    lasts = {key.rpartition(".")[2]: key for key in reversed(keys())}
     tried = (
         [".".join([*place, one]) for one in difflib.get_close_matches(word, beside, n=1, cutoff=CLOSER)],
         [key for key in same if place and key.startswith(f"{place[0]}.")],
@@ -269,8 +269,10 @@ def _is_open(one: Schema) -> bool:
 
 
 @cache
-def _keys() -> list[str]:
-    """All dotted keys but those of what a part of a class holds, the shortest first."""
+def keys() -> list[str]:
+    """All dotted keys but those of what a part of a class holds, the shortest first; none without the schema."""
+    if schema() is None:
+        return []
     found: dict[str, None] = {}
     stack = [("", [_root()], 0)]
     while stack:
