@@ -1,4 +1,4 @@
-"""What a shell completes: bash is asked, and the scripts of the others are read by their shells where these are here."""
+"""What a shell completes: bash is asked, and others read their scripts where they are here."""
 
 from __future__ import annotations
 
