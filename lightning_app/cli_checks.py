@@ -15,6 +15,7 @@ from lightning_app.data.places import is_dataset, missing
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
 from lightning_app.models.hugging_face import is_model, model_near
+from lightning_app.program import program
 from lightning_app.shipped import here_or_shipped
 from lightning_app.yaml_file import LINKED, leaves, read_yaml
 
@@ -203,7 +204,7 @@ def check_config_is_given(argv: Sequence[str]) -> None:
     """
     words = [word.partition("=")[0] for word in argv]
     if not any(word in ("--config", "-c", "--ckpt_path") or word.startswith("--model") for word in words):
-        raise InputError(f"{argv[0]} needs a config: python main.py {argv[0]} --config configs/article_gpt.yaml")
+        raise InputError(f"{argv[0]} needs a config: {program()} {argv[0]} --config article_gpt")
 
 
 def _without_config(path: str) -> InputError:

@@ -13,6 +13,7 @@ import cyclopts
 
 from lightning_app.errors import did_you_mean
 from lightning_app.plugins import Command, load
+from lightning_app.program import program
 
 # Names of options are those of the arguments; a flag has no opposite.
 PARAMETERS = cyclopts.Parameter(negative=(), name_transform=lambda name: name)
@@ -35,7 +36,9 @@ def carry_out(name: str, command: Command, argv: Sequence[str]) -> None:
 
 def app_of(name: str, command: Command) -> cyclopts.App:
     """The parser of a command, with those of its parts."""
-    app = cyclopts.App(name=f"main.py {name}", version_flags=(), default_parameter=PARAMETERS, help_format="markdown")
+    app = cyclopts.App(
+        name=f"{program()} {name}", version_flags=(), default_parameter=PARAMETERS, help_format="markdown"
+    )
     if command.place is not None:
         app.default(load(command.place))
     else:
@@ -73,6 +76,6 @@ def told(error: cyclopts.CycloptsError, name: str) -> str:
         if near := difflib.get_close_matches(needed, options, n=1):
             return f"there is no option {near[0]}: {did_you_mean([needed])}"
         whole = " ".join([name, *(error.command_chain or ())])
-        return f"{whole} needs {needed}: python main.py {whole} --help"
+        return f"{whole} needs {needed}: {program()} {whole} --help"
     line = " ".join(str(error).split())
     return f"{line[:1].lower()}{line[1:]}".removesuffix(".")

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import cyclopts
 
 from lightning_app.command_line import PARAMETERS, add
+from lightning_app.program import INSTALLED
 from lightning_app.schema.find import keys
 
-PROGRAM = "lightning-app"
 PATHS = ("config", "ckpt_path", "init_from")
 FLAGS = ("dry_run", "debug")
 
@@ -27,13 +27,13 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """
     from lightning_app.cli import commands
 
-    app = cyclopts.App(name=PROGRAM, version_flags=(), default_parameter=PARAMETERS)
+    app = cyclopts.App(name=INSTALLED, version_flags=(), default_parameter=PARAMETERS)
     for name, command in commands().items():
         if command.place or command.parts:
             add(app, name, command)
         else:
             app.command(_with_trainer(command.does), name=name)
-    print(app.generate_completion(prog_name=PROGRAM, shell=shell))
+    print(app.generate_completion(prog_name=INSTALLED, shell=shell))
 
 
 def _with_trainer(does: str) -> Callable[..., None]:

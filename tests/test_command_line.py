@@ -40,7 +40,7 @@ def test_help_of_all_commands_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("Usage: main.py") == 3
+    assert done.stdout.count("Usage: python main.py") == 3
 
 
 def test_every_option_is_told_and_every_number_says_what_it_is_without_it():
