@@ -16,7 +16,7 @@ from lightning_app.serving.addresses import is_loopback
 from lightning_app.serving.server.app import create_app
 from lightning_app.serving.server.engine import Engine
 from lightning_app.serving.server.limits import Limits
-from lightning_app.serving.server.service import Service
+from lightning_app.serving.server.service import EXAMPLES, Service
 from lightning_app.serving.turns import take_turns
 from lightning_app.training.command_options import ModelOptions
 from lightning_app.training.loading import load, read_template
@@ -46,7 +46,8 @@ def serve_model(
         name = name or _name(path)
         template = take_turns(module, tokenizer, given, stop=stop)
         engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
-        service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template)
+        prompts = _prompts(path) or EXAMPLES
+        service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template, prompts)
         _serve(create_app(service, api_key=api_key, hosts=hosts), listener, name=name)
 
 
@@ -55,6 +56,14 @@ def _name(checkpoint: Path) -> str:
     place = checkpoint.resolve()
     run = RunFolder.of(place)
     return run.name if run else place.name if place.is_dir() else place.stem
+
+
+def _prompts(checkpoint: Path) -> list[str]:
+    """Those that the run drew samples of; none where its config is not there or has none."""
+    run = RunFolder.of(checkpoint.resolve())
+    callbacks = (run.config().get("trainer") or {}).get("callbacks") if run else None
+    found = [one.get("init_args", {}).get("prompts") for one in callbacks or [] if isinstance(one, dict)]
+    return [str(prompt) for prompts in found if isinstance(prompts, list) for prompt in prompts][: len(EXAMPLES)]
 
 
 def _serve(app: FastAPI, listener: socket.socket, *, name: str) -> None:

@@ -55,6 +55,14 @@ def events(response: httpx.Response) -> list[dict]:
 # The interface
 
 
+def test_it_tells_what_the_model_is(server):
+    about = httpx.get(f"{server.url}/about").json()
+    assert (about["name"], about["kind"]) == ("tiny", "ArticleGPT")
+    assert re.fullmatch(r"\d+(\.\d)? [KM] parameters", about["facts"][0])
+    assert "a vocabulary of 257" in about["facts"]
+    assert len(about["prompts"]) == 3
+
+
 def test_the_model_is_listed(client):
     assert [m.id for m in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "lightning_app"
