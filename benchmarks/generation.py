@@ -11,7 +11,8 @@ from benchmarks.common import Contestant, Row, Run, Table, Timings, compare, mai
 from benchmarks.same_weights import huggingface_gpt2, seeded_decoder
 from benchmarks.train_step import SMALL, TINY, WIDE, Shape
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions, generate, use_column_major_weights
+from lightning_app.models.generation import generate, use_column_major_weights
+from lightning_app.models.generation_options import GenerationOptions
 
 PROMPT = 32  # tokens
 NEW = 160  # tokens; with the prompt fewer than a block, so that no side has to move its window

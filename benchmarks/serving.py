@@ -9,7 +9,8 @@ from benchmarks.common import Contestant, Row, Run, Table, compare, main
 from benchmarks.same_weights import seeded_decoder
 from benchmarks.train_step import SMALL, TINY, Shape
 from lightning_app.data.tokenizers import load_tokenizer
-from lightning_app.models.generation import GenerationOptions, use_column_major_weights
+from lightning_app.models.generation import use_column_major_weights
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.batching import Batcher, Job
 from lightning_app.training.compositions import ArticleGPT
 

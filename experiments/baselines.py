@@ -18,9 +18,10 @@ from experiments.texts import articles, held_out
 from lightning_app.data.batch import Batch
 from lightning_app.data.compressors import bits_per_byte, ppmd_size
 from lightning_app.memory.model import MemoryLM
+from lightning_app.models.adaptation_options import AdaptationOptions
 from lightning_app.models.losses import token_nll
 from lightning_app.models.ngrams import NGramCounts
-from lightning_app.training.adapting import AdaptationOptions, adapting
+from lightning_app.training.adapting import adapting
 from lightning_app.training.compositions import CausalLM
 
 ORDER = 5

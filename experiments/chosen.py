@@ -20,7 +20,8 @@ from lightning_app.art.rules import pool
 from lightning_app.data.token_array import TokenArray
 from lightning_app.data.windows import TokenWindows
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.generation import generate
+from lightning_app.models.generation_options import GenerationOptions
 
 BY_ART, BY_KMEANS, AT_RANDOM = "ART", "k-means", "random"
 NETWORK: dict[str, Any] = {"vigilance_quantile": 0.05}

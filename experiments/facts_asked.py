@@ -18,7 +18,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.memory.extension import memory_of
 from lightning_app.memory.model import MemoryStates
 from lightning_app.memory.tools.attribution import reads_of
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.chat import Conversation
 from lightning_app.serving.turns import take_turns

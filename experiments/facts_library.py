@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from experiments.facts_world import Article, words_of, write
+from lightning_app.cli import main
 from lightning_app.data.corpus import read_documents
 from lightning_app.data.token_cache import prepare_tokens
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.memory.extension import VardaGPT, memory_of
 from lightning_app.memory.readers import KNNReader, PromptReader, Reader
 from lightning_app.memory.slots import Entries
-from lightning_app.memory.tools.command import command
 from lightning_app.models.generation import use_column_major_weights
 from lightning_app.peers import token_ids
 from lightning_app.serving.before import Before
@@ -154,7 +154,7 @@ def call(*words: str) -> str:
     """`main.py memory ...` -> what it printed."""
     printed = StringIO()
     with redirect_stdout(printed):
-        command(list(words))
+        main(["memory", *words])
     return printed.getvalue()
 
 

@@ -42,6 +42,7 @@ from lightning_app.training.callbacks.dashboard import Dashboard
 from lightning_app.training.callbacks.exact_resume import ExactResume, MissedValidation, RandomState
 from lightning_app.training.callbacks.kept_best import KeptBest
 from lightning_app.training.callbacks.last_checkpoint import Interruption, LastCheckpoint
+from lightning_app.training.callbacks.model_table import ModelTable
 from lightning_app.training.callbacks.monitors import Monitors
 from lightning_app.training.callbacks.predictions import PredictionWriter
 from lightning_app.training.callbacks.progress import ProgressLine
@@ -437,7 +438,7 @@ def default_callbacks() -> list[L.Callback]:
         PredictionWriter(),
         Projector(),
         Dashboard(),
-        ModelSummary(max_depth=2),
+        ModelTable(max_depth=2),
         ModelCheckpoint(filename="best", monitor="val/ce", enable_version_counter=False),
     ]
 

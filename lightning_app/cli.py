@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,28 +31,31 @@ from lightning_app.commands import told, unknown
 from lightning_app.duration import seconds_of
 from lightning_app.errors import InputError
 from lightning_app.former import words_of_today
-from lightning_app.plugins import IDEAS, Command, here, load
+from lightning_app.plugins import IDEAS, Command, here
+from lightning_app.pulse import RANK, pulse
 from lightning_app.schema.find import check_config, check_words, schema
 from lightning_app.schema.help import told as help_of
+from lightning_app.shipped import with_configs
 from lightning_app.streams import drop, lasting
 from lightning_app.utf8 import restart_in_utf8_mode, use_utf8_streams
 
-SERVING, COMPRESSION = "lightning_app.serving", "lightning_app.compression.command"
+SERVING, COMPRESSION = "lightning_app.serving.commands", "lightning_app.compression.commands"
 COMMANDS = {  # of the core
     "fit": Command("train", "train a model"),
     "validate": Command("train", "measure it on the validation text"),
     "test": Command("train", "measure it on the test text"),
     "predict": Command("train", "write down what it says of each token"),
     "prepare": Command("train", "clean, split and tokenise the texts, and say what there is"),
-    "generate": Command("use", "continue a prompt, or a file of prompts", f"{SERVING}.generate:command"),
-    "chat": Command("use", "talk with it in the terminal", f"{SERVING}.chat:command"),
-    "serve": Command("use", "OpenAI's HTTP interface, and a page", f"{SERVING}.serve:command", ("fastapi", "uvicorn")),
-    "export": Command("use", "a Hugging Face directory or a GGUF file", "lightning_app.export.command:command"),
-    "compress": Command("use", "make a file short by what it predicts", f"{COMPRESSION}:compress_command"),
-    "decompress": Command("use", "and back", f"{COMPRESSION}:decompress_command"),
-    "report": Command("look", "the page of a run", "lightning_app.reports.report:command"),
-    "compare": Command("look", "a page and a table over several runs", "lightning_app.reports.compare.command:command"),
-    "schema": Command("look", "the JSON schema of the YAML, for editors", "lightning_app.schema.command:command"),
+    "generate": Command("use", "continue a prompt, or a file of prompts", f"{SERVING}:generate"),
+    "chat": Command("use", "talk with it in the terminal", f"{SERVING}:chat"),
+    "serve": Command("use", "OpenAI's HTTP interface, and a page", f"{SERVING}:serve", ("fastapi", "uvicorn")),
+    "export": Command("use", "a Hugging Face directory or a GGUF file", "lightning_app.export.commands:export"),
+    "compress": Command("use", "make a file short by what it predicts", f"{COMPRESSION}:compress"),
+    "decompress": Command("use", "and back", f"{COMPRESSION}:decompress"),
+    "report": Command("look", "the page of a run", "lightning_app.reports.commands:report"),
+    "compare": Command("look", "a page and a table over several runs", "lightning_app.reports.commands:compare"),
+    "completion": Command("look", "completion for bash, zsh or fish", "lightning_app.completion:completion"),
+    "schema": Command("look", "the JSON schema of the YAML, for editors", "lightning_app.schema.commands:schema"),
 }
 DRY_RUN = "--dry_run"
 ASKS_HELP = {"-h", "--help"}
@@ -68,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
         restart_in_utf8_mode()
     use_utf8_streams()
     given = list(sys.argv[1:] if args is None else args)
-    argv = [word for word in given if word != "--debug"]
+    argv = with_configs(word for word in given if word != "--debug")
     try:
         configs = read_configs(argv)
         _run(words_of_today(argv, named_classes(configs)), configs)
@@ -97,10 +101,12 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
         return
     if DRY_RUN in argv and argv[0] != "fit":
         raise InputError(f"{DRY_RUN} is for fit: nothing else takes long enough to ask before")
-    with imports():
-        command = _command(argv[0])
-    if command is not None:
-        command(argv[1:])
+    command = _command(argv[0])
+    if command.place or command.parts:
+        from lightning_app.command_line import carry_out
+
+        with imports():
+            carry_out(argv[0], command, argv[1:])
         sys.stdout.flush()  # a closed pipe shows here
         return
     if ASKS_HELP & {*argv} and (whole := schema()) is not None:  # else LightningCLI helps
@@ -112,7 +118,8 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
     fit_in = _fit_in(argv, given)
     began = time.monotonic()  # before the imports, which are a part of the time that a short fit takes
     dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
-    with lasting():
+    _say_begin(argv, given)
+    with lasting(), pulse(argv[0]):
         with imports():
             from lightning_app.app import run
         if fit_in is not None:
@@ -125,6 +132,13 @@ def _run(argv: list[str], configs: Sequence[Config]) -> None:
             dry_run(argv, began=began)
         else:
             run(argv)
+
+
+def _say_begin(argv: Sequence[str], given: Mapping[str, Any]) -> None:
+    """The first line of a run: the imports take seconds in which there is none."""
+    if os.environ.get(RANK, "0") == "0" and "--print_config" not in argv:
+        name = option(argv, "name", given.get("name"))
+        print(f"{' '.join([argv[0], *([str(name)] if name else [])])}: loading", file=sys.stderr, flush=True)
 
 
 def _check_by_schema(argv: Sequence[str], configs: Sequence[Config], given: Mapping[str, Any]) -> None:
@@ -170,23 +184,21 @@ def commands() -> dict[str, Command]:
     return COMMANDS | {name: command for idea in here() for name, command in idea.commands.items()}
 
 
-def _command(name: str) -> Callable[[list[str]], None] | None:
-    """The function that carries out a command without a trainer; None: it has one.
+def _command(name: str) -> Command:
+    """The command of that name.
 
     Raises:
-        InputError: the command is not known, or its idea or packages are not here.
+        InputError: it is not known, or its idea or packages are not here.
     """
-    idea = next((idea for idea in IDEAS if name in idea.commands), None)
-    if idea is not None:
-        return idea.load(str(idea.commands[name].place))
-    if name not in COMMANDS:
-        known = commands()
+    if any(name in idea.commands and not idea.is_here for idea in IDEAS):
+        raise InputError(next(idea.missing for idea in IDEAS if name in idea.commands))
+    known = commands()
+    if name not in known:
         print(told(known), file=sys.stderr)
         raise InputError(unknown(name, known))
-    command = COMMANDS[name]
-    if missing := [package for package in command.needs if importlib.util.find_spec(package) is None]:
+    if missing := [package for package in known[name].needs if importlib.util.find_spec(package) is None]:
         raise InputError(f"{name} needs packages that are not here: pip install {' '.join(missing)}")
-    return load(command.place) if command.place else None
+    return known[name]
 
 
 def _is_ctrl_c(error: BaseException) -> bool:

@@ -15,6 +15,8 @@ from lightning_app.data.places import is_dataset, missing
 from lightning_app.errors import InputError
 from lightning_app.former import with_options_of_today
 from lightning_app.models.hugging_face import is_model, model_near
+from lightning_app.program import program
+from lightning_app.shipped import here_or_shipped
 from lightning_app.yaml_file import LINKED, leaves, read_yaml
 
 PACKAGES = {
@@ -66,7 +68,11 @@ def check_texts(command: str, given: Mapping[str, Any]) -> None:
         sources = given.get(f"data.{part}")
         paths = [one.get("path") for one in sources if isinstance(one, Mapping)] if isinstance(sources, list) else []
         for path in [*paths, given.get(f"data.{part}.path")]:
-            if isinstance(path, str) and path and not (is_dataset(path) or has_magic(path) or Path(path).exists()):
+            if (
+                isinstance(path, str)
+                and path
+                and not (is_dataset(path) or has_magic(path) or Path(here_or_shipped(path)).exists())
+            ):
                 raise missing(path)
 
 
@@ -198,7 +204,7 @@ def check_config_is_given(argv: Sequence[str]) -> None:
     """
     words = [word.partition("=")[0] for word in argv]
     if not any(word in ("--config", "-c", "--ckpt_path") or word.startswith("--model") for word in words):
-        raise InputError(f"{argv[0]} needs a config: python main.py {argv[0]} --config configs/article_gpt.yaml")
+        raise InputError(f"{argv[0]} needs a config: {program()} {argv[0]} --config article_gpt")
 
 
 def _without_config(path: str) -> InputError:

@@ -20,7 +20,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.data.verbatim import verbatim_share
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.measured import figures, measures_all
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.peers import peers_of
 from lightning_app.plugins import here, load
 from lightning_app.reports import beside

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from lightning_app import __version__
 from lightning_app.errors import did_you_mean
 from lightning_app.plugins import Command
+from lightning_app.program import program
 
 GROUPS = {  # of commands, in the order in which they are told
     "train": "Train and measure, by a config",
@@ -21,9 +22,9 @@ def told(commands: Mapping[str, Command]) -> str:
     width = max(map(len, commands)) + 2
     parts = [
         f"lightning_app {__version__}: train, use and compare language models",
-        "usage: python main.py COMMAND [OPTIONS]     COMMAND --help tells its options, --version the version",
+        f"usage: {program()} COMMAND [OPTIONS]     COMMAND --help tells its options, --version the version",
         *("\n".join([title, *_rows(commands, group, width)]) for group, title in GROUPS.items()),
-        "To begin: python main.py fit --config configs/article_gpt.yaml",
+        f"To begin: {program()} fit --config article_gpt",
     ]
     return "\n\n".join(parts)
 
@@ -37,6 +38,6 @@ def _rows(commands: Mapping[str, Command], group: str, width: int) -> Iterator[s
 def unknown(name: str, commands: Mapping[str, Command]) -> str:
     """What to say of a command that there is not."""
     if name.startswith("-"):
-        return f"the command comes first: python main.py COMMAND {name}"
+        return f"the command comes first: {program()} COMMAND {name}"
     near = did_you_mean(difflib.get_close_matches(name, commands, n=1))
     return f"there is no command {name!r}" + (f": {near}" if near else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import timedelta
 
 from lightning_app.errors import InputError
 
@@ -11,6 +12,19 @@ UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _WORDS = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(UNITS)})s?")
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+):(\d+)")  # as trainer.max_time
 _SIZES = (86400, 3600, 60, 1)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    text = str(timedelta(seconds=max(0, round(seconds))))
+    return text.removeprefix("0:").removeprefix("0") if text.startswith("0:") else text
+
+
+def in_words(seconds: float) -> str:
+    """The largest whole unit: 200 -> "3 minutes"."""
+    unit, size = next(((name, size) for name, size in reversed(UNITS.items()) if seconds >= size), ("second", 1))
+    n = max(0, int(seconds // size))
+    return f"{n} {unit}{'' if n == 1 else 's'}"
 
 
 def of_clock(text: object) -> float | None:

@@ -11,9 +11,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lightning_app.duration import clock
 from lightning_app.plugins import here
 from lightning_app.reports.run_folder import RunFolder
-from lightning_app.training.callbacks.progress import clock
 from lightning_app.training.callbacks.short_fit import ShortFit
 from lightning_app.training.checkpoint_io import AtomicCheckpointIO
 from lightning_app.training.course import Costs, Work

@@ -21,7 +21,9 @@ class Command:
     Attributes:
         group: of `commands.GROUPS`.
         does: what, in one line.
-        place: `module:object` of the function that carries it out; None: LightningCLI does.
+        place: `module:object` of the typed function that carries it out (see `command_line`); None: its parts do, or
+            LightningCLI.
+        parts: places of the functions of `COMMAND PART`, by part.
         needs: packages of an extra, without which it does nothing.
     """
 
@@ -29,6 +31,7 @@ class Command:
     does: str
     place: str | None = None
     needs: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,13 @@ IDEAS = (
         },
         commands={
             "memory": Command(
-                "look", "build, list, search and edit a memory", "lightning_app.memory.tools.command:command"
+                "look",
+                "build, list, search and edit a memory",
+                parts={
+                    **{name: f"lightning_app.memory.commands:{name}" for name in ("build", "add")},
+                    "list": "lightning_app.memory.commands:list_documents",
+                    **{name: f"lightning_app.memory.commands:{name}" for name in ("search", "delete", "check")},
+                },
             )
         },
         explain="lightning_app.memory.tools.attribution:explain",
@@ -128,7 +137,7 @@ IDEAS = (
             "ARTRegularizer": "lightning_app.art.extension:ARTRegularizer",
         },
         commands={
-            "categories": Command("look", "what ART sorted its inputs into", "lightning_app.art.categories:command")
+            "categories": Command("look", "what ART sorted its inputs into", "lightning_app.art.commands:categories")
         },
         explain="lightning_app.art.explain:explain",
         close="lightning_app.art.categories:close",

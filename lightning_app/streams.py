@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_said = time.monotonic()  # when something was last written, in `lasting`
+
+
+def quiet_for() -> float:
+    """Seconds since something was written, or since this module was imported."""
+    return time.monotonic() - _said
 
 
 class _Lasting:
@@ -16,6 +24,8 @@ class _Lasting:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        global _said
+        _said = time.monotonic()
         try:
             return self._stream.write(text)
         except BrokenPipeError:

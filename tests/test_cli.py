@@ -64,14 +64,14 @@ def test_a_config_is_read_once_before_the_parser_reads_it(
     assert read == paths
 
 
-def interrupt(*args: object) -> None:
+def interrupt(*args: object, **options: object) -> None:
     raise KeyboardInterrupt
 
 
 def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     from lightning_app.reports.compare import command as compare
 
-    monkeypatch.setattr(compare, "command", interrupt)
+    monkeypatch.setattr(compare, "compare", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["compare", "runs"])
     assert ended.value.code == 130
@@ -103,7 +103,7 @@ def test_a_closed_pipe_ends_a_command_without_a_word(
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr(compare, "command", lambda argv: print("a page"))
+        monkeypatch.setattr(compare, "compare", lambda *_, **__: (Path("a.html"), "a table"))
         with pytest.raises(SystemExit) as ended:
             main(["compare", "runs"])
     assert ended.value.code == 141
@@ -130,7 +130,9 @@ def test_all_commands_are_told_by_group_with_a_line_each(words: tuple[str, ...])
     listed = {group[0]: [line.split()[0] for line in group[1:]] for group in groups}
     assert listed["Train and measure, by a config"] == ["fit", "validate", "test", "predict", "prepare"]
     assert {"generate", "serve", "export"} < {*listed["Use a trained model"]}
-    assert listed["Look at runs, memories and categories"] == ["report", "compare", "schema", "memory", "categories"]
+    assert listed["Look at runs, memories and categories"] == [
+        *("report", "compare", "completion", "schema", "memory", "categories")
+    ]
     assert set(cli.commands()) == {name for group in listed.values() for name in group}
 
 
@@ -142,6 +144,13 @@ def test_a_mistyped_command_is_answered_by_the_nearest_and_the_list():
     assert told("--ckpt_path", "best")[2].endswith(
         "error: the command comes first: python main.py COMMAND --ckpt_path\n"
     )
+
+
+def test_a_run_says_its_first_line_before_anything_is_imported(tmp_path: Path):
+    code = "import sys; from lightning_app import cli\ncli.imports = lambda: sys.exit(0)\ncli.main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "fit", "--config", "configs/article_gpt.yaml"]
+    done = subprocess.run(words, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "fit article_gpt: loading\n")
 
 
 def test_the_version():

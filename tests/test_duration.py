@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_app.duration import seconds_of
+from lightning_app.duration import clock, in_words, seconds_of
 from lightning_app.errors import InputError
 
 
@@ -23,6 +23,18 @@ from lightning_app.errors import InputError
 )
 def test_seconds(text: str, seconds: float):
     assert seconds_of(text, option="fit_in") == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (62.4, "1:02"), (725, "12:05"), (3723, "1:02:03"), (-5, "0:00")]
+)
+def test_clock(seconds: float, text: str):
+    assert clock(seconds) == text
+
+
+def test_in_words():
+    said = {0.2: "0 seconds", 1: "1 second", 119: "1 minute", 7300: "2 hours", 90000: "1 day", -5: "0 seconds"}
+    assert {seconds: in_words(seconds) for seconds in said} == said
 
 
 @pytest.mark.parametrize(

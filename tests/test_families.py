@@ -16,12 +16,12 @@ import yaml
 
 from lightning_app.art.extension import ARTRegularizer
 from lightning_app.data.chat_tokens import prompt_ids
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.reports.series import series
 from lightning_app.serving.generate import continue_text
-from lightning_app.serving.server.service import Limits
+from lightning_app.serving.server.limits import Limits
 from lightning_app.serving.turns import take_turns
 from lightning_app.training.checkpoint import load_module
 from tests import families

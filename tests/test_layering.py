@@ -9,7 +9,19 @@ import pytest
 from tests.sources import nodes
 
 PACKAGE = Path(__file__).parent.parent / "lightning_app"
-EVERYWHERE = {"errors", "former", "io", "plugins", "utf8", "yaml_file"}
+EVERYWHERE = {
+    "duration",
+    "errors",
+    "former",
+    "io",
+    "plugins",
+    "program",
+    "pulse",
+    "shipped",
+    "streams",
+    "utf8",
+    "yaml_file",
+}
 CORE = ["reports", "data", "models", "training"]  # each imports those before it
 IDEAS = ["memory", "art", "plasticity"]
 ABOVE = ["export", "serving", "compression"]

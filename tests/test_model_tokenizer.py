@@ -120,7 +120,7 @@ def test_without_a_checkpoint_a_directory_that_is_gone_is_asked_for(fails: Calla
 
 
 def _greedy(n: int) -> Any:
-    from lightning_app.models.generation import GenerationOptions
+    from lightning_app.models.generation_options import GenerationOptions
 
     return GenerationOptions(n, temperature=0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,12 +17,11 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
 from lightning_app.reports.run_folder import RunFolder
-from lightning_app.training import arguments
 from lightning_app.training.checkpoint import load_module
+from lightning_app.training.command_options import CheckpointOptions
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.module import LanguageModule
 
-SHOWN = 30  # categories
 COMPARED = 1000  # prototypes with all others at once
 
 
@@ -77,12 +75,9 @@ def close(module: LanguageModule, tokenizer: Tokenizer, folder: RunFolder, *, st
         write_page(networks, folder.categories, of=f"{folder.title}, step {step}")
 
 
-def command(argv: Sequence[str]) -> None:
-    """Parse the arguments, print the tables, and write the page where one is asked for."""
-    args = _parser().parse_args(argv)
-    if args.limit < 1:
-        raise InputError(f"limit is {args.limit}; it must be at least 1")
-    path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
+def show(model: CheckpointOptions, *, output: Path | None, limit: int) -> None:
+    """Print the tables, and write the page where one is asked for."""
+    path = find_checkpoint(model.ckpt_path, model.runs_dir)
     module, tokenizer = load_module(path)
     networks = networks_of(module, tokenizer)
     if not networks:
@@ -91,17 +86,7 @@ def command(argv: Sequence[str]) -> None:
             "one under model.init_args.extensions, as `--config configs/overlays/art.yaml` adds it to any run"
         )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n\n".join(format_categories(network, limit=args.limit, width=width) for network in networks))
-    if args.output:
-        write_page(networks, Path(args.output), of=path)
-        print(f"\npage: {args.output}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py categories", description=__doc__, allow_abbrev=False)
-    arguments.add_checkpoint(parser)
-    parser.add_argument("--output", help="an HTML page with all categories is written there")
-    parser.add_argument(
-        "--limit", type=int, default=SHOWN, help="how many categories the table shows, the largest first"
-    )
-    return parser
+    print("\n\n".join(format_categories(network, limit=limit, width=width) for network in networks))
+    if output:
+        write_page(networks, output, of=path)
+        print(f"\npage: {output}")

@@ -13,8 +13,9 @@ from lightning_app.compression.setting import CPUS, DTYPES, Setting
 from lightning_app.compression.symbols import bytes_of, symbols_of
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
+from lightning_app.models.adaptation_options import AdaptationOptions
 from lightning_app.models.modes import one_thread
-from lightning_app.training.adapting import Adaptation, AdaptationOptions, adapting
+from lightning_app.training.adapting import Adaptation, adapting
 from lightning_app.training.module import LanguageModule
 
 MAGIC = 0xE6  # no text begins with it and the number of a format

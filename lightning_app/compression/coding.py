@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_app.compression.coder import Decoder, Encoder, frequencies
 from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.training.adapting import Adaptation
 from lightning_app.training.module import LanguageModule
 

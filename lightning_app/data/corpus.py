@@ -16,6 +16,7 @@ from lightning_app.data.places import DATASET, missing
 from lightning_app.data.reading import BOM, check_file, decoded, read_bytes, say_once, text_files, unify_newlines
 from lightning_app.data.rows import has_rows, read_rows
 from lightning_app.errors import InputError
+from lightning_app.shipped import here_or_shipped
 
 _MANY_NEWLINES = re.compile(r"\n\n\n\n+")  # \n{4,} has no literal start to search for: 10 times slower
 _ROW = re.compile(r"(:\d+|, row \d+|\[\d+\])$")  # in the name of a row's document, behind its source
@@ -77,6 +78,7 @@ def read_documents(path: str, *, text_field: str = "text") -> Iterator[Document]
         raise InputError("the path of a source is empty; give a file, a folder, a pattern or hf:name")
     if path.startswith(DATASET):
         return _read_dataset(path.removeprefix(DATASET), text_field=text_field)
+    path = here_or_shipped(path)
     if Path(path).exists():
         return _read_path(Path(path), text_field=text_field)
     if glob.has_magic(path):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from lightning_app.data.tokenizers.sources import TEMPLATE, TEMPLATES
 from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.code import AUTO_MAP, code_files, descriptions_in
-from lightning_app.export.gguf import TYPES, DType, GGUFExported, check_place, write_gguf
+from lightning_app.export.gguf import GGUFExported, check_place, write_gguf
 from lightning_app.export.gguf_vocabulary import vocabulary
 from lightning_app.export.hub import check_name, push
 from lightning_app.export.model_card import Facts, model_card
@@ -38,14 +37,15 @@ from lightning_app.export.models import (
     uneven_model,
 )
 from lightning_app.export.onnx import check_onnx, write_onnx
+from lightning_app.export.options import DType, ExportOptions
 from lightning_app.export.tokenizer import write_tokenizer
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.hugging_face import without_bars
 from lightning_app.models.pretrained import SPECIAL, PretrainedLM
 from lightning_app.models.registry import describe
-from lightning_app.training import arguments
 from lightning_app.training.checkpoint import load_module, open_checkpoint
+from lightning_app.training.command_options import CheckpointOptions
 from lightning_app.training.find_checkpoint import find_checkpoint
 from lightning_app.training.module import LanguageModule
 
@@ -361,46 +361,20 @@ def _bytes_of(model: PreTrainedModel) -> int:
 # The command
 
 
-def command(argv: Sequence[str]) -> None:
-    """Parse the arguments, export, and say what was written."""
-    args = _parser().parse_args(argv)
-    _check_options(args)
-    if args.push_to_hub:
-        check_name(args.push_to_hub)
-    path = find_checkpoint(args.ckpt_path, Path(args.runs_dir))
-    template = None if args.chat_template is None else Path(args.chat_template)
-    if args.format == "gguf":
-        written = export_gguf(
-            path,
-            Path(args.output),
-            dtype=args.dtype or "f16",
-            dense=args.dense,
-            chat_template=template,
-            overwrite=args.overwrite,
-        )
-        print(*_gguf_report(written, path), sep="\n")
+def export_model(model: CheckpointOptions, written: ExportOptions) -> None:
+    """Export, and say what was written."""
+    if written.push_to_hub:
+        check_name(written.push_to_hub)
+    path = find_checkpoint(model.ckpt_path, model.runs_dir)
+    shared: dict[str, Any] = {name: getattr(written, name) for name in ("dense", "chat_template", "overwrite")}
+    if written.format == "gguf":
+        done = export_gguf(path, written.output, dtype=written.dtype or "f16", **shared)
+        print(*_gguf_report(done, path), sep="\n")
         return
-    done = export(
-        path,
-        Path(args.output),
-        dense=args.dense,
-        onnx=args.onnx,
-        chat_template=template,
-        overwrite=args.overwrite,
-    )
-    for line in report(done, path):
-        print(line)
-    if args.push_to_hub:
-        print(f"on the hub        {push(done.folder, args.push_to_hub, private=args.private)}")
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    """Refuse what would have no effect."""
-    if args.private and not args.push_to_hub:
-        raise InputError("--private is given without --push_to_hub: there is nothing to hide")
-    others = ("onnx", "push_to_hub") if args.format == "gguf" else ("dtype",)
-    if given := [name for name in others if getattr(args, name)]:
-        raise InputError(f"--{given[0]} has no effect on --format {args.format}: leave it out")
+    directory = export(path, written.output, onnx=written.onnx, **shared)
+    print(*report(directory, path), sep="\n")
+    if written.push_to_hub:
+        print(f"on the hub        {push(directory.folder, written.push_to_hub, private=written.private)}")
 
 
 def report(done: Exported, checkpoint: str | Path) -> list[str]:
@@ -431,19 +405,3 @@ def _gguf_report(done: GGUFExported, checkpoint: str | Path) -> list[str]:
     if done.llama_difference is None:
         return [*lines, "llama.cpp         not asked: pip install lightning_app[gguf]"]
     return [*lines, f"llama.cpp         logits differ by at most {done.llama_difference:.2g}"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py export", description=__doc__, allow_abbrev=False)
-    arguments.add_checkpoint(parser)
-    add: Any = parser.add_argument
-    add("--output", required=True, help="the directory to write; with --format gguf the file")
-    add("--format", choices=("hf", "gguf"), default="hf", help="a Hugging Face directory, or a file for llama.cpp")
-    add("--dtype", choices=tuple(TYPES), help="of the matrices in a GGUF file; f16 unless given")
-    add("--chat_template", help="a file in Jinja; without it that of the model's training, or of its tokenizer")
-    add("--dense", action="store_true", help="removed heads and neurons come back as zeros: loads without code")
-    add("--onnx", action="store_true", help="write model.onnx as well")
-    add("--overwrite", action="store_true", help="replace an earlier export in OUTPUT")
-    add("--push_to_hub", metavar="NAME", help="upload the directory as this model, such as user/model")
-    add("--private", action="store_true", help="a model on the hub that only you can see")
-    return parser

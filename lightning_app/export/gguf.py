@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -19,6 +19,7 @@ from lightning_app.errors import InputError
 from lightning_app.export import llama_cpp
 from lightning_app.export.gguf_family import UNEVEN, check_family, head_size, is_uneven, layers_of, rope_of
 from lightning_app.export.gguf_vocabulary import Vocabulary
+from lightning_app.export.options import DType
 from lightning_app.io import remove_leftovers, sync, temporary, writing_into
 from lightning_app.models.gguf import gguf_config, load_gguf
 from lightning_app.models.gguf_rope import FACTORS, llama3_factors
@@ -26,7 +27,6 @@ from lightning_app.models.gguf_rope import FACTORS, llama3_factors
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
 
-DType = Literal["f32", "f16", "q8_0"]
 TYPES: dict[str, gguf.GGMLQuantizationType] = {
     "f32": gguf.GGMLQuantizationType.F32,
     "f16": gguf.GGMLQuantizationType.F16,

@@ -13,7 +13,8 @@ import numpy as np
 import torch  # before faiss: each wheel brings an OpenMP of its own
 from torch import Tensor
 
-from lightning_app.memory.nearness import Metric, distances, exact_differences, prepared
+from lightning_app.memory.kinds import Metric
+from lightning_app.memory.nearness import distances, exact_differences, prepared
 from lightning_app.models.modes import full_precision
 
 import faiss  # isort: skip

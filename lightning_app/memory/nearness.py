@@ -7,12 +7,11 @@ Shapes: Q queries, N rows, D width, K results. Distances: l2 is |q - x|^2, inner
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Metric = Literal["l2", "inner_product", "cosine"]
+from lightning_app.memory.kinds import Metric
 
 LARGEST = {torch.float32: 1e37, torch.float64: 1e300}  # sums of squares up to it overflow nowhere on the way
 SAMPLE = 64  # rows of which the middle is taken

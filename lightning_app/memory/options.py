@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from lightning_app.errors import InputError
-from lightning_app.memory.nearness import Metric
+from lightning_app.memory.kinds import Eviction, IndexType, Metric, Storage
 
-IndexType = Literal["flat", "ivf", "ivfpq", "hnsw"]
-Eviction = Literal["oldest", "least_recently_used", "least_useful", "random", "least_surprising", "lowest_score"]
 COMPETING = ("random", "least_surprising", "lowest_score")  # a new entry may be the one that goes
-Storage = Literal["float32", "float16"]
 STORAGE = {"float32": torch.float32, "float16": torch.float16}
 CHOICES = {"index_type": IndexType, "metric": Metric, "eviction": Eviction, "dtype": Storage}
 LEAST = {"memory_size": 1, "memory_dim": 1, "num_search_results": 1, "span_length": 0, "seed": 0, "m": 2}

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_app.errors import InputError
 from lightning_app.memory.exact_search import Release, as_results, distances_to, first, nearest
 from lightning_app.memory.index import SlotIndex
-from lightning_app.memory.nearness import Metric
+from lightning_app.memory.kinds import Metric
 from lightning_app.memory.slots import UNKNOWN, Entries
 
 

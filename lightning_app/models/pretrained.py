@@ -22,7 +22,7 @@ from lightning_app.data.gguf_file import is_named_gguf, read_gguf
 from lightning_app.errors import InputError, did_you_mean
 from lightning_app.models.adapters import check_adapters, with_adapters
 from lightning_app.models.backbone import Backbone, Cache, HiddenStates
-from lightning_app.models.generation import SAMPLING
+from lightning_app.models.generation_options import SAMPLING
 from lightning_app.models.gguf import gguf_config, gguf_of, load_gguf, vocabulary_of
 from lightning_app.models.gguf_directory import stop_tokens
 from lightning_app.models.hugging_face import CONFIG, GENERATION_CONFIG, without_bars

@@ -7,7 +7,7 @@ import math
 import lightning as L
 
 from lightning_app.data.datamodule import TextDataModule
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.plasticity.importance import Sample
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.plasticity.measurements import cost_of, cross_entropy_of, samples_of

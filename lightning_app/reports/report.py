@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_app.errors import InputError
@@ -30,22 +28,3 @@ def say_damage(folder: RunFolder) -> None:
     """On stderr, where lines of a run's log are left out."""
     if found := folder.damage():
         print(f"warning: {folder.log_file}: {found}", file=sys.stderr)
-
-
-def command(argv: Sequence[str]) -> None:
-    """Parse the arguments, draw the page and say where it is."""
-    args = _parser().parse_args(argv)
-    folder = RunFolder(Path(args.run_dir))
-    page = report(folder, output=Path(args.output) if args.output else None, single_file=args.single_file)
-    say_damage(folder)
-    print(f"page: {page}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run: the one with log.jsonl")
-    parser.add_argument(
-        "--single_file", action="store_true", help="plotly's script (5 MB) is part of the page, not beside it"
-    )
-    parser.add_argument("--output", help="where the page is written; dashboard.html in RUN_DIR without it")
-    return parser

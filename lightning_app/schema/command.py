@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_app.app import Harness
@@ -25,13 +23,11 @@ def text_of(schema: Schema) -> str:
     return rest.removesuffix("\n}") + ',\n "$defs": {\n' + ",\n".join(parts) + "\n }\n}\n"
 
 
-def command(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="main.py schema", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output", type=Path, help="a file; without it the terminal")
-    args = parser.parse_args(argv)
+def write(output: Path | None) -> None:
+    """To a file, or to the terminal."""
     text = text_of(current())
-    if args.output is None:
+    if output is None:
         sys.stdout.write(text)
     else:
-        write_atomic(args.output, text.encode())
-        print(f"{args.output}: {len(text) / 1e6:.2f} MB")
+        write_atomic(output, text.encode())
+        print(f"{output}: {len(text) / 1e6:.2f} MB")

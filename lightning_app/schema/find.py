@@ -1,6 +1,6 @@
 """What a config or a command line has that the schema does not: mistakes that need no import to be seen.
 
-The schema lies in configs/schema.json. Without it, as in another version's installation, nothing is looked at.
+The schema lies in configs/schema.json. Without it nothing is looked at.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 from lightning_app.cli_checks import CONFIG_FILES, command_line_options, option
 from lightning_app.errors import InputError, did_you_mean
+from lightning_app.shipped import shipped
 
 Schema = dict[str, Any]
-PATH = Path(__file__).parents[2] / "configs" / "schema.json"
+PATH = shipped("configs/schema.json")
 CLASS, PARTS = "class_path", ("init_args", "dict_kwargs")
 NAMES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"} | {
     "string": "text",
@@ -35,7 +36,7 @@ DEPTH = 3  # of the keys that are suggested: classes may hold each other without
 
 @cache
 def schema() -> Schema | None:
-    return dict(json.loads(PATH.read_text(encoding="utf-8"))) if PATH.exists() else None
+    return dict(json.loads(PATH.read_text(encoding="utf-8"))) if PATH is not None else None
 
 
 def check_config(config: Any, path: Path) -> None:
@@ -161,8 +162,8 @@ def _near(word: str, before: Sequence[str], known: Iterable[str] | None = None) 
     siblings = known if known is not None else [key for one in _at([_root()], before) for key in _children(one)]
     siblings = [*siblings, *([CLASS] if "init_args" in siblings else [])]
     beside = [one for one in siblings if one.endswith("+") == word.endswith("+")]
-    same = sorted(key for key in _keys() if key.rpartition(".")[2] == word)
-    lasts = {key.rpartition(".")[2]: key for key in reversed(_keys())}
+    same = sorted(key for key in keys() if key.rpartition(".")[2] == word)
+    lasts = {key.rpartition(".")[2]: key for key in reversed(keys())}
     tried = (
         [".".join([*place, one]) for one in difflib.get_close_matches(word, beside, n=1, cutoff=CLOSER)],
         [key for key in same if place and key.startswith(f"{place[0]}.")],
@@ -268,8 +269,10 @@ def _is_open(one: Schema) -> bool:
 
 
 @cache
-def _keys() -> list[str]:
-    """All dotted keys but those of what a part of a class holds, the shortest first."""
+def keys() -> list[str]:
+    """All dotted keys but those of what a part of a class holds, the shortest first; none without the schema."""
+    if schema() is None:
+        return []
     found: dict[str, None] = {}
     stack = [("", [_root()], 0)]
     while stack:

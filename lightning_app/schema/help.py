@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lightning_app.program import program
 from lightning_app.schema.find import CLASS, Schema, class_options, expected, resolved
 
 WIDTH, COLUMN = 118, 44
@@ -33,7 +34,7 @@ def told(whole: Schema, command: str, does: str, classes: Mapping[str, str]) -> 
     """
     options = whole["properties"]
     parts = [
-        f"python main.py {command} --config FILE [--KEY VALUE ...]: {does}",
+        f"{program()} {command} --config FILE [--KEY VALUE ...]: {does}",
         textwrap.fill(HOW, WIDTH),
         *_of_classes(options["model"], classes),
         _section("the run", {key: options[key] for key in sorted(options, key=_rank) if _is_plain(key, options)}, "--"),

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.models.generation import Continuation, GenerationOptions
+from lightning_app.models.generation import Continuation
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.streaming import TextStream
 from lightning_app.training.module import LanguageModule
 

@@ -5,7 +5,6 @@ What begins with a slash is a command: /help lists them.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +19,12 @@ from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.before import Before
 from lightning_app.serving.generate import continue_text
 from lightning_app.serving.turns import take_turns
-from lightning_app.training import arguments
+from lightning_app.training.command_options import ModelOptions, SamplingOptions
+from lightning_app.training.loading import load, read_template
 from lightning_app.training.module import LanguageModule
 from lightning_app.utf8 import as_text, decode
 
@@ -245,23 +245,12 @@ class Session:
         self._say(f"{len(messages)} messages")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py chat", description=__doc__, allow_abbrev=False)
-    arguments.add_model(parser)
-    parser.add_argument("--system", type=as_text, default="", help="what stands before the conversation")
-    arguments.add_chat_template(parser)
-    arguments.add_sampling(parser)
-    return parser
-
-
-def command(argv: Sequence[str]) -> None:
-    """Parse the arguments and talk until the input ends."""
-    args = _parser().parse_args(argv)
-    arguments.sampling(args)  # a value that makes no sense is said before the model is read
-    given = arguments.chat_template(args)
-    path, module, tokenizer = arguments.load(args)
-    options, stop = arguments.sampling(args, module.backbone)
+def talk(model: ModelOptions, sampling: SamplingOptions, *, system: str, chat_template: Path | None) -> None:
+    """Talk until the input ends. The options: see `commands.chat`."""
+    given = read_template(chat_template)
+    path, module, tokenizer = load(model)
+    options = sampling.over(module.backbone.core.sampling)
     template = take_turns(module, tokenizer, given)
     print(f"{path}: write something, /help lists the commands, /quit ends")
-    talk = Conversation(module, tokenizer, template, options, stop, args.system)
-    Session(talk, read=lambda: as_text(input()), write=lambda text: print(text, end="", flush=True)).run()
+    conversation = Conversation(module, tokenizer, template, options, list(sampling.stop), system)
+    Session(conversation, read=lambda: as_text(input()), write=lambda text: print(text, end="", flush=True)).run()

@@ -21,6 +21,7 @@ from lightning_app.training.module import LanguageModule
 
 LONGEST = 1024  # tokens, of a model without a limit of its own
 POSITIONS, ENTRIES = 32, 4
+ALTERNATIVES = 5
 IMPOSSIBLE = 1000.0  # nats of what has no probability: JSON knows no infinity
 
 
@@ -38,6 +39,8 @@ def explain(
     Returns:
         tokens: the T tokens that were looked at, as text: "" for one in the middle of a character.
         surprise: nats of each token given those before it; None of the first.
+        likeliest: of each token the `ALTERNATIVES` that were likeliest in its place, [text, probability]; None of the
+            first.
         What the ideas of the model add: `memory`, `categories`, `heads`; see their `explain`.
     """
     ids = _context(module, tokenizer, text)
@@ -47,6 +50,7 @@ def explain(
     with evaluated(module), module.backbone.outside_session():
         outputs = module.outputs(batch)
         found: dict[str, Any] = {"tokens": seen.tokens, "surprise": _surprise(outputs, len(ids))}
+        found["likeliest"] = _likeliest(outputs, len(ids), tokenizer)
         for idea in here():
             if idea.explain:
                 found |= load(idea.explain)(module, outputs, seen, positions=positions, entries=entries)
@@ -76,6 +80,17 @@ def _pieces(tokenizer: Tokenizer, ids: Sequence[int], *, continues: bool) -> lis
     decoder = tokenizer.stream_decoder(continues=continues)
     each = [decoder(token) for token in ids]
     return [*each[:-1], each[-1] + decoder.flush()]
+
+
+def _likeliest(outputs: Outputs, n: int, tokenizer: Tokenizer) -> list[list[list[Any]] | None]:
+    top = outputs.logits[0, : n - 1].float().softmax(-1).topk(min(ALTERNATIVES, outputs.logits.shape[-1]))
+    each = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    words = [[[_text(tokenizer, token), p] for token, p in zip(ids, ps, strict=True)] for ids, ps in each]
+    return [None, *words]
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.decode_bytes([token], continues=True).decode(errors="replace")
 
 
 def _surprise(outputs: Outputs, n: int) -> list[float | None]:

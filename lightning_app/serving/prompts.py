@@ -11,7 +11,7 @@ from typing import Any
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.io import write_atomic, writing_into
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.batching import Batcher, Job
 from lightning_app.serving.before import Before
 from lightning_app.training.module import LanguageModule

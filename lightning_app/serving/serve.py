@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import ipaddress
-import os
 import signal
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -16,67 +12,42 @@ from fastapi import FastAPI
 
 from lightning_app.errors import InputError
 from lightning_app.reports.run_folder import RunFolder
+from lightning_app.serving.addresses import is_loopback
 from lightning_app.serving.server.app import create_app
 from lightning_app.serving.server.engine import Engine
-from lightning_app.serving.server.service import Limits, Service
+from lightning_app.serving.server.limits import Limits
+from lightning_app.serving.server.service import EXAMPLES, Service
 from lightning_app.serving.turns import take_turns
-from lightning_app.training import arguments
-from lightning_app.utf8 import as_text
+from lightning_app.training.command_options import ModelOptions
+from lightning_app.training.loading import load, read_template
 
-API_KEY = "LIGHTNING_APP_API_KEY"  # the environment's variable
 # seconds for the answers under way: a client that reads no further shall not keep the server for ever
 LONGEST_END = 300
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # names of this machine
 
 
-def _parser() -> argparse.ArgumentParser:
-    limits = Limits()
-    parser = argparse.ArgumentParser(prog="main.py serve", description=__doc__, allow_abbrev=False)
-    arguments.add_model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help=f"another address than loopback needs a key in {API_KEY}")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    parser.add_argument("--name", help="of the model, for clients; that of its run without it")
-    arguments.add_chat_template(parser)
-    parser.add_argument(
-        "--chat_stop", type=as_text, action="append", help="ends an answer of a chat; may be given several times"
-    )
-    parser.add_argument("--max_prompt_tokens", type=int, default=limits.max_prompt_tokens)
-    parser.add_argument("--max_new_tokens", type=int, default=limits.max_new_tokens)
-    parser.add_argument("--max_body", type=int, default=limits.max_body, help="bytes")
-    parser.add_argument("--max_requests", type=int, default=limits.max_requests, help="texts that wait or run")
-    parser.add_argument("--batch_size", type=int, default=limits.batch_size, help="texts that are continued at once")
-    return parser
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def command(argv: Sequence[str]) -> None:
-    """Parse the arguments and serve until SIGTERM or Ctrl-C; answers that are under way are ended first."""
-    args = _parser().parse_args(argv)
-    api_key = os.environ.get(API_KEY) or None
-    if not is_loopback(args.host) and api_key is None:
-        raise InputError(
-            f"host is {args.host}, which others can reach: set a key in the environment's variable {API_KEY}, or "
-            "serve on 127.0.0.1"
-        )
-    limits = Limits(args.max_prompt_tokens, args.max_new_tokens, args.max_body, args.max_requests, args.batch_size)
-    given = arguments.chat_template(args)
-    own = f"[{args.host}]" if ":" in args.host else args.host
-    hosts = (*LOOPBACK, own) if is_loopback(args.host) and api_key is None else ()
-    with _listen(args.host, args.port) as listener:
-        path, module, tokenizer = arguments.load(args)
-        name = args.name or _name(path)
-        template = take_turns(module, tokenizer, given, stop=args.chat_stop)
+def serve_model(
+    model: ModelOptions,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    name: str | None,
+    chat_template: Path | None,
+    stop: list[str] | None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; answers that are under way are ended first. The options: see `commands.serve`."""
+    given = read_template(chat_template)
+    own = f"[{host}]" if ":" in host else host
+    hosts = (*LOOPBACK, own) if is_loopback(host) and api_key is None else ()
+    with _listen(host, port) as listener:
+        path, module, tokenizer = load(model)
+        name = name or _name(path)
+        template = take_turns(module, tokenizer, given, stop=stop)
         engine = Engine(module, tokenizer, batch_size=limits.batch_size, max_waiting=limits.max_requests)
-        service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template)
+        prompts = _prompts(path) or EXAMPLES
+        service = Service(module, tokenizer, engine, name, int(path.stat().st_mtime), limits, template, prompts)
         _serve(create_app(service, api_key=api_key, hosts=hosts), listener, name=name)
 
 
@@ -85,6 +56,14 @@ def _name(checkpoint: Path) -> str:
     place = checkpoint.resolve()
     run = RunFolder.of(place)
     return run.name if run else place.name if place.is_dir() else place.stem
+
+
+def _prompts(checkpoint: Path) -> list[str]:
+    """Those that the run drew samples of; none where its config is not there or has none."""
+    run = RunFolder.of(checkpoint.resolve())
+    callbacks = (run.config().get("trainer") or {}).get("callbacks") if run else None
+    found = [one.get("init_args", {}).get("prompts") for one in callbacks or [] if isinstance(one, dict)]
+    return [str(prompt) for prompts in found if isinstance(prompts, list) for prompt in prompts][: len(EXAMPLES)]
 
 
 def _serve(app: FastAPI, listener: socket.socket, *, name: str) -> None:

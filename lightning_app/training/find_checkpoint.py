@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_app.duration import in_words
 from lightning_app.errors import DamagedError, InputError
 from lightning_app.reports.run_folder import PREVIOUS, RunFolder, checkpoints_below, previous, with_previous
 from lightning_app.training.checkpoint_io import read_checkpoint, read_numbers
@@ -17,6 +22,8 @@ log = logging.getLogger(__name__)
 def find_checkpoint(path: str, runs: Path) -> str:
     """A path as it is; "last" or "best": the newest of that name in the folders `version_*` somewhere below `runs`.
 
+    A line on stderr says which one it is, of which run, and how old.
+
     Where it is damaged the newest whole one is taken, by its step, and a line says so: of the same run, else of the
     version before. For "last" that may be a best checkpoint, from which a run can go on as well.
 
@@ -24,13 +31,24 @@ def find_checkpoint(path: str, runs: Path) -> str:
         InputError: there is none.
     """
     if path in ("last", "best"):
-        return str(_newest(path, runs))
+        found = _newest(path, runs)
+        _say(found)
+        return str(found)
     if not Path(path).exists():
         near = sorted(str(file) for file in checkpoints_below(runs))
         raise InputError(f"there is no checkpoint {path}; those in {runs}: {', '.join(near) or 'none'}")
     if RunFolder(Path(path)).checkpoint("best").is_file():
         raise InputError(f"{path} is the folder of a run: give {RunFolder(Path(path)).checkpoint('best')}")
+    _say(Path(path))
     return path
+
+
+@rank_zero_only
+def _say(path: Path) -> None:
+    run, step = RunFolder.of(path), _step(path) if path.is_file() else -1
+    age = f"{in_words(time.time() - path.stat().st_mtime)} old"
+    told = [*([run.title] if run else []), *([f"step {step:,}"] if step >= 0 else []), age]
+    print(f"checkpoint: {path} ({', '.join(told)})", file=sys.stderr)
 
 
 def whole_or_previous(path: Path) -> Path:

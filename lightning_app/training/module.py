@@ -23,7 +23,8 @@ from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, Outputs
 from lightning_app.models.extension import Extension, Found, grouped
 from lightning_app.models.extension import Regularizer as Regularizer  # where parts of before import it from
-from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
+from lightning_app.models.generation import BatchDecoder, generate
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.losses import IGNORE, cross_entropy
 from lightning_app.models.matrices import Role, roles_of
 from lightning_app.models.model_copy import cores

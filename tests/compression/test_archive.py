@@ -15,14 +15,14 @@ from lightning_app.cli import main as command
 from lightning_app.compression import archive as archives
 from lightning_app.compression.archive import COUNTING, FROZEN, HEAD, OPTIONS, compress, decompress
 from lightning_app.compression.coding import LEARNED, Writing, pass_through
-from lightning_app.compression.command import compress_command
 from lightning_app.compression.setting import Setting
 from lightning_app.data.batch import IGNORE, Batch
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import NGramReader
-from lightning_app.models.generation import GenerationOptions
-from lightning_app.training.adapting import Adaptation, AdaptationOptions
+from lightning_app.models.adaptation_options import AdaptationOptions
+from lightning_app.models.generation_options import GenerationOptions
+from lightning_app.training.adapting import Adaptation
 from tests.made_models import READERS, decoder, ready
 
 ROOT = Path(__file__).parents[2]
@@ -208,4 +208,4 @@ def test_damage_is_said_before_anything_is_computed(plain, monkeypatch, adapts):
 def test_a_rate_without_adapt_is_refused(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(InputError, match="--lr says how a model adapts: give --adapt"):
-        compress_command([str(tmp_path / "a.txt"), "--ckpt_path", "none.ckpt", "--lr", "0.1"])
+        command(["compress", str(tmp_path / "a.txt"), "--ckpt_path", "none.ckpt", "--lr", "0.1", "--debug"])

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate
+from lightning_app.models.generation import BatchDecoder, generate
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.losses import cross_entropy
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import build, describe

@@ -36,7 +36,7 @@ from lightning_app.memory.readers.learned import AdvancedReader
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_capacity
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Extension, Outputs, Regularizer
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.registry import build, describe
 from lightning_app.models.weighing import COUNTED
 from lightning_app.serving.explain import explain

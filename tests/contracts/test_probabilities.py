@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_app.data.batch import Batch
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import CacheReader, KNNReader, NGramReader
-from lightning_app.training.adapting import AdaptationOptions, adapting
+from lightning_app.models.adaptation_options import AdaptationOptions
+from lightning_app.training.adapting import adapting
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule
 from tests.made_models import BLOCK, READERS, decoder, fill, learned_mixture, learned_pointer, ready

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_app.models.backbone import Backbone
-from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.generation import generate
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.losses import cross_entropy
 from lightning_app.plasticity.gates import multiply_by_gates
 from lightning_app.plasticity.kinds import AttentionHeads, units_of

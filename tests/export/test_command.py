@@ -19,19 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
+from lightning_app.cli import main
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.tokenizers import Tokenizer, load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export import command as exporting
 from lightning_app.export.code import _own_imports, flat_name
-from lightning_app.export.command import Exported, command, export
+from lightning_app.export.command import Exported, export
 from lightning_app.export.modeling_lightning_app import CACHE
 from lightning_app.io import temporary_name
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import CacheReader, GatedMixture, NGramReader, PromptReader
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.plasticity.kinds import units_in, units_of
 from lightning_app.training.checkpoint import load_module
@@ -580,7 +581,8 @@ def test_conversations_are_written_as_in_training(tmp_path, kind):
     torch.save(raw, path)
     assert rendered(export(path, tmp_path / "out").folder, talk) == f"<Where?>{tokenizer.decode([tokenizer.eot])}"
     (tmp_path / "given.jinja").write_text("{{ messages[0].role }}é", encoding="utf-8")
-    command(["--ckpt_path", str(path), "--output", f"{tmp_path}/given", "--chat_template", f"{tmp_path}/given.jinja"])
+    words = ["export", "--ckpt_path", str(path), "--output", f"{tmp_path}/given"]
+    main([*words, "--chat_template", f"{tmp_path}/given.jinja"])
     assert rendered(tmp_path / "given", talk) == "useré"
     left = [(tmp_path / name / "additional_chat_templates").exists() for name in ("before", "given")]
     assert left == [kind is not None, False]  # the given one counts with tools, too
@@ -671,19 +673,19 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
     runs = tmp_path / "runs" / "a" / "version_0" / "checkpoints"
     runs.mkdir(parents=True)
     save(ArticleGPT(pruned(decoder())), runs / "best.ckpt")
-    words = ["--ckpt_path", "best", "--runs_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
-    command(words)
+    words = ["export", "--ckpt_path", "best", "--runs_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
+    main(words)
     said = capsys.readouterr().out
     assert "lightning_app: its own code, in the directory" in said
     assert "logits differ by at most 0" in said
     assert "trust_remote_code=True" in said
     assert 'AutoTokenizer.from_pretrained(".", trust_remote_code=True)' in (tmp_path / "out" / "README.md").read_text()
-    command([*words, "--dense", "--overwrite"])
+    main([*words, "--dense", "--overwrite"])
     assert "gpt2: a family of transformers" in capsys.readouterr().out
     with pytest.raises(InputError, match="without --push_to_hub"):
-        command([*words, "--private"])
+        main([*words, "--private", "--debug"])
     with pytest.raises(InputError, match="there is no checkpoint"):
-        command(["--ckpt_path", "nowhere.ckpt", "--output", str(tmp_path / "other")])
+        main(["export", "--ckpt_path", "nowhere.ckpt", "--output", f"{tmp_path}/other", "--debug"])
 
 
 # Without this project

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_app.cli import main
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.gguf_file import read_gguf
 from lightning_app.data.gguf_tokenizer import gguf_tokenizer
@@ -16,7 +17,7 @@ from lightning_app.data.tokenizers import load_tokenizer
 from lightning_app.errors import InputError
 from lightning_app.export import gguf as exporting
 from lightning_app.export import llama_cpp
-from lightning_app.export.command import command, export_gguf
+from lightning_app.export.command import export_gguf
 from lightning_app.io import temporary_name
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
@@ -161,7 +162,8 @@ def test_layers_that_differ_are_written_for_llama_cpp(
     dead[1, :20] = True
     neurons.remove(dead)
     checkpoint = saved(backbone, tmp_path / "some.ckpt")
-    command(["--ckpt_path", str(checkpoint), "--format", "gguf", "--dtype", dtype, "--output", f"{tmp_path}/out.gguf"])
+    written = ["--format", "gguf", "--dtype", dtype, "--output", f"{tmp_path}/out.gguf"]
+    main(["export", "--ckpt_path", str(checkpoint), *written])
     assert "transformers has no family whose layers differ" in capsys.readouterr().out
     file = read_gguf(tmp_path / "out.gguf")
     assert file.architecture == "deci"
@@ -280,12 +282,12 @@ def test_places_that_hold_something_else_are_left_alone(tmp_path: Path):
 @pytest.mark.usefixtures("without_llama_cpp")
 def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     checkpoint = saved(made("llama"), tmp_path / "some.ckpt")
-    arguments = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path / "out.gguf"), "--format", "gguf"]
-    command([*arguments, "--dtype", "q8_0"])
+    arguments = ["export", "--ckpt_path", str(checkpoint), "--output", f"{tmp_path}/out.gguf", "--format", "gguf"]
+    main([*arguments, "--dtype", "q8_0"])
     out = capsys.readouterr().out
     assert "as                llama, q8_0" in out
     assert "llama.cpp         not asked: pip install lightning_app[gguf]" in out
     with pytest.raises(InputError, match=r"--onnx has no effect on --format gguf"):
-        command([*arguments, "--onnx"])
+        main([*arguments, "--onnx", "--debug"])
     with pytest.raises(InputError, match=r"--dtype has no effect on --format hf"):
-        command([*arguments[:4], "--dtype", "f16"])
+        main([*arguments[:5], "--dtype", "f16", "--debug"])

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lightning_app.export.command import export
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import ArticleGPT
 from tests.export.test_command import decoder, pruned, save

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from lightning_app.serving.server.service import Limits
+from lightning_app.serving.server.limits import Limits
 from lightning_app.training.checkpoint import load_module
 from tests.fuzz.files import run_folder
 from tests.fuzz.odd import ODD, deep, spoil

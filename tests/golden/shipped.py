@@ -39,7 +39,6 @@ SMALL = {"embedding_dim": 32, "layers": 2, "heads": 2, "head_size": 16}
 SHORT_SEGMENTS = {"model": {"init_args": {"segment_length": 8}}}
 CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-ins for what is downloaded or large
     "art_gpt2": [OF_A_DOWNLOAD],
-    "art_varda": [SHORT_SEGMENTS],
     "article_gpt_162m": [{"model": {"init_args": {"backbone": SMALL}}}],
     "gpt2": [OF_A_DOWNLOAD],
     "plasticity_smollm2": [{"model": {"init_args": {"backbone": {"init_args": LLAMA}}}}],
@@ -48,7 +47,6 @@ CHANGES: dict[str, list[dict[str, Any]]] = {  # laid over shipped.yaml: stand-in
     "smollm2_varda": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
     "streaming": [{"data": {"train": {"path": "hf:text:data/articles/train/*.txt"}}}],
     "varda_gpt": [OF_A_DOWNLOAD, SHORT_SEGMENTS],
-    "varda_gpt_offline": [SHORT_SEGMENTS],
 }
 SCHEDULES = {  # within 20 steps
     "controller": {"warmup_steps": 4, "controller_update_freq": 4, "steps": 16},

@@ -12,8 +12,8 @@ import yaml
 
 from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
-from lightning_app.models.generation import GenerationOptions
-from lightning_app.serving.server.service import Limits
+from lightning_app.models.generation_options import GenerationOptions
+from lightning_app.serving.server.limits import Limits
 from lightning_app.training.checkpoint import load_module
 from tests.golden.compare import Result, compared
 from tests.golden.runner import HERE, NAMES, run

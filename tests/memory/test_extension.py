@@ -27,7 +27,7 @@ from lightning_app.memory.slots import Entries
 from lightning_app.memory.store import AssociativeMemory
 from lightning_app.models.decoder import Decoder
 from lightning_app.models.extension import Outputs, Regularizer
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe
 from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState

@@ -18,7 +18,7 @@ from lightning_app.data.sources import Source
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import CacheReader, GatedMixture, NGramReader, PointerReader
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.training.callbacks.exact_resume import ExactResume, RandomState
 from lightning_app.training.checkpoint import load_module, start_from
 from lightning_app.training.module import LanguageModule

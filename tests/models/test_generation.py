@@ -8,7 +8,8 @@ import torch
 from lightning_app.errors import InputError
 from lightning_app.models.backbone import Backbone, HiddenStates
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import BatchDecoder, GenerationOptions, generate, use_column_major_weights
+from lightning_app.models.generation import BatchDecoder, generate, use_column_major_weights
+from lightning_app.models.generation_options import GenerationOptions
 
 GREEDY = GenerationOptions(max_new_tokens=5, temperature=0)
 SAMPLED = GenerationOptions(max_new_tokens=5, temperature=1.0, top_k=12, top_p=0.95, seed=7)

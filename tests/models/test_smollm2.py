@@ -16,7 +16,7 @@ from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.gguf_file import read_gguf
 from lightning_app.export import llama_cpp
 from lightning_app.export.gguf import gguf_tensors
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.smollm2 import FILE
 from lightning_app.serving.chat import Conversation
 from lightning_app.serving.turns import take_turns

@@ -32,8 +32,8 @@ def test_the_models_options_come_first_with_defaults(capsys: pytest.CaptureFixtu
 def test_the_classes_are_those_of_the_config(capsys: pytest.CaptureFixture[str]):
     main(["fit", "--config", str(ROOT / "configs" / "varda_gpt_offline.yaml"), "-h"])
     found = sections(capsys.readouterr().out)
-    assert list(found)[2:5] == ["model: VardaGPT", "model.backbone: Decoder", "model.readers: AttentionReader"]
-    assert "--model.readers.store_cost " in found["model.readers: AttentionReader"]
+    assert list(found)[2:5] == ["model: VardaGPT", "model.backbone: Decoder", "model.readers: CacheReader"]
+    assert "--model.readers.lam " in found["model.readers: CacheReader"]
 
 
 def test_without_the_schema_lightning_helps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

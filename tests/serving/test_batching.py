@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.batching import JOIN_EVERY, Batcher, Job
 from lightning_app.training.checkpoint import load_module
 from tests.made_models import READERS

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from lightning_app.cli import main
 from lightning_app.data.chat_template import PLAIN_STOP, ChatTemplate
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving import generate
 from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.chat import Conversation, Session
 from lightning_app.serving.generate import continue_text
 from lightning_app.serving.prompts import answers_as_completed, in_order
-from lightning_app.training import arguments
 from tests.made_models import FOUND, Made, finding
 
 OPTIONS = GenerationOptions(12, temperature=2.0, seed=4)
@@ -64,9 +64,10 @@ def test_the_prompts_of_a_file(made):
 
 
 def test_the_command_shows_the_prompt_alone_and_names_the_document(made, monkeypatch, capsys):
-    monkeypatch.setattr(arguments, "load", lambda _: (Path("tiny.ckpt"), *made))
-    generate.command(
+    monkeypatch.setattr(generate, "load", lambda _: (Path("tiny.ckpt"), *made))
+    main(
         [
+            "generate",
             "--ckpt_path",
             "tiny.ckpt",
             "--prompt",

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_app.data.chat_template import PLAIN_STOP, ChatTemplate
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.chat import Conversation, Session
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.checkpoint import load_module

@@ -40,11 +40,15 @@ def ids_of(text: str) -> torch.Tensor:
 def test_of_a_plain_model_there_are_tokens_and_how_surprising_each_was(plain: Made):
     module, tokenizer = plain
     found = explain(module, tokenizer, TEXT)
-    assert list(found) == ["tokens", "surprise"]
+    assert list(found) == ["tokens", "surprise", "likeliest"]
     assert found["tokens"] == list(TEXT)
     log_p = module(ids_of(TEXT)).detach().log_softmax(-1)[0]
     expected = [-float(log_p[i, ord(character)]) for i, character in enumerate(TEXT[1:])]
     assert found["surprise"] == [None, *(pytest.approx(nats, abs=1e-4) for nats in expected)]
+    assert found["likeliest"][0] is None
+    for likeliest, row in zip(found["likeliest"][1:], log_p.exp(), strict=False):
+        assert [p for _, p in likeliest] == pytest.approx(row.topk(5).values.tolist(), rel=1e-4)
+        assert [tokenizer.decode([int(i)]) for i in row.topk(5).indices] == [text for text, _ in likeliest]
 
 
 def test_characters_of_several_tokens_are_shown_once_they_are_whole(plain: Made):
@@ -60,7 +64,7 @@ def test_of_a_long_text_the_end_counts_from_a_whole_character_on(plain: Made, te
 
 
 def test_without_a_text_a_document_begins(plain: Made):
-    assert explain(*plain, "") == {"tokens": ["<|endoftext|>"], "surprise": [None]}
+    assert explain(*plain, "") == {"tokens": ["<|endoftext|>"], "surprise": [None], "likeliest": [None]}
 
 
 @pytest.mark.parametrize("name", [*NAMES, "sorting", "pruned", "plain"])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.generate import continue_text
 from lightning_app.serving.prompts import answers_as_completed, in_order, read_prompts, write_answers
 from lightning_app.training.checkpoint import load_module

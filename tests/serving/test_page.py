@@ -126,19 +126,23 @@ def streamed(*texts: str) -> tuple[int, list[bytes]]:
     return 200, [*(text_event(text) for text in texts), *end]
 
 
+ABOUT = {"name": "tiny", "kind": "CausalLM", "facts": ["3 parameters"], "prompts": ["Once", "The"]}
+
+
 def refused(status: int, message: str) -> tuple[int, list[bytes]]:
     return of_json({"error": {"message": message, "type": "x", "param": None, "code": None}}, status)
 
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Scripted]]:
-    """`scripted(completions=..., explain=..., models=...)` is a server of these answers."""
+    """`scripted(completions=..., explain=..., about=...)` is a server of these answers."""
     servers = []
 
     def run(**answers: Any) -> Scripted:
-        models = answers.get("models", of_json({"data": [{"id": "tiny"}]}))
+        about = answers.get("about", of_json(ABOUT))
         found = answers.get("explain", of_json({"tokens": [], "surprise": []}))
-        script = {"/v1/models": models, "/explain": found, "/v1/completions": answers.get("completions")}
+        script = {"/about": about, "/explain": found, "/v1/completions": answers.get("completions")}
+        script["/v1/chat/completions"] = answers.get("chat")
         servers.append(Scripted(script))
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
         return servers[-1]
@@ -258,12 +262,12 @@ def test_a_server_that_is_gone(scripted: Callable[..., Scripted], visit: Any):
 
 
 def test_a_key_is_asked_for_kept_for_the_tab_and_sent(scripted: Callable[..., Scripted], visit: Any):
-    def models(headers: Any) -> Any:
+    def about(headers: Any) -> Any:
         if headers["Authorization"] != "Bearer sesame":
             return refused(401, "no key")
-        return of_json({"data": [{"id": "tiny"}]})
+        return of_json(ABOUT)
 
-    server = scripted(models=models, completions=streamed("in"))
+    server = scripted(about=about, completions=streamed("in"))
     page = visit(server.url)
     playwright.expect(page.locator("#key")).to_be_focused()
     assert page.inner_text("#error") == "The server asks for an API key."
@@ -279,7 +283,7 @@ def test_a_key_is_asked_for_kept_for_the_tab_and_sent(scripted: Callable[..., Sc
     generate(page)
     ended(page)
     assert server.asked[-2]["headers"]["Authorization"] == "Bearer sesame"
-    assert page.evaluate("localStorage.length") == 0
+    assert "sesame" not in page.evaluate("JSON.stringify(localStorage)")
 
 
 @pytest.mark.parametrize("how", [pytest.param("button", marks=pytest.mark.slow), "Escape"])
@@ -325,6 +329,109 @@ def test_tokens_are_coloured_by_surprise(scripted: Callable[..., Scripted], visi
     assert page.is_hidden("#surprise")
 
 
+def test_a_token_tells_what_was_likelier_and_the_keyboard_reaches_all_of_them(
+    scripted: Callable[..., Scripted], visit: Any
+):
+    found = {
+        "tokens": ["S", "a", "y", ": ", "o", "k"],
+        "surprise": [None, 0.5, 1.0, 0.1, 2.302585, 0.0],
+        "likeliest": [None, *[[["x", 1.0]]] * 3, [["no", 0.5], ["\n", 0.25], ["o", 0.1]], [["k", 1.0]]],
+    }
+    page = visit(scripted(completions=streamed("ok"), explain=of_json(found)).url)
+    generate(page, "Say: ")
+    page.wait_for_selector("#panels section")
+    tokens = page.locator("#output [role=button]")
+    assert tokens.all_inner_texts() == ["a", "y", ": ", "o", "k"]
+    assert [tokens.nth(i).get_attribute("tabindex") for i in range(5)] == ["0", "-1", "-1", "-1", "-1"]
+    tokens.nth(3).click()
+    said = page.inner_text("#token")
+    assert said.startswith("o has a probability of 10.0\u00a0% here (2.30 nats). The likeliest in its place:")
+    assert page.locator("#token li > :first-child").all_inner_texts() == ["no", "↵", "o"]
+    assert page.inner_text("#token mark") == "o"
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#token").startswith("k has a probability of 100.0")
+    page.keyboard.press("Home")
+    assert page.evaluate("document.activeElement.textContent") == "a"
+    assert page.get_attribute("#output [aria-pressed=true]", "tabindex") == "0"
+
+
+def test_examples_again_and_copy(scripted: Callable[..., Scripted], visit: Any):
+    server = scripted(completions=streamed("x"))
+    page = visit(server.url)
+    assert page.inner_text("header p") == "tiny CausalLM · 3 parameters"
+    assert page.is_disabled("#again")
+    page.click("text=Once")
+    assert page.input_value("#prompt") == "Once"
+    page.fill("#seed", "5")
+    page.click("#generate")
+    ended(page)
+    page.click("#again")
+    ended(page)
+    seeds = [asked["body"]["seed"] for asked in server.asked if asked["path"] == "/v1/completions"]
+    assert seeds == [5, 6]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("#copy")
+    shows(page, "#copy", "Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "Oncex"
+    page.context.clear_permissions()
+
+
+def test_a_conversation(scripted: Callable[..., Scripted], visit: Any):
+    def spoken(*texts: str) -> tuple[int, list[bytes]]:
+        each = [event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}) for text in texts]
+        return 200, [*each, event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), event("[DONE]")]
+
+    server = scripted(chat=spoken("I", " am"))
+    page = visit(server.url)
+    page.click("#as-chat")
+    assert page.is_hidden("#look")
+    generate(page, "who?")
+    ended(page)
+    turns = page.locator(".turn")
+    assert turns.all_inner_texts() == ["You\nwho?", "tiny\nI am"]
+    assert page.input_value("#prompt") == ""
+    server.script["/v1/chat/completions"] = spoken("No.")
+    page.click("#again")
+    ended(page)
+    assert turns.all_inner_texts() == ["You\nwho?", "tiny\nNo."]
+    server.script["/v1/chat/completions"] = refused(400, "too long")
+    generate(page, "and?")
+    shows(page, "#error", "too long")
+    ended(page)
+    assert page.input_value("#prompt") == "and?"
+    server.script["/v1/chat/completions"] = spoken("Yes")
+    page.click("#generate")
+    ended(page)
+    asked = [one["body"]["messages"] for one in server.asked if one["path"] == "/v1/chat/completions"]
+    me, no = {"role": "user", "content": "who?"}, {"role": "assistant", "content": "No."}
+    assert asked == [[me], [me], [me, no, {"role": "user", "content": "and?"}], *asked[-1:]]
+    assert asked[-1] == asked[-2]
+    page.click("#fresh")
+    assert turns.count() == 0
+    page.click("#as-text")
+    assert page.inner_text("#generate") == "Generate"
+
+
+def test_prompt_settings_and_theme_survive_a_reload(scripted: Callable[..., Scripted], visit: Any):
+    page = visit(scripted().url)
+    shows(page, "#model", "tiny")
+    page.fill("#prompt", "a prompt\nof two lines")
+    page.fill("#temperature", "0.3")
+    page.click("#theme")
+    dark = page.get_attribute("html", "data-theme")
+    page.uncheck("#colour")
+    page.reload()
+    shows(page, "#model", "tiny")
+    assert page.input_value("#prompt") == "a prompt\nof two lines"
+    assert page.input_value("#temperature") == "0.3"
+    assert page.get_attribute("html", "data-theme") == dark in ("light", "dark")
+    assert not page.is_checked("#colour")
+    page.evaluate("localStorage.setItem('lightning_app', '{')")
+    page.reload()
+    shows(page, "#model", "tiny")
+    assert page.input_value("#temperature") == "0.8"
+
+
 def test_texts_of_models_and_memories_are_no_html(scripted: Callable[..., Scripted], visit: Any):
     entry = {"id": 1, "text": ATTACK, "next_token": ATTACK, "document": ATTACK, "position": 2, "weight": 0.5}
     read = {"position": 0, "token": ATTACK, "weight": 0.5, "entries": [{**entry, "distance": 1.0}]}
@@ -332,16 +439,19 @@ def test_texts_of_models_and_memories_are_no_html(scripted: Callable[..., Script
     found = {
         "tokens": [ATTACK, ATTACK],
         "surprise": [None, 1.0],
+        "likeliest": [None, [[ATTACK, 0.5], ["b", 0.25]]],
         "memory": [{"reader": ATTACK, "entries": 1, "reads": [read]}],
         "categories": [{**category, "vigilance": 0.4, "inputs": 1, "texts": [ATTACK]}],
         "heads": {"attention": [[True]], "masked": [[False]]},
     }
-    models = of_json({"data": [{"id": ATTACK}]})
-    page = visit(scripted(models=models, completions=streamed(ATTACK), explain=of_json(found)).url)
+    about = of_json({"name": ATTACK, "kind": ATTACK, "facts": [ATTACK], "prompts": [ATTACK]})
+    page = visit(scripted(about=about, completions=streamed(ATTACK), explain=of_json(found)).url)
     generate(page, ATTACK)
     page.wait_for_selector("#panels section")
     assert page.text_content("#output") == ATTACK + ATTACK
-    assert page.text_content("body").count(ATTACK) >= 8
+    page.locator("#output [role=button]").click()
+    assert page.text_content("#token").count(ATTACK) == 2
+    assert page.text_content("body").count(ATTACK) >= 13
     assert page.locator("img, body script:not(:last-child)").count() == 0
     assert "onerror" in page.title()  # that of the model: it was not changed
 
@@ -494,11 +604,13 @@ CONTRASTS = """() => {
 def test_the_keyboard_reaches_everything_in_its_order(scripted: Callable[..., Scripted], visit: Any):
     page = visit(scripted(completions=streamed("x")).url)
     reached = []
-    for _ in range(14):
+    shows(page, "#examples", "OnceThe")
+    for _ in range(18):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     settings = ["max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stops"]
-    assert reached == ["Skip to the text", "theme", "prompt", "generate", "look", "Settings", *settings]
+    first = ["Skip to the text", "as-text", "as-chat", "theme", "prompt", "Once", "The", "generate", "look", "Settings"]
+    assert reached == [*first, *settings]
     unnamed = "[...document.querySelectorAll('input, textarea')].filter((one) => !one.labels.length).length"
     assert page.evaluate(unnamed) == 0

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
+from lightning_app.serving.addresses import API_KEY, is_loopback
 from lightning_app.serving.generate import continue_text
-from lightning_app.serving.serve import API_KEY, _name, is_loopback
+from lightning_app.serving.serve import _name, _prompts
 from lightning_app.training.checkpoint import load_module
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +129,12 @@ def test_on_sigterm_answers_under_way_are_ended_and_no_new_ones_begun(tiny_check
     finally:
         server.kill()
         server.communicate()
+
+
+def test_examples_are_the_prompts_of_the_run(tmp_path: Path, tiny_checkpoint: Path):
+    run = tmp_path / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    samples = {"class_path": "Samples", "init_args": {"prompts": ["a", "b", "c", "d"]}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "X"}, samples]}}))
+    assert _prompts(run / "checkpoints" / "best.ckpt") == ["a", "b", "c"]
+    assert _prompts(tmp_path / "model") == []

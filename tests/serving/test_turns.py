@@ -6,7 +6,8 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lightning_app.data.chat_template import PLAIN_STOP, ChatTemplate
 from lightning_app.data.tokenizers import load_tokenizer
-from lightning_app.models.generation import GenerationOptions, generate
+from lightning_app.models.generation import generate
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import build, describe
 from lightning_app.serving.streaming import TextStream

@@ -15,8 +15,9 @@ from lightning_app.data.datamodule import Dataloader, Source, TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import CacheReader, NGramReader
+from lightning_app.models.adaptation_options import AdaptationOptions
 from lightning_app.models.losses import IGNORE, cross_entropy, token_nll
-from lightning_app.training.adapting import CLIP, RECENT, Adaptation, AdaptationOptions, adapting
+from lightning_app.training.adapting import CLIP, RECENT, Adaptation, adapting
 from lightning_app.training.callbacks.dynamic_evaluation import DynamicEvaluation
 from lightning_app.training.compositions import ArticleGPT
 from lightning_app.training.module import LanguageModule

@@ -15,7 +15,7 @@ from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.sources import Source
 from lightning_app.models.backbone import Backbone
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.pretrained import PretrainedLM
 from lightning_app.models.registry import describe
 from lightning_app.training.callbacks.run_log import read_log

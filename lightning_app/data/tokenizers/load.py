@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import tiktoken
@@ -15,6 +16,8 @@ from lightning_app.data.tokenizers.tiktoken import TiktokenTokenizer
 from lightning_app.errors import InputError
 
 BYTES = "bytes"
+COULD_NOT = (OSError, ValueError, AssertionError, KeyError)  # requests' errors are OSErrors
+TWINS = {"gpt2": "r50k_base", "r50k_base": "gpt2"}  # one vocabulary, which tiktoken has in different files
 
 
 def load_tokenizer(
@@ -27,7 +30,8 @@ def load_tokenizer(
     """Load a tokenizer by name, or train it first.
 
     Args:
-        name: "bytes" (256 bytes and the end of text); a tiktoken encoding such as "r50k_base"; the path of a
+        name: "bytes" (256 bytes and the end of text); a tiktoken encoding such as "r50k_base" (of
+            which "gpt2" is another name: whichever is at hand serves); the path of a
             `.tiktoken` file; or Hugging Face's, see `is_hugging_face`. A `.tiktoken` file that does not exist is
             trained, if `vocab_size` and `training_texts` are given. Where it was trained on other ones, the tokenizer
             is that of a file beside it (see `ensure_trained`).
@@ -92,7 +96,10 @@ def _named_encoding(name: str) -> tiktoken.Encoding:
         )
     try:
         return tiktoken.get_encoding(name)
-    except (OSError, ValueError, AssertionError, KeyError) as error:  # requests' errors are OSErrors
+    except COULD_NOT as error:
+        if name in TWINS:
+            with suppress(*COULD_NOT):
+                return tiktoken.get_encoding(TWINS[name])
         raise InputError(
             f"tiktoken could not load {name!r} ({type(error).__name__}): its file is not in the cache folder, or is "
             "damaged there, and could not be downloaded. Set TIKTOKEN_CACHE_DIR to a folder that has it; or work "

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_app.data.batch import GENERATED, Batch
 from lightning_app.errors import InputError
-from lightning_app.memory.nearness import Metric
-from lightning_app.memory.options import AdvancedMemory, IndexType, MemoryOptions
+from lightning_app.memory.kinds import IndexType, Metric
+from lightning_app.memory.options import AdvancedMemory, MemoryOptions
 from lightning_app.memory.readers.bank import Candidates, MemoryBank, MemoryUpdate, Scope
 from lightning_app.memory.slots import UNKNOWN, Entries, joined
 from lightning_app.memory.store import AssociativeMemory

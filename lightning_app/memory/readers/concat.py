@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
-from lightning_app.memory.nearness import Metric
+from lightning_app.memory.kinds import Metric
 from lightning_app.memory.readers.attention import LARGEST_SCALE
 from lightning_app.memory.readers.bank import Candidates, own_ids
 from lightning_app.memory.readers.base import ReaderOutput, TokenContext

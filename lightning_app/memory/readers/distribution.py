@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_app.errors import InputError
+from lightning_app.memory.kinds import Metric
 from lightning_app.memory.knn import interpolated, joined_with_memory, neighbour_weights, spread
-from lightning_app.memory.nearness import Metric
 from lightning_app.memory.readers.bank import Candidates, MemoryBank, MemoryUpdate, Scope, own_ids
 from lightning_app.memory.readers.base import Reader, ReaderOutput, Said, TokenContext, Writes
 from lightning_app.memory.slots import Entries, joined, mapped

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
-from lightning_app.memory.nearness import Metric
+from lightning_app.memory.kinds import Metric
 from lightning_app.memory.readers.base import ReaderOutput, TokenContext
 from lightning_app.memory.readers.distribution import KNNReader
 from lightning_app.memory.slots import Entries

@@ -27,6 +27,7 @@ from lightning_app.memory.readers import GatedMixture, KNNReader
 from lightning_app.memory.readers.base import TokenContext
 from lightning_app.memory.slots import Entries
 from lightning_app.models.losses import IGNORE, token_nll
+from lightning_app.pulse import counted
 
 BATCH = 16  # windows
 TUNING_TOKENS = 8192  # at most, out of windows that lie evenly in the text
@@ -53,6 +54,10 @@ class Text:
         if not 1 <= stride <= block_size:
             raise InputError(f"stride is {stride}; it must lie between 1 and the block of {block_size} tokens")
         return cls(tokens, TokenWindows(tokens, length, stride=min(stride, length), respect_documents=True))
+
+    def n_batches(self, most: int | None = None, windows: int | None = None) -> int:
+        """How many batches all windows make, or so many of them."""
+        return -(-(len(self.dataset) if windows is None else windows) // min(BATCH, most or BATCH))
 
     def batches(self, numbers: Sequence[int] | None = None, *, most: int | None = None) -> Iterator[Batch]:
         """All windows, or those of some numbers, at most `most` at once."""
@@ -125,7 +130,8 @@ def _scored(batch: Batch, numbers: Tensor) -> Tensor:
 def fill(of: Memory, knn: KNNReader, text: Text, numbers: Sequence[int], *, skipped: list[str]) -> Filled:
     """Store the state at each token of these documents, with the token after it."""
     memory, chosen, entries = knn.bank.shared, torch.tensor(numbers, dtype=torch.int64), 0
-    for batch in text.batches(most=of.lm.most_rows):
+    batches = counted(text.batches(most=of.lm.most_rows), total=text.n_batches(of.lm.most_rows), what="storing")
+    for batch in batches:
         scored = _scored(batch, chosen)
         if not scored.any():
             continue
@@ -169,7 +175,9 @@ class Tuned:
 @torch.no_grad()
 def tune(of: Memory, knn: KNNReader, text: Text) -> Tuned:
     """Choose weight and temperature on a text, and set them."""
-    parts = [_looked_up(of, knn, batch) for batch in text.batches(_spread(text), most=of.lm.most_rows)]
+    numbers, most = _spread(text), of.lm.most_rows
+    batches = counted(text.batches(numbers, most=most), total=text.n_batches(most, len(numbers)), what="tuning")
+    parts = [_looked_up(of, knn, batch) for batch in batches]
     p_model, distances, match = (torch.cat(columns) for columns in zip(*parts, strict=True))
     finite = distances[distances.isfinite()]
     if not len(finite):

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -14,6 +14,7 @@ from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.errors import InputError
 from lightning_app.former import options_of_today
 from lightning_app.io import write_atomic
+from lightning_app.memory.build_options import Filled
 from lightning_app.memory.extension import Memory, memory_of
 from lightning_app.memory.model import MemoryLM
 from lightning_app.memory.readers import KNNReader
@@ -32,7 +33,6 @@ OF_MODEL = ("backbone", "readers", "segment_length", "isolate_segments", "freeze
 PLAIN = ("ArticleGPT", "CausalLM", "VardaGPT")  # with a memory each is a VardaGPT
 MIXTURE = "GatedMixture"
 READERS = "backbone.readers."  # names of their tensors
-FILLED = ("KNNReader", "PromptReader")  # what `memory build` fills
 UNKNOWN_BLOCK = 512
 HEADER = """\
 # {name}: the model of {name}.ckpt, with its memory. Written by `python main.py memory`.
@@ -144,7 +144,7 @@ class Opened:
 
 
 def with_reader(opened: Opened, options: dict[str, Any], part: str = "KNNReader") -> Opened:
-    """The model with an empty reader of these options, one of `FILLED`: behind its others, or for that which it has.
+    """The model with an empty reader of these options, one of `Filled`: behind its others, or for that which it has.
 
     Raises:
         InputError: a `GatedMixture` has learned how much its readers count, and would have another one.
@@ -193,7 +193,7 @@ def _memory_options(description: Description) -> dict[str, Any]:
 
 
 def _is_knn(reader: dict[str, Any]) -> bool:
-    return reader["part"] in FILLED
+    return reader["part"] in get_args(Filled)
 
 
 def with_capacity(opened: Opened, n: int) -> Opened:

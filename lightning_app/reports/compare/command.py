@@ -3,7 +3,6 @@ read."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,30 +103,3 @@ def _read(folder: RunFolder, label: str) -> Run:
     except InputError as error:
         raise InputError(f"{error}; a run without it can be compared, so move it") from None
     return Run(label, str(folder.path), records=records, config=config, samples=samples, samples_from=source)
-
-
-def command(argv: Sequence[str]) -> None:
-    """Parse the arguments, draw the page, print the table and where the page is."""
-    args = _parser().parse_args(argv)
-    page, table = compare(
-        [Path(folder) for folder in args.run_dir],
-        output=Path(args.output),
-        single_file=args.single_file,
-        axis=args.axis,
-        labels=args.labels,
-    )
-    print(f"{table}\n\npage: {page}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "run_dir", metavar="RUN_DIR", nargs="+", help="the folder of a run, or one that holds runs: all of them then"
-    )
-    parser.add_argument("--output", default=FILE_NAME, help=f"where the page is written; {FILE_NAME} without it")
-    parser.add_argument(
-        "--single_file", action="store_true", help="plotly's script (5 MB) is part of the page, not beside it"
-    )
-    parser.add_argument("--axis", choices=AXES, help="of the curves at first; the page has a switch")
-    parser.add_argument("--labels", nargs="+", help="what each run is called")
-    return parser

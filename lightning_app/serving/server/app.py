@@ -76,6 +76,10 @@ def _add_looks(app: FastAPI, service: Service) -> None:
     async def root() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 
+    @app.get("/about")
+    async def about() -> dict[str, Any]:
+        return service.about()
+
     @app.get("/health")
     async def health() -> JSONResponse:
         alive = service.engine.alive

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.batching import Job
 from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.server.engine import FAILED, Engine

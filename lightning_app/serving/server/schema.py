@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lightning_app.data.chats import arguments_of
-from lightning_app.models.generation import SAMPLING, GenerationOptions
+from lightning_app.models.generation_options import SAMPLING, GenerationOptions
 
 MOST_CHOICES, MOST_STOPS = 16, 16
 Some = Field(min_length=1)

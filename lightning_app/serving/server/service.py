@@ -6,39 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
+
 from lightning_app.data.chat_template import ChatTemplate
 from lightning_app.data.chat_tokens import prompt_ids
 from lightning_app.data.tokenizers import Tokenizer
-from lightning_app.errors import InputError
+from lightning_app.plugins import here, load
 from lightning_app.serving.before import NOTHING, Before
 from lightning_app.serving.server.completions import Answer, Kind
 from lightning_app.serving.server.engine import Engine
+from lightning_app.serving.server.limits import Limits
 from lightning_app.serving.server.schema import ChatRequest, CompletionRequest, Sampling, Texts, each_of, error
 from lightning_app.training.module import LanguageModule
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and all together, may ask for.
-
-    Attributes:
-        max_prompt_tokens: of each prompt. A model sees the end of a prompt beyond its context.
-        max_new_tokens: of each answer.
-        max_body: bytes of a request.
-        max_requests: texts that wait or run.
-        batch_size: texts that are continued at once.
-    """
-
-    max_prompt_tokens: int = 4096
-    max_new_tokens: int = 1024
-    max_body: int = 2**20
-    max_requests: int = 256
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+EXAMPLES = ("The", "Once upon a time", "In the beginning")  # prompts
 
 
 class RefusedError(Exception):
@@ -61,6 +42,7 @@ class Service:
     Attributes:
         name: of the model, for clients.
         created: when it was trained, in seconds since 1970.
+        prompts: examples, of the run's own where it has some.
     """
 
     module: LanguageModule
@@ -70,6 +52,22 @@ class Service:
     created: int
     limits: Limits = field(default_factory=Limits)
     template: ChatTemplate = field(default_factory=ChatTemplate)
+    prompts: Sequence[str] = EXAMPLES
+
+    def about(self) -> dict[str, Any]:
+        """What the model is, in plain types."""
+        longest = self.module.backbone.core.max_length
+        size = get_human_readable_count(sum(weight.numel() for weight in self.module.parameters())).strip()
+        facts = [f"{size} parameters", f"sees {longest:,} tokens"] if longest else [f"{size} parameters"]
+        held = [load(idea.card)(self.module).partition(";")[0] for idea in here() if idea.card]
+        facts += [f"a vocabulary of {self.tokenizer.vocab_size:,}", *(one for one in held if one[:2] not in ("", "0 "))]
+        return {
+            "name": self.name,
+            "kind": type(self.module).__name__,
+            "created": self.created,
+            "facts": facts,
+            "prompts": list(self.prompts),
+        }
 
     def check_model(self, name: str) -> None:
         """Refuse another model's name."""

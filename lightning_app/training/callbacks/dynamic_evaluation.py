@@ -9,7 +9,8 @@ import lightning as L
 
 from lightning_app.data.batch import Batch
 from lightning_app.errors import InputError
-from lightning_app.training.adapting import Adaptation, AdaptationOptions, adapting
+from lightning_app.models.adaptation_options import AdaptationOptions
+from lightning_app.training.adapting import Adaptation, adapting
 from lightning_app.training.callbacks.run_callback import RunCallback
 
 COMMANDS = ("validate", "test")

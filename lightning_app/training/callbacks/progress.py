@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 import sys
 import time
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from lightning_app.data.accumulation import steps_in
+from lightning_app.duration import clock
+from lightning_app.streams import quiet_for
 from lightning_app.training.callbacks.run_callback import RunCallback
 from lightning_app.training.lightning_internals.callbacks import timers
 from lightning_app.training.module import LanguageModule
 
+LONGEST_QUIET = 10.0  # seconds without a line, where the output is not a terminal
 EVERY = 5  # batches between two redraws of the bar, where no extension shows anything
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    text = str(timedelta(seconds=max(0, round(seconds))))
-    return text.removeprefix("0:").removeprefix("0") if text.startswith("0:") else text
 
 
 class ProgressLine(RunCallback, TQDMProgressBar):
@@ -30,12 +26,12 @@ class ProgressLine(RunCallback, TQDMProgressBar):
 
     A module with regularisers also has there its cross-entropy, the regularisers' terms and what else they show
     (`Extension.on_bar`), at each step. Where the output is not a terminal (a file, a CI log), only the lines are
-    written.
+    written, and one more behind a step where none came for some ten seconds.
     """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=EVERY if sys.stdout.isatty() else 0)
-        self._started = 0.0
+        self._started = self._said = 0.0
         self._first_step = 0
         self._each_step = False
 
@@ -72,11 +68,27 @@ class ProgressLine(RunCallback, TQDMProgressBar):
         super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        metrics = {**trainer.progress_bar_metrics, **_learned(pl_module)}
-        names = [*(name for name in metrics if name.startswith("train/")), "val/loss"]
+        self._say(trainer, pl_module, "val/loss")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        quiet = min(quiet_for(), time.monotonic() - max(self._said, self._started))
+        if self.refresh_rate == 0 and quiet > LONGEST_QUIET and trainer.is_global_zero:
+            self._say(trainer, pl_module)
+
+    def _say(self, trainer: L.Trainer, module: L.LightningModule, *names: str) -> None:
+        """The line of a step: of training's numbers all, of others those that are named."""
+        metrics = {**trainer.progress_bar_metrics, **_learned(module)}
+        names = (*(name for name in metrics if name.startswith("train/")), *names)
         shown = [f"{name} {_number(metrics[name])}" for name in names if name in metrics]
         where = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}"]
-        self.print("  ".join([*where, *shown, f"elapsed {clock(time.monotonic() - self._started)}"]))
+        left = self.seconds_left(trainer)
+        times = [
+            f"elapsed {clock(time.monotonic() - self._started)}",
+            *([] if left is None else [f"left {clock(left)}"]),
+        ]
+        self.print("  ".join([*where, *shown, *times]))
+        self._said = time.monotonic()
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Above the bar where there is one, else plainly."""

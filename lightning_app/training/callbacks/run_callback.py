@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.training.module import LanguageModule
 
 

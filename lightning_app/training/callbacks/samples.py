@@ -10,7 +10,7 @@ import torch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.data.strategies import shards_parameters
 from lightning_app.errors import InputError
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.reports.run_folder import RunFolder
 from lightning_app.training.callbacks.logger_output import log_texts
 from lightning_app.training.callbacks.run_callback import Prompts, RunCallback

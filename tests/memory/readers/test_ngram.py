@@ -16,7 +16,7 @@ from lightning_app.errors import InputError
 from lightning_app.memory.extension import VardaGPT
 from lightning_app.memory.readers import NGramReader
 from lightning_app.memory.readers.ngram import likeliest_weight
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.modes import evaluated
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.compositions import ArticleGPT

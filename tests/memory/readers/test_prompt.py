@@ -15,7 +15,7 @@ from lightning_app.memory.slots import Entries
 from lightning_app.memory.tools.build import Text, fill
 from lightning_app.memory.tools.inspect import entries_by_document, keys_of, remove_documents
 from lightning_app.models.extension import Found
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from tests.made_models import BLOCK, decoder, ready
 
 TEXTS = {

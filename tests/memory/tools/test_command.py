@@ -28,7 +28,7 @@ from lightning_app.memory.tools.build import Text, fill, tune
 from lightning_app.memory.tools.checkpoint import Opened, fitting, with_capacity, with_reader
 from lightning_app.memory.tools.command import _line
 from lightning_app.memory.tools.inspect import Neighbour, problems, recall
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.models.model_copy import ModelCopy
 from lightning_app.plasticity.kinds import units_in
 from lightning_app.serving.generate import continue_text
@@ -552,7 +552,10 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
         (("build", "--ckpt_path", PLAIN, "--stride", "0"), "stride is 0; it must lie between 1 and the block of 16"),
         (("build", "--ckpt_path", PLAIN, "--text", "nowhere.txt"), "no such file: nowhere.txt"),
         (("build", "--ckpt_path", PLAIN, "--memory_size", "0"), "memory_size is 0: give at least 1"),
-        (("build", "--ckpt_path", PLAIN, "--lam", "2"), "lam is 2.0; it must lie between 0 and 1"),
+        (
+            ("build", "--ckpt_path", PLAIN, "--lam", "2", "--temperature", "1"),
+            "lam is 2.0; it must lie between 0 and 1",
+        ),
         (("build", "--ckpt_path", PLAIN, "--reader", "PromptReader", "--tune", "val.txt"), "PromptReader has no lam"),
         (
             ("build", "--ckpt_path", PLAIN, "--reader", "PromptReader", "--lam", "0.5", "--temperature", "1"),
@@ -562,8 +565,8 @@ def test_vectors_beside_the_checkpoint_go_everywhere_with_it(folder: Path, fails
         (("build", "--ckpt_path", PLAIN, "--device", "abacus"), "device 'abacus' cannot be used here"),
         (("build", "--ckpt_path", "nowhere.ckpt"), "there is no checkpoint nowhere.ckpt"),
         (("build", "--ckpt_path", "alone.ckpt"), "no config of the run lies beside alone.ckpt: .* --text PATH"),
-        (("forget", "--ckpt_path", MEMORY), "invalid choice: 'forget'"),
-        (("list",), "required: --ckpt_path"),
+        (("forget", "--ckpt_path", MEMORY), 'unknown command "forget"'),
+        (("list",), "memory list needs --ckpt_path"),
     ],
 )
 def test_bad_input(folder: Path, fails: Callable[..., str], words: tuple[str, ...], error: str):

@@ -16,7 +16,8 @@ import uvicorn
 from lightning_app.data.tokenizers import Tokenizer
 from lightning_app.serving.server.app import create_app
 from lightning_app.serving.server.engine import Engine
-from lightning_app.serving.server.service import Limits, Service
+from lightning_app.serving.server.limits import Limits
+from lightning_app.serving.server.service import Service
 from lightning_app.serving.turns import take_turns
 from lightning_app.training.checkpoint import load_module
 from lightning_app.training.module import LanguageModule

@@ -16,13 +16,14 @@ import torch
 from starlette.requests import ClientDisconnect
 
 from lightning_app.data.chat_template import ChatTemplate
-from lightning_app.models.generation import BatchDecoder, GenerationOptions
+from lightning_app.models.generation import BatchDecoder
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.generate import continue_text
 from lightning_app.serving.serve import LOOPBACK
 from lightning_app.serving.server import guard
 from lightning_app.serving.server.app import Events, content_security_policy
+from lightning_app.serving.server.limits import Limits
 from lightning_app.serving.server.schema import ChatRequest
-from lightning_app.serving.server.service import Limits
 from lightning_app.training.checkpoint import load_module
 
 
@@ -52,6 +53,14 @@ def events(response: httpx.Response) -> list[dict]:
 
 
 # The interface
+
+
+def test_it_tells_what_the_model_is(server):
+    about = httpx.get(f"{server.url}/about").json()
+    assert (about["name"], about["kind"]) == ("tiny", "ArticleGPT")
+    assert re.fullmatch(r"\d+(\.\d)? [KM] parameters", about["facts"][0])
+    assert "a vocabulary of 257" in about["facts"]
+    assert len(about["prompts"]) == 3
 
 
 def test_the_model_is_listed(client):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.server.completions import Answer
 from lightning_app.serving.server.schema import ChatRequest, CompletionRequest
 

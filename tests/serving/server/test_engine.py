@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.batching import Job
 from lightning_app.serving.server.engine import FAILED, Engine, QueueFullError, StoppedError
 from lightning_app.training.checkpoint import load_module

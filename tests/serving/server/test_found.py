@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.generate import continue_text
-from lightning_app.serving.server.service import Limits
+from lightning_app.serving.server.limits import Limits
 from tests.made_models import FOUND, finding
 
 FOX, SEA = "a brown fox jumps", "waves from the sea"

@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_app.training.callbacks import progress
-from lightning_app.training.callbacks.progress import ProgressLine, clock
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (62.4, "1:02"), (725, "12:05"), (3723, "1:02:03"), (-5, "0:00")]
-)
-def test_clock(seconds: float, text: str):
-    assert clock(seconds) == text
+from lightning_app.training.callbacks.progress import ProgressLine
 
 
 def trainer(**options: Any) -> Any:
@@ -99,6 +92,16 @@ def test_without_regularisers_the_bar_is_drawn_every_five_steps(
     main("fit", "--config", "tiny.yaml", "--trainer.val_check_interval", 6)
     assert {shown["step"] for shown in at_a_terminal} == {5, 6}  # the validation draws too
     assert not {"ce", "art_clusters"} & set(at_a_terminal[0])
+
+
+def test_without_a_terminal_a_line_comes_behind_a_step_where_none_came_for_a_while(
+    folder: Path, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(progress, "LONGEST_QUIET", 0.0)
+    main("fit", "--config", "tiny.yaml", "--trainer.val_check_interval", 6)
+    out = capsys.readouterr().out
+    line = r"(?m)^epoch \d  step (\d)  train/loss \d\.\d{4}  elapsed 0:\d\d  left 0:\d\d$"
+    assert re.findall(line, out) == list("123456")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from lightning_app.data.datamodule import TextDataModule
 from lightning_app.errors import InputError
 from lightning_app.models.decoder import Decoder
-from lightning_app.models.generation import GenerationOptions
+from lightning_app.models.generation_options import GenerationOptions
 from lightning_app.serving.generate import continue_text
 from lightning_app.training.callbacks.samples import Samples, continued
 from lightning_app.training.compositions import ArticleGPT
