@@ -233,6 +233,7 @@ def test_the_terminal_has_both_tables():
 def test_one_run_is_a_page_of_one():
     page = draw_comparison([run("a")])
     assert "<h1>a</h1>" in page
+    assert 'const compared = {"titles"' in page  # its script is code, not text
     assert "Change: of bits per byte" not in page
 
 
