@@ -71,9 +71,16 @@ def note(text: str) -> Markup:
     return html('<p class="note">{}</p>', text)
 
 
-def html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = ()) -> str:
-    """The first cell of a row names it. Columns of `texts` are aligned to the left."""
-    return part("table", caption, heads, rows, texts)
+def html_table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    texts: Sequence[int] = (),
+    sortable: bool = False,
+) -> str:
+    """The first cell of a row names it. Columns of `texts` are aligned to the left; a click on a head sorts."""
+    return part("table", caption, heads, rows, texts, sortable)
 
 
 # Numbers

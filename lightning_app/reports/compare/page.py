@@ -20,49 +20,72 @@ from lightning_app.reports.compare.charts import (
     missing_on,
     reached,
 )
-from lightning_app.reports.compare.tables import ABSENT_WORD, Table, costs, legend, peers, results
-from lightning_app.reports.groups import BASE, NO_CHANCE, Group, cautions, groups_of
+from lightning_app.reports.compare.tables import (
+    ABSENT_WORD,
+    Table,
+    change,
+    costs,
+    legend,
+    nothing_measured,
+    peers,
+    results,
+)
+from lightning_app.reports.groups import BASE, NO_CHANCE, Group, baseline_of, cautions, groups_of, living, ranked
 from lightning_app.reports.html import html, rendered, source
 from lightning_app.reports.page import Section, draw_page, embedded, write_page
 from lightning_app.reports.parts import Fold, Grid, Part, html_table, note, plain, samples_of
-from lightning_app.reports.runs import ABSENT, AXES, Run, differing
+from lightning_app.reports.runs import ABSENT, AXES, Run, changes_result, differing
 
 FILE_NAME = "compare.html"
 LONGEST = 4_000  # characters of a sample that are shown
 OPEN_PROMPTS = 3  # further ones are folded
 
 
-def write_comparison(runs: Sequence[Run], path: Path, *, axis: str = "steps", single_file: bool = False) -> Path:
+def write_comparison(
+    runs: Sequence[Run], path: Path, *, axis: str = "steps", single_file: bool = False, baseline: str | None = None
+) -> Path:
     """Write the page to `path`; see `draw_comparison`.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    return write_page(draw_comparison(runs, axis=axis, single_file=single_file), path, single_file=single_file)
+    return write_page(
+        draw_comparison(runs, axis=axis, single_file=single_file, baseline=baseline), path, single_file=single_file
+    )
 
 
-def draw_comparison(runs: Sequence[Run], *, axis: str = "steps", single_file: bool = False) -> str:
+def draw_comparison(
+    runs: Sequence[Run], *, axis: str = "steps", single_file: bool = False, baseline: str | None = None
+) -> str:
     """The page.
 
     Args:
         runs: at least one.
         axis: that of the curves at first: one of `AXES` that a run's log has.
         single_file: plotly's script (5 MB) is part of the page; otherwise `plotly.min.js` has to lie beside it.
+        baseline: label of the run that others are compared with at first; None: the first one.
+
+    Raises:
+        InputError: there is no such baseline.
     """
     main, others = curves(runs, axis)
-    subject = Comparison(runs, groups_of(runs), main, others, axis)
+    alive = living(runs)
+    groups = ranked(groups_of(alive))
+    subject = Comparison(runs, groups, baseline_of(groups, alive, baseline), main, others, axis)
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
-    data = html("\nconst compared = {};\n", embedded(for_script([*main, *others], runs)))
+    found = for_script([*main, *others], runs) | {"changes": [[change(one, base) for one in groups] for base in groups]}
+    data = html("\nconst compared = {};\n", embedded(found))
     style, script = source("compare.css"), data + source("compare.js")
     return draw_page(SECTIONS, subject, title=title, single_file=single_file, style=style, script=script)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the page is about: runs, those of them that belong together, and their curves on an axis."""
+    """What the page is about: runs, those of them that belong together, the best first, and their curves on an axis."""
 
     runs: Sequence[Run]
     groups: Sequence[Group]
+    baseline: Group
     main: Sequence[Curves]
     others: Sequence[Curves]
     axis: str
@@ -74,7 +97,7 @@ class Comparison:
 def _html(table: Table, caption: str, runs: Sequence[Run], groups: Sequence[Group]) -> str:
     heads, rows = table
     cells = [[_name(group, runs), *map(_cell, row[1:])] for group, row in zip(groups, rows, strict=True)]
-    return html_table(caption, heads, cells, texts=(0,))
+    return html_table(caption, heads, cells, texts=(0,), sortable=len(groups) > 1)
 
 
 def _name(group: Group, runs: Sequence[Run]) -> str:
@@ -103,10 +126,26 @@ def _cell(text: str) -> str:
 
 def _results(of: Comparison) -> list[Part]:
     runs, groups = of.runs, of.groups
-    warnings = [html('<p class="caution">{}</p>', caution) for caution in cautions(runs)]
+    warnings = [html('<p class="caution">{}</p>', caution) for caution in cautions(living(runs))]
     chart = reached(groups, runs)
-    table = _html(results(groups), "At the best validation of each run", runs, groups)
-    return [_lead(groups), *warnings, table, note(legend(groups)), chart if chart.data else "", _peers(of)]
+    table = _html(results(groups, of.baseline), "At the best validation of each run", runs, groups)
+    dead = nothing_measured(runs)
+    said = [_baselines(of), *warnings, table, note(dead) if dead else "", _legend(of)]
+    return [_lead(groups), *said, chart if chart.data else "", _peers(of)]
+
+
+def _legend(of: Comparison) -> str:
+    """With the name of the baseline in an element of its own, which the switch changes."""
+    before, name, after = legend(of.groups, of.baseline).partition(f"against {of.baseline.label}, ")
+    marked = html('against <span id="against">{}</span>, ', of.baseline.label) if name else ""
+    return note(html("{}{}{}", before, marked, after))
+
+
+def _baselines(of: Comparison) -> str:
+    """A switch for what the changes are measured against."""
+    names = [group.label for group in of.groups]
+    chosen = of.groups.index(of.baseline)
+    return rendered("baselines.html", names=names, chosen=chosen) if len(names) > 1 else ""
 
 
 def _peers(of: Comparison) -> str:
@@ -186,11 +225,11 @@ def _options(of: Comparison) -> list[Part]:
         parts.append(_missing(f"no config.yaml in the folder of {', '.join(without)}"))
     if len(known) < 2:
         return [*parts, note("Options differ between two runs or more.")]
-    found = differing(known)
+    found = {key: values for key, values in differing(known).items() if changes_result(key)}
     of_all = {key: values for key, values in found.items() if ABSENT not in values}
     of_some = {key: values for key, values in found.items() if ABSENT in values}
-    total = len({key for run in known for key in run.options})
-    parts.append(note(f"{len(of_all)} of {total} options differ."))
+    total = len({key for run in known for key in run.options if changes_result(key)})
+    parts.append(note(f"{len(of_all)} of {total} options that can change a result differ."))
     if of_all:
         parts.append(_values("Options that all have", of_all, known))
     if of_some:
