@@ -13,8 +13,10 @@ from lightning_app.plasticity.report.facts import (
     baseline_and_now,
     unpruned,
 )
+from lightning_app.plasticity.report.proofs import limit_of
 from lightning_app.plasticity.report.summary import measure
 from lightning_app.reports.events import Cost
+from lightning_app.reports.html import html
 from lightning_app.reports.page import Section
 from lightning_app.reports.parts import (
     Fold,
@@ -114,12 +116,13 @@ def _rates(records: Sequence[Record]) -> list[Part]:
 
 
 def _proofs(records: Sequence[Record]) -> list[Part]:
+    found = [(one, *check) for one in events(records, Proof) for check in (one.checks or {}).items()]
     rows = [
-        [plain(one.cycle), f"{one.step:,}", name, _check(value)]
-        for one in events(records, Proof)
-        for name, value in (one.checks or {}).items()
+        [plain(one.cycle), f"{one.step:,}", name, _check(value), limit_of(name) or "\u2013"]
+        for one, name, value in found
     ]
-    proofs = html_table("What was proved after each change", ("cycle", "step", "check", "result"), rows, texts=(2,))
+    heads = ("cycle", "step", "check", "result", "limit")
+    proofs = html_table("What was proved after each change", heads, rows, texts=(2, 4))
     undone = [
         [
             plain(one.cycle),
@@ -133,9 +136,16 @@ def _proofs(records: Sequence[Record]) -> list[Part]:
     names = ("cycle", "step", "cross-entropy", "limit", "why")
     none = note("No rollback in this log.")
     return [
-        proofs if rows else not_logged(["proof"]),
+        *([_proved([value for *_, value in found]), proofs] if rows else [not_logged(["proof"])]),
         html_table("Rollbacks", names, undone, texts=(4,)) if undone else none,
     ]
+
+
+def _proved(values: Sequence[Any]) -> str:
+    """The verdict. Only what holds is logged, since a check that fails ends the run; older logs have False."""
+    passed = sum(value is not False for value in values)
+    kind = "good" if passed == len(values) else "bad"
+    return html('<p class="lead"><strong class="{}">{} of {} checks passed.</strong></p>', kind, passed, len(values))
 
 
 def _check(value: Any) -> str:

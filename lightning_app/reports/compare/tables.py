@@ -34,7 +34,7 @@ def results(groups: Sequence[Group], baseline: Group) -> Table:
 
 
 def change(group: Group, baseline: Group) -> str:
-    """Of bits per byte, in per cent."""
+    """How much more bits per byte than the baseline, in per cent."""
     return "\u2013" if group is baseline else _interval(against(group, baseline), "{:+.1f}", unit=" %")
 
 
