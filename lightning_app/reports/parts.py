@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,14 +109,20 @@ def si(value: float, unit: str = "") -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of the log as text."""
+    """A value of the log in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.5g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return "\u2013"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ("; " if any(isinstance(one, dict | list) for one in value) else ", ").join(map(plain, value))
+    return str(value)
 
 
 def samples_of(prompt: str, texts: Sequence[tuple[str, str]], *, opened: bool) -> Fold:

@@ -9,7 +9,7 @@ from jinja2 import UndefinedError
 
 from lightning_app.reports.html import html, part, rendered, source
 from lightning_app.reports.page import embedded
-from lightning_app.reports.parts import Fold, html_of, html_table, note, samples_of
+from lightning_app.reports.parts import Fold, html_of, html_table, note, plain, samples_of
 
 ATTACK = "</script><script>alert(1)</script><img src=x onerror='alert(1)'>"
 
@@ -30,6 +30,12 @@ def test_a_plain_text_is_text_wherever_it_stands_on_a_page():
     assert "<script" not in drawn
     assert "<img" not in drawn
     assert "<" not in embedded({"text": ATTACK})
+
+
+def test_facts_are_words_and_not_json():
+    splits = [{"split": "train", "bytes": 12_000, "text": None}, {"split": "val", "share": 0.5}]
+    assert plain(splits) == "split train, bytes 12,000, text \u2013; split val, share 0.5"
+    assert plain([1, True, ATTACK]) == f"1, yes, {ATTACK}"
 
 
 def test_html_of_ours_stays_html():
