@@ -16,6 +16,7 @@ from lightning_app.reports.intervals import Estimate
 from lightning_app.reports.runs import Run
 
 FIGURES = (".pdf", ".svg", ".png")
+MARKED = 50  # points of a curve up to which each is marked
 LINES = ("-", "--", ":", "-.")
 LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u2013": "--"}
@@ -71,7 +72,8 @@ def write_figure(runs: Sequence[Run], path: Path, *, axis: str) -> None:
     for number, run in enumerate(runs):
         if (y := run.values(name)) and (x := run.series(name, axis)):
             style = LINES[number // 10 % len(LINES)]
-            axes.plot([one / scale for one in x], y, style, label=run.label.replace("$", r"\$"), linewidth=1.4)
+            label, marker = run.label.replace("$", r"\$"), "o" if len(y) <= MARKED else ""  # a single point has no line
+            axes.plot([one / scale for one in x], y, style, label=label, linewidth=1.4, marker=marker, markersize=3)
     axes.set(xlabel=titles(runs)[axis], ylabel=MAIN[name])
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", fontsize="small")

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from matplotlib import image
 
 from lightning_app.errors import InputError
 from lightning_app.reports.compare.files import write_csv, write_figure, write_latex
@@ -38,6 +39,13 @@ def test_a_figure_has_the_format_of_its_name(ending: str, begin: bytes, tmp_path
     path = tmp_path / f"f{ending}"
     write_figure([run("a $x", log(2.2)), run("b", x=1)], path, axis="tokens")
     assert path.read_bytes().startswith(begin)
+
+
+def test_a_curve_of_one_point_is_seen(tmp_path: Path):
+    steps = [log(level, steps=(10,)) for level in (2.0, 2.2)]
+    write_figure([run("a", steps[0]), run("b", steps[1], x=1)], tmp_path / "f.png", axis="steps")
+    pixels = image.imread(tmp_path / "f.png")[:, :700, :3]  # left of the legend
+    assert (pixels.max(-1) - pixels.min(-1) > 0.3).sum() > 20  # coloured
 
 
 def test_a_figure_that_cannot_be_drawn_is_refused(tmp_path: Path):
