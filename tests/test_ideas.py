@@ -133,7 +133,7 @@ def test_the_page_of_a_run_of_an_idea_that_is_gone_says_so(without: Callable[[st
     ((code, _, error),) = run(folder, ["report", str(version)])
     assert (code, error) == (0, "")
     page = (version / "dashboard.html").read_text()
-    assert "Not drawn: the idea &#x27;plasticity&#x27; is not here: put its folder lightning_app/plasticity" in page
+    assert "Not drawn: the idea &#39;plasticity&#39; is not here: put its folder lightning_app/plasticity" in page
     assert "plasticity_started" not in page
     assert '<th scope="row" class="text">closed</th>' in page  # the rest is there
 
