@@ -50,7 +50,7 @@ def _with_trainer(does: str) -> Callable[..., None]:
 
 
 def _is_usual(key: str) -> bool:
-    """Of the Trainer's parts, which are many and seldom changed, there is nothing."""
+    """False of what belongs to a part of the Trainer: there are many, which are seldom changed."""
     return not key.startswith("trainer.") or key.count(".") == 1
 
 

@@ -154,7 +154,8 @@ def test_a_checkpoint_whose_idea_is_gone_is_refused_in_one_line(
     checkpoint = BEFORE / NEEDS[idea] / "version_0/checkpoints/last.ckpt"
     with pytest.raises(SystemExit) as stopped:
         main(["generate", "--ckpt_path", str(checkpoint), "--prompt", "a"])
-    (line,) = capsys.readouterr().err.splitlines()
+    which, line = capsys.readouterr().err.splitlines()
+    assert which.startswith(f"checkpoint: {checkpoint}")
     assert stopped.value.code == 1
     assert line.startswith("error: ")
     assert line.endswith(f"the idea {idea!r} is not here: put its folder lightning_app/{idea} back")

@@ -43,7 +43,7 @@ def test_callbacks_give_way_or_stand_beside():
     assert left() == left(ModelCheckpoint(monitor="val/loss"), EarlyStopping("val/ce")) == set()
     assert left(without=(ProgressBar,)) == left(TQDMProgressBar()) == left(RichProgressBar()) == {"ProgressLine"}
     assert left(without=(Checkpoint,)) == {"ModelCheckpoint"}
-    assert left(without=(ModelSummary,)) == left(RichModelSummary()) == {"ModelSummary"}
+    assert left(without=(ModelSummary,)) == left(RichModelSummary()) == {"ModelTable"}
     assert left(Dashboard(), Throughput(measure_peak=False)) == {"Dashboard", "Throughput"}
     with pytest.raises(InputError, match=r"trainer\.callbacks\.1 is a ModelCheckpoint of val/ce like the one"):
         left(EarlyStopping("val/ce"), ModelCheckpoint(monitor="val/ce", save_top_k=3))

@@ -39,8 +39,7 @@ def explain(
     Returns:
         tokens: the T tokens that were looked at, as text: "" for one in the middle of a character.
         surprise: nats of each token given those before it; None of the first.
-        likeliest: of each token the `ALTERNATIVES` that were likeliest in its place, [text, probability]; None of the
-            first.
+        likeliest: of each token the five likeliest in its place, [text, probability]; None of the first.
         What the ideas of the model add: `memory`, `categories`, `heads`; see their `explain`.
     """
     ids = _context(module, tokenizer, text)

@@ -59,7 +59,7 @@ def _name(checkpoint: Path) -> str:
 
 
 def _prompts(checkpoint: Path) -> list[str]:
-    """Those that the run drew samples of; none where its config is not there or has none."""
+    """The prompts that the run drew samples of; none where its config is not there or has none."""
     run = RunFolder.of(checkpoint.resolve())
     callbacks = (run.config().get("trainer") or {}).get("callbacks") if run else None
     found = [one.get("init_args", {}).get("prompts") for one in callbacks or [] if isinstance(one, dict)]

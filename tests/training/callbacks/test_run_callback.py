@@ -53,7 +53,7 @@ def test_the_order_of_a_run(main: Main, config: Config, monkeypatch: pytest.Monk
     main("fit", "--config", config({"trainer": more}))
     assert names(seen[0]) == [
         *("RandomState", "ExactResume", "ResumeOptions", "KeptBest", "RunLog", "Monitors", "SourceShares"),
-        *("EarlyStopping", "Throughput", "ProgressLine", "PredictionWriter", "Projector", "ModelSummary"),
+        *("EarlyStopping", "Throughput", "ProgressLine", "PredictionWriter", "Projector", "ModelTable"),
         *("SaveConfig", "Timer", "ModelCheckpoint", "ModelCheckpoint"),
         *("LastCheckpoint", "MissedValidation", "Interruption", "Dashboard"),
     ]
