@@ -41,7 +41,8 @@ LINES = {  # the beginning of a line, in any block
     "TIKTOKEN_CACHE_DIR=vocabularies python": NEEDS_A_NETWORK,
     ".venv/bin/python -m pytest": "these are tests themselves",
     "python -m experiments.": "minutes to hours; tests/test_experiments_*.py run them small",
-    "python main.py export --ckpt_path best --format gguf": "a random model's logits; tests/export/test_gguf.py",
+    "python main.py export --ckpt_path best --format gguf": "the model is not pruned here; tests/export/test_gguf.py",
+    "python main.py export --ckpt_path best --runs_dir runs/gpt2_offline --format gguf": "the same",
     "python main.py fit --config configs/article_gpt_162m.yaml --config configs/overlays": "GPUs; tests/test_ddp.py",
     "python -m lightning.fabric.utilities.consolidate_checkpoint": "goes with the shards of the line before",
     "python main.py generate --ckpt_path best.ckpt": "the same",
@@ -49,7 +50,6 @@ LINES = {  # the beginning of a line, in any block
     "for node in 0 1; do": "tests/test_ddp.py starts two nodes",
     "done; wait": "the end of that",
     "zip": "a program of the system's",
-    "T=$(echo runs/experiment_newer": "the folder is what python -m experiments.newer leaves",
 }
 PYTHON = {  # a word of a block in Python, and why it is not run
     "OpenAI(": "asks the server of another block; tests/serving/server has the same client",
