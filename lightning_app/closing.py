@@ -83,6 +83,7 @@ def close_run(trainer: L.Trainer, *, patience: float = math.inf) -> Sampled | No
     closed = Closed(more=_measures(best), verbatim=verbatim, **figures(trainer, peers))
     rows = _rows(folder, records, best, sampled, closed)
     print("\n" + format_table(rows, title=f"{folder.path}: what was reached"))
+    draw_loss([*records, closed], folder.loss_picture, title=folder.title)  # once more, with what needs no model
     _record(trainer, folder, closed)
     return sampled
 

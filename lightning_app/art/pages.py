@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-from lightning_app.reports.page import template
+from lightning_app.reports.html import rendered, source
 from lightning_app.reports.tables import format_columns, one_line
 
 COLUMNS = ("id", "inputs", "share", "age", "unused", "nearest", "alike", "typical texts")
@@ -109,40 +109,25 @@ def format_categories(network: Network, *, limit: int, width: int | None = None)
 
 def draw_page(networks: Sequence[Network], *, title: str) -> str:
     """One HTML file that needs nothing else: a section for each network, sorted by a click on a column's head."""
-    sections = "\n".join(_section(network, number) for number, network in enumerate(networks))
-    legend = "".join(f"<dt>{column}</dt><dd>{escape(MEANING[column])}</dd>" for column in COLUMNS)
-    frame, style, script = (template(f"categories.{kind}") for kind in ("html", "css", "js"))
-    return frame.format(title=escape(title), legend=legend, style=style, sections=sections, script=script)
+    page = rendered(
+        "categories.html",
+        title=title,
+        style=source("theme.css") + source("categories.css"),
+        script=source("categories.js"),
+        meaning=MEANING,
+        networks=[(network, [_row(category, network) for category in network.categories]) for network in networks],
+    )
+    return str(page)
 
 
-def _section(network: Network, number: int) -> str:
-    head = f'<section>\n<h2>{escape(network.name)}</h2>\n<p class="summary">{escape(network.summary())}</p>'
-    if not network.categories:
-        return f"{head}\n</section>"
-    heads = "".join(_head(column) for column in COLUMNS)
-    most = max(category.inputs for category in network.categories)
-    rows = "\n".join(_row(category, number, most) for category in network.categories)
-    return f"{head}\n<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</section>"
-
-
-def _head(column: str) -> str:
-    title, sort = escape(MEANING[column]), ' aria-sort="descending"' if column == "inputs" else ""
-    if column == COLUMNS[-1]:
-        return f'<th scope="col" title="{title}">{column}</th>'
-    return f'<th scope="col" title="{title}"{sort}><button type="button">{column}</button></th>'
-
-
-def _row(category: Category, section: int, most: int) -> str:
-    """A category; a cell carries the number that it is sorted by."""
+def _row(category: Category, network: Network) -> dict[str, Any]:
+    """A category for the template; a cell has its column, the number that it is sorted by, and its text."""
     nearest, alike = category.nearest or (-1, -2.0)  # none: at the end
     numbers = (category.id, category.inputs, category.share, category.age, category.unused, nearest, alike)
-    shown = dict(zip(COLUMNS, _cells(category), strict=False))
-    shown["share"] += f'<span class="bar" style="width:{100 * category.inputs / most:.1f}%"></span>'
-    if category.nearest:
-        shown["nearest"] = f'<a href="#c{section}-{nearest}">{nearest}</a>'
-    cells = "".join(
-        f'<td data-label="{column}" data-by="{number!r}">{cell}</td>'
-        for (column, cell), number in zip(shown.items(), numbers, strict=True)
-    )
-    texts = "".join(f"<li>{escape(one_line(text, line_end=' ↵ '))}</li>" for text in category.texts)
-    return f'<tr id="c{section}-{category.id}">{cells}<td class="texts"><ul dir="auto">{texts}</ul></td></tr>'
+    return {
+        "id": category.id,
+        "nearest": nearest if category.nearest else None,
+        "bar": f"{100 * category.inputs / max(one.inputs for one in network.categories):.1f}",
+        "cells": list(zip(COLUMNS, map(repr, numbers), _cells(category), strict=False)),
+        "texts": [one_line(text, line_end=" ↵ ") for text in category.texts],
+    }

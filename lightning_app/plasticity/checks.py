@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_app.plasticity.layout import Layer, Slice
+from lightning_app.plasticity.report.proofs import HALF_TOLERANCE, TOLERANCE
 from lightning_app.plasticity.surgery import state_like
 from lightning_app.plasticity.units import Units
 
 Compute = Callable[[], Tensor]  # logits of a few texts, without dropout
-TOLERANCE = 1e-5  # of the logits' largest absolute value, in float32
-HALF_TOLERANCE = 0.03
 
 
 class SurgeryError(RuntimeError):

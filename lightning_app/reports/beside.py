@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_app.reports.events import Beside
-from lightning_app.reports.parts import html_table
+from lightning_app.reports.parts import html_table, note
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import events
 
@@ -18,7 +18,7 @@ GROUPS = (  # name, and what is in it
     ("frozen", "learns nothing from the text; n-grams: counts of the training text, Kneser-Ney's"),
     ("adapting", "learns from what it has read; compressors: after the training text (zpaq -m5, PPMd of order 8)"),
 )
-NOTE = '<p class="note">' + " ".join(f"{name.capitalize()}: {text}." for name, text in GROUPS) + "</p>"
+NOTE = note(" ".join(f"{name.capitalize()}: {text}." for name, text in GROUPS))
 TEXTS = {"val": "the validation text", "test": "the test text"}
 
 

@@ -38,6 +38,10 @@ def compare(
     single_file: bool = False,
     axis: Literal["steps", "tokens", "time"] | None = None,
     labels: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    baseline: str | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    figure: Path | None = None,
 ) -> None:
     """Draw one page over several runs, print the table and where the page is.
 
@@ -47,8 +51,22 @@ def compare(
         single_file: plotly's script (5 MB) is part of the page, not beside it.
         axis: of the curves at first; steps without it. The page has a switch.
         labels: what each run is called.
+        baseline: the run that others are compared with at first; the first one without it. The page has a switch.
+        csv: the first table is written there, too, as CSV.
+        latex: the same as a LaTeX tabular.
+        figure: a figure of the curves, as .pdf, .svg or .png.
     """
     from lightning_app.reports.compare.command import compare as draw
 
-    page, table = draw(run_dir, output=output, single_file=single_file, axis=axis, labels=labels)
+    page, table = draw(
+        run_dir,
+        output=output,
+        single_file=single_file,
+        axis=axis,
+        labels=labels,
+        baseline=baseline,
+        csv=csv,
+        latex=latex,
+        figure=figure,
+    )
     print(f"{table}\n\npage: {page}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from lightning_app.plugins import IDEAS, Idea, here, load
 from lightning_app.reports.beside import tables
+from lightning_app.reports.html import html
 from lightning_app.reports.page import Section, draw_page, write_page
-from lightning_app.reports.parts import Part, html_table, plain
+from lightning_app.reports.parts import Part, html_table, note, plain
 from lightning_app.reports.record import Event, Record
 from lightning_app.reports.series import last_step
 
@@ -36,16 +36,16 @@ def draw_dashboard(records: Sequence[Record], *, title: str, single_file: bool =
 
 def _run(records: Sequence[Record]) -> list[Part]:
     rows = [
-        [escape(one.name), f"{one.step:,}", escape(name), plain(value)]
+        [one.name, f"{one.step:,}", name, plain(value)]
         for one in records
         if isinstance(one, Event) and one.is_of_the_whole
         for name, value in one.content().items()
     ]
     names = ("event", "step", "field", "value")
-    note = f'<p class="note">{len(records):,} records, {last_step(records):,} optimizer steps.</p>'
-    gone = [f'<p class="bad">Not drawn: {escape(idea.missing)}.</p>' for idea in _wanted(records) if not idea.is_here]
+    count = note(f"{len(records):,} records, {last_step(records):,} optimizer steps.")
+    gone = [html('<p class="bad">Not drawn: {}.</p>', idea.missing) for idea in _wanted(records) if not idea.is_here]
     whole = html_table("Settings and outcome", names, rows, texts=(0, 2, 3))
-    return [*gone, note, *tables(records), whole] if rows or gone else []
+    return [*gone, count, *tables(records), whole] if rows or gone else []
 
 
 def _wanted(records: Sequence[Record]) -> list[Idea]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_app.errors import InputError
 from lightning_app.reports.intervals import (
     MEASURES,
     Estimate,
@@ -100,6 +101,31 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
         else:
             groups.append([run])
     return [Group(_label(group), group) for group in groups]
+
+
+def ranked(groups: Sequence[Group]) -> list[Group]:
+    """The lowest bits per byte first; last those that have none, by nats per token."""
+    found = [[group.estimate(name) for name in (BASE, "val/ce")] for group in groups]
+    keys = [[one.value if one else float("inf") for one in both] for both in found]
+    return [group for _, group in sorted(zip(keys, groups, strict=True), key=lambda pair: pair[0])]
+
+
+def living(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have measured something; all, where none has."""
+    return [run for run in runs if run.best] or list(runs)
+
+
+def baseline_of(groups: Sequence[Group], runs: Sequence[Run], name: str | None = None) -> Group:
+    """The group of the run of this name, without one of the first run.
+
+    Raises:
+        InputError: no run that has measured something is called so.
+    """
+    found = [group for group in groups for run in group.runs if name in (run.label, group.label)]
+    if name is not None and not found:
+        names = ", ".join(run.label for group in groups for run in group.runs)
+        raise InputError(f"baseline is {name!r}, which is none of the runs that were measured: choose one of {names}")
+    return found[0] if found else next(group for group in groups if runs[0] in group.runs)
 
 
 def _alike(one: Run, other: Run) -> bool:

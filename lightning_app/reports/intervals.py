@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -82,6 +83,13 @@ def scored(sums: np.ndarray) -> np.ndarray:
 
 def _resampled(sums: np.ndarray) -> np.ndarray:
     """(P, S) -> (R, S) totals of P passages drawn with replacement; the same draws for every text of P passages."""
-    draws = np.random.default_rng(0).integers(len(sums), size=(RESAMPLINGS, len(sums)))
-    total: np.ndarray = sums[draws].sum(1)
+    total: np.ndarray = _times_drawn(len(sums)) @ sums
     return total
+
+
+@lru_cache(maxsize=2)  # a page of ten runs asks for the same a hundred times
+def _times_drawn(passages: int) -> np.ndarray:
+    """(R, P): how often each resampling has drawn each passage."""
+    draws = np.random.default_rng(0).integers(passages, size=(RESAMPLINGS, passages))
+    places = draws + passages * np.arange(RESAMPLINGS)[:, None]
+    return np.bincount(places.ravel(), minlength=draws.size).reshape(draws.shape).astype(float)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from html import escape
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from markupsafe import Markup
+
 from lightning_app.io import write_atomic
 from lightning_app.reports.figures import Chart
+from lightning_app.reports.html import html, rendered, source
 from lightning_app.reports.parts import Part, charts_of, html_of, not_logged
 
 PLOTLY = "plotly.min.js"
@@ -71,30 +72,24 @@ def draw_page(
     """
     filled = [(section.id, section.title, section.parts(subject)) for section in sections]
     drawn = [chart for _, _, parts in filled for chart in charts_of(parts) if chart.data]
-    body = "\n".join(
-        f'<section id="{id}" aria-labelledby="{id}-head">\n<h2 id="{id}-head">{name}</h2>\n{html_of(parts)}\n</section>'
-        for id, name, parts in filled
-    )
-    nav = "".join(f'<li><a href="#{id}">{name}</a></li>' for id, name, _ in filled)
-    plotly = f"<script>{_plotly()}</script>" if single_file else f'<script src="{PLOTLY}"></script>'
-    return template("page.html").format(
-        title=escape(title),
-        style=template("page.css") + style,
-        nav=nav,
-        sections=body,
-        charts=_embedded(drawn),
+    plotly = Markup(f"<script>{_plotly()}</script>") if single_file else html('<script src="{}"></script>', PLOTLY)
+    page = rendered(
+        "page.html",
+        title=title,
+        style=source("theme.css") + source("page.css") + Markup(style),
+        sections=[(id, name, html_of(parts)) for id, name, parts in filled],
+        charts=embedded(_of_script(drawn)),
         plotly=plotly,
-        script=template("page.js") + script,
+        script=source("page.js") + Markup(script),
     )
+    return str(page)
 
 
-def _embedded(drawn: Sequence[Chart]) -> str:
-    """The charts as JSON that cannot end the script element that it stands in."""
-    figures = [{name: x for name, x in asdict(c).items() if name in ("id", "data", "layout", "height")} for c in drawn]
-    return json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+def embedded(value: object) -> Markup:
+    """A value as JSON that cannot end the script element that it stands in."""
+    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-@cache
-def template(name: str) -> str:
-    """A file of `templates/`. HTML has fields for `str.format`."""
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+def _of_script(drawn: Sequence[Chart]) -> list[dict[str, object]]:
+    """What the page's script needs of the charts."""
+    return [{name: x for name, x in asdict(c).items() if name in ("id", "data", "layout", "height")} for c in drawn]

@@ -2,80 +2,84 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from lightning_app.reports.figures import Chart
+from lightning_app.reports.html import html, part
 from lightning_app.reports.record import finite
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Charts side by side as far as there is room; `why` is HTML below the title of each."""
+    """Charts side by side as far as there is room; `why` stands below the title of each."""
 
     charts: Sequence[Chart]
     why: Sequence[str] = ()
     wide: bool = False
 
 
-Part = str | Chart | Grid
+@dataclass(frozen=True)
+class Fold:
+    """Parts below a line that opens and closes them."""
+
+    summary: str
+    parts: Sequence[Part]
+    opened: bool = False
+
+
+Part = str | Chart | Grid | Fold  # a str is text, unless it is Markup: see `html`
 
 
 def charts_of(parts: Iterable[Part]) -> list[Chart]:
     """The charts among some parts, in their order."""
-    both = [[part] if isinstance(part, Chart) else part.charts if isinstance(part, Grid) else [] for part in parts]
-    return [chart for some in both for chart in some]
+    return [chart for one in parts for chart in _charts(one)]
 
 
-def html_of(parts: Iterable[Part]) -> str:
+def _charts(one: Part) -> Sequence[Chart]:
+    if isinstance(one, Fold):
+        return charts_of(one.parts)
+    return [one] if isinstance(one, Chart) else one.charts if isinstance(one, Grid) else []
+
+
+def html_of(parts: Iterable[Part]) -> Markup:
     """Their elements; a chart's is empty until the page's script draws it."""
-    return "\n".join(_part(part) for part in parts)
+    return Markup("\n").join(_part(one) for one in parts)
 
 
-def _part(part: Part) -> str:
-    if isinstance(part, Chart):
-        return _figure(part)
-    if isinstance(part, str):
-        return part
-    why = [*part.why, *[""] * len(part.charts)]
-    figures = "".join(_figure(chart, reason) for chart, reason in zip(part.charts, why, strict=False))
-    return f'<div class="grid{" wide" * part.wide}">{figures}</div>'
-
-
-def _figure(chart: Chart, why: str = "") -> str:
-    place = (
-        f'<div class="chart" id="{chart.id}" role="img" aria-label="{escape(chart.label)}" '
-        f'style="min-height:{chart.height}px"></div>'
-        if chart.data
-        else ""
-    )
-    return f"<figure><figcaption>{escape(chart.title)}</figcaption>{why}{not_logged(chart.missing)}{place}</figure>"
+def _part(one: Part) -> str:
+    if isinstance(one, Chart):
+        return part("figure", one)
+    if isinstance(one, Fold):
+        return part("fold", one.summary, html_of(one.parts), one.opened)
+    if isinstance(one, str):
+        return one
+    why = [*one.why, *[""] * len(one.charts)]
+    return part("grid", [part("figure", *both) for both in zip(one.charts, why, strict=False)], one.wide)
 
 
 def not_logged(names: Sequence[str]) -> str:
-    return f'<p class="missing">not logged: {escape(", ".join(names))}</p>' if names else ""
+    return part("not_logged", names)
 
 
-def html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = ()) -> str:
-    """Rows of HTML; the first cell of a row names it. Columns of `texts` are aligned to the left."""
+def note(text: str) -> Markup:
+    """What has to be known to read what stands near."""
+    return html('<p class="note">{}</p>', text)
 
-    def mark(i: int) -> str:
-        return ' class="text"' if i in texts else ""
 
-    top = "".join(f'<th scope="col"{mark(i)}>{head}</th>' for i, head in enumerate(heads))
-    body = "\n".join(
-        f'<tr><th scope="row"{mark(0)}>{row[0]}</th>'
-        + "".join(f"<td{mark(i)}>{cell}</td>" for i, cell in enumerate(row[1:], start=1))
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+def html_table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    texts: Sequence[int] = (),
+    sortable: bool = False,
+) -> str:
+    """The first cell of a row names it. Columns of `texts` are aligned to the left; a click on a head sorts."""
+    return part("table", caption, heads, rows, texts, sortable)
 
 
 # Numbers
@@ -84,7 +88,7 @@ def html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]
 def number(value: Any, spec: str = "{:.4f}") -> str:
     """A number; a word where there is none."""
     number = finite(value)
-    return '<span class="missing-cell">not logged</span>' if number is None else spec.format(number)
+    return Markup('<span class="missing-cell">not logged</span>') if number is None else spec.format(number)
 
 
 def percent(value: float | None, *, better: int = 0) -> str:
@@ -93,7 +97,7 @@ def percent(value: float | None, *, better: int = 0) -> str:
         return number(None)
     kind = "" if not better or abs(value) < 5e-4 else "good" if value * better > 0 else "bad"
     text = f"{100 * value:+.1f}\u00a0%".replace("-", "\u2212")
-    return f'<span class="{kind}">{text}</span>' if kind else text
+    return html('<span class="{}">{}</span>', kind, text) if kind else text
 
 
 def si(value: float, unit: str = "") -> str:
@@ -105,18 +109,24 @@ def si(value: float, unit: str = "") -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of the log as text."""
+    """A value of the log in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.5g}"
-    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    if value is None:
+        return "\u2013"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ("; " if any(isinstance(one, dict | list) for one in value) else ", ").join(map(plain, value))
+    return str(value)
 
 
-def sample_card(stage: str, prompt: str, text: str) -> str:
-    """One text of one stage; the prompt that it begins with is set apart."""
-    begin = prompt if text.startswith(prompt) else ""
-    shown = f"<strong>{escape(begin)}</strong>{escape(text[len(begin) :])}" if begin else escape(text)
-    return f'<article><h4>{escape(stage)}</h4><p dir="auto">{shown}</p></article>'
+def samples_of(prompt: str, texts: Sequence[tuple[str, str]], *, opened: bool) -> Fold:
+    """What was written for a prompt, each text under its stage; the prompt that it begins with is set apart."""
+    begins = [(stage, prompt if text.startswith(prompt) else "", text) for stage, text in texts]
+    cards = [(stage, begin, text[len(begin) :]) for stage, begin, text in begins]
+    return Fold(html("Prompt: <bdi>{}</bdi>", prompt or "(no prompt)"), [part("samples", cards)], opened)

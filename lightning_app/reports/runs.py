@@ -33,6 +33,15 @@ from lightning_app.yaml_file import leaves
 AXES = ("steps", "tokens", "time")
 SEEDS = ("seed_everything", "data.seed")
 PLACES = ("name", "runs_dir", "ckpt_path", "weights_only", "data.cache_dir", "save_every_n_steps")  # change no result
+WATCHING = (  # how options begin of what watches a run, and changes nothing of it
+    "trainer.logger",
+    "trainer.enable_",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "trainer.callbacks[RunLog",
+    "trainer.callbacks[Dashboard",
+    "trainer.callbacks[Projector",
+)
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,11 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for run in runs for key in run.options)
     found = {key: [run.options.get(key, ABSENT) for run in runs] for key in keys}
     return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+
+
+def changes_result(option: str) -> bool:
+    """Whether a run may end otherwise with another value of this option."""
+    return option not in PLACES and not option.startswith(WATCHING)
 
 
 class _Absent:

@@ -1,7 +1,10 @@
 import re
 from html.parser import HTMLParser
 
+from markupsafe import escape
+
 from lightning_app.art.pages import COLUMNS, EMPTY, Category, Network, draw_page, format_categories
+from lightning_app.reports.html import source
 
 LARGE = Category(7, 1200, 0.75, 1600, 0, (3, 0.5), ["<b>bold</b> & \x1b[31mred\nline", "second"])
 SMALL = Category(3, 400, 0.25, 9, 4, (7, 0.5), [])
@@ -24,7 +27,7 @@ class Page(HTMLParser):
         self.opened.append(tag)
         self.cells += [""] * (tag == "td")
         self.ids |= {value or "" for name, value in attrs if name == "id"}
-        self.links |= {(value or "").removeprefix("#") for name, value in attrs if name == "href"}
+        self.links |= {(value or "").removeprefix("#") for name, value in attrs if name == "href" and value != "data:,"}
 
     def handle_data(self, data: str) -> None:
         if self.cells:
@@ -78,3 +81,11 @@ def test_the_page_asks_nothing_of_a_network():
 
 def test_rows_are_sorted_by_numbers_not_by_what_is_shown():
     assert re.findall(r'data-label="inputs" data-by="(\d+)"', draw_page([NETWORK], title="t")) == ["1200", "400"]
+
+
+def test_scripts_in_names_and_texts_are_shown_as_text_in_the_theme_of_all_pages():
+    evil = "</script><script>alert(1)</script>"
+    text = draw_page([Network(evil, 0.8, 1, [Category(1, 1, 1.0, 0, 0, None, [evil])])], title=evil)
+    assert Page(text).opened.count("script") == 1
+    assert text.count(str(escape(evil))) == 4  # title and heading, name, text
+    assert source("theme.css") in text

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lightning_app.errors import InputError
+from lightning_app.plasticity.report.timeline import timeline
 from lightning_app.reports import dashboard
 from lightning_app.reports.dashboard import draw_dashboard, sections, write_dashboard
 from lightning_app.reports.page import PLOTLY
@@ -154,7 +155,45 @@ def test_a_proof_that_does_not_hold_is_said_at_the_top(log: Log):
     broken = [*log, {"event": "proof", "step": 77, "cycle": 3, "checks": {"same output": False}}]
     page = page_of(broken)
     assert "A proof does not hold (step 77)" in page.sections["summary"]
-    assert page.tables["What was proved after each change"][-1] == ["3", "77", "same output", "✗ does not hold"]
+    assert page.tables["What was proved after each change"][-1] == [
+        "3",
+        "77",
+        "same output",
+        "✗ does not hold",
+        "\u2013",
+    ]
+
+
+def test_proofs_begin_with_a_verdict_and_each_has_its_limit():
+    logged = [
+        {"event": "proof", "step": 5, "cycle": 1, "checks": {"logits, masked against removed": 0.0, "dead heads": 2}}
+    ]
+    page = page_of(logged)
+    assert "2 of 2 checks passed." in page.sections["proofs"]
+    rows = page.tables["What was proved after each change"]
+    assert rows[1] == [
+        "1",
+        "5",
+        "logits, masked against removed",
+        "0",
+        "1e-05 of the largest logit, or of 1, in 32 bits; 0.03 in 16",
+    ]
+    assert rows[2][3:] == ["2", "as many as were chosen, none other"]
+    broken = [*logged, {"event": "proof", "step": 7, "cycle": 1, "checks": {"same output": False}}]
+    assert "2 of 3 checks passed." in page_of(broken).sections["proofs"]
+
+
+def test_heads_die_on_the_timeline_at_the_step_of_their_event():
+    log = [
+        {"event": "plasticity_started", "step": 0, "shape": [1, 4]},
+        {"step": 10, "plasticity/sparsity": 0.0},
+        {"event": "pruning_event", "step": 12, "cycle": 1, "heads": [[0, 1]], "alive": [[1, 0, 1, 1]]},
+        {"step": 20, "plasticity/sparsity": 0.25},
+    ]
+    (trace,) = [one for one in timeline(typed(log)).data if one["name"] == "plasticity/sparsity"]
+    assert (trace["x"], trace["y"]) == ([0, 12, 20], [0.0, 0.25, 0.25])
+    (logged,) = [one for one in timeline(typed([log[1], log[3]])).data if one["name"] == "plasticity/sparsity"]
+    assert (logged["x"], logged["y"]) == ([10, 20], [0.0, 0.25])
 
 
 def test_every_pruned_head_has_its_row(log: Log):

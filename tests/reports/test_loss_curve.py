@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lightning_app.reports.loss_curve import draw_loss
+from lightning_app.reports.loss_curve import draw_loss, levels
 from lightning_app.reports.series import best_validation, series
 from tests.reports.conftest import typed
 
@@ -35,3 +35,13 @@ def test_the_picture_is_a_png_that_shows_the_records(tmp_path: Path):
     pictures = [(tmp_path / name).read_bytes() for name in ("all.png", "none.png")]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert pictures[0] != pictures[1]
+
+
+def test_counts_and_compressors_are_lines_in_the_units_of_the_picture(tmp_path: Path):
+    validation = {"step": 10, "val/ce": 2.0, "val/bpb": 1.0}
+    closed = {"event": "closed", "step": 10, "val/bpb": 1.0, "lzma_bpb": 1.5, "trigrams_bpb": 1.25}
+    assert levels(typed([validation, closed])) == [("trigrams", 2.5), ("LZMA2", 3.0)]
+    assert levels(typed([closed])) == levels(typed([validation])) == []
+    draw_loss(typed([validation, closed]), tmp_path / "with.png", title="t")
+    draw_loss(typed([validation]), tmp_path / "without.png", title="t")
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()

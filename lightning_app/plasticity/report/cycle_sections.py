@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from lightning_app.plasticity.report import losses, timeline
 from lightning_app.plasticity.report.chart_styles import PHASES, SHOWN
@@ -15,8 +14,9 @@ from lightning_app.plasticity.report.facts import (
     phases,
 )
 from lightning_app.plasticity.report.summary import measure
+from lightning_app.reports.html import html, part
 from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain
+from lightning_app.reports.parts import Fold, Grid, Part, html_table, not_logged, note, number, percent, plain
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events
 
@@ -24,18 +24,12 @@ KEY = ("training", "warmup", "analysis", "pruning", "regrowth", "finetuning")
 
 
 def _timeline(records: Sequence[Record]) -> list[Part]:
-    names = (SHOWN.get(name, name) for name in KEY)
-    items = "".join(
-        f'<li style="--of:var(--{PHASES[key][1:]})">{name + (", evaluation" if key == "analysis" else "")}</li>'
-        for key, name in zip(KEY, names, strict=True)
-    )
-    key = f'<ul class="key" aria-label="Colours of the phases">{items}</ul>'
-    rows = [
-        [escape(SHOWN.get(p.name, p.name)), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", escape(p.reason)]
-        for p in phases(records)
-    ]
+    also = {"analysis": ", evaluation"}
+    items = [(SHOWN.get(name, name) + also.get(name, ""), PHASES[name][1:]) for name in KEY]
+    key = part("key", "Colours of the phases", items)
+    rows = [[SHOWN.get(p.name, p.name), f"{p.cycle}", f"{p.start:,}", f"{p.end:,}", p.reason] for p in phases(records)]
     table = html_table("Phases", ("phase", "cycle", "from step", "to step", "why it began"), rows, texts=(0, 4))
-    fold = f"<details><summary>{len(rows)} phases as a table</summary>{table}</details>"
+    fold = Fold(f"{len(rows)} phases as a table", [table])
     return [key, timeline.timeline(records), fold] if rows else [timeline.timeline(records)]
 
 
@@ -47,15 +41,15 @@ def _stabilisation(records: Sequence[Record]) -> list[Part]:
 def _why(one: Stabilised) -> str:
     """Why the rule fired, and whatever else the event carries."""
     fields = ", ".join(
-        f"{escape(name)} {plain(value)}{' steps' * (name == 'after')}"
+        f"{name} {plain(value)}{' steps' * (name == 'after')}"
         for name, value in one.content().items()
         if name not in ("cycle", "losses", "stable", "reason") and value is not None
     )
     stable = one.stable
     word = "stable" if stable else "stability not logged" if stable is None else "not stable, went on regardless"
-    reason = escape(one.reason or "")
+    reason = one.reason or ""
     why = f"{reason} ({fields})" if reason and fields else reason or fields or "no reason logged"
-    return f'<p class="why"><span class="{"good" if stable else "warn"}">{word}</span>: {why}</p>'
+    return html('<p class="why"><span class="{}">{}</span>: {}</p>', "good" if stable else "warn", word, why)
 
 
 def _finetuning(records: Sequence[Record]) -> list[Part]:
@@ -63,7 +57,7 @@ def _finetuning(records: Sequence[Record]) -> list[Part]:
     if not found:
         return []
     return [
-        '<p class="note">Lines: the run\u2019s own losses. Diamonds: the evaluations, on their seeded sample.</p>',
+        note("Lines: the run\u2019s own losses. Diamonds: the evaluations, on their seeded sample."),
         Grid(found, wide=True),
     ]
 

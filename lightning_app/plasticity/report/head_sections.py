@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from lightning_app.plasticity.report import heads
 from lightning_app.plasticity.report.events import Analysis, Pruning, Regrowth
@@ -11,24 +12,30 @@ from lightning_app.plasticity.report.facts import (
     heads_of,
     pruned_heads,
 )
+from lightning_app.reports.html import html
 from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, plain
+from lightning_app.reports.parts import Grid, Part, html_table, not_logged, note, number, plain
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import events
 
-SIGNS = ('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>', "")
+SIGNS = (Markup('<p class="why">Dot: alive. Triangle: died and was regrown. Filled: dead.</p>'), "")
 
 
 def _analyses(records: Sequence[Record]) -> list[Part]:
     if not events(records, Analysis):
         return []
     parts: list[Part] = [
-        '<p class="note">Layers and heads count from 0. \u2715: dead. \u2013: alive, but not measured. '
-        "One scale for all cycles of a measure; what lies far above has its darkest colour.</p>"
+        note(
+            "Layers and heads count from 0. \u2715: dead. \u2013: alive, but not measured. "
+            "One scale for all cycles of a measure; what lies far above has its darkest colour."
+        )
     ]
     for name, unit in (("entropy", "nats"), ("gradient", ""), ("importance", "")):
         maps = heads.analysis_maps(records, name)
-        parts += [f"<h3>{name.capitalize()}{unit and ', '}{unit}</h3>", Grid(maps) if maps else not_logged([name])]
+        parts += [
+            html("<h3>{}{}{}</h3>", name.capitalize(), unit and ", ", unit),
+            Grid(maps) if maps else not_logged([name]),
+        ]
     return parts
 
 
@@ -46,8 +53,8 @@ def _chosen(records: Sequence[Record]) -> list[Part]:
             f"{one.head[0]}",
             f"{one.head[1]}",
             number(one.score, "{:.5g}"),
-            escape(one.reason) or number(None),
-            escape(one.fate),
+            one.reason or number(None),
+            one.fate,
         ]
         for one in taken
     ]
@@ -60,7 +67,7 @@ def _chosen(records: Sequence[Record]) -> list[Part]:
             f"{one.step:,}",
             _per_layer(one.removed),
             _per_layer(one.widths),
-            escape(one.reason or "") or number(None),
+            one.reason or number(None),
         ]
         for one in neurons
     ]
@@ -79,9 +86,9 @@ def _alive(records: Sequence[Record]) -> list[Part]:
             plain(one.cycle),
             f"{one.step:,}",
             ", ".join(f"{layer}.{head}" for layer, head in heads_of(one)),
-            ", ".join(number(score, "{:.5g}") for score in one.scores or []) or number(None),
+            Markup(", ").join(number(score, "{:.5g}") for score in one.scores or []) or number(None),
             plain(one.how or ""),
-            escape(one.reason or "") or number(None),
+            one.reason or number(None),
         ]
         for one in events(records, Regrowth)
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from lightning_app.plasticity.report import chart_styles, costs
 from lightning_app.plasticity.report.events import Evaluation, LearningRates, Proof, Rollback, TextSamples
@@ -12,14 +13,31 @@ from lightning_app.plasticity.report.facts import (
     baseline_and_now,
     unpruned,
 )
+from lightning_app.plasticity.report.proofs import limit_of
 from lightning_app.plasticity.report.summary import measure
 from lightning_app.reports.events import Cost
+from lightning_app.reports.html import html
 from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Grid, Part, html_table, not_logged, number, percent, plain, sample_card
+from lightning_app.reports.parts import (
+    Fold,
+    Grid,
+    Part,
+    html_table,
+    not_logged,
+    note,
+    number,
+    percent,
+    plain,
+    samples_of,
+)
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events
 
 OPEN_PROMPTS = 2  # further ones are folded
+HOLDS = {
+    True: '<span class="good">\u2713 holds</span>',
+    False: '<span class="bad">\u2717 does not hold</span>',
+}
 
 
 def _against(records: Sequence[Record]) -> list[Part]:
@@ -45,7 +63,7 @@ def _against(records: Sequence[Record]) -> list[Part]:
         for name, key, one, two, spec in pairs
     ]
     stages = [f"evaluated {chart_styles.stage_of(now)}"] if now else []
-    stages += [f"measured {escape(str(costs_now.stage))}"] if costs_now else []
+    stages += [f"measured {costs_now.stage}"] if costs_now else []
     caption = f"Baseline and now ({'; '.join(stages) or 'later stages not logged'})"
     parts: list[Part] = [html_table(caption, ("", "baseline", "now", "change"), rows, texts=(0,))]
     found = events(records, Cost)
@@ -53,10 +71,10 @@ def _against(records: Sequence[Record]) -> list[Part]:
         return [*parts, not_logged(["cost"])]
     rows = [
         [
-            escape(str(one.stage)),
+            str(one.stage),
             *(number(x, "{:,.0f}") for x in (one.parameters, one.bytes, one.flops_per_token)),
             number(one.latency_ms, "{:.3f}"),
-            " to ".join(number(x, "{:.3f}") for x in one.latency_spread or (None,)),
+            Markup(" to ").join(number(x, "{:.3f}") for x in one.latency_spread or (None,)),
             "\u2013" if one.stage == "baseline" else number(one.measured, "{:.3f}"),
             "\u2013" if one.stage == "baseline" else number(one.ceiling, "{:.3f}"),
         ]
@@ -64,11 +82,10 @@ def _against(records: Sequence[Record]) -> list[Part]:
     ]
     names = ("stage", "parameters", "bytes", "FLOPs per token", "latency, ms", "spread, ms", "speed-up", "ceiling")
     table = html_table("What each stage costs", names, rows, texts=(0,))
-    note = (
-        '<p class="note">Speed-up: latency of the baseline over that of the stage, as measured. '
-        "Ceiling: the one that the FLOPs allow.</p>"
+    told = note(
+        "Speed-up: latency of the baseline over that of the stage, as measured. Ceiling: the one that the FLOPs allow."
     )
-    return [*parts, Grid(costs.costs(records), wide=True), table, note]
+    return [*parts, Grid(costs.costs(records), wide=True), table, told]
 
 
 def _samples(records: Sequence[Record]) -> list[Part]:
@@ -76,22 +93,14 @@ def _samples(records: Sequence[Record]) -> list[Part]:
     for one in events(records, TextSamples):
         for text in one.texts or []:
             by_prompt.setdefault(str(text.prompt), []).append((str(one.stage), str(text.text)))
-    parts: list[Part] = []
-    for i, (prompt, texts) in enumerate(by_prompt.items()):
-        cards = "".join(sample_card(stage, prompt, text) for stage, text in texts)
-        opened = " open" if i < OPEN_PROMPTS else ""
-        head = escape(prompt) or "(no prompt)"
-        parts.append(
-            f'<details{opened}><summary>Prompt: <bdi>{head}</bdi></summary><div class="samples">{cards}</div></details>'
-        )
-    return parts
+    return [samples_of(prompt, texts, opened=i < OPEN_PROMPTS) for i, (prompt, texts) in enumerate(by_prompt.items())]
 
 
 def _rates(records: Sequence[Record]) -> list[Part]:
     rows = [
         [
             f"{one.step:,}",
-            escape(str(group.name)),
+            str(group.name),
             number(group.lr, "{:.3g}"),
             number(group.factor, "{:.4g}"),
         ]
@@ -101,39 +110,47 @@ def _rates(records: Sequence[Record]) -> list[Part]:
     table = html_table(
         "Learning rate of each group where it was set", ("step", "group", "rate", "factor"), rows, texts=(1,)
     )
-    fold = f"<details open><summary>{len(rows)} rates of groups as a table</summary>{table}</details>" if rows else ""
+    fold: list[Part] = [Fold(f"{len(rows)} rates of groups as a table", [table], opened=True)] if rows else []
     found = costs.rates(records)
-    return [*found, fold] if found else []
+    return [*found, *fold] if found else []
 
 
 def _proofs(records: Sequence[Record]) -> list[Part]:
+    found = [(one, *check) for one in events(records, Proof) for check in (one.checks or {}).items()]
     rows = [
-        [plain(one.cycle), f"{one.step:,}", escape(name), _check(value)]
-        for one in events(records, Proof)
-        for name, value in (one.checks or {}).items()
+        [plain(one.cycle), f"{one.step:,}", name, _check(value), limit_of(name) or "\u2013"]
+        for one, name, value in found
     ]
-    proofs = html_table("What was proved after each change", ("cycle", "step", "check", "result"), rows, texts=(2,))
+    heads = ("cycle", "step", "check", "result", "limit")
+    proofs = html_table("What was proved after each change", heads, rows, texts=(2, 4))
     undone = [
         [
             plain(one.cycle),
             f"{one.step:,}",
             number(one.ce),
             number(one.limit),
-            escape(one.reason or ""),
+            one.reason or "",
         ]
         for one in events(records, Rollback)
     ]
     names = ("cycle", "step", "cross-entropy", "limit", "why")
-    none = '<p class="note">No rollback in this log.</p>'
+    none = note("No rollback in this log.")
     return [
-        proofs if rows else not_logged(["proof"]),
+        *([_proved([value for *_, value in found]), proofs] if rows else [not_logged(["proof"])]),
         html_table("Rollbacks", names, undone, texts=(4,)) if undone else none,
     ]
 
 
+def _proved(values: Sequence[Any]) -> str:
+    """The verdict. Only what holds is logged, since a check that fails ends the run; older logs have False."""
+    passed = sum(value is not False for value in values)
+    kind = "good" if passed == len(values) else "bad"
+    return html('<p class="lead"><strong class="{}">{} of {} checks passed.</strong></p>', kind, passed, len(values))
+
+
 def _check(value: Any) -> str:
     if isinstance(value, bool):
-        return '<span class="good">\u2713 holds</span>' if value else '<span class="bad">\u2717 does not hold</span>'
+        return Markup(HOLDS[value])
     return plain(value)
 
 

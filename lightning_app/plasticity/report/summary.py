@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from lightning_app.plasticity.report import chart_styles
 from lightning_app.plasticity.report.events import (
@@ -21,8 +22,9 @@ from lightning_app.plasticity.report.facts import (
     unpruned,
 )
 from lightning_app.reports.events import Cost, end_of
+from lightning_app.reports.html import html, part
 from lightning_app.reports.page import Section
-from lightning_app.reports.parts import Part, number, percent, si
+from lightning_app.reports.parts import Part, note, number, percent, si
 from lightning_app.reports.record import Record
 from lightning_app.reports.series import change, events, last_step, series
 
@@ -36,7 +38,7 @@ def _summary(records: Sequence[Record]) -> list[Part]:
     pruned = events(records, Pruning)
     verdict, kind = _verdict(unpruned(records), now) if pruned else ("No pruning was logged.", "")
     tiles = [
-        ("State", escape(_state(records)), f"step {last_step(records):,}"),
+        ("State", _state(records), f"step {last_step(records):,}"),
         ("Heads alive", *_tile(_first(history), _last(history), "{:,.0f}")),
         ("Cross-entropy", *_tile(measure(base, "ce"), measure(now, "ce"), "{:.4f}", better=-1)),
         ("Perplexity", *_tile(measure(base, "ppl"), measure(now, "ppl"), "{:.2f}", better=-1)),
@@ -44,32 +46,35 @@ def _summary(records: Sequence[Record]) -> list[Part]:
         ("FLOPs per token", *_tile(measure(cost, "flops_per_token"), measure(costs_now, "flops_per_token"), si)),
         ("Latency, ms", *_tile(measure(cost, "latency_ms"), measure(costs_now, "latency_ms"), _short, better=-1)),
     ]
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>" for name, value, more in tiles)
     parts: list[Part] = [
-        f'<p class="lead">{_sentence(records)} <strong class="{kind}">{verdict}</strong></p>',
-        f'<dl class="tiles">{cells}</dl>',
+        html('<p class="lead">{} <strong class="{}">{}</strong></p>', _sentence(records), kind, verdict),
+        part("tiles", tiles),
     ]
     started = events(records, PlasticityStarted)
     if grouped := [one.query_heads for one in started if (one.query_heads or 1) > 1]:
         parts.append(
-            f'<p class="note">Heads are key-value groups here, of {grouped[0]} query heads each: '
-            "nothing smaller can be cut out.</p>"
+            note(f"Heads are key-value groups here, of {grouped[0]} query heads each: nothing smaller can be cut out.")
         )
     if not started:
         parts.insert(
             0,
-            '<p class="missing">not logged: plasticity_started. No plasticity in this log: the sections '
-            "below that need it say so, and the training curves are all there is.</p>",
+            Markup(
+                '<p class="missing">not logged: plasticity_started. No plasticity in this log: the sections '
+                "below that need it say so, and the training curves are all there is.</p>"
+            ),
         )
     broken = [one for one in events(records, Proof) if any(x is False for x in (one.checks or {}).values())]
     if broken:
         where = ", ".join(f"step {one.step:,}" for one in broken)
-        parts.insert(0, f'<p class="bad">A proof does not hold ({where}): see <a href="#proofs">the proofs</a>.</p>')
+        link = Markup('<a href="#proofs">the proofs</a>')
+        parts.insert(0, html('<p class="bad">A proof does not hold ({}): see {}.</p>', where, link))
     if base and now and now.step > base.step:
         more = now.step - base.step
         parts.append(
-            f'<p class="note">{more:,} optimizer steps lie between the baseline and the model of now. Whether '
-            "pruning or those steps changed the loss, only a run of as many steps without pruning can tell.</p>"
+            note(
+                f"{more:,} optimizer steps lie between the baseline and the model of now. Whether pruning or those "
+                "steps changed the loss, only a run of as many steps without pruning can tell."
+            )
         )
     return parts
 
@@ -116,16 +121,17 @@ def _sentence(records: Sequence[Record]) -> str:
         what = f"{first} \u2192 {last} heads" if first != last else f"still all {first} heads"
         words.append(f"{what} in {len(done)} pruning cycle{'s' * (len(done) != 1)}")
     if (less := change(measure(cost, "parameters"), measure(costs_now, "parameters"))) is not None:
-        words.append(f"{percent(less)} parameters")
+        words.append(html("{} parameters", percent(less)))
     ce, ce_now = measure(base, "ce"), measure(now, "ce")
     if ce is not None and ce_now is not None:
-        words.append(f"cross-entropy {ce:.4f} \u2192 {ce_now:.4f} nats per token ({percent(change(ce, ce_now))})")
+        rise = percent(change(ce, ce_now))
+        words.append(html("cross-entropy {:.4f} \u2192 {:.4f} nats per token ({})", ce, ce_now, rise))
     steps, losses = series(records, "train/ce")
     if not words and steps:
         words.append(f"Training loss {losses[0]:.4f} \u2192 {losses[-1]:.4f} nats per token in {steps[-1]:,} steps")
     undone = len(events(records, Rollback))
     words += [f"{undone} rollback{'s' * (undone != 1)}"] if undone else []
-    return f"{', '.join(words)}." if words else "No number was logged."
+    return Markup(", ").join(words) + "." if words else "No number was logged."
 
 
 def _verdict(before: Evaluation | None, now: Evaluation | None) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from lightning_app.plasticity.report.facts import (
     Phase,
     evaluations,
     heads_of,
+    living,
     phases,
 )
 from lightning_app.reports.figures import Chart, Trace, dots, label, lines
@@ -32,7 +33,7 @@ ROWS: tuple[tuple[str, dict[str, str], str, Trace, int], ...] = (  # of the time
         {"type": "log", "tickvals": [d * 10**e for e in range(7) for d in (1, 2, 5)]},
         120,
     ),
-    ("share of units dead", {"plasticity/sparsity": "@pruning"}, "sparsity", {"tickformat": ".0%"}, 95),
+    ("share of heads dead", {"plasticity/sparsity": "@pruning"}, "sparsity", {"tickformat": ".0%"}, 95),
 )
 
 TITLE = 32  # pixels above a row
@@ -78,13 +79,27 @@ def _curves(records: Sequence[Record], names: dict[str, str], key: str) -> list[
     """Series as lines, and the evaluations' numbers as diamonds in the colours of their stages."""
     data = []
     for name, colour in names.items():
-        steps, values = series(records, name)
+        steps, values = (key == "sparsity" and _heads_dead(records)) or series(records, name)
         style: Trace = {"line": {"shape": "hv"}} if key == "sparsity" else {}
         if name.startswith("val/"):
             style = {"mode": "lines+markers", "marker": {"size": 4, "color": colour}}
         data += [lines(name, steps, values, colour, **style)] if values else []
     found = [one for one in evaluations(records) if getattr(one, key) is not None]
     return [*data, scores(found, key, symbol="diamond-open")] if found else data
+
+
+def _heads_dead(records: Sequence[Record]) -> tuple[list[int], list[float]] | None:
+    """Steps and shares where heads died or came back, up to the last step; None where no event says so.
+
+    The logged series has them later, at the next step that is logged.
+    """
+    found = living(records)
+    total = sum(len(row) for row in found[0].alive) if found else 0
+    if not total:
+        return None
+    points = [(one.step, 1 - one.count / total) for one in found]
+    points.append((max(last_step(records), points[-1][0]), points[-1][1]))
+    return [step for step, _ in points], [share for _, share in points]
 
 
 def _above(text: str, y: float) -> dict[str, Any]:

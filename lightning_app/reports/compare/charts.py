@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,10 +106,9 @@ def _line(number: int, run: Run, y: Sequence[float], *, validation: bool) -> Tra
     return lines(label(run.label), [], y, colour(number), line={"dash": dash(number)}, meta=number, **style)
 
 
-def embedded(found: Sequence[Curves], runs: Sequence[Run]) -> str:
-    """What the page's script needs to change the axis, as JSON that cannot end its element."""
-    axes = {one.chart.id: one.axes for one in found}
-    return json.dumps({"titles": titles(runs), "axes": axes}, separators=(",", ":")).replace("<", "\\u003c")
+def for_script(found: Sequence[Curves], runs: Sequence[Run]) -> dict[str, Any]:
+    """What the page's script needs to change the axis."""
+    return {"titles": titles(runs), "axes": {one.chart.id: one.axes for one in found}}
 
 
 def reached(groups: Sequence[Group], runs: Sequence[Run]) -> Chart:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from lightning_app.errors import InputError
 from lightning_app.reports.compare.charts import missing_on
+from lightning_app.reports.compare.files import write_csv, write_figure, write_latex
 from lightning_app.reports.compare.page import FILE_NAME, write_comparison
 from lightning_app.reports.compare.tables import format_comparison
+from lightning_app.reports.groups import baseline_of, groups_of, living, ranked
 from lightning_app.reports.report import say_damage
 from lightning_app.reports.run_folder import RunFolder, runs_below
 from lightning_app.reports.runs import AXES, Run
@@ -22,6 +24,10 @@ def compare(
     single_file: bool = False,
     axis: str | None = None,
     labels: Sequence[str] | None = None,
+    baseline: str | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
+    figure: Path | None = None,
 ) -> tuple[Path, str]:
     """Write the page and return where it is, and the table.
 
@@ -31,6 +37,8 @@ def compare(
         single_file: plotly's script is part of the page, not beside it.
         axis: of the curves at first: "steps", "tokens" or "time"; None: steps.
         labels: one for each run.
+        baseline: label of the run that others are compared with; None: the first.
+        csv, latex, figure: further files, where one is given; see `files`.
 
     Raises:
         InputError: a folder without runs or one that is given twice, a log that cannot be read, labels that do not
@@ -40,8 +48,16 @@ def compare(
     _check_axis(runs, axis)
     if output.is_dir():
         raise InputError(f"output is {output}, a folder: give the name of the page in it, such as {output / FILE_NAME}")
-    page = write_comparison(runs, output, axis=axis or AXES[0], single_file=single_file)
-    return page, format_comparison(runs)
+    table = format_comparison(runs, baseline)
+    alive = living(runs)
+    groups = ranked(groups_of(alive))
+    for path, write in ((csv, write_csv), (latex, write_latex)):
+        if path is not None:
+            write(groups, baseline_of(groups, alive, baseline), path)
+    if figure is not None:
+        write_figure(runs, figure, axis=axis or AXES[0])
+    page = write_comparison(runs, output, axis=axis or AXES[0], single_file=single_file, baseline=baseline)
+    return page, table
 
 
 def _check_axis(runs: Sequence[Run], axis: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_app.reports.beside import MODEL, of_validation
-from lightning_app.reports.groups import Group, against, cautions, groups_of
+from lightning_app.reports.groups import Group, against, baseline_of, cautions, groups_of, living, ranked
 from lightning_app.reports.intervals import Estimate
 from lightning_app.reports.parts import si
 from lightning_app.reports.runs import Run
@@ -21,17 +21,21 @@ MEASURED = (  # name, what it is called, digits
 )
 
 
-def results(groups: Sequence[Group]) -> Table:
-    """What each group reached, and how much worse (+) or better it is than the first."""
+def results(groups: Sequence[Group], baseline: Group) -> Table:
+    """What each group reached, and how much worse (+) or better it is than the baseline."""
     several = len(groups) > 1
     heads = ["run", *(name for _, name, _ in MEASURED), *["change"] * several, "at step", "intervals over"]
     rows = []
     for group in groups:
         cells = [_interval(group.estimate(name), f"{{:.{digits}f}}") for name, _, digits in MEASURED]
-        change = "\u2013" if group is groups[0] else _interval(against(group, groups[0]), "{:+.1f}", unit=" %")
         steps = ", ".join(f"{run.best.step:,}" if run.best else ABSENT_WORD for run in group.runs)
-        rows.append([group.label, *cells, *[change] * several, steps, group.chance])
+        rows.append([group.label, *cells, *[change(group, baseline)] * several, steps, group.chance])
     return heads, rows
+
+
+def change(group: Group, baseline: Group) -> str:
+    """How much more bits per byte than the baseline, in per cent."""
+    return "\u2013" if group is baseline else _interval(against(group, baseline), "{:+.1f}", unit=" %")
 
 
 def peers(groups: Sequence[Group]) -> Table:
@@ -103,22 +107,35 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def format_comparison(runs: Sequence[Run]) -> str:
-    """For the terminal."""
-    groups = groups_of(runs)
-    said = [f"! {caution}" for caution in cautions(runs)]
+def format_comparison(runs: Sequence[Run], baseline: str | None = None) -> str:
+    """For the terminal, the best first."""
+    alive = living(runs)
+    groups = ranked(groups_of(alive))
+    base = baseline_of(groups, alive, baseline)
+    said = [f"! {caution}" for caution in cautions(alive)]
     without_model = peers(groups)
     parts = [
         *said,
-        *format_columns(*results(groups), left=(0,)),
+        *format_columns(*results(groups, base), left=(0,)),
         "",
         *([*format_columns(*without_model, left=(0,)), ""] if without_model[1] else []),
         *format_columns(*costs(groups), left=(0,)),
     ]
-    return "\n".join([*parts, "", legend(groups)])
+    return "\n".join([*parts, "", *_lines(nothing_measured(runs)), legend(groups, base)])
 
 
-def legend(groups: Sequence[Group]) -> str:
+def _lines(text: str) -> list[str]:
+    return [text, ""] if text else []
+
+
+def nothing_measured(runs: Sequence[Run]) -> str:
+    """The runs that no table has, with what became of them, in one line; "" where there is none."""
+    alive = living(runs)
+    dead = [f"{run.label} ({run.state})" for run in runs if run not in alive]
+    return f"Nothing measured by {len(dead)} of {len(runs)} runs: {', '.join(dead)}." if dead else ""
+
+
+def legend(groups: Sequence[Group], baseline: Group) -> str:
     """How the first table is to be read."""
     said = (
         "[low, high]: 95 % intervals. Over seeds: Student's t of the mean. Over passages: a bootstrap over parts of "
@@ -128,6 +145,6 @@ def legend(groups: Sequence[Group]) -> str:
     if len(groups) == 1:
         return said
     return (
-        f"{said} Change: of bits per byte against {groups[0].label}, over seeds (Welch's t) where both have several, "
+        f"{said} Change: of bits per byte against {baseline.label}, over seeds (Welch's t) where both have several, "
         "else over passages; lower is better."
     )

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from lightning_app.errors import InputError
 from lightning_app.reports.compare.page import draw_comparison, write_comparison
-from lightning_app.reports.compare.tables import costs, format_comparison, results
+from lightning_app.reports.compare.tables import costs, format_comparison, nothing_measured, results
 from lightning_app.reports.groups import against, cautions, groups_of, same_text
 from lightning_app.reports.intervals import SUMS, change, change_over_seeds, over_passages, over_seeds
 from lightning_app.reports.runs import ABSENT, Run, differing
@@ -184,7 +185,7 @@ def test_an_older_log_has_no_interval_and_none_is_made_up():
     assert group.chance == "nothing"
     assert [group.estimate(name).low for name in ("val/bpb", "val/ce", "val/acc")] == [None] * 3
     assert against(newer, group).low is None
-    assert results([group, newer])[1][0][1].count("[") == 0
+    assert results([group, newer], group)[1][0][1].count("[") == 0
 
 
 def test_measures_on_other_texts_and_tokens_do_not_compare():
@@ -233,6 +234,7 @@ def test_the_terminal_has_both_tables():
 def test_one_run_is_a_page_of_one():
     page = draw_comparison([run("a")])
     assert "<h1>a</h1>" in page
+    assert 'const compared = {"titles"' in page  # its script is code, not text
     assert "Change: of bits per byte" not in page
 
 
@@ -242,6 +244,68 @@ def test_the_page_obeys_nothing_that_it_shows():
     assert PAYLOAD not in page
     assert "<img" not in page
     assert page.count("<script") == 3  # the charts' JSON, plotly, the page's own
+
+
+def test_the_best_run_stands_first_and_any_run_can_be_the_baseline():
+    runs = [run("worst", log(2.2)), run("best", log(1.8), x=1), run("middle", x=2)]
+    lines = format_comparison(runs, "middle").splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["best", "middle", "worst"]
+    assert "\u2013" in lines[2]
+    assert "against middle" in lines[-1]
+    assert "against worst" in format_comparison(runs)
+    page = draw_comparison(runs, baseline="best")
+    assert '<option value="0" selected>best</option>' in page
+    assert '<span id="against">best</span>' in page
+    with pytest.raises(InputError, match=r"baseline is 'x', .* choose one of best, middle, worst"):
+        draw_comparison(runs, baseline="x")
+
+
+def test_runs_that_measured_nothing_are_one_line():
+    dead = [run("d1", [{"event": "failed", "step": 0, "error": "OSError"}], x=1), run("d2", [], x=2)]
+    said = "Nothing measured by 2 of 4 runs: d1 (failed: OSError), d2 (not ended)."
+    runs = [dead[0], run("a"), dead[1], run("b", log(2.1), x=3)]
+    assert said in format_comparison(runs)
+    assert said in draw_comparison(runs)
+    assert "against a," in format_comparison(runs)  # the first that has measured something
+    assert nothing_measured(dead) == ""  # there is nothing else to show
+
+
+def test_options_that_change_no_result_are_left_out():
+    runs = [run("a", trainer={"logger": True, "max_steps": 1}), run("b", trainer={"logger": False, "max_steps": 2})]
+    page = draw_comparison(runs)
+    assert "trainer.<wbr>max_steps" in page
+    assert "logger" not in page
+    assert "1 of 3 options that can change a result differ" in page
+
+
+@pytest.mark.slow
+def test_ten_runs_fit_a_page_of_1280_pixels_and_are_sorted_smoothed_and_compared_by_clicks(
+    tmp_path: Path, visit: Callable[..., Any]
+):
+    runs = [run(f"a_long_name_{i}/version_{i}", log(2 + (7 * i % 10) / 20), x=i, **{f"o{i}": i}) for i in range(10)]
+    opened = visit(write_comparison(runs, tmp_path / "compare.html"), width=1280)
+    opened.evaluate("drawAll(); document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    wide = "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    assert opened.evaluate(wide) == 0
+    rows = "[...document.querySelector('#results table').tBodies[0].rows]"
+    column = f"{rows}.map((row) => parseFloat(row.cells[1].textContent))"
+    bits = opened.evaluate(column)
+    assert bits == sorted(bits)
+    opened.get_by_role("button", name="bits/byte").first.click()
+    opened.get_by_role("button", name="bits/byte").first.click()
+    assert opened.evaluate(column) == sorted(bits, reverse=True)
+    opened.locator("#baseline").select_option("3")
+    row = opened.locator("#results table").first.locator("tbody tr").nth(6)
+    assert row.locator("td").nth(4).inner_text().strip() == "\u2013"
+    assert opened.locator("#against").inner_text() == row.locator("th").inner_text().strip()
+    y = "document.getElementById('curve-0').data[0].y"
+    before = opened.evaluate(f"[...{y}]")
+    opened.locator("#smoothing").fill("0.5")
+    after = opened.evaluate(f"[...{y}]")
+    assert after[0] == before[0]
+    assert after[1] == pytest.approx((before[0] / 2 + before[1]) / 1.5)
+    opened.locator('input[name="log"][value="yaxis"]').check()
+    assert opened.evaluate("document.getElementById('curve-0').layout.yaxis.type") == "log"
 
 
 @pytest.fixture
