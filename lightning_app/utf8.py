@@ -7,6 +7,7 @@ import io
 import locale
 import os
 import re
+import subprocess
 import sys
 
 _BYTE = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is not UTF-8
@@ -20,9 +21,13 @@ def restart_in_utf8_mode() -> None:
     locale's encoding otherwise. Python 3.15 has this mode by default; it cannot be switched on in a running process.
     """
     names = (locale.getpreferredencoding(False), sys.getfilesystemencoding())
-    if os.name == "posix" and not sys.flags.utf8_mode and any(codecs.lookup(name).name != "utf-8" for name in names):
-        os.environ["PYTHONUTF8"] = "1"  # for processes that this one starts
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    if sys.flags.utf8_mode or all(codecs.lookup(name).name == "utf-8" for name in names):
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for processes that this one starts
+    words = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    if os.name != "posix":  # Windows' exec gives the terminal back at once
+        sys.exit(subprocess.call(words))
+    os.execv(sys.executable, words)
 
 
 def use_utf8_streams() -> None:

@@ -30,7 +30,14 @@ TEXTS = (
     "plays.txt",
     "code.txt",
 )
-FOLDERS = ("drive/my_articles", "my_articles", "my_corpus", "my_notes")
+NEWER = "runs/experiment_newer/0/texts"  # what experiments.newer leaves
+FOLDERS = (
+    *(f"{NEWER}/{part}" for part in ("stored", "tuned", "scored")),
+    "drive/my_articles",
+    "my_articles",
+    "my_corpus",
+    "my_notes",
+)
 LINKS = ("main.py", "lightning_app", "experiments", "examples", "docs")
 
 
@@ -45,7 +52,7 @@ def make(folder: Path) -> None:
     for i, name in enumerate((*TEXTS, "diners-dilemma.txt")):
         _write(folder / name, some[i][1])
     for i, name in enumerate(FOLDERS):
-        for path, text in some[4 * i : 4 * i + 20]:
+        for path, text in some[2 * i : 2 * i + 15]:
             _write(folder / name / path.name, text)
     _write(folder / "drive" / "my_val.txt", some[0][1])
     _write(folder / "my_notes" / "bruvmere.txt", "Bruvmere is small enough to be crossed on foot in ten minutes.")
@@ -99,6 +106,7 @@ def overlay(config: dict[str, Any], name: str) -> dict[str, Any]:
         config["trainer"]["max_steps"] = 4
     if name == "streaming":
         config["data"]["train"]["path"] = "hf:text:data/articles/train/*.txt"
+        config["data"]["val"]["stride"] = BLOCK // 2
     return config
 
 

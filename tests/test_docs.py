@@ -78,6 +78,16 @@ def test_the_readme_says_what_it_is_within_1200_words():
     assert len(readme.split()) <= 1_200
 
 
+def test_the_figures_of_the_readme_stand_on_the_pages_that_it_names():
+    readme = (ROOT / "README.md").read_text().split("## What was measured")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+\?[^|]*\| ([^|]+) \| \[\w+\]\(([^)]+)\)", readme, re.MULTILINE)
+    assert len(rows) == 3
+    for result, place in rows:
+        page, figures = (ROOT / place).read_text(), re.findall(r"\[?\d+\.\d+(?:, \d+\.\d+\])?", result)
+        assert len(figures) >= 3
+        assert [figure for figure in figures if figure not in page] == []
+
+
 def test_docstrings_name_what_they_speak_of():
     """ "Those of ..." and "Of ..." make a reader ask: what?"""
     seen, found = 0, set()

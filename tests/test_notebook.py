@@ -32,11 +32,14 @@ def test_it_trains_generates_remembers_and_draws_a_page(tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     done = nbclient.NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
-    said = [
-        "".join(output.get("text", "") for output in cell.outputs) for cell in done.cells if cell.cell_type == "code"
+    code = [cell for cell in done.cells if cell.cell_type == "code"]
+    fitted, samples, scores, _, searched, _ = [
+        "".join(output.get("text", "") for output in cell.outputs) for cell in code[1:]
     ]
-    assert re.search(r"bits per byte +\d", said[2])
-    assert all(len(text.split()) > 10 for text in said[3:5])
-    assert "entries" in said[6]
+    assert re.search(r"bits per byte +\d", fitted)
+    assert samples.count("\n\n") > 1
+    known, foreign = [float(line.split()[0]) for line in scores.splitlines() if re.match(r"\d+\.\d\d  ", line)]
+    assert 0 < known < foreign
+    assert "entries, nearest first" in searched
     assert (tmp_path / "notebook.html").stat().st_size > 10_000
     assert (tmp_path / "runs/notebook/version_0/checkpoints/best-memory.ckpt").exists()

@@ -17,7 +17,7 @@ from tests.sources import nodes
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-OURS = {"lightning_app", "experiments", "benchmarks", "tests", "main"}
+OURS = {"lightning_app", "experiments", "benchmarks", "tests", "main", "site_parts"}
 # An extra's packages are imported by these files alone.
 FILES_OF_EXTRA = {
     "serve": ("lightning_app/serving/serve.py", "lightning_app/serving/server/"),

@@ -117,26 +117,40 @@ def cp1252(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("locale", "start"),
-    [
-        ("ascii", [str(ROOT / "main.py")]),
-        ("cp1252", [str(ROOT / "main.py")]),
-        # As on Windows, where a process is not started anew in UTF-8.
-        ("cp1252", ["-c", "import sys; from lightning_app.cli import main; main(sys.argv[1:])"]),
-    ],
-    ids=["ascii", "cp1252", "cp1252-not-restarted"],
-)
-def test_a_config_and_a_text_in_another_locale(
-    folder: Path, config, locale: str, start: list[str], request: pytest.FixtureRequest
-):
+@pytest.mark.parametrize("locale", ["ascii", "cp1252"])
+def test_a_config_and_a_text_in_another_locale(folder: Path, config, locale: str, request: pytest.FixtureRequest):
     (folder / "tëxt.txt").write_text("naïve models learn what the teacher shows " * 20, encoding="utf-8")
     config({"name": "läufe", "data": {"train": {"path": "tëxt.txt"}, "val": {"path": "tëxt.txt"}}})
     text = Path("tiny.yaml").read_text().encode().decode("unicode_escape").replace('"', "")
     Path("tiny.yaml").write_text(text, encoding="utf-8")
     assert "tëxt" in text
-    words = [sys.executable, *start, "fit", "--config", "tiny.yaml", "--trainer.max_steps", "3"]
+    words = [sys.executable, ROOT / "main.py", "fit", "--config", "tiny.yaml", "--trainer.max_steps", "3"]
     environment = ASCII | (request.getfixturevalue("cp1252") if locale == "cp1252" else {})
     done = subprocess.run(words, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert "tëxt.txt" in Path("runs/läufe/version_0/config.yaml").read_text(encoding="utf-8")
+
+
+AS_ON_WINDOWS = """
+import os, sys
+from lightning_app.cli import main
+if not sys.flags.utf8_mode:
+    os.name = "nt"  # the process waits for another one in UTF-8, and ends as that does
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_fit_in_the_code_page_of_windows_keeps_every_letter(folder: Path, config, cp1252: dict[str, str]):
+    """A config is read in the code page there, unless Python is in its UTF-8 mode."""
+    Path("train.txt").write_text("Zürich, naïve models learn what the teacher shows. " * 20, encoding="utf-8")
+    samples = {"class_path": "Samples", "init_args": {"prompts": ["Zürich"], "every_n_validations": 1}}
+    config({"trainer": {"callbacks": [samples]}})
+    Path("tiny.yaml").write_text(Path("tiny.yaml").read_text().encode().decode("unicode_escape"), encoding="utf-8")
+    words = [sys.executable, "-c", AS_ON_WINDOWS, "fit", "--config", "tiny.yaml", "--trainer.max_steps", "3"]
+    done = subprocess.run(words, env=ASCII | cp1252, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    run = Path("runs/tiny/version_0")
+    assert "Zürich" in (run / "samples/best.txt").read_text(encoding="utf-8")
+    done = subprocess.run([*words[:3], "fit", "--config", "nothere.yaml"], env=ASCII | cp1252, check=False)
+    assert done.returncode == 1

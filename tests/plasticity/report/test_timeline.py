@@ -9,7 +9,7 @@ from tests.plasticity.report.reading import logged, of, trace, without
 from tests.reports.conftest import Log, typed
 
 
-@pytest.mark.parametrize("name", ["train/ce", "val/ce", "val/ppl", "plasticity/sparsity"])
+@pytest.mark.parametrize("name", ["train/ce", "val/ce", "val/ppl"])
 def test_the_timeline_holds_the_logged_series(log: Log, name: str):
     one = trace(timeline.timeline(typed(log)), name)
     assert (one["x"], one["y"]) == logged(log, name)
@@ -17,6 +17,14 @@ def test_the_timeline_holds_the_logged_series(log: Log, name: str):
     cut = timeline.timeline(typed(without(log, name)))
     assert cut.missing == [name]
     assert name not in [one["name"] for one in cut.data]
+
+
+def test_heads_die_and_come_back_at_the_steps_of_their_events(log: Log):
+    one = trace(timeline.timeline(typed(log)), "plasticity/sparsity")
+    changes = {x for x, y, before in zip(one["x"][1:], one["y"][1:], one["y"], strict=False) if y != before}
+    events = {r["step"] for name in ("pruning_event", "regrowth_event", "rollback") for r in of(log, name)}
+    assert changes
+    assert changes <= events
 
 
 @pytest.mark.parametrize("key", ["ce", "ppl", "sparsity"])
