@@ -409,8 +409,8 @@ class VardaGPT(LanguageModule):
 
 
 def default_reader() -> AttentionReader:
-    """The learned reader as docs/memory.md measured it: a hard budget in place of a price, and entries that carry the
-    token that followed."""
+    """A learned reader with what docs/memory.md found to pay: a hard budget in place of a price, and entries that carry
+    the token that followed. Sizes are the defaults, not those that were measured."""
     return AttentionReader(
         store_cost=None, next_token=True, deletion=False, advanced=AdvancedReader(eviction="lowest_score")
     )
